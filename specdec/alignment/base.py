@@ -1,0 +1,78 @@
+"""The Alignment contract: one model, its KV cache, and rows that advance unevenly.
+
+An alignment knows nothing of drafting or acceptance. Its caller names rows by integers, feeds tokens, and says what
+stays. Shape letters: B rows, T tokens fed per row, V vocabulary, N = 2 x layers (keys and values), H key/value
+heads, D head size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kept = int | list[int]
+"""What a commit keeps of a row: its new number of tokens, or the fed nodes (in path order) of a tree."""
+
+
+class Alignment(ABC):
+    """Promise, after any interleaving of these calls, for every row:
+
+    - the position of token j is j;
+    - a query sees exactly its row's own committed tokens and its own ancestors among the tokens fed since;
+    - the KV content equals that of a fresh forward over the row's tokens alone (up to rounding).
+
+    Lengths are carried explicitly: no token id means anything here.
+    """
+
+    @abstractmethod
+    def admit(self, rows: list[int], contents: list[list[int]]) -> None:
+        """Take new rows in and prefill their tokens (an empty content is allowed)."""
+
+    @abstractmethod
+    def release(self, rows: list[int]) -> None:
+        """Forget rows and free what they hold."""
+
+    @abstractmethod
+    def forward(
+        self,
+        rows: list[int],
+        tokens_BT: Tensor,
+        num_tokens: list[int] | None = None,
+        parents: list[list[int]] | None = None,
+    ) -> Tensor:
+        """Feed tokens after each row's content.
+
+        Args:
+            rows: admitted rows, any subset in any order.
+            tokens_BT: (B, T) token ids on the model's device. Row b's tokens are the first ``num_tokens[b]``; what
+                stands behind them is never fed, whatever its id.
+            num_tokens: tokens fed per row, 0 to T; all T by default.
+            parents: per row and fed token, the index of its parent among the row's nodes (the tokens fed since its
+                last commit, counted from 0 over several forwards), or -1 for the last committed token. By default
+                each token follows the one fed before it: a chain.
+
+        Returns:
+            Logits (B, T, V); those behind ``num_tokens[b]`` mean nothing.
+        """
+
+    @abstractmethod
+    def commit(self, rows: list[int], kept: list[Kept]) -> None:
+        """Say what stays of each row; everything else fed since the last commit never happened.
+
+        ``kept[b]`` is the row's new number of tokens (it may cut back into committed content; what it keeps of the
+        fed nodes must be a chain), or a list of node indices that form a path from the last committed token.
+
+        Raises:
+            ContractError: more is kept than the row holds, or the nodes are no path.
+        """
+
+    @abstractmethod
+    def length(self, row: int) -> int:
+        """Committed tokens of a row."""
+
+    @abstractmethod
+    def content(self, row: int) -> Tensor:
+        """A copy of a row's committed keys and values, (N, H, length, D), for checks."""

@@ -1,0 +1,65 @@
+"""What a row holds, in tokens and nodes: the bookkeeping that every alignment strategy shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specdec.alignment.base import Kept
+from specdec.errors import ContractError
+
+
+@dataclass(slots=True)
+class Content:
+    """Committed tokens of one row, and the nodes fed since the last commit (a chain or a tree)."""
+
+    length: int = 0
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+
+    def feed(self, num_tokens: int, parents: list[int] | None) -> list[int]:
+        """Add nodes; returns their positions (committed length + depth)."""
+        start = len(self.parents)
+        if parents is None:
+            parents = list(range(start - 1, start - 1 + num_tokens))
+        elif len(parents) < num_tokens:
+            raise ContractError(f"{num_tokens} tokens fed with {len(parents)} parents")
+        for parent in parents[:num_tokens]:
+            if not -1 <= parent < len(self.parents):
+                raise ContractError(f"node {len(self.parents)} names parent {parent}, which was not fed before it")
+            self.parents.append(parent)
+            self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
+        return [self.length + depth for depth in self.depths[start:]]
+
+    def is_chain(self) -> bool:
+        """Whether every node follows the one fed before it."""
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+    def ancestors(self, node: int) -> list[int]:
+        """The nodes that ``node`` may see: itself and its ancestors, nearest first."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return path
+
+    def keep(self, kept: Kept) -> tuple[int, list[int]]:
+        """Commit; returns how many of the old committed tokens stay, and the nodes that join them, in order."""
+        if isinstance(kept, int):
+            num_nodes = max(kept - self.length, 0)
+            nodes = list(range(num_nodes))
+            stay = min(kept, self.length)
+            if kept < 0 or num_nodes > len(self.parents):
+                raise ContractError(
+                    f"commit keeps {kept} tokens of a row that holds {self.length} and {len(self.parents)} nodes"
+                )
+        else:
+            nodes, stay = list(kept), self.length
+        previous = -1
+        for node in nodes:
+            if not 0 <= node < len(self.parents) or self.parents[node] != previous:
+                raise ContractError(f"commit keeps nodes {nodes}, which are not a path of parents {self.parents}")
+            previous = node
+        self.length = stay + len(nodes)
+        self.parents.clear()
+        self.depths.clear()
+        return stay, nodes

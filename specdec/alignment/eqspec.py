@@ -1,0 +1,208 @@
+"""EQSPEC, the reference: left padding, and unpad, append, repad after every round.
+
+Idea: a batch is stored right-aligned, so that all rows end at the same column and row i starts behind ``pad_i``
+columns. After a round each row drops what was rejected and the batch is right-aligned anew: the KV content of row i
+moves by the change of its padding (delta_i), and by nothing when all rows accepted equally many.
+Cost: one copy of every row that moves, per round; a change of rows copies all rows of both batches.
+Source: Zhang et al. 2025, arXiv 2510.22876, invariants I1 (pad + length = width) and I2 (contiguous positions).
+A row that is not in the current batch rests in a pool as ragged KV of its own, which is what EXSPEC regroups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.content import Content
+from specdec.alignment.layout import attention_mask, padded
+from specdec.clock import Clock
+from specdec.errors import ContractError
+from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The columns of a row that stay: ``stay`` consecutive committed ones from ``start``, then the kept nodes'."""
+
+    start: int
+    stay: int
+    nodes: list[int]
+
+    def __len__(self) -> int:
+        return self.stay + len(self.nodes)
+
+    @property
+    def consecutive(self) -> bool:
+        stop = self.start + self.stay
+        return all(column == stop + i for i, column in enumerate(self.nodes))
+
+    def take(self, data_NHSD: Tensor) -> Tensor:
+        """A copy of these columns."""
+        if self.consecutive:
+            return data_NHSD[:, :, self.start : self.start + len(self)].clone()
+        columns = [*range(self.start, self.start + self.stay), *self.nodes]
+        return data_NHSD[:, :, torch.tensor(columns, device=data_NHSD.device)]
+
+
+class EqspecAlignment(Alignment):
+    """Left-padded batch; see the module's text."""
+
+    def __init__(self, model: CausalLM, clock: Clock) -> None:
+        self.model = model
+        self.clock = clock
+        self._contents: dict[int, Content] = {}
+        self._pool: dict[int, Tensor] = {}  # ragged KV (N, H, length, D) of rows outside the batch
+        self._batch: list[int] = []
+        self._storage: KVStorage | None = None
+        self._pads: dict[int, int] = {}
+        self._nodes: dict[int, list[int]] = {}  # columns of the nodes fed since the last commit
+
+    def admit(self, rows: list[int], contents: list[list[int]]) -> None:
+        """Prefill new rows as a left-padded batch of their own."""
+        for row in rows:
+            if row in self._contents:
+                raise ContractError(f"row {row} is admitted twice")
+        with self.clock.stage("align"):
+            self._disperse()
+            self._contents.update((row, Content()) for row in rows)
+            self._gather(rows)
+        width = max(map(len, contents), default=0)
+        if width:
+            pads = [width - len(content) for content in contents]
+            tokens_BT = padded([[0] * pad + c for pad, c in zip(pads, contents, strict=True)], self.model.device)
+            positions_BT = padded(
+                [[0] * pad + list(range(len(c))) for pad, c in zip(pads, contents, strict=True)], self.model.device
+            )
+            causal_TT = torch.ones(width, width, dtype=torch.bool, device=self.model.device).tril()
+            columns_S = torch.arange(width, device=self.model.device)
+            pads_B = torch.tensor(pads, device=self.model.device)
+            real_BS = columns_S >= pads_B[:, None]
+            # A padding query sees itself only: any finite value will do, nobody reads it.
+            mask_BTS = (causal_TT & real_BS[:, None]) | torch.eye(width, dtype=torch.bool, device=self.model.device)
+            assert self._storage is not None
+            self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage, num_logits=1)
+        for row, content in zip(rows, contents, strict=True):
+            self._pads[row] = width - len(content)
+            self._contents[row].length = len(content)
+
+    def release(self, rows: list[int]) -> None:
+        """Forget rows; the batch closes up at the next forward."""
+        for row in rows:
+            self._contents.pop(row)
+            self._pool.pop(row, None)
+
+    def forward(
+        self,
+        rows: list[int],
+        tokens_BT: Tensor,
+        num_tokens: list[int] | None = None,
+        parents: list[list[int]] | None = None,
+    ) -> Tensor:
+        """Feed tokens behind the batch's last column; a different batch is gathered first."""
+        if rows != self._batch:
+            with self.clock.stage("align"):
+                self._disperse()
+                self._gather(rows)
+        assert self._storage is not None
+        num_new = tokens_BT.shape[1]
+        counts = num_tokens or [num_new] * len(rows)
+        start = self._storage.width
+        positions = []
+        for b, row in enumerate(rows):
+            fed = self._contents[row].feed(counts[b], parents[b] if parents else None)
+            positions.append(fed + [fed[-1] if fed else 0] * (num_new - len(fed)))
+            self._nodes[row].extend(range(start, start + counts[b]))
+        mask_BTS = attention_mask(
+            starts=[self._pads[row] for row in rows],
+            contents=[self._contents[row] for row in rows],
+            node_columns=[self._nodes[row] for row in rows],
+            num_tokens=counts,
+            width=start,
+            num_new=num_new,
+            device=self.model.device,
+        )
+        return self.model.forward(tokens_BT, padded(positions, self.model.device), mask_BTS, self._storage)
+
+    def commit(self, rows: list[int], kept: list[Kept]) -> None:
+        """Drop what was rejected and right-align the batch again."""
+        with self.clock.stage("align"):
+            unknown = [row for row in rows if row not in self._contents]
+            if unknown:
+                raise ContractError(f"commit names rows {unknown}, which are not admitted")
+            runs: dict[int, _Run] = {}
+            for row, keep in zip(rows, kept, strict=True):
+                stay, nodes = self._contents[row].keep(keep)
+                if row in self._pool:
+                    self._pool[row] = self._pool[row][:, :, :stay]
+                else:
+                    runs[row] = _Run(self._pads[row], stay, [self._nodes[row][node] for node in nodes])
+                    self._nodes[row] = []
+            self._realign(runs)
+
+    def length(self, row: int) -> int:
+        """Committed tokens of a row."""
+        return self._contents[row].length
+
+    def content(self, row: int) -> Tensor:
+        """A copy of a row's committed KV, (N, H, length, D)."""
+        if row in self._pool:
+            return self._pool[row].clone()
+        assert self._storage is not None
+        pad = self._pads[row]
+        columns = slice(pad, pad + self._contents[row].length)
+        return self._storage.data_NBHSD[:, self._batch.index(row), :, columns].clone()
+
+    def _realign(self, runs: dict[int, _Run]) -> None:
+        """Move each row's kept columns so that all rows end together (unpad, append, repad)."""
+        storage = self._storage
+        if storage is None:
+            return
+        living = [row for row in self._batch if row in self._contents]
+        for row in living:  # rows of the batch that this commit does not name keep everything they hold
+            if row not in runs:
+                runs[row] = _Run(self._pads[row], self._contents[row].length, self._nodes[row])
+        width = max((len(runs[row]) for row in living), default=0)
+        for b, row in enumerate(self._batch):
+            if row not in self._contents:
+                continue
+            run = runs[row]
+            pad = width - len(run)
+            if len(run) and not (run.consecutive and run.start == pad):
+                data_NHSD = storage.data_NBHSD[:, b]
+                data_NHSD[:, :, pad:width] = run.take(data_NHSD)
+            self._pads[row] = pad
+            self._nodes[row] = list(range(width - len(run) + self._contents[row].length, width))
+        storage.width = width
+
+    def _disperse(self) -> None:
+        """Unpad every living row of the batch into the pool."""
+        for row in self._batch:
+            if row in self._contents:
+                if self._nodes[row]:
+                    raise ContractError(f"row {row} holds {len(self._nodes[row])} uncommitted tokens: commit first")
+                self._pool[row] = self.content(row)
+        self._batch, self._storage = [], None
+        self._pads.clear()
+        self._nodes.clear()
+
+    def _gather(self, rows: list[int]) -> None:
+        """Make ``rows`` the batch: plain concatenation if their lengths are equal, repadded otherwise."""
+        lengths = [self._contents[row].length for row in rows]
+        width = max(lengths, default=0)
+        storage = self.model.empty_storage(len(rows), width + GROWTH_COLUMNS)
+        storage.width = width
+        if width and min(lengths) == width:
+            stacked = torch.stack([self._pool[row] for row in rows], dim=1)
+            storage.data_NBHSD[..., :width, :] = stacked
+        else:
+            for b, row in enumerate(rows):
+                if lengths[b]:
+                    storage.data_NBHSD[:, b, :, width - lengths[b] : width] = self._pool[row]
+        for row, length in zip(rows, lengths, strict=True):
+            self._pool.pop(row, None)
+            self._pads[row] = width - length
+            self._nodes[row] = []
+        self._batch, self._storage = list(rows), storage

@@ -1,0 +1,83 @@
+"""The command line: Hydra composes, this module turns every failure into one line and prints the tables.
+
+Nothing here imports torch; the job does, once its config is known to be right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.cli_errors import explain
+from specdec.registry import load_entry_points
+
+QUICKSTART = "experiment=quickstart"
+_outcomes: list[dict[str, Any]] = []
+_errors: list[Exception] = []  # of a single run: raised again outside Hydra, which would print lines of its own
+
+
+def main() -> None:
+    """Entry point of ``run.py`` and of the ``specdec`` command."""
+    load_entry_points()
+    if len(sys.argv) == 1:
+        sys.argv.append(QUICKSTART)
+    # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
+    try:
+        run()
+        for error in _errors:
+            raise error
+    except KeyboardInterrupt:
+        _fail("interrupted; finished points are kept, run the same command again to go on", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SPECDEC_TRACEBACK"):
+            raise
+        _fail(explain(error), 1)
+    if _outcomes:
+        _report()
+
+
+def _job(cfg: DictConfig) -> None:
+    """One point. In a sweep a point that fails is recorded and the sweep goes on."""
+    from specdec.runner import failed_point, run_point
+
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    overrides = list(HydraConfig.get().overrides.task)
+    if sweep:
+        print(f"[{len(_outcomes) + 1}] {' '.join(overrides)}", flush=True)
+    try:
+        _outcomes.append(run_point(cfg, overrides))
+    except Exception as error:
+        if not sweep:
+            _errors.append(error)
+            return
+        message = explain(error)
+        print(f"specdec: this point failed: {message}", file=sys.stderr, flush=True)
+        _outcomes.append(failed_point(cfg, overrides, message))
+
+
+def _report() -> None:
+    """Table of all points, then one JSON document as the last line of stdout."""
+    from specdec.table import print_table
+
+    print_table(_outcomes)
+    document = _outcomes[0] if len(_outcomes) == 1 else {"points": _outcomes}
+    print(json.dumps(document, allow_nan=False), flush=True)
+    if any(outcome["status"] != "done" for outcome in _outcomes):
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"specdec: {message}", file=sys.stderr)
+    sys.exit(code)

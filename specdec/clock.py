@@ -1,0 +1,51 @@
+"""Where the time goes: exclusive stage times whose sum is the time that was measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STAGES = ("prefill", "draft", "verify", "align", "schedule", "other")
+
+
+class Clock:
+    """Charges every moment to the innermost open stage, so that nested stages never count twice.
+
+    ``synchronize`` is called at each switch on devices that run asynchronously, so that a stage is charged for the
+    work it started.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._synchronize = synchronize
+        self._stack: list[str] = []
+        self._since = time.perf_counter()
+
+    def now(self) -> float:
+        """Seconds on the clock's own scale, for time stamps."""
+        return time.perf_counter()
+
+    def reset(self) -> None:
+        """Forget everything measured so far; open stages stay open."""
+        self._charge()
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charge the block to ``name``, and nothing of it to the stage around."""
+        self._charge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def _charge(self) -> None:
+        if self._synchronize is not None:
+            self._synchronize()
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now

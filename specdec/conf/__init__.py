@@ -1,0 +1,1 @@
+"""Config groups of specdec, read by Hydra as pkg://specdec.conf."""

@@ -1,0 +1,1 @@
+"""Draft-length policies: how many tokens each row drafts in a round."""

@@ -1,0 +1,132 @@
+"""The round: select -> draft -> verify -> commit.
+
+Between rounds every row has committed its prompt and output; the target's cache holds all of that but the last
+token, which the next round feeds first. This holds from the first round on, so no round is special.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.layout import padded
+from specdec.clock import Clock
+from specdec.draft_lengths.base import DraftLength
+from specdec.drafters.base import Draft, Drafter
+from specdec.schedulers.base import Scheduler
+from specdec.sequence import Sequence, SequencePool
+from specdec.verifiers.base import Verdict, Verifier
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round did: raw counts, from which every ratio is derived."""
+
+    rows: list[Sequence]
+    num_drafted: list[int]
+    num_accepted: list[int]  # of what the verifier accepted, the tokens that were emitted (a stop may cut it)
+    emitted: list[list[int]]
+    same_length: bool
+    finished: list[Sequence] = field(default_factory=list)
+
+
+class Engine:
+    """Runs rounds over a pool of rows. Knows no model: only the four contracts."""
+
+    def __init__(
+        self,
+        target: Alignment,
+        drafter: Drafter,
+        verifier: Verifier,
+        scheduler: Scheduler,
+        draft_length: DraftLength,
+        clock: Clock | None = None,
+    ) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.verifier = verifier
+        self.scheduler = scheduler
+        self.draft_length = draft_length
+        self.clock = clock or Clock()
+
+    def step(self, pool: SequencePool) -> Round:
+        """Run one round and retire the rows that it finished."""
+        with self.clock.stage("other"):
+            rows = self._select(pool)
+            same_length = len({row.length for row in rows}) == 1
+            with self.clock.stage("draft"):
+                draft = self.drafter.propose(rows, self._gammas(rows))
+            with self.clock.stage("verify"):
+                verdict = self._verify(rows, draft)
+            outcome = self._emit(rows, draft, verdict)
+            outcome.same_length = same_length
+            self._commit(rows, verdict)
+            outcome.finished = pool.retire()
+            self.draft_length.observe(outcome)
+        return outcome
+
+    def _select(self, pool: SequencePool) -> list[Sequence]:
+        with self.clock.stage("schedule"):
+            rows = self.scheduler.select(pool)
+            newcomers = [row for row in rows if row.admitted_s is None]
+        if newcomers:
+            now = self.clock.now()
+            with self.clock.stage("prefill"):
+                for row in newcomers:
+                    row.admitted_s = now
+                self.target.admit([row.index for row in newcomers], [row.tokens(0)[:-1] for row in newcomers])
+                self.drafter.admit(newcomers)
+        return rows
+
+    def _gammas(self, rows: list[Sequence]) -> list[int]:
+        """Wished draft lengths, cut per row: the token that every round adds needs room in the row's budget."""
+        wished = self.draft_length.choose(rows)
+        if self.drafter.max_length is not None:
+            wished = [min(gamma, self.drafter.max_length) for gamma in wished]
+        return [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
+
+    def _verify(self, rows: list[Sequence], draft: Draft) -> Verdict:
+        """One target forward over [last token, drafted tokens] of every row."""
+        device = draft.tokens_BG.device
+        last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
+        # A chain is the default of both sides; in a tree the last committed token becomes node 0.
+        parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
+        logits_BTV = self.target.forward(
+            [row.index for row in rows],
+            torch.cat([last_B1, draft.tokens_BG], dim=1),
+            [1 + count for count in draft.num_drafted],
+            parents,
+        )
+        return self.verifier.verify(draft, logits_BTV)
+
+    def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
+        drafted = draft.tokens_BG.tolist()
+        emitted, num_accepted = [], []
+        now = self.clock.now()
+        for b, row in enumerate(rows):
+            path = verdict.paths[b]
+            kept = row.emit([*(drafted[b][node] for node in path), verdict.next_tokens[b]])
+            accepted = min(len(path), len(kept))
+            row.accepted_lengths.append(accepted)
+            row.num_drafted += draft.num_drafted[b]
+            row.num_accepted += accepted
+            row.first_token_s = row.first_token_s or now
+            if row.finished:
+                row.finished_s = now
+            emitted.append(kept)
+            num_accepted.append(accepted)
+        return Round(rows, draft.num_drafted, num_accepted, emitted, same_length=False)
+
+    def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:
+        """Finished rows leave first, so that nobody pays for keeping them aligned."""
+        gone = [row for row in rows if row.finished]
+        if gone:
+            self.target.release([row.index for row in gone])
+            self.drafter.release(gone)
+        alive = [(row, path) for row, path in zip(rows, verdict.paths, strict=True) if not row.finished]
+        if alive:
+            kept: list[Kept] = [[0, *(node + 1 for node in path)] for _, path in alive]
+            self.target.commit([row.index for row, _ in alive], kept)
+            self.drafter.commit([row for row, _ in alive])

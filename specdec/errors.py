@@ -1,0 +1,21 @@
+"""Errors that a user can mend. Their message is one line: the setting, its value, and what would be right."""
+
+
+class SpecdecError(Exception):
+    """Base of all errors that are shown without a traceback."""
+
+
+class ConfigError(SpecdecError):
+    """A setting is wrong, or two settings do not go together."""
+
+
+class PairError(SpecdecError):
+    """A model, draft or tokenizer cannot be loaded, or they do not fit together."""
+
+
+class DataError(SpecdecError):
+    """Prompts cannot be read, or one of them cannot be used as configured."""
+
+
+class ContractError(SpecdecError):
+    """A plug-in was called, or answered, in a way that its contract forbids."""

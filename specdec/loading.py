@@ -1,0 +1,109 @@
+"""Loading checkpoints through `transformers`: Hub names or local folders, safely, with errors of one line."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from omegaconf import DictConfig
+
+from specdec import assets
+from specdec.errors import ConfigError, PairError
+
+
+def load_model(role: str, name: str, pair: DictConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """A causal language model from a Hub name or a local folder.
+
+    Raises:
+        PairError: it cannot be loaded; the message says how to give a local folder.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = _source(role, name)
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=pair.attention,
+            trust_remote_code=pair.trust_remote_code,
+            use_safetensors=None if pair.allow_pickle else True,
+            local_files_only=_is_folder(name),
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise PairError(_explain(role, name, error)) from error
+    return move(module, device)
+
+
+def load_tokenizer(name: str, pair: DictConfig) -> Any:
+    """The tokenizer of a Hub name or a local folder."""
+    from transformers import AutoTokenizer
+
+    source = _source("tokenizer", name)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PairError(_explain("tokenizer", name, error)) from error
+
+
+def _is_folder(name: str) -> bool:
+    return Path(assets.resolve(name)).is_dir()
+
+
+def _source(role: str, name: str) -> str:
+    """A folder that exists, or a Hub name; anything that looks like a path but is no folder is an error."""
+    resolved = assets.resolve(name)
+    if Path(resolved).expanduser().is_dir():
+        return str(Path(resolved).expanduser())
+    if name.startswith(("/", ".", "~", assets.PREFIX)) or name.count("/") != 1:
+        raise ConfigError(f"pair.{role}={name}: no such folder, and not a Hub name (ORGANISATION/MODEL)")
+    _quiet_hub()
+    if _hub_is_unknown() and not _is_cached(name):
+        raise PairError(_explain(role, name, OSError("no connection, and not in the local cache")))
+    return name
+
+
+def _quiet_hub() -> None:
+    """The Hub client logs every retry; our one line says it all."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _hub_is_unknown() -> bool:
+    """Whether the Hub's host has no address here, so that half a minute of retries would be in vain."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if getproxies() or host is None:
+        return False
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return True
+    return False
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "tokenizer_config.json"))
+
+
+def move(module: Any, device: torch.device) -> Any:
+    """The module on a device (transformers annotates ``to`` in a way that no caller can satisfy)."""
+    return module.to(device)
+
+
+def _explain(role: str, name: str, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if _is_folder(name):
+        return f"pair.{role}={name}: the folder does not hold a checkpoint that can be loaded: {reason}"
+    remedy = f"download it and set pair.{role}=FOLDER (Hub format)"
+    if role != "tokenizer":
+        remedy += ", or set weights=random for the same architecture without a download"
+    return f"cannot load the {role} model {name!r} from the Hub: {remedy} [{reason}]"

@@ -1,0 +1,1 @@
+"""Loggers: where figures go beside the run folder."""

@@ -1,0 +1,181 @@
+"""A pair: target, draft and tokenizer, loaded once per sweep, checked to fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from specdec import assets
+from specdec.errors import ConfigError, PairError
+from specdec.loading import load_model, load_tokenizer
+from specdec.model import CausalLM, check_supported
+from specdec.registry import unknown
+from specdec.untrained import random_model, synthetic_models
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+WEIGHTS = ("pretrained", "random", "synthetic")
+FALLBACK_TOKENIZER = "asset:tiny/tokenizer"
+_HASHED_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Pair:
+    """Two models of one vocabulary, and the tokenizer of both."""
+
+    name: str
+    target: CausalLM
+    draft: CausalLM | None
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    fingerprint: str  # changes whenever the target's weights do
+    notes: list[str]
+
+    @property
+    def context_length(self) -> int:
+        """Longest row that both models can hold, in tokens."""
+        return min(model.context_length for model in (self.target, self.draft) if model is not None)
+
+
+_cache: dict[str, Pair] = {}
+
+
+def load_pair(cfg: DictConfig) -> Pair:
+    """The pair that a resolved run config asks for; the last one loaded is kept for the next point of a sweep."""
+    key = json.dumps(
+        [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")] + [cfg.weights, cfg.seed], sort_keys=True
+    )
+    if key not in _cache:
+        _cache.clear()  # before loading: two large pairs need not fit together
+        _cache[key] = _load(cfg)
+    return _cache[key]
+
+
+def _load(cfg: DictConfig) -> Pair:
+    if cfg.weights not in WEIGHTS:
+        raise ConfigError(unknown("weights", cfg.weights, WEIGHTS))
+    if cfg.runner.dtype not in DTYPES:
+        raise ConfigError(unknown("runner.dtype", cfg.runner.dtype, DTYPES))
+    device, dtype = choose_device(cfg.runner.device), DTYPES[cfg.runner.dtype]
+    notes: list[str] = []
+    if cfg.weights == "pretrained":
+        _refuse_overrides(cfg.pair)
+        if not cfg.pair.target:
+            raise ConfigError(f"pair={cfg.pair.name} has no checkpoint: set pair.target, or weights=random")
+        target = load_model("target", cfg.pair.target, cfg.pair, dtype, device)
+        draft = load_model("draft", cfg.pair.draft, cfg.pair, dtype, device) if cfg.pair.draft else None
+    elif cfg.weights == "random":
+        target, draft = (random_model(role, cfg, dtype, device) for role in ("target", "draft"))
+    else:
+        target, draft = synthetic_models(cfg, dtype, device)
+    tokenizer = _tokenizer(cfg, notes)
+    for role, model in (("target", target), ("draft", draft)):
+        if model is not None:
+            check_supported(model, f"pair.{role}={cfg.pair[role] or cfg.pair.name}")
+    pair = Pair(
+        name=cfg.pair.name,
+        target=CausalLM(target),
+        draft=CausalLM(draft) if draft is not None else None,
+        tokenizer=tokenizer,
+        stop_ids=_stop_ids(target, tokenizer) if cfg.weights == "pretrained" else frozenset(),
+        fingerprint=_fingerprint(cfg, target),
+        notes=notes,
+    )
+    _check_fit(cfg, pair)
+    return pair
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` means the first GPU, or the CPU where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runner.device={name}: no such device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"runner.device={name}: this machine has no CUDA device; use runner.device=cpu")
+    return device
+
+
+def _refuse_overrides(pair: DictConfig) -> None:
+    for key in ("num_layers", "hidden_size", "vocab_size"):
+        if pair[key] is not None:
+            raise ConfigError(f"pair.{key}={pair[key]} changes the architecture: it needs weights=random")
+
+
+def _tokenizer(cfg: DictConfig, notes: list[str]) -> Any:
+    name = cfg.pair.tokenizer or (cfg.pair.target if cfg.weights == "pretrained" else None)
+    if name is None and cfg.pair.target and Path(assets.resolve(cfg.pair.target)).is_dir():
+        name = cfg.pair.target
+    if name is None:
+        notes.append("no tokenizer given: prompts are encoded with the built-in pair's, whose ids are all valid here")
+        name = FALLBACK_TOKENIZER
+    return load_tokenizer(name, cfg.pair)
+
+
+def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
+    eos = target.generation_config.eos_token_id
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+
+def _check_fit(cfg: DictConfig, pair: Pair) -> None:
+    """Refuse pairs whose drafts the target could not read."""
+    size = len(pair.tokenizer)
+    if size > pair.target.vocab_size:
+        raise PairError(
+            f"tokenizer has {size} tokens but the target's vocabulary is {pair.target.vocab_size}: "
+            "set pair.tokenizer to the target's own"
+        )
+    if pair.draft is None:
+        return
+    if pair.draft.vocab_size != pair.target.vocab_size:
+        raise PairError(
+            f"vocabulary sizes differ: target {pair.target.vocab_size}, draft {pair.draft.vocab_size}; "
+            "choose a draft of the target's family (pair.draft)"
+        )
+    folder = Path(assets.resolve(cfg.pair.draft or ""))
+    if cfg.weights == "pretrained" and cfg.pair.tokenizer is None and cfg.pair.draft:
+        has_own = not folder.is_dir() or (folder / "tokenizer.json").exists()
+        if has_own:
+            _compare_tokenizers(pair.tokenizer, load_tokenizer(cfg.pair.draft, cfg.pair))
+
+
+def _compare_tokenizers(target: Any, draft: Any) -> None:
+    ids = draft.get_vocab()
+    for token, number in target.get_vocab().items():
+        if ids.get(token, number) != number:
+            raise PairError(
+                f"tokenizers differ: {token!r} is {number} for the target and {ids[token]} for the draft; "
+                "choose a draft with the target's tokenizer (pair.draft)"
+            )
+    for special in ("bos_token_id", "eos_token_id"):
+        ours, theirs = getattr(target, special), getattr(draft, special)
+        if None not in (ours, theirs) and ours != theirs:
+            raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to say which holds")
+
+
+def _fingerprint(cfg: DictConfig, target: Any) -> str:
+    """A hash of what decides the target's weights: file contents (names, sizes and times of large ones)."""
+    digest = hashlib.sha256()
+    described = OmegaConf.to_container(cfg.pair)
+    folder = Path(assets.resolve(cfg.pair.target or ""))
+    if cfg.weights != "pretrained":
+        digest.update(json.dumps([described, cfg.weights, cfg.seed, torch.__version__], sort_keys=True).encode())
+    elif folder.is_dir():
+        for path in sorted(folder.glob("*")):
+            if path.suffix in (".safetensors", ".json", ".bin"):
+                stat = path.stat()
+                digest.update(f"{path.name}:{stat.st_size}".encode())
+                small = stat.st_size <= _HASHED_BYTES
+                digest.update(path.read_bytes() if small else str(stat.st_mtime_ns).encode())
+    else:
+        digest.update(f"{cfg.pair.target}@{getattr(target.config, '_commit_hash', None)}".encode())
+    return digest.hexdigest()[:16]

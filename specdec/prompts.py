@@ -1,0 +1,183 @@
+"""Prompts in Spec-Bench's schema (question_id, category, turns): read, checked, encoded; none dropped silently."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from specdec import assets
+from specdec.errors import ConfigError, DataError
+from specdec.registry import unknown
+
+_CHOICES = {
+    "turns": ("first", "all"),
+    "overlong": ("refuse", "truncate", "skip"),
+    "empty": ("refuse", "skip"),
+    "broken": ("refuse", "skip"),
+    "chat_template": ("auto", "always", "never"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One encoded prompt."""
+
+    index: int
+    question_id: str | int
+    category: str
+    ids: list[int]
+
+
+def load_prompts(cfg: DictConfig, tokenizer: Any, max_input_tokens: int) -> tuple[list[Prompt], list[str]]:
+    """Read, select and encode the prompts of ``cfg`` (the data group).
+
+    Args:
+        max_input_tokens: what fits the context beside the output; ``cfg.max_input_tokens`` may lower it.
+
+    Returns:
+        The prompts, numbered from 0 in the order they are to be output, and notes for the user (what was
+        truncated or skipped).
+
+    Raises:
+        DataError: a line, prompt or source that cannot be used, with its number and reason.
+    """
+    for key, choices in _CHOICES.items():
+        if cfg[key] not in choices:
+            raise ConfigError(unknown(f"data.{key}", cfg[key], choices))
+    if cfg.num_prompts is not None and cfg.num_prompts < 1:
+        raise ConfigError(f"data.num_prompts={cfg.num_prompts}: it must be at least 1, or null for all")
+    notes: list[str] = []
+    questions = _select(cfg, _read(cfg, notes))
+    limit = max_input_tokens
+    if cfg.max_input_tokens is not None:
+        if cfg.max_input_tokens < 1:
+            raise ConfigError(f"data.max_input_tokens={cfg.max_input_tokens}: it must be at least 1")
+        limit = min(limit, cfg.max_input_tokens)
+    prompts: list[Prompt] = []
+    changed: Counter[str] = Counter()
+    for question in questions:
+        turns = question["turns"] if cfg.turns == "all" else question["turns"][:1]
+        for turn in turns:
+            ids = _fit(cfg, question, encode(tokenizer, turn, cfg.chat_template), limit, changed)
+            if ids is not None:
+                prompts.append(Prompt(len(prompts), question["question_id"], question["category"], ids))
+    prompts = prompts[: cfg.num_prompts]
+    notes += [f"{count} prompts {what}" for what, count in changed.items()]
+    if not prompts:
+        raise DataError(f"data={cfg.name}: no prompt is left to decode ({'; '.join(notes) or 'the source is empty'})")
+    return prompts, notes
+
+
+def encode(tokenizer: Any, text: str, chat_template: str) -> list[int]:
+    """Token ids of one user turn, through the tokenizer's chat template where that is wanted."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat_template == "always" and not has_template:
+        raise ConfigError("data.chat_template=always: this tokenizer has none; use auto or never")
+    if has_template and chat_template != "never":
+        message = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(text)["input_ids"])
+
+
+def _fit(
+    cfg: DictConfig, question: dict[str, Any], ids: list[int], limit: int, changed: Counter[str]
+) -> list[int] | None:
+    """The ids as they are to be decoded, or None for a prompt that is skipped."""
+    where = f"question_id {question['question_id']}"
+    if not ids:
+        if cfg.empty == "skip":
+            changed["skipped because they are empty"] += 1
+            return None
+        raise DataError(f"{where}: the prompt has no tokens; mend it, or set data.empty=skip")
+    if len(ids) > limit:
+        if cfg.overlong == "truncate":
+            changed[f"truncated to their first {limit} tokens"] += 1
+            return ids[:limit]
+        if cfg.overlong == "skip":
+            changed[f"skipped because they are longer than {limit} tokens"] += 1
+            return None
+        raise DataError(
+            f"{where}: the prompt has {len(ids)} tokens and {limit} fit (context length, max_new_tokens and "
+            "data.max_input_tokens); set data.overlong=truncate or skip"
+        )
+    return ids
+
+
+def _select(cfg: DictConfig, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if cfg.category:
+        known = {question["category"] for question in questions}
+        for name in cfg.category:
+            if name not in known:
+                raise ConfigError(unknown("data.category", name, known))
+        questions = [question for question in questions if question["category"] in cfg.category]
+    if cfg.shuffle:
+        random.Random(cfg.seed).shuffle(questions)
+    return questions
+
+
+def _read(cfg: DictConfig, notes: list[str]) -> list[dict[str, Any]]:
+    """Questions from a local JSONL file, or from whatever `datasets` can load."""
+    if not cfg.path:
+        raise ConfigError(f"data={cfg.name} needs data.path: a JSONL file, a URL, or a Hub dataset")
+    path = Path(assets.resolve(cfg.path)).expanduser()
+    records: list[tuple[str, Any]]
+    if path.is_file():
+        records = []
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    records.append((f"{path.name} line {number}", line))
+    else:
+        records = [(f"record {n}", record) for n, record in enumerate(_load_dataset(cfg), 1)]
+    questions, broken = [], []
+    for where, record in records:
+        try:
+            questions.append(_question(record))
+        except (ValueError, TypeError) as error:
+            broken.append(f"{where}: {error}")
+    if broken and cfg.broken == "refuse":
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0]}{more}; mend it, or set data.broken=skip")
+    if broken:
+        notes.append(f"{len(broken)} broken lines skipped, the first: {broken[0]}")
+    return questions
+
+
+def _question(record: Any) -> dict[str, Any]:
+    """Check one record; the error says what is wrong with it."""
+    if isinstance(record, str):
+        try:
+            record = json.loads(record)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(record, dict):
+        raise TypeError("not a JSON object")
+    missing = [key for key in ("question_id", "category", "turns") if record.get(key) is None]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)}")
+    turns = record["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+        raise ValueError("turns must be a list of strings, at least one")
+    return {key: record[key] for key in ("question_id", "category", "turns")}
+
+
+def _load_dataset(cfg: DictConfig) -> Any:
+    from datasets import load_dataset
+
+    is_url = "://" in cfg.path
+    if not is_url and (cfg.path.startswith(("/", ".", "~")) or cfg.path.endswith((".jsonl", ".json"))):
+        raise DataError(f"data.path={cfg.path}: no such file")
+    try:
+        if is_url:
+            return load_dataset("json", data_files=cfg.path, split="train")
+        return load_dataset(cfg.path, split=cfg.split)
+    except Exception as error:  # datasets raises what its many back ends raise
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"data.path={cfg.path} cannot be loaded: give a local JSONL file [{reason}]") from error

@@ -1,0 +1,71 @@
+"""Where a result comes from: code, versions, machine and command."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from specdec.inputs import signature
+
+_PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "hydra-core", "datasets", "lightning")
+
+
+def environment(cfg: DictConfig, overrides: list[str], fingerprint: str, notes: list[str]) -> dict[str, Any]:
+    """Everything beside the config that one needs to repeat a run."""
+    cuda = torch.cuda.is_available()
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "overrides": overrides,
+        "git_revision": git_revision(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name() if cuda and cfg.runner.device != "cpu" else "cpu",
+        "threads": torch.get_num_threads(),
+        "pair_fingerprint": fingerprint,
+        "inputs": signature(cfg),
+        "notes": notes,
+    }
+
+
+def git_revision() -> str | None:
+    """Revision of the source tree, with ``-dirty`` where it has changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

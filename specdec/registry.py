@@ -1,0 +1,152 @@
+"""One decorator that names a plug-in: it feeds the registry, Hydra's config groups and ``--help``.
+
+Two forms, for the same effect:
+
+- on a config dataclass, with a lazy ``target="module:Class"``: nothing heavy is imported before a job starts
+  (this is how the built-in plug-ins are declared, in :mod:`specdec.config`);
+- on the implementing class itself: its keyword-only ``__init__`` parameters become the config. This is the short
+  form for a plug-in that lives in one file of another package.
+
+A package announces its plug-ins by an entry point in the group ``specdec.plugins`` that names a module; importing
+that module registers them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from specdec.errors import ConfigError
+
+T = TypeVar("T")
+
+PLUGIN_GROUPS = (
+    "scheduler",
+    "batching",
+    "alignment",
+    "drafter",
+    "verifier",
+    "draft_length",
+    "logger",
+)
+ENTRY_POINT_GROUP = "specdec.plugins"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered plug-in: its config dataclass and where its class is found when a job needs it."""
+
+    group: str
+    name: str
+    target: str | type
+    config: type
+    doc: str
+
+    def load(self) -> type:
+        """Import and return the implementing class."""
+        if isinstance(self.target, type):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        loaded = getattr(importlib.import_module(module), attribute)
+        assert isinstance(loaded, type)
+        return loaded
+
+
+_ENTRIES: dict[str, dict[str, Entry]] = {group: {} for group in PLUGIN_GROUPS}
+_loaded_entry_points = False
+
+
+def register(group: str, name: str, target: str | None = None) -> Callable[[type[T]], type[T]]:
+    """Register a plug-in under ``group=name``; returns the decorated class unchanged.
+
+    Raises:
+        ConfigError: the group is unknown, or the name is taken.
+    """
+    if group not in _ENTRIES:
+        raise ConfigError(unknown("plug-in group", group, _ENTRIES))
+
+    def decorate(cls: type[T]) -> type[T]:
+        implementation = target or cls
+        if name in _ENTRIES[group]:
+            raise ConfigError(f"{group}={name} is registered twice: rename the plug-in in {cls.__module__}")
+        config = cls if dataclasses.is_dataclass(cls) else _config_from_signature(cls)
+        node = dataclasses.make_dataclass(
+            cls.__name__, [("name", str, dataclasses.field(default=name))], bases=(config,)
+        )
+        doc = (inspect.getdoc(cls) or "").partition("\n")[0]
+        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc)
+        ConfigStore.instance().store(group=group, name=name, node=node, provider=cls.__module__)
+        return cls
+
+    return decorate
+
+
+def create(group: str, name: str, *dependencies: Any, **params: Any) -> Any:
+    """Build the plug-in ``group=name``: dependencies by position, its own settings by keyword."""
+    return lookup(group, name).load()(*dependencies, **params)
+
+
+def lookup(group: str, name: str) -> Entry:
+    """Return a plug-in's entry; an unknown name raises with the valid ones and a suggestion."""
+    load_entry_points()
+    entries = _ENTRIES[group]
+    if name not in entries:
+        raise ConfigError(unknown(group, name, entries))
+    return entries[name]
+
+
+def names(group: str) -> list[str]:
+    """Names registered in a group, sorted."""
+    return sorted(_ENTRIES[group])
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> str:
+    """One line for a name that does not exist: what would be valid, and the nearest of it."""
+    valid = sorted(options)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}: choose from {', '.join(valid)}{hint}"
+
+
+def load_entry_points() -> None:
+    """Import the modules that installed packages announce under ``specdec.plugins``, once.
+
+    A plug-in that cannot be imported is reported on stderr and left out; it never stops the others.
+    """
+    global _loaded_entry_points
+    if _loaded_entry_points:
+        return
+    _loaded_entry_points = True
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry_point.load()
+        except Exception as error:  # a stranger's code: any error, and the framework must still start
+            print(f"specdec: plug-in {entry_point.value} is left out: {error!r}", file=sys.stderr)
+
+
+def _config_from_signature(cls: type) -> type:
+    """A dataclass with one field for each keyword-only parameter of ``cls.__init__``."""
+    initializer = cls.__dict__.get("__init__")
+    if initializer is None:
+        return dataclasses.make_dataclass(cls.__name__, [])
+    scope = vars(sys.modules[cls.__module__])
+    fields = []
+    for parameter in inspect.signature(initializer).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.default is inspect.Parameter.empty:
+            raise ConfigError(f"{cls.__name__}.{parameter.name} needs a default, because it becomes a setting")
+        annotation = parameter.annotation
+        if isinstance(annotation, str):
+            annotation = eval(annotation, scope)
+        fields.append((parameter.name, annotation, dataclasses.field(default=parameter.default)))
+    return dataclasses.make_dataclass(cls.__name__, fields)

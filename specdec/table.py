@@ -1,0 +1,98 @@
+"""The result table that a run or a sweep ends with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Cell = Callable[[dict[str, Any]], str]
+
+
+def print_table(outcomes: list[dict[str, Any]]) -> None:
+    """One row per point; columns that are the same for all of them move to the title."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+    console = Console(width=width)
+    shared = {key: _shared(outcomes, key) for key in ("pair", "data", "num_prompts", "max_new_tokens", "dtype")}
+    title = ", ".join(f"{key} {value}" for key, value in shared.items() if value is not None)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    columns = [column for column in _COLUMNS if any(column[1](outcome) not in ("", "-") for outcome in outcomes)]
+    for heading, _ in columns:
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading != "method")
+    for outcome in outcomes:
+        table.add_row(*(cell(outcome) for _, cell in columns))
+    console.print()
+    console.print(table)
+    for outcome in outcomes:
+        if outcome["status"] != "done":
+            console.print(f"failed: {' '.join(outcome['overrides'])}: {outcome['error']}", style="red")
+    folders = sorted({str(Path(o["path"]).parent) for o in outcomes if o.get("path")})
+    if len(outcomes) == 1 and outcomes[0].get("path"):
+        folders = [outcomes[0]["path"]]
+    for folder in folders:
+        console.print(f"results: {folder}", soft_wrap=True)
+
+
+def _shared(outcomes: list[dict[str, Any]], key: str) -> Any:
+    values = {outcome.get(key) for outcome in outcomes}
+    return values.pop() if len(values) == 1 else None
+
+
+def _number(key: str, pattern: str) -> Cell:
+    def cell(outcome: dict[str, Any]) -> str:
+        value = outcome.get(key)
+        return "-" if value is None else format(value, pattern)
+
+    return cell
+
+
+def _share(key: str) -> Cell:
+    """A stage's share of the decode time."""
+
+    def cell(outcome: dict[str, Any]) -> str:
+        if outcome.get(key) is None or not outcome.get("decode_s"):
+            return "-"
+        return f"{100 * outcome[key] / outcome['decode_s']:.0f}%"
+
+    return cell
+
+
+def _method(outcome: dict[str, Any]) -> str:
+    return str(outcome["scheduler"])
+
+
+def _speedup(outcome: dict[str, Any]) -> str:
+    value = outcome.get("speedup_vs_ar")
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _exact(outcome: dict[str, Any]) -> str:
+    if outcome["status"] != "done":
+        return "failed"
+    if outcome.get("exact_match") is None:
+        return "-"
+    return f"{outcome['num_exact']}/{outcome['num_prompts']}"
+
+
+_COLUMNS: list[tuple[str, Cell]] = [
+    ("method", _method),
+    ("alignment", lambda outcome: str(outcome.get("alignment", ""))),
+    ("batch", _number("batch", "d")),
+    ("gamma", _number("gamma", "d")),
+    ("tokens/s", _number("tokens_per_s", ",.0f")),
+    ("vs plain", _speedup),
+    ("accept", _number("acceptance_rate", ".2f")),
+    ("tokens/call", _number("mean_acceptance_length", ".2f")),
+    ("draft", _share("draft_s")),
+    ("verify", _share("verify_s")),
+    ("align", _share("align_s")),
+    ("grouped", _number("grouping_rate", ".0%")),
+    ("p50 s", lambda o: _number("p50", ".2f")(o.get("latency_s") or {})),
+    ("p99 s", lambda o: _number("p99", ".2f")(o.get("latency_s") or {})),
+    ("exact", _exact),
+]

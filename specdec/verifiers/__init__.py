@@ -1,0 +1,1 @@
+"""Verifiers: how many drafted tokens are kept, and which token follows them."""

@@ -1,0 +1,80 @@
+"""Small models that the tests build themselves, and an oracle that shares no code with the engine."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec.model import CausalLM
+
+VOCAB = 61
+
+
+def small_llama(seed: int, dtype: torch.dtype, layers: int = 3) -> LlamaForCausalLM:
+    """A random Llama whose greedy outputs vary: wide initialisation, untied head."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.25,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def perturbed(module: LlamaForCausalLM, scale: float, seed: int = 7) -> LlamaForCausalLM:
+    """A copy with noisy weights: a draft that agrees with its target some of the time."""
+    twin = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
+            weight.add_(scale * weight.std() * noise if weight.dim() > 1 else 0)
+    return twin
+
+
+@pytest.fixture(scope="session", params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return getattr(torch, request.param)
+
+
+@pytest.fixture(scope="session")
+def target(dtype: torch.dtype) -> CausalLM:
+    return CausalLM(small_llama(0, dtype))
+
+
+@pytest.fixture(scope="session")
+def draft(target: CausalLM) -> CausalLM:
+    return CausalLM(perturbed(target.module, 0.04))
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Ragged prompts, one of a single token; id 0 (the padding filler) occurs in them."""
+    rng = random.Random(3)
+    lengths = [1, 9, 4, 17, 9, 2, 30, 9, 12, 5, 9]
+    return [[rng.randrange(VOCAB) for _ in range(length)] for length in lengths]
+
+
+def greedy_alone(model: CausalLM, prompt: list[int], max_new_tokens: int, stop_ids: frozenset[int]) -> list[int]:
+    """transformers' own greedy generation of one prompt, without any batch."""
+    output = model.module.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stop_ids) or None,
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()

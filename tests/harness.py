@@ -1,0 +1,97 @@
+"""Engines over small models, and a drafter whose acceptance is scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from specdec.alignment.eqspec import EqspecAlignment
+from specdec.clock import Clock
+from specdec.draft_lengths.fixed import FixedLength
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.drafters.model import ModelDrafter
+from specdec.drafters.none import NoDrafter
+from specdec.engine import Engine, Round
+from specdec.model import CausalLM
+from specdec.schedulers.exspec import ExspecScheduler
+from specdec.schedulers.static import StaticScheduler
+from specdec.sequence import Sequence, SequencePool
+from specdec.verifiers.greedy import GreedyVerifier
+
+SCHEDULERS = {"static": StaticScheduler, "exspec": ExspecScheduler}
+
+
+class ScriptedDrafter(Drafter):
+    """Drafts the known output, wrong from the position that ``pattern(row, round)`` names on."""
+
+    def __init__(self, outputs: dict[int, list[int]], pattern: Callable[[int, int], int], vocab: int) -> None:
+        self.outputs = outputs
+        self.pattern = pattern
+        self.vocab = vocab
+        self.rounds: dict[int, int] = {}
+
+    def admit(self, rows: list[Sequence]) -> None:
+        self.rounds.update((row.index, 0) for row in rows)
+
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        tokens = torch.zeros(len(rows), max(gammas), dtype=torch.long)
+        for b, (row, gamma) in enumerate(zip(rows, gammas, strict=True)):
+            right = self.pattern(row.index, self.rounds[row.index])
+            start = len(row.output_ids)
+            for g in range(gamma):
+                truth = self.outputs[row.index][start + g]
+                tokens[b, g] = truth if g < right else (truth + 1) % self.vocab
+        return Draft(tokens, list(gammas))
+
+    def commit(self, rows: list[Sequence]) -> None:
+        for row in rows:
+            self.rounds[row.index] += 1
+
+    def release(self, rows: list[Sequence]) -> None:
+        for row in rows:
+            del self.rounds[row.index]
+
+
+def make_engine(
+    target: CausalLM,
+    draft: CausalLM | None = None,
+    *,
+    drafter: Drafter | None = None,
+    scheduler: str = "static",
+    batch: int = 4,
+    window: int = 8,
+    gamma: int = 5,
+    alignment: Callable[[CausalLM, Clock], EqspecAlignment] = EqspecAlignment,
+) -> Engine:
+    clock = Clock()
+    context = DrafterContext(target, draft, lambda model: alignment(model, clock), clock)
+    if drafter is None:
+        drafter = ModelDrafter(context) if draft is not None else NoDrafter(context)
+    return Engine(
+        alignment(target, clock),
+        drafter,
+        GreedyVerifier(),
+        SCHEDULERS[scheduler](batch, max(window, batch)),
+        FixedLength(gamma=gamma),
+        clock,
+    )
+
+
+def run_all(
+    engine: Engine,
+    prompts: list[list[int]],
+    max_new_tokens: int | list[int] = 24,
+    stop_ids: frozenset[int] = frozenset(),
+    order: list[int] | None = None,
+) -> tuple[list[Sequence], list[Round]]:
+    """Decode; returns rows in prompt order and all rounds. ``order`` is the order of admission."""
+    budgets = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+    rows = [Sequence(i, list(prompt), budgets[i], stop_ids) for i, prompt in enumerate(prompts)]
+    pool = SequencePool([rows[i] for i in order] if order else rows)
+    rounds = []
+    while not pool.done:
+        rounds.append(engine.step(pool))
+        assert len(rounds) < 10_000, "the engine does not come to an end"
+    return rows, rounds
