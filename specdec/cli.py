@@ -8,25 +8,40 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.cli_errors import explain
 from specdec.registry import load_entry_points
+from specdec.results import append_line, read_lines
 
 QUICKSTART = "experiment=quickstart"
+POINTS = "points.jsonl"
+_sweep_dirs: list[Path] = []  # state of one call of main()
 _outcomes: list[dict[str, Any]] = []
 _errors: list[Exception] = []  # of a single run: raised again outside Hydra, which would print lines of its own
+
+
+class SweepCallback(Callback):
+    """Tells this process where the jobs of its sweep, wherever they run, leave their outcomes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called once, before the first job."""
+        _sweep_dirs.append(Path(config.hydra.sweep.dir))
 
 
 def main() -> None:
     """Entry point of ``run.py`` and of the ``specdec`` command."""
     load_entry_points()
+    for state in (_sweep_dirs, _outcomes, _errors):
+        state.clear()
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
     # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
@@ -44,6 +59,8 @@ def main() -> None:
         if os.environ.get("SPECDEC_TRACEBACK"):
             raise
         _fail(explain(error), 1)
+    for folder in _sweep_dirs:
+        _outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
     if _outcomes:
         _report()
 
@@ -52,19 +69,24 @@ def _job(cfg: DictConfig) -> None:
     """One point. In a sweep a point that fails is recorded and the sweep goes on."""
     from specdec.runner import failed_point, run_point
 
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = list(HydraConfig.get().overrides.task)
-    if sweep:
-        print(f"[{len(_outcomes) + 1}] {' '.join(overrides)}", flush=True)
-    try:
-        _outcomes.append(run_point(cfg, overrides))
-    except Exception as error:
-        if not sweep:
+    context = HydraConfig.get()
+    overrides = list(context.overrides.task)
+    if context.mode != RunMode.MULTIRUN:
+        try:
+            _outcomes.append(run_point(cfg, overrides))
+        except Exception as error:
             _errors.append(error)
-            return
+        return
+    given = [argument.lower() for argument in sys.argv]
+    varying = [override for override in overrides if override.lower() not in given]
+    print(f"[{context.job.num + 1}] {' '.join(varying)}", flush=True)
+    try:
+        outcome = run_point(cfg, overrides)
+    except Exception as error:
         message = explain(error)
         print(f"specdec: this point failed: {message}", file=sys.stderr, flush=True)
-        _outcomes.append(failed_point(cfg, overrides, message))
+        outcome = failed_point(cfg, overrides, message)
+    append_line(Path(context.sweep.dir) / POINTS, {**outcome, "job": context.job.num})
 
 
 def _report() -> None:
@@ -72,7 +94,7 @@ def _report() -> None:
     from specdec.table import print_table
 
     print_table(_outcomes)
-    document = _outcomes[0] if len(_outcomes) == 1 else {"points": _outcomes}
+    document = {"points": _outcomes} if _sweep_dirs else _outcomes[0]
     print(json.dumps(document, allow_nan=False), flush=True)
     if any(outcome["status"] != "done" for outcome in _outcomes):
         sys.exit(1)

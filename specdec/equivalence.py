@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdec.results import digest, read_lines
+from specdec.results import append_line, digest, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,10 @@ class ReferenceStore:
         """Keep an output, on disk at once."""
         key = digest(prompt_ids)
         self._outputs[key] = list(output_ids)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" * self._torn() + json.dumps({"prompt": key, "output_ids": output_ids}) + "\n")
+        if self._torn():
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write("\n")
+        append_line(self.path, {"prompt": key, "output_ids": output_ids})
 
     def _torn(self) -> bool:
         """Whether the file ends in the middle of a line, because a process was killed while writing."""

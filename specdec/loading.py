@@ -11,9 +11,11 @@ from urllib.request import getproxies
 
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 
 from specdec import assets
 from specdec.errors import ConfigError, PairError
+from specdec.model import check_supported
 
 
 def load_model(role: str, name: str, pair: DictConfig, dtype: torch.dtype, device: torch.device) -> Any:
@@ -22,10 +24,15 @@ def load_model(role: str, name: str, pair: DictConfig, dtype: torch.dtype, devic
     Raises:
         PairError: it cannot be loaded; the message says how to give a local folder.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    _quiet()
     source = _source(role, name)
     try:
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
+        )
+        check_supported(config, f"pair.{role}={name}")
         module = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -34,7 +41,7 @@ def load_model(role: str, name: str, pair: DictConfig, dtype: torch.dtype, devic
             use_safetensors=None if pair.allow_pickle else True,
             local_files_only=_is_folder(name),
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PairError(_explain(role, name, error)) from error
     return move(module, device)
 
@@ -43,6 +50,7 @@ def load_tokenizer(name: str, pair: DictConfig) -> Any:
     """The tokenizer of a Hub name or a local folder."""
     from transformers import AutoTokenizer
 
+    _quiet()
     source = _source("tokenizer", name)
     try:
         return AutoTokenizer.from_pretrained(
@@ -63,15 +71,15 @@ def _source(role: str, name: str) -> str:
         return str(Path(resolved).expanduser())
     if name.startswith(("/", ".", "~", assets.PREFIX)) or name.count("/") != 1:
         raise ConfigError(f"pair.{role}={name}: no such folder, and not a Hub name (ORGANISATION/MODEL)")
-    _quiet_hub()
     if _hub_is_unknown() and not _is_cached(name):
         raise PairError(_explain(role, name, OSError("no connection, and not in the local cache")))
     return name
 
 
-def _quiet_hub() -> None:
-    """The Hub client logs every retry; our one line says it all."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+def _quiet() -> None:
+    """The Hub client logs every retry, and transformers long prompts and more; our one line says what matters."""
+    for name in ("huggingface_hub", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _hub_is_unknown() -> bool:

@@ -6,7 +6,8 @@ The storage is one tensor for all layers, (N, B, H, S, D) with N = 2 x layers: i
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,53 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from specdec.errors import PairError
 
 GROWTH_COLUMNS = 128
+
+
+class KVWriter(Protocol):
+    """Where the keys and values of one forward go, and what its queries get to read.
+
+    A storage hands one out per forward, so that the layers need not know how the storage is laid out.
+    """
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that a query reads, S: the width of the mask."""
+
+    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
+        """Write the new keys (index 2l) or values (2l + 1) of layer l; return all that is read, (B, H, S, D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appending:
+    """All rows write to the same columns, behind those in use."""
+
+    data_NBHSD: Tensor
+    start: int
+    num_columns: int
+
+    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
+        """See KVWriter; what is returned is a view."""
+        part_BHSD = self.data_NBHSD[index]
+        part_BHSD[:, :, self.start : self.num_columns] = states_BHTD
+        return part_BHSD[:, :, : self.num_columns]
+
+
+@dataclass(frozen=True, slots=True)
+class Scattering:
+    """Every token of every row writes to a column of its own, in the slot of its row."""
+
+    data_NBHSD: Tensor
+    slots_B: Tensor
+    columns_BT: Tensor
+    num_columns: int
+    consecutive: slice | None  # the slots as a slice, where they are consecutive: then nothing is copied to be read
+
+    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
+        """See KVWriter; what is returned is a view if the slots are consecutive, otherwise a copy."""
+        part_BHSD = self.data_NBHSD[index]
+        part_BHSD[self.slots_B[:, None], :, self.columns_BT] = states_BHTD.transpose(1, 2)
+        read = part_BHSD[:, :, : self.num_columns]
+        return read[self.slots_B] if self.consecutive is None else read[self.consecutive]
 
 
 class KVStorage:
@@ -37,9 +85,35 @@ class KVStorage:
             grown[..., : self.width, :] = self.data_NBHSD[..., : self.width, :]
             self.data_NBHSD = grown
 
+    def append(self, num_new: int) -> Appending:
+        """The writer of a forward that adds ``num_new`` columns to all rows."""
+        start = self.width
+        self.reserve(start + num_new)
+        self.width = start + num_new
+        return Appending(self.data_NBHSD, start, self.width)
+
+    def scatter(self, slots: list[int], columns_BT: Tensor, num_columns: int) -> Scattering:
+        """The writer of a forward that writes each token of the rows in ``slots`` to its own column.
+
+        Args:
+            slots: the storage's row of each row of the forward.
+            columns_BT: where each token goes; all below ``num_columns``, which is what the queries read.
+        """
+        self.reserve(num_columns)
+        self.width = max(self.width, num_columns)
+        first = slots[0]
+        consecutive = slots == list(range(first, first + len(slots)))
+        return Scattering(
+            self.data_NBHSD,
+            torch.tensor(slots, device=self.data_NBHSD.device),
+            columns_BT,
+            num_columns,
+            slice(first, first + len(slots)) if consecutive else None,
+        )
+
 
 class _StorageLayer(CacheLayerMixin):
-    """Adapter: `transformers` writes one layer's new keys and values, and reads back all columns in use."""
+    """Adapter: `transformers` hands over one layer's new keys and values, and gets all that its queries read."""
 
     is_sliding = False
     is_croppable = True
@@ -47,29 +121,24 @@ class _StorageLayer(CacheLayerMixin):
     def __init__(self, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.storage: KVStorage | None = None
-        self.start = 0
+        self.writer: KVWriter | None = None
+        self.num_past = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the storage exists before the forward."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, D) keys and values at the columns of this forward; return all columns in use."""
-        assert self.storage is not None
-        stop = self.start + key_states.shape[-2]
-        keys = self.storage.data_NBHSD[2 * self.layer]
-        values = self.storage.data_NBHSD[2 * self.layer + 1]
-        keys[:, :, self.start : stop] = key_states
-        values[:, :, self.start : stop] = value_states
-        return keys[:, :, :stop], values[:, :, :stop]
+        """Write (B, H, T, D) keys and values where this forward's writer puts them; return what is read."""
+        assert self.writer is not None
+        return self.writer.write(2 * self.layer, key_states), self.writer.write(2 * self.layer + 1, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the columns that a mask must cover."""
-        return self.start + query_length, 0
+        return self.num_past + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Columns written before this forward."""
-        return self.start
+        """Columns before this forward; positions and mask are always given, so nothing is derived from it."""
+        return self.num_past
 
     def get_max_length(self) -> int:
         """No fixed maximum."""
@@ -105,24 +174,22 @@ class CausalLM:
         tokens_BT: Tensor,
         positions_BT: Tensor,
         mask_BTS: Tensor,
-        storage: KVStorage,
+        writer: KVWriter,
         num_logits: int = 0,
     ) -> Tensor:
-        """Run the model on new tokens, whose keys and values go to columns ``width .. width + T``.
+        """Run the model on new tokens.
 
         Args:
             tokens_BT: (B, T) ids. positions_BT: (B, T) positions.
-            mask_BTS: (B, T, S) bool, S = width + T: which column each query sees.
-            storage: of B rows; its width grows by T.
+            mask_BTS: (B, T, S) bool: which of the writer's S columns each query sees.
+            writer: where the new keys and values go.
             num_logits: how many of the last positions need logits; 0 means all.
 
         Returns:
             Logits (B, T or num_logits, V).
         """
-        num_new = tokens_BT.shape[1]
-        storage.reserve(storage.width + num_new)
         for layer in self._layers:
-            layer.storage, layer.start = storage, storage.width
+            layer.writer, layer.num_past = writer, writer.num_columns - tokens_BT.shape[1]
         mask = mask_BTS[:, None]
         if self._additive:
             lowest = torch.finfo(self.dtype).min
@@ -135,20 +202,19 @@ class CausalLM:
             use_cache=True,
             logits_to_keep=num_logits,
         )
-        storage.width += num_new
         for layer in self._layers:
-            layer.storage = None
+            layer.writer = None
         logits: Tensor = output.logits
         return logits
 
 
-def check_supported(module: Any, name: str) -> None:
-    """Refuse models whose state cannot be cut back token by token.
+def check_supported(config: Any, name: str) -> None:
+    """Refuse models whose state cannot be cut back token by token; ``config`` is read before any weight is.
 
     Raises:
         PairError: naming the model and the reason.
     """
-    config = module.config.get_text_config()
+    config = config.get_text_config()
     recurrent = {"linear_attention", "conv", "hybrid", "mamba", "recurrent"}
     kinds = set(getattr(config, "layer_types", None) or [])
     if kinds & recurrent or not hasattr(config, "num_attention_heads"):

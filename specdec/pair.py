@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from specdec import assets
 from specdec.errors import ConfigError, PairError
 from specdec.loading import load_model, load_tokenizer
-from specdec.model import CausalLM, check_supported
+from specdec.model import CausalLM
 from specdec.registry import unknown
 from specdec.untrained import random_model, synthetic_models
 
@@ -74,9 +74,6 @@ def _load(cfg: DictConfig) -> Pair:
     else:
         target, draft = synthetic_models(cfg, dtype, device)
     tokenizer = _tokenizer(cfg, notes)
-    for role, model in (("target", target), ("draft", draft)):
-        if model is not None:
-            check_supported(model, f"pair.{role}={cfg.pair[role] or cfg.pair.name}")
     pair = Pair(
         name=cfg.pair.name,
         target=CausalLM(target),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 
-from specdec.build import plugin
+from specdec.build import build_engine, plugin
 from specdec.clock import STAGES, Clock
 from specdec.decode import complete_reference, decode, plain, reference_settings
 from specdec.engine import Round
@@ -32,6 +32,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str]) -> d
     try:
         pair = load_pair(cfg)
         prompts, notes = load_prompts(cfg.data, pair.tokenizer, _input_budget(cfg, pair))
+        build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
         for note in pair.notes + notes:
             print(f"note: {note}", flush=True)
         store = _reference(cfg, pair, prompts) if cfg.reference else None
@@ -136,7 +137,7 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "hash": folder.hash,
         "path": str(folder.path),
         "pair": cfg.pair.name,
-        "data": cfg.data.name,
+        "data": _data_label(cfg),
         "scheduler": cfg.scheduler.label,
         **{group: cfg[group].name for group in groups},
         "batch": cfg.batch,
@@ -145,6 +146,12 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "dtype": cfg.runner.dtype,
         "weights": cfg.weights,
     }
+
+
+def _data_label(cfg: DictConfig) -> str:
+    """The name of the data group, or of the file that was put in its place."""
+    path = str(cfg.data.path)
+    return Path(path).stem if Path(path).is_file() else str(cfg.data.name)
 
 
 def _sample(row: Sequence, prompt: Prompt, pair: Pair, reference: list[int] | None) -> dict[str, Any]:

@@ -62,12 +62,12 @@ def load_prompts(cfg: DictConfig, tokenizer: Any, max_input_tokens: int) -> tupl
     prompts: list[Prompt] = []
     changed: Counter[str] = Counter()
     for question in questions:
-        turns = question["turns"] if cfg.turns == "all" else question["turns"][:1]
-        for turn in turns:
+        for turn in question["turns"] if cfg.turns == "all" else question["turns"][:1]:
+            if len(prompts) == cfg.num_prompts:
+                break
             ids = _fit(cfg, question, encode(tokenizer, turn, cfg.chat_template), limit, changed)
             if ids is not None:
                 prompts.append(Prompt(len(prompts), question["question_id"], question["category"], ids))
-    prompts = prompts[: cfg.num_prompts]
     notes += [f"{count} prompts {what}" for what, count in changed.items()]
     if not prompts:
         raise DataError(f"data={cfg.name}: no prompt is left to decode ({'; '.join(notes) or 'the source is empty'})")
@@ -169,7 +169,7 @@ def _question(record: Any) -> dict[str, Any]:
 
 
 def _load_dataset(cfg: DictConfig) -> Any:
-    from datasets import load_dataset
+    from datasets.load import load_dataset
 
     is_url = "://" in cfg.path
     if not is_url and (cfg.path.startswith(("/", ".", "~")) or cfg.path.endswith((".jsonl", ".json"))):

@@ -90,7 +90,7 @@ def register(group: str, name: str, target: str | None = None) -> Callable[[type
     return decorate
 
 
-def create(group: str, name: str, *dependencies: Any, **params: Any) -> Any:
+def create(group: str, name: str, /, *dependencies: Any, **params: Any) -> Any:
     """Build the plug-in ``group=name``: dependencies by position, its own settings by keyword."""
     return lookup(group, name).load()(*dependencies, **params)
 

@@ -100,6 +100,12 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write, so that several processes may share the file."""
+    with path.open("ab", buffering=0) as stream:
+        stream.write((json.dumps(record, allow_nan=False) + "\n").encode())
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a JSONL file; a torn last line (a process was killed while writing) is left out."""
     if not path.exists():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,12 +19,16 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
     """One row per point; columns that are the same for all of them move to the title."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
     console = Console(width=width)
-    shared = {key: _shared(outcomes, key) for key in ("pair", "data", "num_prompts", "max_new_tokens", "dtype")}
-    title = ", ".join(f"{key} {value}" for key, value in shared.items() if value is not None)
-    table = Table(title=title, title_justify="left", title_style="bold")
-    columns = [column for column in _COLUMNS if any(column[1](outcome) not in ("", "-") for outcome in outcomes)]
+    shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
+    title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value is not None)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = [
+        (heading, cell)
+        for heading, cell in _COLUMNS
+        if heading not in shared and any(cell(outcome) not in ("", "-") for outcome in outcomes)
+    ]
     for heading, _ in columns:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading != "method")
+        table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=True)
     for outcome in outcomes:
         table.add_row(*(cell(outcome) for _, cell in columns))
     console.print()
@@ -38,9 +43,17 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
         console.print(f"results: {folder}", soft_wrap=True)
 
 
+_TITLE = ("pair", "data", "num_prompts", "max_new_tokens", "dtype", "alignment", "drafter", "verifier")
+_LEFT = ("method", "alignment", "drafter", "verifier", "pair")
+
+
 def _shared(outcomes: list[dict[str, Any]], key: str) -> Any:
     values = {outcome.get(key) for outcome in outcomes}
     return values.pop() if len(values) == 1 else None
+
+
+def _text(key: str) -> Cell:
+    return lambda outcome: str(outcome.get(key) or "")
 
 
 def _number(key: str, pattern: str) -> Cell:
@@ -81,7 +94,7 @@ def _exact(outcome: dict[str, Any]) -> str:
 
 _COLUMNS: list[tuple[str, Cell]] = [
     ("method", _method),
-    ("alignment", lambda outcome: str(outcome.get("alignment", ""))),
+    *((key, _text(key)) for key in ("pair", "alignment", "drafter", "verifier")),
     ("batch", _number("batch", "d")),
     ("gamma", _number("gamma", "d")),
     ("tokens/s", _number("tokens_per_s", ",.0f")),

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
 from specdec.errors import ConfigError
+from specdec.model import check_supported
 
 
 def random_model(role: str, cfg: DictConfig, dtype: torch.dtype, device: torch.device) -> Any:
@@ -22,7 +23,8 @@ def random_model(role: str, cfg: DictConfig, dtype: torch.dtype, device: torch.d
         width = architecture["hidden_size"] if role == "draft" else cfg.pair.hidden_size
         _resize(architecture, min(cfg.pair.hidden_size, width))
     if cfg.pair.vocab_size is not None:
-        architecture["vocab_size"] = cfg.pair.vocab_size
+        # Special tokens of the full vocabulary may not exist in a smaller one, and random weights mean nothing by them.
+        architecture.update(vocab_size=cfg.pair.vocab_size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     return _build(architecture, cfg, dtype, device, seed=cfg.seed + (role == "draft"))
 
 
@@ -95,6 +97,7 @@ def _build(architecture: dict[str, Any], cfg: DictConfig, dtype: torch.dtype, de
 
     model_type = architecture.pop("model_type")
     config = AutoConfig.for_model(model_type, **architecture)
+    check_supported(config, f"pair={cfg.pair.name}")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=cfg.pair.attention)

@@ -19,9 +19,12 @@ class Content:
     def feed(self, num_tokens: int, parents: list[int] | None) -> list[int]:
         """Add nodes; returns their positions (committed length + depth)."""
         start = len(self.parents)
-        if parents is None:
-            parents = list(range(start - 1, start - 1 + num_tokens))
-        elif len(parents) < num_tokens:
+        if parents is None:  # a chain, without a loop over its tokens
+            depth = self.depths[-1] + 1 if self.depths else 0
+            self.parents.extend(range(start - 1, start - 1 + num_tokens))
+            self.depths.extend(range(depth, depth + num_tokens))
+            return list(range(self.length + depth, self.length + depth + num_tokens))
+        if len(parents) < num_tokens:
             raise ContractError(f"{num_tokens} tokens fed with {len(parents)} parents")
         for parent in parents[:num_tokens]:
             if not -1 <= parent < len(self.parents):
@@ -32,7 +35,7 @@ class Content:
 
     def is_chain(self) -> bool:
         """Whether every node follows the one fed before it."""
-        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+        return self.parents == list(range(-1, len(self.parents) - 1))
 
     def ancestors(self, node: int) -> list[int]:
         """The nodes that ``node`` may see: itself and its ancestors, nearest first."""
@@ -63,3 +66,32 @@ class Content:
         self.parents.clear()
         self.depths.clear()
         return stay, nodes
+
+
+class Contents(dict[int, Content]):
+    """The admitted rows of an alignment; refuses calls that name others."""
+
+    def admit(self, rows: list[int]) -> None:
+        """Add rows with empty content.
+
+        Raises:
+            ContractError: a row is admitted already, or named twice.
+        """
+        for row in rows:
+            if row in self or rows.count(row) > 1:
+                raise ContractError(f"row {row} is admitted twice")
+        self.update((row, Content()) for row in rows)
+
+    def release(self, rows: list[int]) -> None:
+        """Forget rows."""
+        self.require(rows, "release")
+        for row in rows:
+            del self[row]
+
+    def require(self, rows: list[int], call: str) -> None:
+        """Refuse a call that names a row that is not admitted, or one row twice."""
+        unknown = [row for row in rows if row not in self]
+        if unknown:
+            raise ContractError(f"{call} names rows {unknown}, which are not admitted")
+        if len(set(rows)) < len(rows):
+            raise ContractError(f"{call} names a row twice: {rows}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
-from specdec.alignment.content import Content
+from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, padded
 from specdec.clock import Clock
 from specdec.errors import ContractError
@@ -53,7 +53,7 @@ class EqspecAlignment(Alignment):
     def __init__(self, model: CausalLM, clock: Clock) -> None:
         self.model = model
         self.clock = clock
-        self._contents: dict[int, Content] = {}
+        self._contents = Contents()
         self._pool: dict[int, Tensor] = {}  # ragged KV (N, H, length, D) of rows outside the batch
         self._batch: list[int] = []
         self._storage: KVStorage | None = None
@@ -62,12 +62,9 @@ class EqspecAlignment(Alignment):
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows as a left-padded batch of their own."""
-        for row in rows:
-            if row in self._contents:
-                raise ContractError(f"row {row} is admitted twice")
+        self._contents.admit(rows)
         with self.clock.stage("align"):
             self._disperse()
-            self._contents.update((row, Content()) for row in rows)
             self._gather(rows)
         width = max(map(len, contents), default=0)
         if width:
@@ -83,15 +80,15 @@ class EqspecAlignment(Alignment):
             # A padding query sees itself only: any finite value will do, nobody reads it.
             mask_BTS = (causal_TT & real_BS[:, None]) | torch.eye(width, dtype=torch.bool, device=self.model.device)
             assert self._storage is not None
-            self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage, num_logits=1)
+            self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage.append(width), num_logits=1)
         for row, content in zip(rows, contents, strict=True):
             self._pads[row] = width - len(content)
             self._contents[row].length = len(content)
 
     def release(self, rows: list[int]) -> None:
         """Forget rows; the batch closes up at the next forward."""
+        self._contents.release(rows)
         for row in rows:
-            self._contents.pop(row)
             self._pool.pop(row, None)
 
     def forward(
@@ -102,6 +99,7 @@ class EqspecAlignment(Alignment):
         parents: list[list[int]] | None = None,
     ) -> Tensor:
         """Feed tokens behind the batch's last column; a different batch is gathered first."""
+        self._contents.require(rows, "forward")
         if rows != self._batch:
             with self.clock.stage("align"):
                 self._disperse()
@@ -124,14 +122,14 @@ class EqspecAlignment(Alignment):
             num_new=num_new,
             device=self.model.device,
         )
-        return self.model.forward(tokens_BT, padded(positions, self.model.device), mask_BTS, self._storage)
+        return self.model.forward(
+            tokens_BT, padded(positions, self.model.device), mask_BTS, self._storage.append(num_new)
+        )
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
         """Drop what was rejected and right-align the batch again."""
         with self.clock.stage("align"):
-            unknown = [row for row in rows if row not in self._contents]
-            if unknown:
-                raise ContractError(f"commit names rows {unknown}, which are not admitted")
+            self._contents.require(rows, "commit")
             runs: dict[int, _Run] = {}
             for row, keep in zip(rows, kept, strict=True):
                 stay, nodes = self._contents[row].keep(keep)

@@ -1,0 +1,56 @@
+"""A plug-in in one file: a drafter that proposes what followed the last token the last time it occurred.
+
+It needs no model and no cache: everything it knows is the row's own prompt and output. Installing this folder
+(`pip install ./experiments/plugin_example`) is all it takes for `drafter=bigram` to appear in `--help` and in sweeps.
+"""
+
+from __future__ import annotations
+
+from specdec import register
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.sequence import Sequence
+
+
+@register("drafter", "bigram")
+class BigramDrafter(Drafter):
+    """Chains of bigrams from the row's own prompt and output."""
+
+    def __init__(self, context: DrafterContext, *, max_tokens: int = 8) -> None:
+        self.max_length = max_tokens  # a keyword-only parameter is a setting: drafter.max_tokens=4
+        self._device = context.device
+        self._followers: dict[int, dict[int, int]] = {}
+        self._seen: dict[int, int] = {}
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Learn the bigrams of the prompts."""
+        for row in rows:
+            self._followers[row.index], self._seen[row.index] = {}, 0
+        self.commit(rows)
+
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """Follow the chain from each row's last token, until an unknown one or the wished length."""
+        import torch  # imported late, so that `--help` stays fast
+
+        drafts = []
+        for row, gamma in zip(rows, gammas, strict=True):
+            chain = row.tokens(row.length - 1)
+            while len(chain) <= gamma and chain[-1] in self._followers[row.index]:
+                chain.append(self._followers[row.index][chain[-1]])
+            drafts.append(chain[1:])
+        width = max(map(len, drafts))
+        padded = [draft + [0] * (width - len(draft)) for draft in drafts]
+        tokens_BG = torch.tensor(padded, dtype=torch.long, device=self._device).reshape(len(rows), width)
+        return Draft(tokens_BG, [len(draft) for draft in drafts])
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Learn from what was emitted."""
+        for row in rows:
+            tokens = row.tokens(self._seen[row.index])
+            self._followers[row.index].update(zip(tokens, tokens[1:], strict=False))
+            self._seen[row.index] = row.length - 1
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows."""
+        for row in rows:
+            del self._followers[row.index], self._seen[row.index]

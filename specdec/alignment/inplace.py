@@ -1,0 +1,135 @@
+"""In place: every row has a slot and a write cursor of its own, and nothing is moved to keep rows aligned.
+
+Idea: column j of a row's slot holds token j, so a position is a column and a row's length is its cursor. What was
+rejected stays where it is, behind the cursor, until the next tokens overwrite it; an explicit mask (a query sees the
+columns up to its own) hides it until then. A batch is rectangular because its storage is, not because its rows are.
+Cost: a commit is host arithmetic. Only a tree's path that is not a prefix of the nodes is moved together, column by
+column. A round over all admitted rows reads the storage as it is; one over some of them (EXSPEC) copies what it
+reads, once per layer and forward. A released row leaves a free slot; a row moves into it, once, when it is not
+taken by a newcomer before the next round over all rows.
+Source: the reference (arXiv 2510.22876) holds that a masked layout would have to move the cache every round; with
+one cursor per row it need not. Static caches with per-row positions are common in serving engines.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.content import Contents
+from specdec.alignment.layout import attention_mask, padded
+from specdec.alignment.slots import SlotStorage, chain_columns
+from specdec.clock import Clock
+from specdec.model import CausalLM
+
+
+class InplaceAlignment(Alignment):
+    """Slots with write cursors; see the module's text."""
+
+    def __init__(self, model: CausalLM, clock: Clock) -> None:
+        self.model = model
+        self.clock = clock
+        self._contents = Contents()
+        self._slots = SlotStorage(model)
+
+    def admit(self, rows: list[int], contents: list[list[int]]) -> None:
+        """Prefill new rows from column 0 of their slots."""
+        self._contents.admit(rows)
+        with self.clock.stage("align"):
+            self._slots.take(rows)
+        width = max(map(len, contents), default=0)
+        if width:
+            columns_BT = chain_columns([0] * len(rows), width, self.model.device)
+            self._run(rows, padded(contents, self.model.device), columns_BT, width, num_logits=1)
+        for row, content in zip(rows, contents, strict=True):
+            self._contents[row].length = len(content)
+
+    def release(self, rows: list[int]) -> None:
+        """Forget rows; their slots are free."""
+        self._contents.release(rows)
+        self._slots.free(rows)
+
+    def forward(
+        self,
+        rows: list[int],
+        tokens_BT: Tensor,
+        num_tokens: list[int] | None = None,
+        parents: list[list[int]] | None = None,
+    ) -> Tensor:
+        """Write each row's tokens from its cursor on. Runs in the order of the slots, whatever that of the rows."""
+        self._contents.require(rows, "forward")
+        with self.clock.stage("align"):
+            if len(rows) == len(self._contents):
+                self._slots.close_up()
+        counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
+        order = sorted(range(len(rows)), key=lambda b: self._slots.slot[rows[b]])
+        if order == list(range(len(rows))):
+            return self._feed(rows, tokens_BT, counts, parents)
+        order_B = torch.tensor(order, device=self.model.device)
+        logits_BTV = self._feed(
+            [rows[b] for b in order],
+            tokens_BT[order_B],
+            [counts[b] for b in order],
+            [parents[b] for b in order] if parents else None,
+        )
+        return logits_BTV[order_B.argsort()]
+
+    def commit(self, rows: list[int], kept: list[Kept]) -> None:
+        """Set the cursors; move the nodes of a path together where it is not a prefix of what was fed."""
+        with self.clock.stage("align"):
+            self._contents.require(rows, "commit")
+            for row, keep in zip(rows, kept, strict=True):
+                stay, nodes = self._contents[row].keep(keep)
+                if nodes != list(range(len(nodes))):
+                    data_NHSD = self._slots.kv.data_NBHSD[:, self._slots.slot[row]]
+                    columns = torch.tensor(nodes, device=self.model.device) + stay
+                    data_NHSD[:, :, stay : stay + len(nodes)] = data_NHSD[:, :, columns]
+
+    def length(self, row: int) -> int:
+        """Committed tokens of a row: its cursor."""
+        return self._contents[row].length
+
+    def content(self, row: int) -> Tensor:
+        """A copy of a row's committed KV, (N, H, length, D)."""
+        return self._slots.kv.data_NBHSD[:, self._slots.slot[row], :, : self._contents[row].length].clone()
+
+    def _feed(self, rows: list[int], tokens_BT: Tensor, counts: list[int], parents: list[list[int]] | None) -> Tensor:
+        """Feed rows that are in the order of their slots."""
+        contents = [self._contents[row] for row in rows]
+        num_new = tokens_BT.shape[1]
+        starts = [content.length + len(content.parents) for content in contents]
+        num_columns = max(starts) + num_new
+        columns_BT = chain_columns(starts, num_new, self.model.device)
+        positions = [
+            content.feed(count, parents[b] if parents else None)
+            for b, (content, count) in enumerate(zip(contents, counts, strict=True))
+        ]
+        if all(content.is_chain() for content in contents):
+            return self._run(rows, tokens_BT, columns_BT, num_columns)
+        mask_BTS = attention_mask(
+            starts=[0] * len(rows),
+            contents=contents,
+            node_columns=[list(range(c.length, c.length + len(c.parents))) for c in contents],
+            num_tokens=counts,
+            width=num_columns - num_new,
+            num_new=num_new,
+            device=self.model.device,
+        )
+        positions_BT = padded([fed + [0] * (num_new - len(fed)) for fed in positions], self.model.device)
+        writer = self._slots.kv.scatter([self._slots.slot[row] for row in rows], columns_BT, num_columns)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer)
+
+    def _run(
+        self, rows: list[int], tokens_BT: Tensor, columns_BT: Tensor, num_columns: int, num_logits: int = 0
+    ) -> Tensor:
+        """Feed chains: a token's position is its column, and it sees all columns up to its own.
+
+        Tokens behind a row's count go to columns behind its cursor, where nobody sees them and the next tokens
+        overwrite them.
+        """
+        mask_BTS = torch.arange(num_columns, device=self.model.device) <= columns_BT[..., None]
+        # Only tokens that are not really fed can stand beyond the context; learned positions would not find them.
+        positions_BT = columns_BT.clamp(max=self.model.context_length - 1)
+        writer = self._slots.kv.scatter([self._slots.slot[row] for row in rows], columns_BT, num_columns)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, num_logits)

@@ -1,0 +1,54 @@
+"""KV storage in which every row has a slot of its own, and writes to columns of its own."""
+
+from __future__ import annotations
+
+import torch
+
+from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
+
+
+class SlotStorage:
+    """Rows and their slots, over a KVStorage that grows by doubling its slots and in steps of columns."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        self.slot: dict[int, int] = {}
+        self.kv: KVStorage = model.empty_storage(0, 0)
+
+    def take(self, rows: list[int]) -> None:
+        """Give each new row the lowest free slot."""
+        taken = set(self.slot.values())
+        free = [slot for slot in range(len(taken) + len(rows)) if slot not in taken]
+        self.slot.update(zip(rows, free, strict=False))
+        self._reserve_slots(max(self.slot.values(), default=-1) + 1)
+
+    def free(self, rows: list[int]) -> None:
+        """Give the rows' slots back; the next newcomers take them."""
+        for row in rows:
+            del self.slot[row]
+
+    def close_up(self) -> None:
+        """Move rows from the highest slots into free ones, so that the taken slots are consecutive."""
+        count = len(self.slot)
+        taken = set(self.slot.values())
+        free = [slot for slot in range(count) if slot not in taken]
+        movers = [row for row, slot in self.slot.items() if slot >= count]
+        for row, slot in zip(movers, free, strict=True):
+            data_NBHSD, width = self.kv.data_NBHSD, self.kv.width
+            data_NBHSD[:, slot, :, :width] = data_NBHSD[:, self.slot[row], :, :width]
+            self.slot[row] = slot
+
+    def _reserve_slots(self, count: int) -> None:
+        """Room for ``count`` slots."""
+        have = self.kv.num_rows
+        if count > have:
+            columns = max(self.kv.data_NBHSD.shape[3], GROWTH_COLUMNS)
+            grown = self.model.empty_storage(max(count, 2 * have), columns)
+            grown.data_NBHSD[:, :have, :, : self.kv.width] = self.kv.data_NBHSD[..., : self.kv.width, :]
+            grown.width = self.kv.width
+            self.kv = grown
+
+
+def chain_columns(starts: list[int], num_new: int, device: torch.device) -> torch.Tensor:
+    """Columns (B, T) of tokens that are written one behind the other from each row's start."""
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(num_new, device=device)

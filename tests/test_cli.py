@@ -1,0 +1,246 @@
+"""The command line as a user meets it: tables, JSON, skipped points, and errors of one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from specdec import cli
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "pair=synthetic",
+    "pair.hidden_size=64",
+    "pair.num_layers=3",
+    "data.num_prompts=5",
+    "data.max_input_tokens=40",
+    "data.overlong=truncate",
+    "max_new_tokens=12",
+]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments: str, results: Path | None = tmp_path / "results") -> tuple[int, str, str]:
+        extra = [f"results_dir={results}"] if results else []
+        monkeypatch.setattr(sys, "argv", ["run.py", *extra, *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def last_json(out: str):
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
+    arguments = [*SMALL, "scheduler=plain,eqspec,exspec", "batch=1,3", "-m"]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    points = last_json(out)["points"]
+    assert [(p["scheduler"], p["batch"]) for p in points] == [
+        (name, batch) for name in ("plain", "eqspec", "exspec") for batch in (1, 3)
+    ]
+    assert all(p["exact_match"] == 1.0 and p["num_exact"] == 5 for p in points)
+    assert out.count("5/5") == 6
+    folders = [Path(p["path"]) for p in points]
+    assert len(set(folders)) == 6
+    for folder in folders:
+        assert {f.name for f in folder.iterdir()} == {
+            "config.yaml",
+            "env.json",
+            "samples.jsonl",
+            "rounds.jsonl",
+            "summary.json",
+        }
+    code, again, _ = run(*arguments)
+    assert code == 0
+    assert again.count("finished already, skipped") == 6
+    assert [p["tokens_per_s"] for p in last_json(again)["points"]] == [p["tokens_per_s"] for p in points]
+
+
+def test_a_pair_is_loaded_once_per_sweep(run, monkeypatch):
+    from specdec import pair
+
+    loads = []
+    original = pair._load
+    monkeypatch.setattr(pair, "_load", lambda cfg: loads.append(1) or original(cfg))
+    pair._cache.clear()
+    code, _, _ = run(*SMALL, "scheduler=eqspec", "batch=1,2,3", "baseline=false", "-m")
+    assert code == 0
+    assert len(loads) == 1
+
+
+def test_summary_is_consistent_with_samples_and_rounds(run):
+    code, out, _ = run(*SMALL, "scheduler=exspec", "batch=2", "batching=sorted", "gamma=3")
+    assert code == 0
+    summary = last_json(out)
+    folder = Path(summary["path"])
+    samples = pd.read_json(folder / "samples.jsonl", lines=True)
+    rounds = pd.read_json(folder / "rounds.jsonl", lines=True)
+    assert list(samples["index"]) == list(range(5)), "outputs come back in prompt order"
+    assert summary["num_output_tokens"] == samples["output_ids"].map(len).sum() == rounds["num_emitted"].map(sum).sum()
+    assert summary["num_accepted"] == rounds["num_accepted"].map(sum).sum()
+    assert summary["num_accepted"] == samples["accepted_lengths"].map(sum).sum()
+    assert summary["num_drafted"] == rounds["num_drafted"].map(sum).sum() == samples["num_drafted"].sum()
+    assert summary["num_verify_calls"] == len(rounds)
+    assert sum(summary["accepted_histogram"]) == summary["num_row_rounds"] == rounds["rows"].map(len).sum()
+    stages = ("draft_s", "verify_s", "align_s", "schedule_s", "other_s")
+    assert summary["decode_s"] == pytest.approx(sum(summary[s] for s in stages))
+    assert summary["wall_s"] == pytest.approx(summary["decode_s"] + summary["prefill_s"])
+    assert summary["latency_s"]["p50"] <= summary["latency_s"]["p99"] <= summary["wall_s"] * 1.5
+    assert 0 < summary["ttft_s"]["p50"] <= summary["latency_s"]["p50"]
+    assert summary["peak_memory_bytes"] > 10**7
+    assert summary["speedup_vs_ar"] == pytest.approx(
+        summary["tokens_per_s"]
+        / json.loads((folder.parent / summary["baseline"] / "summary.json").read_text())["tokens_per_s"]
+    )
+    required = """pair scheduler alignment drafter verifier batch gamma num_prompts num_output_tokens num_drafted
+        num_accepted num_verify_calls accepted_histogram acceptance_rate mean_acceptance_length wall_s decode_s draft_s
+        verify_s align_s schedule_s tokens_per_s alignment_overhead grouping_rate latency_s ttft_s peak_memory_bytes
+        exact_match partial_match num_divergences num_explained reference speedup_vs_ar status""".split()
+    assert not [name for name in required if name not in summary]
+
+
+def test_a_failing_point_is_recorded_and_the_sweep_goes_on(run):
+    code, out, err = run(*SMALL, "batch=2", "max_new_tokens=4,100000", "-m")
+    assert code == 1
+    done, failed = last_json(out)["points"]
+    assert done["status"] == "done"
+    assert failed["status"] == "failed"
+    assert "tokens_per_s" not in failed
+    assert "max_new_tokens=100000 leaves no room" in failed["error"]
+    assert "Traceback" not in err
+
+
+def test_an_unfinished_folder_is_computed_again(run, tmp_path):
+    code, out, _ = run(*SMALL, "baseline=false")
+    folder = Path(last_json(out)["path"])
+    (folder / "summary.json").unlink()
+    (folder / "samples.jsonl").write_text('{"index": 0, "torn')
+    code, out, _ = run(*SMALL, "baseline=false")
+    assert code == 0
+    assert "skipped" not in out
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 5
+
+
+def test_force_and_changed_inputs_run_again(run, tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    line = {"question_id": 1, "category": "a", "turns": ["hello world"]}
+    data.write_text(json.dumps(line) + "\n")
+    arguments = [*SMALL, "baseline=false", "data=jsonl", f"data.path={data}"]
+    assert "skipped" not in run(*arguments)[1]
+    assert "skipped" in run(*arguments)[1]
+    assert "skipped" not in run(*arguments, "force=true")[1]
+    data.write_text(json.dumps({**line, "turns": ["another prompt"]}) + "\n")
+    assert "skipped" not in run(*arguments)[1]
+
+
+def test_csv_logger(run, tmp_path):
+    path = tmp_path / "points.csv"
+    code, _, _ = run(*SMALL, "logger=csv", f"logger.path={path}", "batch=1,2", "baseline=false", "-m")
+    assert code == 0
+    with path.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["batch"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["latency_s.p50"]) > 0
+
+
+def test_wandb_logger_writes_an_offline_run(run, tmp_path):
+    code, _, _ = run(*SMALL, "logger=wandb", f"logger.directory={tmp_path}", "batch=2", "baseline=false")
+    assert code == 0
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("scheduler=exspc", "unknown scheduler 'exspc': choose from .*did you mean 'exspec'"),
+        ("drafter=modle", "unknown drafter 'modle'.*did you mean 'model'"),
+        ("schedular=exspec", "unknown setting 'schedular'.*did you mean 'scheduler'"),
+        ("bach=3", "unknown setting 'bach'.*did you mean 'batch'"),
+        ("batching.windw=3", r"unknown setting 'windw'.*did you mean 'window'\? \(in batching\)"),
+        ("+anything=1", "unknown setting 'anything'"),
+        ("batch=abc", "batch: Value 'abc'"),
+        ("batch=0", "batch=0: it must be at least 1"),
+        ("gamma=-1", "gamma=-1: it must be 0 or more"),
+        ("weights=rnd", "unknown weights 'rnd'.*did you mean 'random'"),
+        ("runner.dtype=fp8", "unknown runner.dtype 'fp8'"),
+        ("runner.device=tpu9", "runner.device=tpu9"),
+        ("pair.target=./nowhere", "pair.target=./nowhere: no such folder"),
+        ("data.path=nope.jsonl", "data.path=nope.jsonl: no such file"),
+        ("data.num_prompts=0", "data.num_prompts=0: it must be at least 1"),
+        ("data.category=[poetry]", "unknown data.category 'poetry'"),
+        ("data.overlong=cut", "unknown data.overlong 'cut'"),
+        ("scheduler=exspec batching.window=2", "batching.window=2 is smaller than batch=4"),
+        ("drafter=model pair.draft=null", "drafter=model needs a draft model"),
+        ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(run, argument, expected):
+    import re
+
+    code, _, err = run(*argument.split())
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1, err
+    assert re.search(expected, err), err
+
+
+def test_a_missing_checkpoint_is_named_with_the_remedy(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = run("pair=vicuna")
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1, err
+    assert "lmsys/vicuna-7b-v1.3" in err
+    assert "pair.target=FOLDER" in err
+    assert "weights=random" in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
+def test_help_answers_at_once_and_without_torch(arguments):
+    script = (
+        "import sys, time; start = time.perf_counter(); sys.argv = ['run.py', *sys.argv[1:]]\n"
+        "from specdec.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('TORCH', 'torch' in sys.modules, time.perf_counter() - start, file=sys.stderr)"
+    )
+    best = 10.0
+    for _ in range(3):  # the machine may be busy: the fastest of three
+        result = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        _, torch_loaded, seconds = result.stderr.strip().splitlines()[-1].split()
+        assert torch_loaded == "False"
+        best = min(best, float(seconds))
+    assert "eqspec" in result.stdout
+    assert best < 1.0
+
+
+def test_run_py_works_from_the_shell_and_ends_with_json(tmp_path):
+    started = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "run.py", *SMALL, "baseline=false", f"results_dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert last_json(result.stdout)["num_exact"] == 5
+    assert result.stderr.strip() == ""
+    assert time.perf_counter() - started < 120

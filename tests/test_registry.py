@@ -1,0 +1,122 @@
+"""Plug-ins: one decorator, two forms, and packages that bring their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import specdec.config  # noqa: F401
+from specdec import registry
+from specdec.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    before = {group: dict(entries) for group, entries in registry._ENTRIES.items()}
+    yield
+    registry._ENTRIES.update(before)
+
+
+def test_the_decorator_returns_the_class_and_makes_its_keywords_settings():
+    @registry.register("drafter", "test_mine")
+    class Mine:
+        """A drafter of mine."""
+
+        def __init__(self, context, *, depth: int = 3, share: float | None = None) -> None:
+            self.all = (context, depth, share)
+
+    assert isinstance(Mine, type)
+    entry = registry.lookup("drafter", "test_mine")
+    assert entry.doc == "A drafter of mine."
+    assert entry.config().name == "test_mine"
+    assert entry.config().depth == 3
+    assert registry.create("drafter", "test_mine", "context", depth=5).all == ("context", 5, None)
+
+
+def test_a_lazy_target_is_imported_only_when_it_is_built():
+    @registry.register("drafter", "test_lazy", target="no.such.module:Thing")
+    @dataclass
+    class Lazy:
+        """Not there."""
+
+        depth: int = 1
+
+    assert registry.lookup("drafter", "test_lazy").config().depth == 1
+    with pytest.raises(ModuleNotFoundError):
+        registry.create("drafter", "test_lazy")
+
+
+def test_duplicates_and_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="alignment=eqspec is registered twice"):
+        registry.register("alignment", "eqspec")(dataclass(type("Twice", (), {})))
+    with pytest.raises(ConfigError, match=r"unknown alignment 'eqspc': choose from .*did you mean 'eqspec'"):
+        registry.lookup("alignment", "eqspc")
+    with pytest.raises(ConfigError, match="unknown plug-in group 'aligment'.*did you mean 'alignment'"):
+        registry.register("aligment", "x")
+    with pytest.raises(ConfigError, match="needs a default"):
+
+        @registry.register("drafter", "test_bad")
+        class Bad:
+            def __init__(self, *, depth: int) -> None: ...
+
+
+def test_every_built_in_target_can_be_imported():
+    for group in registry.PLUGIN_GROUPS:
+        for name in registry.names(group):
+            if not name.startswith("test_"):
+                assert isinstance(registry.lookup(group, name).load(), type)
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """The example plug-in as an installed package: its file, and the metadata that an installer writes."""
+    shutil.copy(ROOT / "experiments" / "plugin_example" / "specdec_bigram.py", tmp_path)
+    info = tmp_path / "specdec_bigram-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: specdec-bigram\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[specdec.plugins]\nbigram = specdec_bigram\n")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+
+
+def test_an_installed_plug_in_appears_in_help_and_runs_in_a_sweep(installed, tmp_path):
+    assert "drafter: bigram, model, none" in " ".join(run(installed, "--help").stdout.split()).replace("\n", " ")
+    result = run(
+        installed,
+        "-m",
+        "scheduler=exspec",
+        "drafter=bigram,model",
+        "data.num_prompts=4",
+        "max_new_tokens=24",
+        "baseline=false",
+        f"results_dir={tmp_path}/results",
+    )
+    assert result.returncode == 0, result.stderr
+    bigram, model = json.loads(result.stdout.strip().splitlines()[-1])["points"]
+    assert (bigram["drafter"], model["drafter"]) == ("bigram", "model")
+    assert bigram["num_exact"] == model["num_exact"] == 4
+    assert bigram["num_drafted"] > 0
+
+
+def test_a_broken_plug_in_is_left_out_and_named(installed, tmp_path):
+    (tmp_path / "specdec_bigram.py").write_text("raise RuntimeError('oh no')\n")
+    result = run(installed, "--help")
+    assert result.returncode == 0
+    assert "plug-in specdec_bigram is left out: RuntimeError('oh no')" in result.stderr
+    assert "drafter: model, none" in result.stdout
