@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,26 +11,44 @@ from specdec.alignment.base import Alignment
 from specdec.clock import Clock
 from specdec.drafters.context import DrafterContext
 from specdec.engine import Engine
+from specdec.errors import ConfigError
 from specdec.model import CausalLM
 from specdec.pair import Pair
 from specdec.registry import create
 from specdec.schedulers.order import BatchingPolicy
+from specdec.sequence import Sequence
+from specdec.verifiers.base import Verifier
 
 _NOT_PARAMS = ("name", "label")
 
 
-def build_engine(cfg: DictConfig, pair: Pair, clock: Clock) -> Engine:
-    """The engine that a resolved run config describes, over the models of ``pair``."""
+def build_engine(
+    cfg: DictConfig, pair: Pair, clock: Clock, known_output: Callable[[Sequence], list[int] | None] | None = None
+) -> Engine:
+    """The engine that a resolved run config describes, over the models of ``pair``.
+
+    ``known_output`` is for a drafter that replays: what a row will say, where that is known.
+    """
 
     def align(model: CausalLM) -> Alignment:
         alignment: Alignment = plugin(cfg, "alignment", model, clock)
+        if cfg.debug.invariants:
+            from specdec.invariants import CheckedAlignment
+
+            return CheckedAlignment(alignment, model, every=cfg.debug.invariants_every)
         return alignment
 
-    context = DrafterContext(pair.target, pair.draft, align, clock)
+    context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
+    verifier: Verifier = plugin(cfg, "verifier")
+    if cfg.temperature > 0 and type(verifier).verify_sampled is Verifier.verify_sampled:
+        raise ConfigError(
+            f"temperature={cfg.temperature}: verifier={cfg.verifier.name} decides greedy rows only; "
+            "set verifier=rejection|block, or temperature=0"
+        )
     return Engine(
         target=align(pair.target),
         drafter=plugin(cfg, "drafter", context),
-        verifier=plugin(cfg, "verifier"),
+        verifier=verifier,
         scheduler=plugin(cfg, "scheduler", cfg.batch, build_batching(cfg).window),
         draft_length=plugin(cfg, "draft_length"),
         clock=clock,

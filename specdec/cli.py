@@ -73,7 +73,7 @@ def _job(cfg: DictConfig) -> None:
     overrides = list(context.overrides.task)
     if context.mode != RunMode.MULTIRUN:
         try:
-            _outcomes.append(run_point(cfg, overrides))
+            _outcomes.append({**run_point(cfg, overrides), "strict": bool(cfg.strict)})
         except Exception as error:
             _errors.append(error)
         return
@@ -81,7 +81,7 @@ def _job(cfg: DictConfig) -> None:
     varying = [override for override in overrides if override.lower() not in given]
     print(f"[{context.job.num + 1}] {' '.join(varying)}", flush=True)
     try:
-        outcome = run_point(cfg, overrides)
+        outcome = {**run_point(cfg, overrides), "strict": bool(cfg.strict)}
     except Exception as error:
         message = explain(error)
         print(f"specdec: this point failed: {message}", file=sys.stderr, flush=True)
@@ -96,6 +96,13 @@ def _report() -> None:
     print_table(_outcomes)
     document = {"points": _outcomes} if _sweep_dirs else _outcomes[0]
     print(json.dumps(document, allow_nan=False), flush=True)
+    failures = [outcome["num_failures"] for outcome in _outcomes if outcome.get("strict") and outcome["num_failures"]]
+    if failures:
+        _fail(
+            f"strict=true: {sum(failures)} divergences that rounding does not explain; see `explanation` in "
+            "samples.jsonl",
+            1,
+        )
     if any(outcome["status"] != "done" for outcome in _outcomes):
         sys.exit(1)
 

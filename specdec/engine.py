@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
 from specdec.clock import Clock
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Draft, Drafter
+from specdec.law import penalized, processed, round_noise, seen_tokens, settings_of
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verdict, Verifier
@@ -61,6 +63,7 @@ class Engine:
             with self.clock.stage("verify"):
                 verdict = self._verify(rows, draft)
             outcome = self._emit(rows, draft, verdict)
+            self.scheduler.end_round(rows)
             outcome.same_length = same_length
             self._commit(rows, verdict)
             outcome.finished = pool.retire()
@@ -99,7 +102,18 @@ class Engine:
             [1 + count for count in draft.num_drafted],
             parents,
         )
-        return self.verifier.verify(draft, logits_BTV)
+        return self._judge(rows, draft, logits_BTV)
+
+    def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:
+        """Greedy rows need no probabilities; where a row samples, the verifier gets the law that it samples from."""
+        settings = settings_of(rows)
+        if settings is None:
+            return self.verifier.verify(draft, logits_BTV)
+        scores_BTV = penalized(logits_BTV, settings, seen_tokens(rows, draft, logits_BTV))
+        if all(row_settings.greedy for row_settings in settings):
+            return self.verifier.verify(draft, scores_BTV)
+        noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device)
+        return self.verifier.verify_sampled(draft, processed(scores_BTV, settings), noise)
 
     def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
         drafted = draft.tokens_BG.tolist()
@@ -113,8 +127,6 @@ class Engine:
             row.num_drafted += draft.num_drafted[b]
             row.num_accepted += accepted
             row.first_token_s = row.first_token_s or now
-            if row.finished:
-                row.finished_s = now
             emitted.append(kept)
             num_accepted.append(accepted)
         return Round(rows, draft.num_drafted, num_accepted, emitted, same_length=False)
@@ -123,6 +135,9 @@ class Engine:
         """Finished rows leave first, so that nobody pays for keeping them aligned."""
         gone = [row for row in rows if row.finished]
         if gone:
+            now = self.clock.now()
+            for row in gone:
+                row.finished_s = now
             self.target.release([row.index for row in gone])
             self.drafter.release(gone)
         alive = [(row, path) for row, path in zip(rows, verdict.paths, strict=True) if not row.finished]

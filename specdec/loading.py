@@ -78,6 +78,9 @@ def _source(role: str, name: str) -> str:
 
 def _quiet() -> None:
     """The Hub client logs every retry, and transformers long prompts and more; our one line says what matters."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     for name in ("huggingface_hub", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

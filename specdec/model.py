@@ -162,6 +162,10 @@ class CausalLM:
         self._layers = [_StorageLayer(layer) for layer in range(self.num_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._additive = config._attn_implementation == "eager"
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+        slides = "sliding_attention" in kinds
+        self.window: int | None = getattr(config, "sliding_window", None) if slides else None
+        self.mixed_layers = getattr(config, "layer_types", None) is not None
 
     def empty_storage(self, num_rows: int, columns: int) -> KVStorage:
         """Storage for ``num_rows`` rows with room for ``columns``, nothing in use."""
@@ -190,14 +194,10 @@ class CausalLM:
         """
         for layer in self._layers:
             layer.writer, layer.num_past = writer, writer.num_columns - tokens_BT.shape[1]
-        mask = mask_BTS[:, None]
-        if self._additive:
-            lowest = torch.finfo(self.dtype).min
-            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, lowest)
         output = self.module(
             input_ids=tokens_BT,
             position_ids=positions_BT,
-            attention_mask=mask,
+            attention_mask=self.masks(mask_BTS),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=num_logits,
@@ -206,6 +206,25 @@ class CausalLM:
             layer.writer = None
         logits: Tensor = output.logits
         return logits
+
+    def masks(self, mask_BTS: Tensor) -> Tensor | dict[str, Tensor]:
+        """The mask in the form that the architecture takes: bool or additive, one or one per kind of layer."""
+        if self.window is None:
+            return self._mask_4d(mask_BTS)
+        # A query sees one column for each of the positions before it, in order of position: so the last `window`
+        # of them are those within the window, wherever a strategy put them.
+        rank_BTS = mask_BTS.flip(-1).cumsum(-1).flip(-1)
+        sliding = self._mask_4d(mask_BTS & (rank_BTS <= self.window))
+        if not self.mixed_layers:
+            return sliding
+        return {"full_attention": self._mask_4d(mask_BTS), "sliding_attention": sliding}
+
+    def _mask_4d(self, mask_BTS: Tensor) -> Tensor:
+        mask = mask_BTS[:, None]
+        if self._additive:
+            lowest = torch.finfo(self.dtype).min
+            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, lowest)
+        return mask
 
 
 def check_supported(config: Any, name: str) -> None:

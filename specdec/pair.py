@@ -35,6 +35,12 @@ class Pair:
     stop_ids: frozenset[int]
     fingerprint: str  # changes whenever the target's weights do
     notes: list[str]
+    draft_tokenizer: Any = None  # where the draft has a vocabulary of its own (drafter=retokenize)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, special ones included, exactly as it stands."""
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
 
     @property
     def context_length(self) -> int:
@@ -47,9 +53,8 @@ _cache: dict[str, Pair] = {}
 
 def load_pair(cfg: DictConfig) -> Pair:
     """The pair that a resolved run config asks for; the last one loaded is kept for the next point of a sweep."""
-    key = json.dumps(
-        [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")] + [cfg.weights, cfg.seed], sort_keys=True
-    )
+    parts = [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")]
+    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg)], sort_keys=True)
     if key not in _cache:
         _cache.clear()  # before loading: two large pairs need not fit together
         _cache[key] = _load(cfg)
@@ -83,8 +88,16 @@ def _load(cfg: DictConfig) -> Pair:
         fingerprint=_fingerprint(cfg, target),
         notes=notes,
     )
+    if _retokenizes(cfg) and pair.draft is not None:
+        name = cfg.pair.draft_tokenizer or (cfg.pair.draft if cfg.weights == "pretrained" else None)
+        pair.draft_tokenizer = load_tokenizer(name, cfg.pair) if name else tokenizer
     _check_fit(cfg, pair)
     return pair
+
+
+def _retokenizes(cfg: DictConfig) -> bool:
+    """Whether the models are joined by text, so that their vocabularies need not be the same."""
+    return bool(cfg.drafter.name == "retokenize")
 
 
 def choose_device(name: str) -> torch.device:
@@ -131,12 +144,12 @@ def _check_fit(cfg: DictConfig, pair: Pair) -> None:
             f"tokenizer has {size} tokens but the target's vocabulary is {pair.target.vocab_size}: "
             "set pair.tokenizer to the target's own"
         )
-    if pair.draft is None:
+    if pair.draft is None or _retokenizes(cfg):
         return
     if pair.draft.vocab_size != pair.target.vocab_size:
         raise PairError(
             f"vocabulary sizes differ: target {pair.target.vocab_size}, draft {pair.draft.vocab_size}; "
-            "choose a draft of the target's family (pair.draft)"
+            "choose a draft of the target's family (pair.draft), or drafter=retokenize"
         )
     folder = Path(assets.resolve(cfg.pair.draft or ""))
     if cfg.weights == "pretrained" and cfg.pair.tokenizer is None and cfg.pair.draft:
@@ -151,7 +164,7 @@ def _compare_tokenizers(target: Any, draft: Any) -> None:
         if ids.get(token, number) != number:
             raise PairError(
                 f"tokenizers differ: {token!r} is {number} for the target and {ids[token]} for the draft; "
-                "choose a draft with the target's tokenizer (pair.draft)"
+                "choose a draft with the target's tokenizer (pair.draft), or drafter=retokenize"
             )
     for special in ("bos_token_id", "eos_token_id"):
         ours, theirs = getattr(target, special), getattr(draft, special)

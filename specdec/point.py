@@ -11,15 +11,17 @@ from omegaconf import DictConfig, open_dict
 
 from specdec.build import build_engine, plugin
 from specdec.clock import STAGES, Clock
-from specdec.decode import complete_reference, decode, plain, reference_settings
+from specdec.decode import complete_reference, decode, reference_settings
 from specdec.engine import Round
 from specdec.equivalence import ReferenceStore, compare
 from specdec.errors import ConfigError
 from specdec.metrics import latencies, ratio, timing
+from specdec.oracle import NEAR_TIE, Witness, explain_row
 from specdec.pair import Pair, load_pair
 from specdec.progress import RoundProgress
 from specdec.prompts import Prompt, load_prompts
 from specdec.provenance import environment
+from specdec.reference import has_reference, plain, reference_key
 from specdec.results import RunFolder, identity
 from specdec.sequence import Sequence
 
@@ -35,7 +37,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str]) -> d
         build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
         for note in pair.notes + notes:
             print(f"note: {note}", flush=True)
-        store = _reference(cfg, pair, prompts) if cfg.reference else None
+        store = _reference(cfg, pair, prompts) if cfg.reference and has_reference(cfg) else None
         baseline = _baseline(cfg, overrides) if cfg.baseline and cfg.drafter.name != "none" else None
         folder.start(environment(cfg, overrides, pair.fingerprint, pair.notes + notes))
         logger.start(folder.hash, folder.settings, overrides)
@@ -60,7 +62,7 @@ def _input_budget(cfg: DictConfig, pair: Pair) -> int:
 
 def _reference(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> ReferenceStore:
     store = ReferenceStore(Path(cfg.results_dir) / "reference", reference_settings(cfg, pair))
-    num_missing = sum(store.get(prompt.ids) is None for prompt in prompts)
+    num_missing = sum(store.get(reference_key(cfg, prompt.index, prompt.ids)) is None for prompt in prompts)
     with RoundProgress("reference (batch 1)", num_missing, cfg.progress) as progress:
         complete_reference(cfg, pair, prompts, store, progress.observe)
     return store
@@ -98,17 +100,26 @@ def _decode_and_write(
     ):
         before = dict.fromkeys(STAGES, 0.0)
 
+        def known_output(row: Sequence) -> list[int] | None:
+            return store.get(reference_key(cfg, row.index, row.prompt_ids)) if store else None
+
         def observe(outcome: Round, clock: Clock) -> None:
             for row in outcome.finished:
-                reference = store.get(row.prompt_ids) if store else None
-                samples[row.index] = _sample(row, prompts[row.index], pair, reference)
+                samples[row.index] = _sample(row, prompts[row.index], pair, known_output(row))
                 sample_lines.write(json.dumps(samples[row.index]) + "\n")
                 sample_lines.flush()
             round_lines.write(json.dumps(_round(outcome, clock, before)) + "\n")
             before.update(clock.seconds)
             progress.observe(outcome, clock)
 
-        rows, tally, clock, memory = decode(cfg, pair, prompts, observe)
+        witness = Witness(known_output) if store else None
+        rows, tally, clock, memory = decode(cfg, pair, prompts, observe, known_output, witness)
+        for row in rows:
+            reference = known_output(row)
+            if witness is not None and reference is not None and not samples[row.index]["exact"]:
+                chunk = 1 if cfg.drafter.name == "none" else 1 + int(cfg.gamma)
+                explanation = explain_row(pair.target, row, reference, witness, batch=cfg.batch, chunk=chunk)
+                samples[row.index]["explanation"] = explanation
     summary = {
         **_choices(cfg, folder),
         "num_prompts": len(rows),
@@ -142,6 +153,7 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         **{group: cfg[group].name for group in groups},
         "batch": cfg.batch,
         "gamma": 0 if cfg.drafter.name == "none" else cfg.gamma,
+        "temperature": cfg.temperature,
         "max_new_tokens": cfg.max_new_tokens,
         "dtype": cfg.runner.dtype,
         "weights": cfg.weights,
@@ -189,14 +201,19 @@ def _round(outcome: Round, clock: Clock, before: dict[str, float]) -> dict[str, 
 def _equivalence(samples: list[dict[str, Any]], store: ReferenceStore | None) -> dict[str, Any]:
     if store is None:
         return dict.fromkeys(
-            ("exact_match", "partial_match", "num_exact", "num_divergences", "num_explained", "reference")
+            (
+                *("exact_match", "partial_match", "num_exact", "num_divergences", "num_explained", "num_failures"),
+                "reference",
+            )
         )
     num_exact = sum(sample["exact"] for sample in samples)
+    num_explained = sum((sample["explanation"] or {}).get("kind") == NEAR_TIE for sample in samples)
     return {
         "exact_match": num_exact / len(samples),
         "partial_match": sum(sample["matched_share"] for sample in samples) / len(samples),
         "num_exact": num_exact,
         "num_divergences": len(samples) - num_exact,
-        "num_explained": 0,
+        "num_explained": num_explained,
+        "num_failures": len(samples) - num_exact - num_explained,
         "reference": store.key,
     }

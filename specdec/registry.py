@@ -50,6 +50,8 @@ class Entry:
     target: str | type
     config: type
     doc: str
+    known_incorrect: bool = False  # kept as published, to be measured: a run needs allow_incorrect=true
+    lossy: bool = False  # gives up the target's law for speed: a run that samples needs allow_lossy=true
 
     def load(self) -> type:
         """Import and return the implementing class."""
@@ -65,8 +67,13 @@ _ENTRIES: dict[str, dict[str, Entry]] = {group: {} for group in PLUGIN_GROUPS}
 _loaded_entry_points = False
 
 
-def register(group: str, name: str, target: str | None = None) -> Callable[[type[T]], type[T]]:
+def register(
+    group: str, name: str, target: str | None = None, *, known_incorrect: bool = False, lossy: bool = False
+) -> Callable[[type[T]], type[T]]:
     """Register a plug-in under ``group=name``; returns the decorated class unchanged.
+
+    ``known_incorrect`` marks what is kept with its published defects, ``lossy`` what does not keep the target's law
+    when it samples: runs refuse both unless told otherwise.
 
     Raises:
         ConfigError: the group is unknown, or the name is taken.
@@ -83,7 +90,7 @@ def register(group: str, name: str, target: str | None = None) -> Callable[[type
             cls.__name__, [("name", str, dataclasses.field(default=name))], bases=(config,)
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc)
+        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, known_incorrect, lossy)
         ConfigStore.instance().store(group=group, name=name, node=node, provider=cls.__module__)
         return cls
 

@@ -30,6 +30,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     settings = {str(key): copy.deepcopy(value) for key, value in resolved.items() if key not in NOT_IDENTITY}
+    if resolved["debug"]["invariants"]:  # checked runs are slow: their times must not pass for those of others
+        settings["invariants_every"] = resolved["debug"]["invariants_every"]
     if settings["drafter"]["name"] == "none":  # nothing is drafted, so how much would be does not matter
         settings.pop("draft_length", None)
         settings.pop("gamma", None)

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from specdec.sampling import SamplingParams
+from specdec.stop_strings import StopText
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -15,8 +18,10 @@ class Sequence:
     prompt_ids: list[int]
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    sampling: SamplingParams | None = None  # None: greedy
+    stop_text: StopText | None = None  # watches for stop strings
     output_ids: list[int] = field(default_factory=list)
-    stop_reason: str | None = None  # "stop" or "length" once finished
+    stop_reason: str | None = None  # "stop", "stop_string" or "length" once finished (lockstep: "truncated")
     accepted_lengths: list[int] = field(default_factory=list)  # accepted drafted tokens, per round of this row
     num_drafted: int = 0
     num_accepted: int = 0
@@ -43,7 +48,7 @@ class Sequence:
 
     @property
     def finished(self) -> bool:
-        """Whether the row has met a stop token or its budget."""
+        """Whether the row has met a stop token, a stop string or its budget."""
         return self.stop_reason is not None
 
     def tokens(self, start: int) -> list[int]:
@@ -54,10 +59,10 @@ class Sequence:
         return self.prompt_ids[start:] + self.output_ids
 
     def emit(self, tokens: Iterable[int]) -> list[int]:
-        """Append new tokens up to the first stop token or the budget; returns those that were kept.
+        """Append new tokens up to the first stop or the budget; returns those that were kept.
 
-        The stop token itself is kept, as in ``transformers.generate``. Only new tokens are looked at, so that a
-        stop token inside the prompt means nothing.
+        The stop token itself is kept, and so is the token that completes a stop string, as in
+        ``transformers.generate``. Only new tokens are looked at: what the prompt holds means nothing.
         """
         kept: list[int] = []
         for token in tokens:
@@ -67,6 +72,8 @@ class Sequence:
             kept.append(token)
             if token in self.stop_ids:
                 self.stop_reason = "stop"
+            elif self.stop_text is not None and self.stop_text.push(token):
+                self.stop_reason = "stop_string"
             elif self.num_remaining == 0:
                 self.stop_reason = "length"
         return kept

@@ -20,8 +20,8 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
     console = Console(width=width)
     shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
-    title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value is not None)
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = [
         (heading, cell)
         for heading, cell in _COLUMNS
@@ -32,6 +32,7 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
     for outcome in outcomes:
         table.add_row(*(cell(outcome) for _, cell in columns))
     console.print()
+    console.print(title, style="bold", soft_wrap=True)
     console.print(table)
     for outcome in outcomes:
         if outcome["status"] != "done":
@@ -43,7 +44,7 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
         console.print(f"results: {folder}", soft_wrap=True)
 
 
-_TITLE = ("pair", "data", "num_prompts", "max_new_tokens", "dtype", "alignment", "drafter", "verifier")
+_TITLE = ("pair", "data", "num_prompts", "max_new_tokens", "temperature", "dtype", "alignment", "drafter", "verifier")
 _LEFT = ("method", "alignment", "drafter", "verifier", "pair")
 
 
@@ -97,6 +98,7 @@ _COLUMNS: list[tuple[str, Cell]] = [
     *((key, _text(key)) for key in ("pair", "alignment", "drafter", "verifier")),
     ("batch", _number("batch", "d")),
     ("gamma", _number("gamma", "d")),
+    ("temperature", _number("temperature", "g")),
     ("tokens/s", _number("tokens_per_s", ",.0f")),
     ("vs plain", _speedup),
     ("accept", _number("acceptance_rate", ".2f")),

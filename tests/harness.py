@@ -6,9 +6,15 @@ from collections.abc import Callable
 
 import torch
 
+from specdec.alignment.base import Alignment
 from specdec.alignment.eqspec import EqspecAlignment
+from specdec.alignment.expansion import ExpansionAlignment
+from specdec.alignment.inplace import InplaceAlignment
+from specdec.alignment.masked import MaskedAlignment
+from specdec.alignment.rollback import RollbackAlignment
 from specdec.clock import Clock
 from specdec.draft_lengths.fixed import FixedLength
+from specdec.draft_lengths.lockstep import LockstepLength
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
@@ -16,11 +22,22 @@ from specdec.drafters.none import NoDrafter
 from specdec.engine import Engine, Round
 from specdec.model import CausalLM
 from specdec.schedulers.exspec import ExspecScheduler
+from specdec.schedulers.lockstep import LockstepScheduler
 from specdec.schedulers.static import StaticScheduler
 from specdec.sequence import Sequence, SequencePool
+from specdec.verifiers.base import Verifier
 from specdec.verifiers.greedy import GreedyVerifier
 
-SCHEDULERS = {"static": StaticScheduler, "exspec": ExspecScheduler}
+SCHEDULERS = {"static": StaticScheduler, "exspec": ExspecScheduler, "lockstep": LockstepScheduler}
+DRAFT_LENGTHS = {"fixed": FixedLength, "lockstep": LockstepLength}
+ALIGNMENTS: dict[str, Callable[[CausalLM, Clock], Alignment]] = {
+    "eqspec": EqspecAlignment,
+    "inplace": InplaceAlignment,
+    "masked": MaskedAlignment,
+    "rollback": RollbackAlignment,
+    "expansion": ExpansionAlignment,
+}
+"""Those that are correct."""
 
 
 class ScriptedDrafter(Drafter):
@@ -63,8 +80,12 @@ def make_engine(
     batch: int = 4,
     window: int = 8,
     gamma: int = 5,
-    alignment: Callable[[CausalLM, Clock], EqspecAlignment] = EqspecAlignment,
+    alignment: Callable[[CausalLM, Clock], Alignment] = EqspecAlignment,
+    verifier: Verifier | None = None,
+    draft_length: str = "fixed",
+    **settings: object,
 ) -> Engine:
+    """An engine; ``settings`` are the scheduler's own."""
     clock = Clock()
     context = DrafterContext(target, draft, lambda model: alignment(model, clock), clock)
     if drafter is None:
@@ -72,9 +93,9 @@ def make_engine(
     return Engine(
         alignment(target, clock),
         drafter,
-        GreedyVerifier(),
-        SCHEDULERS[scheduler](batch, max(window, batch)),
-        FixedLength(gamma=gamma),
+        verifier or GreedyVerifier(),
+        SCHEDULERS[scheduler](batch, max(window, batch), **settings),
+        DRAFT_LENGTHS[draft_length](gamma=gamma),
         clock,
     )
 

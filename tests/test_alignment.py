@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
 import torch
 from conftest import VOCAB, small_llama
+from harness import ALIGNMENTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.alignment.content import Content
-from specdec.alignment.eqspec import EqspecAlignment
+from specdec.alignment.expansion import ExpansionAlignment
+from specdec.alignment.inplace import InplaceAlignment
+from specdec.alignment.masked import MaskedAlignment
+from specdec.alignment.rollback import RollbackAlignment
 from specdec.clock import Clock
-from specdec.errors import ContractError
+from specdec.errors import ConfigError, ContractError
 from specdec.model import CausalLM
 
-ALIGNMENTS = {"eqspec": EqspecAlignment}
+
+@functools.cache
+def the_model() -> CausalLM:
+    return CausalLM(small_llama(1, torch.float64))
 
 
 @pytest.fixture(scope="module")
 def model() -> CausalLM:
-    return CausalLM(small_llama(1, torch.float64))
+    return the_model()
 
 
-def fresh(model: CausalLM, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (V) after the last token and KV (N, H, length, D) of one row alone."""
+@functools.lru_cache(maxsize=5000)
+def fresh(*tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (V) after the last token and KV (N, H, length, D) of one row alone; the same row is asked for often."""
     with torch.inference_mode():
-        output = model.module(torch.tensor([tokens]), use_cache=True)
+        output = the_model().module(torch.tensor([tokens]), use_cache=True)
     layers = output.past_key_values.layers
     return output.logits[0, -1], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])
 
@@ -81,7 +90,7 @@ def test_random_interleavings_keep_every_promise(model, name, trees, seed):
             for b, (row, count) in enumerate(zip(rows, counts, strict=True)):
                 for t in range(count):
                     path = ancestors(parents[row], len(nodes[row]) - count + t)
-                    logits_V, _ = fresh(model, held[row] + [nodes[row][node] for node in path])
+                    logits_V, _ = fresh(*held[row], *(nodes[row][node] for node in path))
                     torch.testing.assert_close(logits_BTV[b, t], logits_V, rtol=0, atol=1e-10)
         kept = []
         for row in rows:
@@ -100,7 +109,7 @@ def test_random_interleavings_keep_every_promise(model, name, trees, seed):
             content = alignment.content(row)
             assert content.shape[2] == len(tokens)
             if tokens:
-                torch.testing.assert_close(content, fresh(model, tokens)[1], rtol=0, atol=1e-10)
+                torch.testing.assert_close(content, fresh(*tokens)[1], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
@@ -141,3 +150,77 @@ def test_content_positions_are_length_plus_depth(parents, length):
     for node, position in enumerate(positions):
         assert position == length + len(ancestors(parents, node)) - 1
         assert sorted(content.ancestors(node)) == ancestors(parents, node)
+
+
+def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, monkeypatch):
+    """Commits touch no column; a forward over all rows, in any order, reads the storage itself."""
+    writers = []
+    forward = CausalLM.forward
+    monkeypatch.setattr(CausalLM, "forward", lambda *args: writers.append(args[4]) or forward(*args))
+    alignment = InplaceAlignment(model, Clock())
+    alignment.admit([7, 8, 9], [[1, 2, 3], [4], [5, 6]])
+    for rows, kept in (([7, 8, 9], [4, 3, 2]), ([9, 7, 8], [[0], [0, 1], []])):
+        alignment.forward(rows, torch.tensor([[1, 2], [3, 4], [5, 6]]))
+        before = alignment._slots.kv.data_NBHSD.clone()
+        alignment.commit(rows, kept)
+        assert torch.equal(alignment._slots.kv.data_NBHSD, before)
+    assert all(writer.consecutive is not None for writer in writers)
+    alignment.forward([7, 9], torch.tensor([[1], [2]]))
+    assert writers[-1].consecutive is None, "rows 7 and 9 are in slots 0 and 2"
+
+
+def test_inplace_reuses_slots_and_closes_up(model):
+    """A newcomer takes a freed slot; a hole that nobody takes is closed by one row's move."""
+    alignment = InplaceAlignment(model, Clock())
+    alignment.admit([0, 1, 2, 3], [[1, 2], [3], [4, 5, 6], [7]])
+    alignment.release([1])
+    alignment.admit([4], [[8, 9]])
+    assert alignment._slots.slot == {0: 0, 4: 1, 2: 2, 3: 3}
+    alignment.release([0, 4])
+    kept = alignment.content(3)
+    logits_BTV = alignment.forward([2, 3], torch.tensor([[1], [2]]))
+    assert sorted(alignment._slots.slot.values()) == [0, 1]
+    assert torch.equal(alignment.content(3), kept)
+    torch.testing.assert_close(logits_BTV[1, 0], fresh(7, 2)[0], rtol=0, atol=1e-10)
+    assert alignment._slots.kv.num_rows == 4
+
+
+def test_masked_squeezes_holes_out_when_they_exceed_the_share(model):
+    for share, widest in ((0.0, 22), (0.5, 44), (1.0, 82)):
+        alignment = MaskedAlignment(model, Clock(), max_hole_share=share)
+        alignment.admit([0, 1], [[1, 2], [3]])
+        for _ in range(20):
+            alignment.forward([0, 1], torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
+            alignment.commit([0, 1], [[0], [0]])
+        assert alignment._batch.kv.width <= widest
+        assert share < 1 or alignment._batch.kv.width == widest, "nothing is ever squeezed out"
+    with pytest.raises(ConfigError, match="max_hole_share=2"):
+        MaskedAlignment(model, Clock(), max_hole_share=2)
+
+
+def test_rollback_cuts_the_batch_to_its_shortest_acceptance(model):
+    """Row 0 keeps four, row 1 one: three tokens of row 0 are fed again, and its content is whole all the time."""
+    alignment = RollbackAlignment(model, Clock())
+    alignment.admit([0, 1], [[1, 2], [3, 4]])
+    alignment.forward([0, 1], torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]]))
+    alignment.commit([0, 1], [[0, 1, 2, 3], [0]])
+    assert alignment._batch.kv.width == 3
+    assert [alignment.length(row) for row in (0, 1)] == [6, 3]
+    torch.testing.assert_close(alignment.content(0), fresh(1, 2, 5, 6, 7, 8)[1], rtol=0, atol=1e-10)
+    assert alignment._batch.kv.width == 3, "reading changes nothing"
+    alignment.forward([0, 1], torch.tensor([[9], [9]]))
+    assert alignment._batch.kv.width == 3 + 3 + 1
+
+
+def test_expansion_makes_one_copy_per_path(model, monkeypatch):
+    """A chain of three is three rows, a tree one per node; a second forward copies the nodes' own copies."""
+    sizes = []
+    forward = CausalLM.forward
+    monkeypatch.setattr(CausalLM, "forward", lambda *args: sizes.append(tuple(args[1].shape)) or forward(*args))
+    alignment = ExpansionAlignment(model, Clock())
+    alignment.admit([0, 1], [[1, 2], [3, 4]])
+    alignment.forward([0, 1], torch.tensor([[5, 6, 7], [5, 6, 7]]), parents=[[-1, 0, 1], [-1, -1, 1]])
+    alignment.forward([0, 1], torch.tensor([[8], [8]]), parents=[[2], [0]])
+    assert sizes == [(2, 2), (6, 3), (2, 1)]
+    alignment.commit([0, 1], [6, [0, 3]])
+    torch.testing.assert_close(alignment.content(1), fresh(3, 4, 5, 8)[1], rtol=0, atol=1e-10)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from conftest import VOCAB, greedy_alone
-from harness import ScriptedDrafter, make_engine, run_all
+from harness import ALIGNMENTS, ScriptedDrafter, make_engine, run_all
 
 from specdec.model import CausalLM
 
@@ -86,6 +86,43 @@ def test_every_acceptance_pattern(target, prompts, expected, scheduler, pattern)
             forced.append(min(script(row.index, turn), gamma, left - 1))
             left -= forced[-1] + 1
         assert row.accepted_lengths == forced
+
+
+OTHERS = [name for name in ALIGNMENTS if name != "eqspec"]
+
+
+@pytest.mark.parametrize("alignment", OTHERS)
+@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize(("batch", "gamma"), [(1, 5), (4, 5), (11, 3)])
+def test_speculation_is_exact_with_every_alignment(
+    target, draft, prompts, expected, scheduler, batch, gamma, alignment
+):
+    engine = make_engine(
+        target, draft, scheduler=scheduler, batch=batch, gamma=gamma, alignment=ALIGNMENTS[alignment], window=11
+    )
+    rows, _ = run_all(engine, prompts, NEW)
+    assert outputs(rows) == expected
+
+
+@pytest.mark.parametrize("alignment", OTHERS)
+@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+def test_draft_equal_to_target_accepts_everything_with_every_alignment(target, prompts, expected, scheduler, alignment):
+    gamma = 3
+    engine = make_engine(target, target, scheduler=scheduler, gamma=gamma, alignment=ALIGNMENTS[alignment])
+    rows, rounds = run_all(engine, prompts, 4 * (gamma + 1))
+    assert outputs(rows) == [e[: 4 * (gamma + 1)] for e in expected]
+    assert all(accepted == gamma for r in rounds for accepted in r.num_accepted)
+
+
+@pytest.mark.parametrize("alignment", OTHERS)
+@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_acceptance_pattern_with_every_alignment(target, prompts, expected, scheduler, pattern, alignment):
+    known = {i: output + [0] * 6 for i, output in enumerate(expected)}
+    drafter = ScriptedDrafter(known, PATTERNS[pattern], VOCAB)
+    engine = make_engine(target, drafter=drafter, scheduler=scheduler, gamma=5, alignment=ALIGNMENTS[alignment])
+    rows, _ = run_all(engine, prompts, NEW)
+    assert outputs(rows) == expected
 
 
 @pytest.mark.parametrize("scheduler", ["static", "exspec"])

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
 
-import specdec.config  # noqa: F401
+import specdec.config
 from specdec.clock import STAGES, Clock
 from specdec.equivalence import ReferenceStore, compare
 from specdec.metrics import quantile, timing

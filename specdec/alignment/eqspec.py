@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import attention_mask, padded
+from specdec.alignment.layout import attention_mask, causal, consecutive, padded
 from specdec.clock import Clock
 from specdec.errors import ContractError
 from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
@@ -73,12 +73,10 @@ class EqspecAlignment(Alignment):
             positions_BT = padded(
                 [[0] * pad + list(range(len(c))) for pad, c in zip(pads, contents, strict=True)], self.model.device
             )
-            causal_TT = torch.ones(width, width, dtype=torch.bool, device=self.model.device).tril()
-            columns_S = torch.arange(width, device=self.model.device)
-            pads_B = torch.tensor(pads, device=self.model.device)
-            real_BS = columns_S >= pads_B[:, None]
+            real_BS = consecutive(pads, [len(content) for content in contents], width, self.model.device)
             # A padding query sees itself only: any finite value will do, nobody reads it.
-            mask_BTS = (causal_TT & real_BS[:, None]) | torch.eye(width, dtype=torch.bool, device=self.model.device)
+            mask_BTS = causal(width, self.model.device) & real_BS[:, None]
+            mask_BTS |= torch.eye(width, dtype=torch.bool, device=self.model.device)
             assert self._storage is not None
             self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage.append(width), num_logits=1)
         for row, content in zip(rows, contents, strict=True):
@@ -114,13 +112,16 @@ class EqspecAlignment(Alignment):
             positions.append(fed + [fed[-1] if fed else 0] * (num_new - len(fed)))
             self._nodes[row].extend(range(start, start + counts[b]))
         mask_BTS = attention_mask(
-            starts=[self._pads[row] for row in rows],
+            committed_BS=consecutive(
+                [self._pads[row] for row in rows],
+                [self._contents[row].length for row in rows],
+                start + num_new,
+                self.model.device,
+            ),
             contents=[self._contents[row] for row in rows],
             node_columns=[self._nodes[row] for row in rows],
             num_tokens=counts,
-            width=start,
             num_new=num_new,
-            device=self.model.device,
         )
         return self.model.forward(
             tokens_BT, padded(positions, self.model.device), mask_BTS, self._storage.append(num_new)

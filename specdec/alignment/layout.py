@@ -14,35 +14,41 @@ def padded(lists: list[list[int]], device: torch.device) -> Tensor:
     return torch.tensor([row + [0] * (width - len(row)) for row in lists], dtype=torch.long, device=device)
 
 
+def consecutive(starts: list[int], lengths: list[int], num_columns: int, device: torch.device) -> Tensor:
+    """(B, S) bool: the columns from each row's start on, as many as it is long."""
+    columns_S = torch.arange(num_columns, device=device)
+    starts_B1 = torch.tensor(starts, device=device)[:, None]
+    lengths_B1 = torch.tensor(lengths, device=device)[:, None]
+    return (columns_S >= starts_B1) & (columns_S < starts_B1 + lengths_B1)
+
+
+def causal(num_columns: int, device: torch.device) -> Tensor:
+    """(S, S) bool: every column sees itself and those before it."""
+    return torch.ones(num_columns, num_columns, dtype=torch.bool, device=device).tril()
+
+
 def attention_mask(
     *,
-    starts: list[int],
+    committed_BS: Tensor,
     contents: list[Content],
     node_columns: list[list[int]],
     num_tokens: list[int],
-    width: int,
     num_new: int,
-    device: torch.device,
 ) -> Tensor:
     """Which columns each new token sees: its row's committed tokens, its ancestors and itself.
 
     Args:
-        starts: first column of each row's committed tokens, which are consecutive.
+        committed_BS: (B, S) bool, the columns of each row's committed tokens.
         contents: of each row, with the new tokens already fed.
         node_columns: column of each node of each row.
-        num_tokens: new tokens per row; the queries behind them see themselves only (their output is not read, but
-            it must be finite).
-        width: columns in use before the forward. num_new: columns that it adds.
+        num_tokens: new tokens per row; the queries behind them see one of the last columns besides (their output is
+            not read, but it must be finite).
+        num_new: columns that the forward adds, T.
 
     Returns:
-        (B, T, S) bool, S = width + num_new.
+        (B, T, S) bool.
     """
-    columns_S = torch.arange(width + num_new, device=device)
-    starts_B = torch.tensor(starts, device=device)
-    stops_B = torch.tensor(
-        [start + content.length for start, content in zip(starts, contents, strict=True)], device=device
-    )
-    committed_BS = (columns_S >= starts_B[:, None]) & (columns_S < stops_B[:, None])
+    behind = committed_BS.shape[1] - num_new
     mask_BTS = committed_BS[:, None].repeat(1, num_new, 1)
     index: list[tuple[int, int, int]] = []
     for b, content in enumerate(contents):
@@ -51,7 +57,7 @@ def attention_mask(
             if t < num_tokens[b]:
                 index.extend((b, t, node_columns[b][node]) for node in content.ancestors(first + t))
             else:
-                index.append((b, t, width + t))
-    rows, queries, seen = torch.tensor(index, device=device).unbind(-1)
+                index.append((b, t, behind + t))
+    rows, queries, seen = torch.tensor(index, device=committed_BS.device).unbind(-1)
     mask_BTS[rows, queries, seen] = True
     return mask_BTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
 
@@ -19,7 +20,7 @@ class SlotStorage:
         """Give each new row the lowest free slot."""
         taken = set(self.slot.values())
         free = [slot for slot in range(len(taken) + len(rows)) if slot not in taken]
-        self.slot.update(zip(rows, free, strict=False))
+        self.slot.update(zip(rows, free[: len(rows)], strict=True))
         self._reserve_slots(max(self.slot.values(), default=-1) + 1)
 
     def free(self, rows: list[int]) -> None:
@@ -49,6 +50,28 @@ class SlotStorage:
             self.kv = grown
 
 
-def chain_columns(starts: list[int], num_new: int, device: torch.device) -> torch.Tensor:
+def chain_columns(starts: list[int], num_new: int, device: torch.device) -> Tensor:
     """Columns (B, T) of tokens that are written one behind the other from each row's start."""
     return torch.tensor(starts, device=device)[:, None] + torch.arange(num_new, device=device)
+
+
+def feed_chains(
+    model: CausalLM, kv: KVStorage, slots: list[int], starts: list[int], tokens_BT: Tensor, num_logits: int = 0
+) -> Tensor:
+    """Feed chains whose columns are positions: a token goes to the next column and sees all up to its own.
+
+    Rows may feed fewer than T tokens: the others go to columns behind, where nobody sees them and the next tokens
+    overwrite them.
+
+    Args:
+        slots: the storage's row of each row. starts: column of each row's first token; what stands before it is
+            the row's content. tokens_BT: (B, T) ids. num_logits: as in CausalLM.forward.
+    """
+    num_new = tokens_BT.shape[1]
+    num_columns = max(starts) + num_new
+    columns_BT = chain_columns(starts, num_new, model.device)
+    mask_BTS = torch.arange(num_columns, device=model.device) <= columns_BT[..., None]
+    # Only a token that is not really fed can stand beyond the context; learned positions would not find it.
+    positions_BT = columns_BT.clamp(max=model.context_length - 1)
+    writer = kv.scatter(slots, columns_BT, num_columns)
+    return model.forward(tokens_BT, positions_BT, mask_BTS, writer, num_logits)

@@ -21,6 +21,16 @@ class Draft:
     parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
     probs_BGV: Tensor | None = None  # the law each token was really sampled from; None: tokens were chosen, not drawn
 
+    def path(self, b: int, node: int) -> list[int]:
+        """Row b's nodes from the first below the last committed token down to ``node``."""
+        if self.parents is None:
+            return list(range(node + 1))
+        nodes = []
+        while node != -1:
+            nodes.append(node)
+            node = self.parents[b][node]
+        return nodes[::-1]
+
 
 class Drafter(ABC):
     """Keeps whatever state it needs per row, between ``admit`` and ``release``.

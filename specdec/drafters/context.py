@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specdec.alignment.base import Alignment
 from specdec.clock import Clock
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from specdec.model import CausalLM
+    from specdec.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class DrafterContext:
     draft: CausalLM | None
     align: Callable[[CausalLM], Alignment]  # wraps a model in the run's alignment strategy
     clock: Clock
+    tokenizer: Any = None  # the target's; None where only ids are known
+    draft_tokenizer: Any = None  # the draft's own, where it differs
+    known_output: Callable[[Sequence], list[int] | None] | None = None  # the reference, where there is one
 
     @property
     def device(self) -> torch.device:

@@ -16,3 +16,10 @@ class Scheduler(ABC):
 
         Rows that were not active before must be made so through ``pool.activate``; the engine prefills them.
         """
+
+    def end_round(self, rows: list[Sequence]) -> None:
+        """See the round's rows after their tokens are emitted, and before those that have finished leave.
+
+        A scheduler may end further rows here by giving them a ``stop_reason``; none that is correct does.
+        """
+        return

@@ -1,4 +1,8 @@
-"""The Verifier contract: a pure function of tensors, without model, cache or global random state."""
+"""The Verifier contract: a pure function of tensors, without model, cache or global random state.
+
+Shape letters: B rows, G drafted nodes (the most of any row), T = G + 1 positions, V vocabulary. Column 0 of a T stands
+after the last committed token, column g + 1 after drafted node g; columns behind ``num_drafted[b] + 1`` mean nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specdec.drafters.base import Draft
+from specdec.errors import ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from specdec.law import Noise
 
 
 @dataclass(slots=True)
@@ -24,12 +31,52 @@ class Verifier(ABC):
     """Decides a round. Pure, so that its law can be enumerated exactly in a test."""
 
     @abstractmethod
-    def verify(self, draft: Draft, logits_BTV: Tensor, uniforms_BT: Tensor | None = None) -> Verdict:
-        """Accept a prefix (or a path) of each row's draft.
+    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+        """Decide for rows that are all greedy; whoever is exact does this by ``longest_match``.
 
         Args:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.
-            logits_BTV: the target's logits, T = G + 1: column 0 after the last committed token, column g + 1 after
-                drafted node g. Columns behind ``num_drafted[b] + 1`` mean nothing.
-            uniforms_BT: each row's own random numbers in [0, 1), for verifiers that sample.
+            logits_BTV: the target's logits, with the rows' repetition penalties on them.
         """
+
+    def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
+        """Decide where at least one row samples.
+
+        Args:
+            draft: as above; its probabilities are those that the tokens were drawn from.
+            probs_BTV: the law that the row's tokens must have: the target's, after temperature, top-p and the like,
+                float64; one-hot for a greedy row.
+            noise: each row's random numbers for this round.
+        """
+        raise ContractError(f"{type(self).__name__} decides greedy rows only: set temperature=0, or another verifier")
+
+
+def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:
+    """Follow each row's draft, a chain or a tree, for as long as it holds the token chosen at each position.
+
+    The chosen token at the end of the path is the round's next token.
+    """
+    chosen = chosen_BT.tolist()  # the round's one wait for the device
+    drafted = draft.tokens_BG.tolist()
+    accepts = []
+    for b, num_drafted in enumerate(draft.num_drafted):
+        parents = parents_of(draft, b)
+        accepts.append([drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)])
+    paths = [descend(parents_of(draft, b), row) for b, row in enumerate(accepts)]
+    return Verdict(paths, [chosen[b][path[-1] + 1 if path else 0] for b, path in enumerate(paths)])
+
+
+def descend(parents: list[int], accepts: list[bool]) -> list[int]:
+    """The path from the root that takes, at each node, the first child that is acceptable after its parent."""
+    path: list[int] = []
+    node = -1
+    for child, parent in enumerate(parents):  # parents come before children, so one pass follows the path down
+        if parent == node and accepts[child]:
+            path.append(child)
+            node = child
+    return path
+
+
+def parents_of(draft: Draft, b: int) -> list[int]:
+    """Row b's parent of each node, -1 for the last committed token."""
+    return draft.parents[b] if draft.parents else list(range(-1, draft.num_drafted[b] - 1))

@@ -1,0 +1,96 @@
+"""Masked: rejected tokens stay in the cache as holes that the mask hides, and are squeezed out now and then.
+
+Idea: all rows of a batch append to the same columns, and a commit is bookkeeping: what was rejected becomes a hole.
+A position is the running count of a row's own tokens, never its column, so holes do not shift what comes after them.
+When the holes that all rows could do without exceed a share of the width, every row is moved together (compaction).
+Cost: attention over the holes, and one copy of every row per compaction: none per round. A change of rows that
+brings rows in copies both batches; rows that only leave copy the batch once.
+Source: the layout of BSP's published code (Su et al. 2023, arXiv 2310.18813), with the positions put right.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.columns import ColumnBatch
+from specdec.alignment.content import Contents
+from specdec.alignment.layout import attention_mask, padded
+from specdec.clock import Clock
+from specdec.errors import ConfigError
+from specdec.model import CausalLM
+
+
+class MaskedAlignment(Alignment):
+    """Holes behind a mask; see the module's text."""
+
+    def __init__(self, model: CausalLM, clock: Clock, *, max_hole_share: float = 0.25) -> None:
+        if not 0 <= max_hole_share <= 1:
+            raise ConfigError(f"alignment.max_hole_share={max_hole_share}: it must be between 0 and 1")
+        self.model = model
+        self.clock = clock
+        self.max_hole_share = max_hole_share
+        self._contents = Contents()
+        self._batch = ColumnBatch(model, self._contents)
+
+    def admit(self, rows: list[int], contents: list[list[int]]) -> None:
+        """Prefill new rows as a right-padded batch of their own."""
+        self._contents.admit(rows)
+        self._batch.prefill(rows, contents)
+        for row, content in zip(rows, contents, strict=True):
+            self._contents[row].length = len(content)
+
+    def release(self, rows: list[int]) -> None:
+        """Forget rows; the batch gets narrower at the next forward."""
+        self._contents.release(rows)
+        self._batch.forget(rows)
+
+    def forward(
+        self,
+        rows: list[int],
+        tokens_BT: Tensor,
+        num_tokens: list[int] | None = None,
+        parents: list[list[int]] | None = None,
+    ) -> Tensor:
+        """Append the tokens' columns to all rows; positions go on from each row's own count."""
+        self._contents.require(rows, "forward")
+        with self.clock.stage("align"):
+            self._batch.choose(rows)
+        contents = [self._contents[row] for row in rows]
+        num_new = tokens_BT.shape[1]
+        counts = num_tokens or [num_new] * len(rows)
+        positions = []
+        for b, content in enumerate(contents):
+            fed = content.feed(counts[b], parents[b] if parents else None)
+            positions.append(fed + [0] * (num_new - len(fed)))
+        self._batch.append(rows, counts)
+        mask_BTS = attention_mask(
+            committed_BS=self._batch.committed(rows, self._batch.kv.width + num_new),
+            contents=contents,
+            node_columns=[self._batch.nodes[row] for row in rows],
+            num_tokens=counts,
+            num_new=num_new,
+        )
+        positions_BT = padded(positions, self.model.device)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, self._batch.kv.append(num_new))
+
+    def commit(self, rows: list[int], kept: list[Kept]) -> None:
+        """What is not kept becomes holes; too many of them are squeezed out."""
+        with self.clock.stage("align"):
+            self._contents.require(rows, "commit")
+            for row, keep in zip(rows, kept, strict=True):
+                stay, nodes = self._contents[row].keep(keep)
+                self._batch.keep(row, stay, nodes)
+            # Only the holes that a compaction would remove count: the padding of a shorter row it cannot.
+            batch = self._batch
+            needed = max((len(batch.columns[row]) + len(batch.nodes[row]) for row in batch.living), default=0)
+            if batch.kv.width - needed > self.max_hole_share * batch.kv.width:
+                batch.compact()
+
+    def length(self, row: int) -> int:
+        """Committed tokens of a row."""
+        return self._contents[row].length
+
+    def content(self, row: int) -> Tensor:
+        """A copy of a row's committed KV, (N, H, length, D), without its holes."""
+        return self._batch.cached(row)

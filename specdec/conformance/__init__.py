@@ -1,0 +1,80 @@
+"""What any plug-in must pass: ``python -m specdec.conformance alignment=NAME`` (or drafter=, verifier=, scheduler=).
+
+From Python, and from pytest where its plug-in is loaded: ``conformance(alignment="inplace")``. Nothing here imports
+torch or hypothesis before cases are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from specdec.errors import ConfigError, SpecdecError
+
+if TYPE_CHECKING:
+    from specdec.conformance.promises import Finding
+
+GROUPS = ("alignment", "drafter", "verifier", "scheduler")
+DEFAULT_SCALE = 1.0
+
+
+class ConformanceError(SpecdecError):
+    """A plug-in breaks a promise of its contract."""
+
+
+def examine(
+    group: str,
+    name: str,
+    params: dict[str, Any] | None = None,
+    *,
+    scale: float = DEFAULT_SCALE,
+    shrink: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> list[Finding]:
+    """Run the kit on ``group=name``; one finding per promise.
+
+    Args:
+        params: the plug-in's settings that differ from their defaults.
+        scale: number of drawn cases, as a multiple of the usual one.
+        shrink: look for the smallest failing case.
+        progress: called with what is being done.
+
+    Raises:
+        ConfigError: there is no such group, plug-in or setting, or hypothesis is not installed.
+    """
+    import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+    from specdec.registry import lookup, unknown
+
+    if group not in GROUPS:
+        raise ConfigError(unknown("plug-in group with a contract", group, GROUPS))
+    config = lookup(group, name).config
+    settings = {key for key in config.__dataclass_fields__ if key not in ("name", "label")}
+    for key in params or {}:
+        if key not in settings:
+            raise ConfigError(unknown(f"setting of {group}={name}", key, settings))
+    try:
+        import hypothesis  # noqa: F401
+    except ImportError:
+        raise ConfigError("the conformance kit needs hypothesis: pip install hypothesis") from None
+    from specdec.conformance.explore import explore
+    from specdec.conformance.promises import BY_GROUP
+    from specdec.conformance.suites import suite
+
+    families = suite(group, name, params or {}, scale)
+    return explore(families, BY_GROUP[group], shrink=shrink, progress=progress)
+
+
+def conformance(*, scale: float = DEFAULT_SCALE, params: dict[str, Any] | None = None, **plugin: str) -> None:
+    """Assert that a plug-in keeps every promise: ``conformance(alignment="mine")``.
+
+    Raises:
+        ConformanceError: naming every broken promise and the smallest case that breaks it.
+    """
+    if len(plugin) != 1:
+        raise ConfigError(f"name one plug-in, as in conformance(alignment='inplace'), not {len(plugin)}")
+    from specdec.conformance.report import describe
+
+    ((group, name),) = plugin.items()
+    findings = examine(group, name, params, scale=scale)
+    if broken := [finding.promise for finding in findings if not finding.kept]:
+        raise ConformanceError("\n".join([f"{group}={name} breaks {', '.join(broken)}", *describe(findings)]))

@@ -1,0 +1,211 @@
+"""Cases that hypothesis draws and shrinks: sequences of contract calls, and whole decoding runs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from specdec.alignment.base import Kept
+
+VOCAB = 61
+MAX_LENGTH = 250  # of a row, below the small models' context
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """New rows and their prompts."""
+
+    contents: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def __str__(self) -> str:
+        return "admit " + ", ".join(f"{row}: {list(content)}" for row, content in self.contents)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Rows that are gone."""
+
+    rows: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"release {list(self.rows)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Per row its tokens; for trees, their parents."""
+
+    tokens: tuple[tuple[int, tuple[int, ...]], ...]
+    parents: tuple[tuple[int, ...], ...] | None = None
+
+    def __str__(self) -> str:
+        parts = []
+        for b, (row, tokens) in enumerate(self.tokens):
+            tree = f" under {list(self.parents[b])}" if self.parents else ""
+            parts.append(f"{row}: {list(tokens)}{tree}")
+        return "forward " + ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Per row its new length, or the nodes of a path."""
+
+    kept: tuple[tuple[int, int | tuple[int, ...]], ...]
+
+    def __str__(self) -> str:
+        return "commit " + ", ".join(
+            f"{row}: {keep} tokens" if isinstance(keep, int) else f"{row}: nodes {list(keep)}"
+            for row, keep in self.kept
+        )
+
+    def kept_lists(self) -> list[Kept]:
+        """In the form of the contract."""
+        return [keep if isinstance(keep, int) else list(keep) for _, keep in self.kept]
+
+
+Step = Admit | Release | Forward | Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Calls of the alignment contract, each of them allowed."""
+
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One decoding run of small models: everything that a failing case must name."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    budgets: tuple[int, ...]
+    batch: int
+    gamma: int
+    pattern: tuple[int, ...]  # accepted tokens, row by row and round by round; empty: a real draft model
+    draft_is_target: bool = False  # without a pattern: the draft is the target itself, so all must be accepted
+    scheduler: str = "static"
+    window: int = 4
+    stop_every: int = 0  # every n-th token of a row's true output is a stop token; 0: none
+    stops_in_prompts: bool = False  # the first token of every prompt is a stop token: pad = eos, for token 0
+    seed: int = 0
+    dtype: str = "float64"
+
+    def __str__(self) -> str:
+        model = "the target itself" if self.draft_is_target else "a model"
+        drafts = f"accepting {list(self.pattern)}" if self.pattern else f"drafted by {model}"
+        stops = f", stop at every {self.stop_every}th token" if self.stop_every else ""
+        stops += ", stop tokens in prompts" if self.stops_in_prompts else ""
+        return (
+            f"{len(self.prompts)} prompts {[list(prompt) for prompt in self.prompts]}, budgets {list(self.budgets)}, "
+            f"batch {self.batch}, gamma {self.gamma}, {drafts}, {self.scheduler} (window {self.window}){stops}, "
+            f"{self.dtype}, seed {self.seed}"
+        )
+
+
+tokens_of = st.integers(0, VOCAB - 1)
+
+
+@st.composite
+def programs(draw: Any, trees: bool = True, max_rounds: int = 5) -> Program:
+    """Admissions, releases, forwards of ragged chains and trees over any rows, commits that keep or cut back."""
+    steps: list[Step] = []
+    lengths: dict[int, int] = {}
+    counter = 0
+    for turn in range(draw(st.integers(1, max_rounds))):
+        if turn == 0 or draw(st.integers(0, 3)) == 3:
+            sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=3))
+            rows = range(counter, counter + len(sizes))
+            counter += len(sizes)
+            contents = [tuple(draw(st.lists(tokens_of, min_size=size, max_size=size))) for size in sizes]
+            steps.append(Admit(tuple(zip(rows, contents, strict=True))))
+            lengths.update(zip(rows, sizes, strict=True))
+        if len(lengths) > 1 and draw(st.integers(0, 3)) == 3:
+            gone = draw(st.sampled_from(sorted(lengths)))
+            steps.append(Release((gone,)))
+            del lengths[gone]
+        rows_now = draw(st.lists(st.sampled_from(sorted(lengths)), min_size=1, max_size=4, unique=True))
+        steps += _round(draw, rows_now, lengths, trees and draw(st.booleans()))
+    return Program(tuple(steps))
+
+
+def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> list[Step]:
+    """Some forwards over the same rows, and the commit that ends them."""
+    steps: list[Step] = []
+    parents: dict[int, list[int]] = {row: [] for row in rows}
+    for _ in range(draw(st.integers(1, 3))):
+        counts = draw(st.lists(st.integers(0, 4), min_size=len(rows), max_size=len(rows)))
+        counts[0] = max(counts[0], 1)
+        fed, linked = [], []
+        for row, count in zip(rows, counts, strict=True):
+            start = len(parents[row])
+            fed.append((row, tuple(draw(st.lists(tokens_of, min_size=count, max_size=count)))))
+            links = [
+                draw(st.integers(-1, start + i - 1)) if tree else start + i - 1 for i in range(count)
+            ]
+            parents[row] += links
+            linked.append(tuple(links))
+        steps.append(Forward(tuple(fed), tuple(linked) if tree else None))
+    kept: list[tuple[int, int | tuple[int, ...]]] = []
+    for row in rows:
+        nodes = parents[row]
+        chain = nodes == list(range(-1, len(nodes) - 1))
+        if chain and draw(st.booleans()):
+            cut = draw(st.integers(0, min(2, lengths[row]) + len(nodes)))
+            lengths[row] += len(nodes) - cut
+            kept.append((row, lengths[row]))
+        else:
+            path, node = [], draw(st.integers(-1, len(nodes) - 1))
+            while node >= 0:
+                path.insert(0, node)
+                node = nodes[node]
+            lengths[row] += len(path)
+            kept.append((row, tuple(path)))
+    steps.append(Commit(tuple(kept)))
+    return steps
+
+
+@st.composite
+def runs(draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None) -> Run:
+    """Ragged prompts, budgets and acceptance; stops anywhere, in prompts too; one row or several."""
+    num_rows = draw(st.integers(1, 5))
+    prompts = draw(st.lists(st.lists(tokens_of, min_size=1, max_size=8), min_size=num_rows, max_size=num_rows))
+    gamma = draw(st.integers(1, 4))
+    by_script = draw(st.booleans()) if scripted is None else scripted
+    pattern = tuple(draw(st.lists(st.integers(0, gamma), min_size=1, max_size=6))) if by_script else ()
+    batch = draw(st.integers(1, 4))
+    return Run(
+        prompts=tuple(map(tuple, prompts)),
+        budgets=tuple(draw(st.lists(st.integers(1, 12), min_size=num_rows, max_size=num_rows))),
+        batch=batch,
+        gamma=gamma,
+        pattern=pattern,
+        draft_is_target=draw(st.booleans()) and not by_script,
+        scheduler=draw(st.sampled_from(schedulers)),
+        window=batch + draw(st.integers(0, 3)),
+        stop_every=draw(st.sampled_from([0, 0, 1, 3, 5])),
+        stops_in_prompts=draw(st.booleans()),
+        seed=draw(st.integers(0, 2)),
+        dtype=draw(st.sampled_from(["float64", "float64", "float32"])),
+    )
+
+
+def long_program(num_rounds: int = 30) -> Program:
+    """Three rows that grow past every cache reservation, accepting unequally, the third only from time to time."""
+    steps: list[Step] = [Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8, 9))))]
+    lengths = [3, 1, 5]
+    for turn in range(num_rounds):
+        rows = [0, 1, 2] if turn % 3 == 0 else [1, 0]
+        fed = tuple((row, tuple((7 * turn + 3 * row + i) % VOCAB for i in range(6))) for row in rows)
+        steps.append(Forward(fed))
+        kept: list[tuple[int, int]] = []
+        for row in rows:
+            lengths[row] += 1 + (5 if row == 0 else (turn + row) % 6)
+            kept.append((row, lengths[row]))
+        steps.append(Commit(tuple(kept)))
+    assert max(lengths) < MAX_LENGTH
+    return Program(tuple(steps))

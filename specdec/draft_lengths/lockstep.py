@@ -1,0 +1,24 @@
+"""One draft length for the whole batch: that of the row with the least room left, as DSD and EQSPEC's code draft.
+
+Exact, but rows near their budget slow the others down, and a row's draft depends on its neighbours.
+Source: Yan, Agarwal, Venkataraman 2024, arXiv 2402.01528; the reference code of arXiv 2510.22876 does the same.
+"""
+
+from __future__ import annotations
+
+from specdec.draft_lengths.base import DraftLength
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+
+
+class LockstepLength(DraftLength):
+    """gamma, cut for all rows to what the neediest may still emit."""
+
+    def __init__(self, *, gamma: int = 5) -> None:
+        if gamma < 0:
+            raise ConfigError(f"draft_length.gamma={gamma}: it must be 0 or more")
+        self.gamma = gamma
+
+    def choose(self, rows: list[Sequence]) -> list[int]:
+        """The same for every row; one place is left for the token that ends the round."""
+        return [min(self.gamma, *(row.num_remaining - 1 for row in rows))] * len(rows)

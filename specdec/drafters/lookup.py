@@ -1,0 +1,65 @@
+"""Prompt lookup: what followed the last few tokens the last time they occurred in the row's own text.
+
+The longest n-gram that occurred before wins; the copy may run into itself, so that a loop is drafted to any length.
+Source: Saxena 2023, "Prompt lookup decoding"; here every n-gram is indexed as it is committed, so that a look-up costs
+the same in a long text. The tokens are chosen, not drawn, so the draft has no probabilities.
+"""
+
+from __future__ import annotations
+
+from specdec.alignment.layout import padded
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+
+
+class PromptLookupDrafter(Drafter):
+    """n-gram matches in prompt and output."""
+
+    def __init__(self, context: DrafterContext, *, max_ngram: int = 3, min_ngram: int = 1) -> None:
+        if not 1 <= min_ngram <= max_ngram:
+            raise ConfigError(
+                f"drafter.min_ngram={min_ngram}, drafter.max_ngram={max_ngram}: choose 1 <= min_ngram <= max_ngram"
+            )
+        self._device = context.device
+        self._sizes = range(max_ngram, min_ngram - 1, -1)
+        self._tokens: dict[int, list[int]] = {}
+        self._following: dict[int, dict[tuple[int, ...], int]] = {}  # n-gram: where the token after its last place is
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Index the prompts."""
+        for row in rows:
+            self._tokens[row.index], self._following[row.index] = [], {}
+        self.commit(rows)
+
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """Copy behind the latest occurrence of the longest known n-gram; nothing if there is none."""
+        drafts = [self._copy(row.index, gamma) for row, gamma in zip(rows, gammas, strict=True)]
+        return Draft(padded(drafts, self._device), [len(draft) for draft in drafts])
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Index what was emitted. The n-gram at the very end has no follower yet, so it is left for the next time."""
+        for row in rows:
+            tokens, following = self._tokens[row.index], self._following[row.index]
+            for token in row.tokens(len(tokens)):
+                for size in self._sizes:
+                    if len(tokens) >= size:
+                        following[tuple(tokens[-size:])] = len(tokens)
+                tokens.append(token)
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows."""
+        for row in rows:
+            del self._tokens[row.index], self._following[row.index]
+
+    def _copy(self, key: int, gamma: int) -> list[int]:
+        tokens = self._tokens[key]
+        suffixes = (tuple(tokens[-size:]) for size in self._sizes if size <= len(tokens))
+        start = next((self._following[key][s] for s in suffixes if s in self._following[key]), None)
+        if start is None:
+            return []
+        text = list(tokens)
+        for place in range(start, start + gamma):
+            text.append(text[place])
+        return text[len(tokens) :]

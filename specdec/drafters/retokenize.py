@@ -1,0 +1,107 @@
+"""Drafting with a model of another tokenizer: the row's text is encoded for the draft, and the draft's for the target.
+
+Lossless, because what is proposed are tokens of the target, which the verifier checks like any others. The draft is
+greedy and its tokens become target tokens by way of text, so they come without probabilities. Encoding the row anew in
+every round costs time, but the draft's KV cache is kept for as much of the row as is still encoded the same way.
+Source: the universal assisted generation of ``transformers`` (Moshe et al. 2024), for batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from specdec.alignment.base import Kept
+from specdec.alignment.layout import padded
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.drafters.steps import extend
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+from specdec.stop_strings import INCOMPLETE
+
+TAIL = 8  # tokens encoded again in front of new text, because tokens may form across the seam
+
+
+class RetokenizeDrafter(Drafter):
+    """Greedy chain drafts from ``context.draft``, translated by way of text."""
+
+    def __init__(self, context: DrafterContext) -> None:
+        if context.draft is None or context.tokenizer is None or context.draft_tokenizer is None:
+            raise ConfigError("drafter=retokenize needs a draft model with its own tokenizer: set pair.draft")
+        self._model = context.draft
+        self._alignment = context.align(context.draft)
+        self._device = context.device
+        self._ours, self._theirs = context.tokenizer, context.draft_tokenizer
+        begin = self._theirs.bos_token_id
+        self._prefix = [begin] if begin is not None and self._theirs.encode("a")[:1] == [begin] else []
+        self._held: dict[int, list[int]] = {}  # draft tokens of each row that its cache holds
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Encode and prefill the prompts."""
+        for row in rows:
+            self._held[row.index] = self._encode(row)[: self._model.context_length][:-1]
+        self._alignment.admit([row.index for row in rows], [self._held[row.index] for row in rows])
+
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """Draft as many tokens as wished, of the draft's kind; fewer, or more, of the target's may come of them."""
+        encoded = [self._encode(row) for row in rows]
+        room = [self._model.context_length - len(ids) for ids in encoded]
+        steps = [gamma if ids and gamma < free else 0 for ids, gamma, free in zip(encoded, gammas, room, strict=True)]
+        missing = [ids[len(self._held[row.index]) :] for row, ids in zip(rows, encoded, strict=True)]
+        keys = [row.index for row in rows]
+        drafted = extend(self._alignment, self._model.device, keys, missing, steps, _argmax).tolist()
+        drafts = []
+        for row, ids, tokens, num_steps, gamma in zip(rows, encoded, drafted, steps, gammas, strict=True):
+            tokens = tokens[:num_steps]
+            if num_steps:
+                self._held[row.index] = ids + tokens[:-1]
+            drafts.append(self._translate(row, ids, tokens)[:gamma])
+        return Draft(padded(drafts, self._device), [len(draft) for draft in drafts])
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Cut each row back to what is still encoded the same way, and leave at least one token to feed."""
+        kept: list[Kept] = []
+        for row in rows:
+            ids, held = self._encode(row), self._held[row.index]
+            same = next(
+                (i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), min(len(ids), len(held))
+            )
+            same = max(min(same, len(ids) - 1), 0)
+            self._held[row.index] = held[:same]
+            kept.append(same)
+        self._alignment.commit([row.index for row in rows], kept)
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows and their cache."""
+        self._alignment.release([row.index for row in rows])
+        for row in rows:
+            del self._held[row.index]
+
+    def _encode(self, row: Sequence) -> list[int]:
+        text = _decode(self._ours, row.tokens(0)).rstrip(INCOMPLETE)
+        return self._prefix + list(self._theirs.encode(text, add_special_tokens=False))
+
+    def _translate(self, row: Sequence, ids: list[int], drafted: list[int]) -> list[int]:
+        """The target's tokens for the text that the draft added."""
+        before = _decode(self._theirs, ids[-TAIL:])
+        new = _decode(self._theirs, ids[-TAIL:] + drafted).rstrip(INCOMPLETE)[len(before) :]
+        if not new:
+            return []
+        tail = row.tokens(max(row.length - TAIL, 0))
+        text = _decode(self._ours, tail)
+        with_new = list(self._ours.encode(text + new, add_special_tokens=False))
+        for known in (tail, list(self._ours.encode(text, add_special_tokens=False))):
+            if with_new[: len(known)] == known:
+                return with_new[len(known) :]
+        return list(self._ours.encode(new, add_special_tokens=False))
+
+
+def _argmax(logits_BV: Tensor) -> Tensor:
+    return logits_BV.argmax(-1)
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

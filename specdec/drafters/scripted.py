@@ -1,0 +1,61 @@
+"""Replays the known output, wrong with a set chance at each position: any acceptance rate, for benchmarks and tests.
+
+Whether the draft is right at a position is decided by the row's own random stream there, so every method that is
+measured with it meets the same right and wrong drafts, whatever its batches. The known outputs are the reference's.
+A share ``rate`` of the drafted tokens that are reached is right; the acceptance rate over all drafted tokens is lower,
+because nothing behind a wrong one can be accepted.
+"""
+
+from __future__ import annotations
+
+from specdec.alignment.layout import padded
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.errors import ConfigError
+from specdec.random_stream import SCRIPT, uniforms
+from specdec.sequence import Sequence
+
+
+class ScriptedDrafter(Drafter):
+    """Drafts the reference output with seeded mistakes."""
+
+    def __init__(self, context: DrafterContext, *, rate: float = 0.8, seed: int = 0) -> None:
+        if not 0 <= rate <= 1:
+            raise ConfigError(f"drafter.rate={rate}: it must be from 0 to 1")
+        self._context = context
+        self._rate = rate
+        self._seed = seed
+        self._outputs: dict[int, list[int]] = {}
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Look up what the rows will say."""
+        for row in rows:
+            known = self._context.known_output(row) if self._context.known_output else None
+            if known is None:
+                raise ConfigError("drafter=scripted replays known outputs: set reference=true")
+            self._outputs[row.index] = known
+
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """The next known tokens, some of them changed; fewer where the known output ends."""
+        drafts = []
+        for row, gamma in zip(rows, gammas, strict=True):
+            start = len(row.output_ids)
+            known = self._outputs[row.index][start : start + gamma]
+            positions = range(start, start + len(known))
+            chances = uniforms([(self._seed, row.index)], [positions], SCRIPT, [0] * len(known))[0].tolist()
+            drafts.append(
+                [token if u < self._rate else self._other(token) for token, u in zip(known, chances, strict=True)]
+            )
+        return Draft(padded(drafts, self._context.device), [len(draft) for draft in drafts])
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Nothing to drop: a draft depends on the place alone."""
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows."""
+        for row in rows:
+            del self._outputs[row.index]
+
+    def _other(self, token: int) -> int:
+        """A token that is certainly wrong."""
+        return (token + 1) % self._context.target.vocab_size

@@ -1,0 +1,110 @@
+"""The adaptive trigram store: weights of (t1, t2) -> t3 that grow with what the row itself says.
+
+A weight starts from a corpus (frequency among the successors of its key, the heaviest 12 kept) and gains 0.04 for
+every step that its trigram stays within the last 16 tokens of the row, up to 3. The store of the corpus is shared and
+never changes; what a row learns is an overlay of its own, so that its draft never depends on its neighbours. Source:
+Liu et al. 2024 (ADED, AAAI 2025), whose store is one for all requests; its tree search is left out here: the
+heaviest successor is followed, a chain.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from specdec.alignment.layout import padded
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+
+Weights = dict[tuple[int, int], dict[int, float]]
+
+
+class TrigramDrafter(Drafter):
+    """Chains of the heaviest trigrams; no model, no probabilities."""
+
+    def __init__(
+        self,
+        context: DrafterContext,
+        *,
+        corpus: str | None = None,
+        successors: int = 12,
+        window: int = 16,
+        gain: float = 0.04,
+        cap: float = 3.0,
+    ) -> None:
+        if window < 3:
+            raise ConfigError(f"drafter.window={window}: a trigram needs at least 3 tokens")
+        if min(successors, gain, cap) <= 0:
+            raise ConfigError("drafter.successors, drafter.gain and drafter.cap must be above 0")
+        self._device = context.device
+        self._base = _corpus_store(context, corpus, successors) if corpus is not None else {}
+        self._window, self._gain, self._cap = window, gain, cap
+        self._tokens: dict[int, list[int]] = {}
+        self._overlay: dict[int, Weights] = {}
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Learn the prompts."""
+        for row in rows:
+            self._tokens[row.index], self._overlay[row.index] = [], {}
+        self.commit(rows)
+
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """Follow the heaviest successors until one is missing or the wished length is reached."""
+        drafts = [self._follow(row.index, gamma) for row, gamma in zip(rows, gammas, strict=True)]
+        return Draft(padded(drafts, self._device), [len(draft) for draft in drafts])
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Credit, for every emitted token, the trigrams that were in the window then."""
+        for row in rows:
+            tokens = self._tokens[row.index]
+            for token in row.tokens(len(tokens)):
+                tokens.append(token)
+                self._credit(self._overlay[row.index], tokens[-self._window :])
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows."""
+        for row in rows:
+            del self._tokens[row.index], self._overlay[row.index]
+
+    def _credit(self, overlay: Weights, recent: list[int]) -> None:
+        for first, second, third in zip(recent, recent[1:], recent[2:], strict=False):
+            known = overlay.setdefault((first, second), {})
+            weight = known.get(third, self._base.get((first, second), {}).get(third, 0.0))
+            known[third] = min(weight + self._gain, self._cap)
+
+    def _follow(self, key: int, gamma: int) -> list[int]:
+        text = self._tokens[key][-2:]
+        if len(text) < 2:
+            return []
+        for _ in range(gamma):
+            pair = (text[-2], text[-1])
+            successors = {**self._base.get(pair, {}), **self._overlay[key].get(pair, {})}
+            if not successors:
+                break
+            text.append(max(successors, key=lambda token: (successors[token], -token)))
+        return text[2:]
+
+
+def _corpus_store(context: DrafterContext, corpus: str, keep: int) -> Weights:
+    """Relative frequencies of a text file's trigrams, one document per line."""
+    if context.tokenizer is None:
+        raise ConfigError("drafter.corpus needs the pair's tokenizer, which this engine was built without")
+    try:
+        lines = Path(corpus).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"drafter.corpus={corpus}: not a readable text file ({error})") from None
+    return relative_frequencies((context.tokenizer.encode(line, add_special_tokens=False) for line in lines), keep)
+
+
+def relative_frequencies(documents: Iterable[list[int]], keep: int) -> Weights:
+    """Per pair of tokens, the share of each of its ``keep`` most frequent successors."""
+    counts: dict[tuple[int, int], Counter[int]] = {}
+    for tokens in documents:
+        for first, second, third in zip(tokens, tokens[1:], tokens[2:], strict=False):
+            counts.setdefault((first, second), Counter())[third] += 1
+    return {
+        key: {token: count / total.total() for token, count in total.most_common(keep)} for key, total in counts.items()
+    }

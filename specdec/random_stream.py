@@ -1,0 +1,64 @@
+"""Random numbers without state: a hash of who asks, where, and what for.
+
+A row's numbers are keyed by (seed, prompt index, position, purpose, offset) and by nothing else, so a row gets the
+same ones alone or in any batch, under any scheduler, on any device. A number must decide one thing only; the purposes
+below say what their position and offset are, and why that makes every key new:
+
+- ``DRAW``: the token that is emitted at ``position``, whatever way a verifier comes to it. Every position is emitted
+  once, and a number of a position that a round does not reach is not looked at.
+- ``TEST``: the acceptance test of a drafted token. Block verification looks at the tests of tokens that it then drops,
+  so these are keyed by the position where the round starts, with the token's place in the draft as offset.
+- ``DRAFT``: the token that a draft model samples; keyed like the tests and for the same reason.
+- ``SCRIPT``: whether the scripted drafter is right at a position.
+
+The hash is a chain of splitmix64 finalisers (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+generators"), each a bijection of 64 bits. Shape letters: B rows, N numbers per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DRAW, TEST, DRAFT, SCRIPT = range(4)
+
+
+def uniforms(
+    keys: Sequence[tuple[int, int]], positions: Sequence[Sequence[int]], purpose: int, offsets: Sequence[int]
+) -> Tensor:
+    """Float64 numbers in [0, 1), multiples of 2**-53, on the CPU.
+
+    Args:
+        keys: seed and prompt index of each of the B rows; any integers.
+        positions: (B, N) positions. offsets: N offsets, the same for all rows.
+
+    Returns:
+        (B, N) numbers.
+    """
+    shape = (len(keys), len(offsets))
+    seeds_B1, indices_B1 = (torch.tensor([_signed(key[i]) for key in keys]).reshape(-1, 1) for i in (0, 1))
+    state = _mix(seeds_B1)
+    for word in (indices_B1, torch.tensor(positions).reshape(shape), torch.tensor(purpose), torch.tensor(offsets)):
+        state = _mix(state ^ _mix(word.to(torch.int64)))
+    return _shift(state, 11).to(torch.float64).expand(shape) * 2.0**-53
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's step and finaliser; int64 arithmetic wraps like the unsigned one."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shift right, filling with zeros (torch's own shift copies the sign)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as a signed integer."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

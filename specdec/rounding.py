@@ -1,0 +1,108 @@
+"""How far two correct computations of the same logits lie apart, measured and not assumed.
+
+A row is run through its model in four ways that differ only in the order of floating-point operations: in one piece;
+token by token over a cache; and as a padded row of a batch, in chunks as a round feeds them and token by token. All
+of it is plain `transformers`: neither the engine nor any alignment strategy takes part, so that whatever is wrong in
+them cannot widen the measure. Shape letters: n positions, V vocabulary, B rows, T tokens fed, S columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from specdec.model import CausalLM
+
+NUM_PADS = 3  # masked columns before the measured row in a batch
+MIN_POSITIONS = 32  # measured at least, where the row has them: a maximum over few positions is too small
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Teacher-forced logits of a row, and the spread of the correct computations of it."""
+
+    logits_nV: Tensor  # computed token by token over a cache, as the reference decodes; float64, on the CPU
+    largest: float  # largest difference of one logit, over all positions and pairs of computations
+    rms: float  # root mean square difference over the vocabulary, at the position and pair where it is largest
+
+
+@torch.inference_mode()
+def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
+    """Run prompt and output through the model in every way; position i is the one that decides ``output[i]``.
+
+    Args:
+        batch, chunk: rows of the run's batches, and tokens that one of its rounds feeds (gamma + 1).
+    """
+    tokens, first = prompt + output[:-1], len(prompt)
+    ways: list[Callable[[], Tensor]] = [
+        lambda: _token_by_token(model, tokens, first),
+        lambda: _in_one_piece(model, tokens, first),
+        lambda: _in_a_batch(model, tokens, first, batch, chunk),
+        lambda: _in_a_batch(model, tokens, first, batch, 1),
+    ]
+    logits = [way().double().cpu() for way in ways]
+    differences = [(a - b) for a, b in combinations(logits, 2)]
+    return Rounding(
+        logits[0],
+        max(float(difference.abs().max()) for difference in differences),
+        max(float(rms(difference).max()) for difference in differences),
+    )
+
+
+def rms(difference: Tensor) -> Tensor:
+    """Root mean square over the vocabulary."""
+    return difference.square().mean(-1).sqrt()
+
+
+def _in_one_piece(model: CausalLM, tokens: list[int], first: int) -> Tensor:
+    kept = len(tokens) - first + 1
+    logits: Tensor = model.module(_ids(model, [tokens]), use_cache=False, logits_to_keep=kept).logits[0]
+    return logits
+
+
+def _token_by_token(model: CausalLM, tokens: list[int], first: int) -> Tensor:
+    step = model.module(_ids(model, [tokens[:first]]), use_cache=True, logits_to_keep=1)
+    logits = [step.logits[0, -1]]
+    for token in tokens[first:]:
+        step = model.module(_ids(model, [[token]]), past_key_values=step.past_key_values, use_cache=True)
+        logits.append(step.logits[0, -1])
+    return torch.stack(logits)
+
+
+def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chunk: int) -> Tensor:
+    """The row behind masked columns, beside rows that are longer by these; their content means nothing to it."""
+    pad = NUM_PADS if len(tokens) + NUM_PADS <= model.context_length else 0
+    neighbour = (tokens[:pad] + tokens + tokens)[: pad + len(tokens)]
+    neighbour += tokens[:1] * (pad + len(tokens) - len(neighbour))
+    ids_BS = _ids(model, [[tokens[0]] * pad + tokens] + [neighbour] * (batch - 1))
+    num_columns = ids_BS.shape[1]
+    columns_S = torch.arange(num_columns, device=model.device)
+    starts_B1 = torch.tensor([pad] + [0] * (batch - 1), device=model.device)[:, None]
+    positions_BS = (columns_S - starts_B1).clamp(min=0)
+    mask_BSS = (columns_S <= columns_S[:, None]) & (columns_S >= starts_B1)[:, None]
+    mask_BSS |= torch.eye(num_columns, dtype=torch.bool, device=model.device)
+    cache, logits, start = DynamicCache(), [], 0
+    for stop in [pad + first, *range(pad + first + chunk, num_columns + chunk, chunk)]:
+        stop = min(stop, num_columns)
+        if start == stop:
+            break
+        part = model.module(
+            input_ids=ids_BS[:, start:stop],
+            position_ids=positions_BS[:, start:stop],
+            attention_mask=model.masks(mask_BSS[:, start:stop, :stop]),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1 if start == 0 else 0,
+        )
+        logits.append(part.logits[0])
+        start = stop
+    return torch.cat(logits)
+
+
+def _ids(model: CausalLM, rows: list[list[int]]) -> Tensor:
+    return torch.tensor(rows, device=model.device)

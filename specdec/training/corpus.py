@@ -1,0 +1,84 @@
+"""The text: Python sources under one root, split into training and held-out by a stable hash of the path."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from specdec.training import TrainingError
+from specdec.training.config import CorpusConfig
+
+SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file: `path` relative to the corpus root with forward slashes, and its text."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Training and held-out files, each sorted by path."""
+
+    train: list[SourceFile]
+    heldout: list[SourceFile]
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the paths and texts of all files, in order."""
+        digest = hashlib.sha256()
+        for file in sorted(self.train + self.heldout, key=lambda file: file.path):
+            digest.update(f"{file.path}\0{file.text}\0".encode())
+        return digest.hexdigest()
+
+
+def is_heldout(path: str, heldout_percent: int) -> bool:
+    """Whether the file at this relative path is held out; depends on nothing but the path."""
+    bucket = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "big") % 100
+    return bucket < heldout_percent
+
+
+def read_corpus(cfg: CorpusConfig) -> Corpus:
+    """Read every file the config admits. Raises TrainingError when either side of the split is empty."""
+    root = Path(cfg.root) if cfg.root else Path(sysconfig.get_path("stdlib"))
+    if not root.is_dir():
+        raise TrainingError(f"corpus.root={root} is not a folder")
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    files = [file for path in paths if (file := _read(root, path, cfg)) is not None]
+    if cfg.max_files is not None:
+        files = _first_of_each(files, cfg)
+    train = [file for file in files if not is_heldout(file.path, cfg.heldout_percent)]
+    heldout = [file for file in files if is_heldout(file.path, cfg.heldout_percent)]
+    if not train or not heldout:
+        sizes = f"{len(train)} training and {len(heldout)} held-out files"
+        raise TrainingError(f"corpus.root={root} yields {sizes} after filtering; both must be at least 1")
+    return Corpus(train, heldout)
+
+
+def _first_of_each(files: list[SourceFile], cfg: CorpusConfig) -> list[SourceFile]:
+    """At most `max_files` training files, and all held-out ones (prompts need the variety)."""
+    train = [file for file in files if not is_heldout(file.path, cfg.heldout_percent)]
+    heldout = [file for file in files if is_heldout(file.path, cfg.heldout_percent)]
+    return train[: cfg.max_files] + heldout
+
+
+def _read(root: Path, path: str, cfg: CorpusConfig) -> SourceFile | None:
+    """The file if it is readable, hand-written text of an admitted size, else None."""
+    if SKIPPED_FOLDERS.intersection(path.split("/")) or path.startswith(tuple(cfg.exclude)):
+        return None
+    raw = (root / path).read_bytes()
+    if not cfg.min_bytes <= len(raw) <= cfg.max_bytes:
+        return None
+    try:
+        text = raw.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:  # tests of source encodings
+        return None
+    num_digits = sum(character.isdigit() for character in text)
+    is_table = num_digits > cfg.max_digit_share * len(text)
+    is_ascii = sum(character.isascii() for character in text) > 0.98 * len(text)
+    return SourceFile(path, text) if is_ascii and not is_table else None

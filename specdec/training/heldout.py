@@ -1,0 +1,68 @@
+"""Held-out prompts in Spec-Bench's schema {question_id, category, turns}, cut from held-out files only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.training import TrainingError
+from specdec.training.config import HeldoutConfig
+from specdec.training.corpus import SourceFile
+from specdec.training.snippets import starts_by_kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def make_prompts(
+    files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, cfg: HeldoutConfig, seed: int
+) -> list[dict[str, Any]]:
+    """As many prompts per kind, of lengths spread evenly in their logarithm between the two limits.
+
+    Each file is used as evenly as the kinds allow, and no start is used twice.
+    """
+    random = np.random.default_rng(seed)
+    starts = {kind: places for kind, places in starts_by_kind(files).items() if places}
+    lengths = np.geomspace(cfg.min_tokens + 2, cfg.max_tokens - 4, cfg.num_prompts).astype(int)
+    uses: dict[str, int] = {}
+    prompts: list[dict[str, Any]] = []
+    for index, num_tokens in enumerate(lengths):
+        kind = list(starts)[index % len(starts)]
+        text = _cut(starts[kind], uses, int(num_tokens), tokenizer, cfg, random)
+        prompts.append({"question_id": index + 1, "category": kind, "turns": [text]})
+    return prompts
+
+
+def _cut(
+    places: list[tuple[SourceFile, int]],
+    uses: dict[str, int],
+    num_tokens: int,
+    tokenizer: PreTrainedTokenizerFast,
+    cfg: HeldoutConfig,
+    random: np.random.Generator,
+) -> str:
+    """One prompt of about `num_tokens` from the least used file; removes its start from `places`."""
+    order = sorted(random.permutation(len(places)), key=lambda index: uses.get(places[index][0].path, 0))
+    for index in order:
+        file, offset = places[index]
+        ids = tokenizer.backend_tokenizer.encode(file.text[offset : offset + 12 * num_tokens]).ids[:num_tokens]
+        text = str(tokenizer.decode(ids))
+        length = len(tokenizer.backend_tokenizer.encode(text).ids)  # the cut may merge differently
+        if len(ids) == num_tokens and cfg.min_tokens <= length <= cfg.max_tokens and text.isascii():
+            uses[file.path] = uses.get(file.path, 0) + 1
+            del places[index]
+            return text
+    raise TrainingError(f"heldout.num_prompts={cfg.num_prompts} is more than the held-out files yield")
+
+
+def write_prompts(prompts: list[dict[str, Any]], path: Path) -> None:
+    """One JSON document per line."""
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """The prompts written by `write_prompts`."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,142 @@
+"""The recipe of the pair `tiny`: corpus -> tokenizer -> target -> greedy outputs -> draft -> export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from specdec.training import TrainingError
+from specdec.training.blocks import BlockStream, fixed_blocks
+from specdec.training.budget import Budget
+from specdec.training.config import TrainConfig
+from specdec.training.corpus import Corpus, read_corpus
+from specdec.training.distill import GreedyDistillModule, GreedyStream, WarmDistillModule, start_from_target
+from specdec.training.export import export_pair
+from specdec.training.greedy import generate_corpus
+from specdec.training.heldout import make_prompts, read_prompts, write_prompts
+from specdec.training.loop import fit
+from specdec.training.measure import measure_acceptance, measure_steps
+from specdec.training.model import build_model, load_model, num_parameters, save_model
+from specdec.training.module import LanguageModule, evaluate_loss
+from specdec.training.stages import run_stage
+from specdec.training.tokenizer import encode_files, load_tokenizer, train_tokenizer
+
+Record = dict[str, Any]
+
+
+def train_tiny(cfg: TrainConfig) -> Record:
+    """Run every stage that is not done yet, export, and print the acceptance report as one JSON line."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    folder = Path(cfg.output_dir)
+    corpus = read_corpus(cfg.corpus)
+    stages: dict[str, Callable[[Path], Record]] = {
+        "tokenizer": partial(make_tokenizer, cfg, corpus),
+        "heldout": partial(make_heldout, cfg, corpus, folder),
+        "target": partial(make_target, cfg, folder),
+        "greedy": partial(make_greedy, cfg, corpus, folder),
+        "warm": partial(make_warm_draft, cfg, folder),
+        "draft": partial(make_draft, cfg, folder),
+        "acceptance": partial(report_acceptance, cfg, folder),
+        "step_times": partial(report_step_times, cfg, folder),
+    }
+    chosen = _chosen_stages(cfg, list(stages))
+    records = {name: run_stage(name, folder, cfg.force, stages[name]) for name in chosen}
+    if cfg.stages is not None:
+        return records
+    destination = export_pair(cfg, folder, records, folder / "heldout/heldout.jsonl")
+    report = {"export": str(destination), **records["acceptance"], "step_times": records["step_times"]}
+    print(json.dumps(report))
+    return report
+
+
+def _chosen_stages(cfg: TrainConfig, known: list[str]) -> list[str]:
+    """The stages to run, in the recipe's order."""
+    for name in cfg.stages or ():
+        if name not in known:
+            raise TrainingError(f"stages={name} is not a stage of this recipe; known: {', '.join(known)}")
+    return [name for name in known if cfg.stages is None or name in cfg.stages]
+
+
+def make_tokenizer(cfg: TrainConfig, corpus: Corpus, out: Path) -> Record:
+    """Learn the tokenizer on the training files, encode both sides of the split."""
+    tokenizer = train_tokenizer((file.text for file in corpus.train), cfg.vocab_size, cfg.context_length, out)
+    record: Record = {"corpus_sha256": corpus.sha256}
+    for split, files in (("train", corpus.train), ("heldout", corpus.heldout)):
+        tokens = encode_files(tokenizer, [file.text for file in files], cfg.seed)
+        np.save(out / f"{split}.npy", tokens)
+        num_bytes = sum(len(file.text.encode()) for file in files)
+        record[split] = {"files": len(files), "bytes": num_bytes, "tokens": len(tokens)}
+    return record
+
+
+def make_heldout(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
+    """Cut the held-out prompts."""
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    prompts = make_prompts(corpus.heldout, tokenizer, cfg.heldout, cfg.seed)
+    write_prompts(prompts, out / "heldout.jsonl")
+    return {"prompts": len(prompts)}
+
+
+def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
+    """Train the target on corpus text and round it to what ships."""
+    model = build_model(cfg.target_model, cfg.vocab_size, cfg.context_length, cfg.seed)
+    budget = Budget(cfg.target)
+    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed)
+    record = fit(LanguageModule("target", model, budget), stream, out, cfg)
+    save_model(model, out / "model")
+    heldout_BT = fixed_blocks(np.load(folder / "tokenizer/heldout.npy"), 512, 64)
+    heldout_loss = round(evaluate_loss(load_model(out / "model"), heldout_BT), 4)
+    return {**record, "parameters": num_parameters(model), "heldout_loss": heldout_loss}
+
+
+def make_greedy(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
+    """Let the rounded target continue prompts from training files."""
+    target, tokenizer = load_model(folder / "target/model"), load_tokenizer(folder / "tokenizer")
+    return generate_corpus(target, corpus.train, tokenizer, cfg.greedy, cfg.seed, out)
+
+
+def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
+    """First draft: the target's distribution on corpus text."""
+    target = load_model(folder / "target/model")
+    draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
+    from_target = start_from_target(draft, target)
+    budget = Budget(cfg.draft.warm)
+    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed + 1)
+    module = WarmDistillModule("draft.warm", draft, budget, target, cfg.draft.soft_weight)
+    record = fit(module, stream, out, cfg)
+    torch.save(draft.state_dict(), out / "draft.pt")
+    return {**record, "from_target": from_target}
+
+
+def make_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
+    """Final draft: the target's greedy outputs."""
+    draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
+    draft.load_state_dict(torch.load(folder / "warm/draft.pt"))
+    budget = Budget(cfg.draft.final)
+    stream = GreedyStream(folder / "greedy", budget, cfg.seed)
+    module = GreedyDistillModule("draft.final", draft, budget, cfg.draft.soft_weight)
+    record = fit(module, stream, out, cfg)
+    save_model(draft, out / "model")
+    return {**record, "parameters": num_parameters(draft)}
+
+
+def report_acceptance(cfg: TrainConfig, folder: Path, out: Path) -> Record:
+    """Acceptance of what ships on the held-out prompts."""
+    target, draft = load_model(folder / "target/model"), load_model(folder / "draft/model")
+    prompts = read_prompts(folder / "heldout/heldout.jsonl")
+    return measure_acceptance(target, draft, load_tokenizer(folder / "tokenizer"), prompts, cfg.measure)
+
+
+def report_step_times(cfg: TrainConfig, folder: Path, out: Path) -> Record:
+    """Step times of what ships, on this machine."""
+    target, draft = load_model(folder / "target/model"), load_model(folder / "draft/model")
+    return measure_steps(target, draft, cfg.measure.step_repeats)

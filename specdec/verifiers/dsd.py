@@ -1,0 +1,39 @@
+"""DSD's acceptance as published: it keeps the draft's own wrong token. Known incorrect; kept to be measured.
+
+Each deviation from greedy verification is a switch:
+
+- ``keep_rejected``: at the first mismatch the draft's rejected token is emitted, and never the target's choice. This
+  alone breaks equivalence, at batch 1 too;
+- ``no_bonus``: full acceptance emits no further token. Exact, but slower.
+
+With both off it is the greedy verifier. Source: Yan, Agarwal, Venkataraman 2024, arXiv 2402.01528, whose script cuts
+at ``index + 1``; described in arXiv 2510.22876.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from specdec.drafters.base import Draft
+from specdec.verifiers.base import Verdict, Verifier, longest_match, parents_of
+
+
+class DsdVerifier(Verifier):
+    """Greedy matching that keeps what it rejected; see the module's text."""
+
+    def __init__(self, *, keep_rejected: bool = True, no_bonus: bool = True) -> None:
+        self.keep_rejected = keep_rejected
+        self.no_bonus = no_bonus
+
+    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+        """See the contract. Without a bonus, the last accepted token takes the place of the token that follows."""
+        verdict = longest_match(draft, logits_BTV.argmax(-1))
+        drafted = draft.tokens_BG.tolist()
+        for b, path in enumerate(verdict.paths):
+            end = path[-1] if path else -1
+            rejected = [node for node, parent in enumerate(parents_of(draft, b)) if parent == end]
+            if rejected and self.keep_rejected:
+                verdict.next_tokens[b] = drafted[b][rejected[0]]
+            elif not rejected and path and self.no_bonus:
+                verdict.next_tokens[b] = drafted[b][path.pop()]
+        return verdict

@@ -1,0 +1,255 @@
+"""The training recipe at rehearsal size, and the pair that ships."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import specdec
+from specdec.training import TrainingError, run_recipe
+from specdec.training.budget import Budget
+from specdec.training.config import CorpusConfig, StageConfig, TrainConfig, shrink_to_rehearse
+from specdec.training.corpus import is_heldout, read_corpus
+from specdec.training.greedy import greedy_outputs
+from specdec.training.heldout import read_prompts
+from specdec.training.measure import count_rounds, prompt_agreement
+from specdec.training.model import load_model
+
+ASSETS = Path(specdec.__file__).parent / "assets"
+TINY = ASSETS / "tiny"
+ACCEPTANCE_REACHED = 0.6
+ROOT = ASSETS.parent.parent
+
+
+def rehearsal(folder: Path) -> TrainConfig:
+    cfg = shrink_to_rehearse(TrainConfig(output_dir=str(folder), progress=False))
+    cfg.corpus.root, cfg.corpus.heldout_percent = str(folder / "corpus"), 20
+    cfg.vocab_size = 400
+    return cfg
+
+
+def write_corpus(folder: Path, num_files: int = 60) -> None:
+    """Small programs with every kind of prompt start."""
+    (folder / "corpus").mkdir()
+    for index in range(num_files):
+        lines = [f'"""Module number {index} of a small corpus."""', "import os", ""]
+        for name in ("alpha", "beta", "gamma", "delta", "epsilon"):
+            lines += [f"class {name.title()}{index}:", f'    """Holds a {name} value of module."""', ""]
+            lines += [f"    def get_{name}(self, value):", "        # The value is returned as it is", ""]
+            lines += [
+                "        if value is None:",
+                f"            return self.{name}",
+                "        return value",
+                "",
+            ]
+            lines += [
+                f"    def test_{name}(self):",
+                f"        self.assertEqual(self.get_{name}(None), None)",
+                "",
+            ]
+        (folder / "corpus" / f"module_{index}.py").write_text("\n".join(lines) * 3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("train")
+    write_corpus(folder)
+    return folder, run_recipe("tiny", rehearsal(folder))
+
+
+def test_recipe_trains_and_exports(trained):
+    folder, report = trained
+    export = folder / "export" / "tiny"
+    assert report["num_drafted"] > 0
+    assert 0.0 <= report["acceptance_rate"] <= 1.0
+    tokenizer = AutoTokenizer.from_pretrained(export / "tokenizer")
+    text = "class Alpha:\n\tdef f(self): return '\u00e9'\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    for role in ("target", "draft"):
+        model = AutoModelForCausalLM.from_pretrained(export / role)
+        assert model.dtype == torch.float32
+        assert model.config.vocab_size == len(tokenizer)
+        assert model.generation_config.do_sample is False
+    assert "acceptance rate" in (export / "README.md").read_text()
+    assert (folder / "export" / "heldout.jsonl").exists()
+
+
+def test_target_learns(trained):
+    record = json.loads((trained[0] / "target" / "record.json").read_text())
+    assert record["steps"] == 8
+    assert record["loss_curve"][-1] < record["loss_curve"][0]
+
+
+def test_rerun_skips_finished_stages(trained, capsys):
+    folder, report = trained
+    weights = (folder / "export" / "tiny" / "target" / "model.safetensors").read_bytes()
+    assert run_recipe("tiny", rehearsal(folder)) == report
+    assert capsys.readouterr().out.count("done before") == 8
+    assert (folder / "export" / "tiny" / "target" / "model.safetensors").read_bytes() == weights
+
+
+def test_interrupted_stage_resumes_from_its_checkpoint(trained, tmp_path):
+    cfg = rehearsal(trained[0])
+    cfg.output_dir, cfg.stages, cfg.target.steps = str(tmp_path), ["tokenizer", "target"], 4
+    run_recipe("tiny", cfg)
+    (tmp_path / "target" / "record.json").unlink()
+    cfg.target.steps = 8
+    resumed = run_recipe("tiny", cfg)["target"]
+    assert resumed["steps"] == 8
+    assert len(resumed["loss_curve"]) == 4  # only the steps after the checkpoint ran
+
+
+def test_non_finite_loss_names_the_step(trained, tmp_path):
+    cfg = rehearsal(trained[0])
+    cfg.output_dir, cfg.stages = str(tmp_path), ["tokenizer", "target"]
+    cfg.target.lr, cfg.target.clip, cfg.target.warmup_steps = 1e30, 0.0, 0
+    with pytest.raises(TrainingError, match=r"target: loss is nan at step \d+; lower lr="):
+        run_recipe("tiny", cfg)
+
+
+def test_vocabulary_larger_than_the_corpus_yields(trained, tmp_path):
+    cfg = rehearsal(trained[0])
+    cfg.output_dir, cfg.vocab_size = str(tmp_path), 2048
+    with pytest.raises(TrainingError, match="vocab_size=2048 is more than the corpus yields"):
+        run_recipe("tiny", cfg)
+
+
+def test_bad_input_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="yields 0 training and 0 held-out files"):
+        read_corpus(CorpusConfig(root=str(tmp_path / "empty")))
+    with pytest.raises(TrainingError, match="is not a folder"):
+        read_corpus(CorpusConfig(root=str(tmp_path / "absent")))
+    with pytest.raises(TrainingError, match="pair=nothing has no training recipe"):
+        run_recipe("nothing", TrainConfig())
+    write_corpus(tmp_path)
+    cfg = rehearsal(tmp_path)
+    cfg.stages = ["targte"]
+    with pytest.raises(TrainingError, match="stages=targte is not a stage"):
+        run_recipe("tiny", cfg)
+
+
+@pytest.mark.parametrize(
+    ("agrees", "drafted", "accepted", "rounds"),
+    [
+        ([True] * 12, 10, 10, 2),  # two full rounds of 5 + 1
+        ([False] * 3, 6, 0, 3),  # 3, 2 and 1 tokens are left to draft
+        ([True, False, True, True], 6, 3, 2),
+        ([], 0, 0, 0),
+    ],
+)
+def test_count_rounds(agrees, drafted, accepted, rounds):
+    counts = count_rounds(agrees, gamma=5)
+    assert (counts.num_drafted, counts.num_accepted, counts.num_rounds) == (drafted, accepted, rounds)
+
+
+@torch.inference_mode()
+def decode_by_rounds(target, draft, ids, new_tokens, gamma):
+    """Greedy speculative decoding without a cache, to the letter. Returns output, drafted and accepted counts."""
+    start, num_drafted, num_accepted = len(ids), 0, 0
+    while (left := new_tokens - (len(ids) - start)) > 0:
+        drafted = []
+        for _ in range(min(gamma, left)):
+            drafted.append(int(draft(torch.tensor([ids + drafted])).logits[0, -1].argmax()))
+        chosen = target(torch.tensor([ids + drafted])).logits[0, len(ids) - 1 :].argmax(-1).tolist()
+        accepted = next((i for i, token in enumerate(drafted) if token != chosen[i]), len(drafted))
+        num_drafted, num_accepted = num_drafted + len(drafted), num_accepted + accepted
+        ids = (ids + chosen[: accepted + 1])[: start + new_tokens]
+    return ids[start:], num_drafted, num_accepted
+
+
+def test_replayed_rounds_are_the_rounds_of_real_decoding():
+    target, draft = load_model(TINY / "target"), load_model(TINY / "draft")
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
+    for prompt in read_prompts(ASSETS / "heldout.jsonl")[:32:8]:
+        ids = tokenizer(prompt["turns"][0]).input_ids
+        agrees = prompt_agreement(target, draft, ids, 24)
+        output, num_drafted, num_accepted = decode_by_rounds(target, draft, ids, len(agrees), 5)
+        counts = count_rounds(agrees, 5)
+        assert output == greedy_outputs(target, torch.tensor([ids]), len(agrees), 1).ids[0, len(ids) :].tolist()
+        assert (counts.num_drafted, counts.num_accepted) == (num_drafted, num_accepted)
+
+
+def test_budget_ends_by_steps_or_by_the_clock():
+    by_steps = Budget(StageConfig(steps=10, minutes=60), step=10)
+    by_clock = Budget(StageConfig(steps=10, minutes=1), step=1, earlier_s=61.0)
+    assert by_steps.fraction == by_clock.fraction == 1.0
+    assert by_steps.lr_factor == pytest.approx(0.05 * 11 / 100)  # still in warmup: 10 steps of 100
+
+
+def test_help_is_quick_and_torch_free():
+    code = "import sys, specdec.training.cli; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    shown = subprocess.run(
+        [sys.executable, "train.py", "--cfg", "job", "pair=tiny"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "target_model:" in shown.stdout
+
+
+def test_unknown_setting_is_one_line():
+    failed = subprocess.run(
+        [sys.executable, "train.py", "target.stpes=3"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_shipped_pair_is_small_and_loads():
+    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) <= 12_000_000
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    for role in ("target", "draft"):
+        model = AutoModelForCausalLM.from_pretrained(TINY / role)
+        assert model.dtype == torch.float32
+        assert model.config.max_position_embeddings >= 2048
+        assert model.config.vocab_size == len(tokenizer)
+        assert model.config.eos_token_id == tokenizer.eos_token_id
+        logits = model(torch.arange(2, 2048)[None]).logits
+        assert bool(torch.isfinite(logits).all())
+
+
+def test_shipped_provenance():
+    record = json.loads((TINY / "provenance.json").read_text())
+    assert len(record["data"]["sha256"]) == 64
+    assert record["data"]["license"] == "PSF-2.0"
+    assert {"torch", "transformers", "lightning"} <= set(record["versions"])
+    assert record["acceptance"]["gamma"] == 5
+    assert record["acceptance"]["num_prompts"] >= 80
+    assert record["acceptance"]["acceptance_rate"] >= ACCEPTANCE_REACHED - 0.01
+    assert record["step_times"]["batch_1"]["ratio"] <= 0.25
+    for stage in ("target", "warm", "draft"):
+        assert record["stages"][stage]["steps"] > 0
+
+
+def test_shipped_prompts():
+    prompts = read_prompts(ASSETS / "heldout.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
+    lengths = [len(tokenizer(prompt["turns"][0]).input_ids) for prompt in prompts]
+    assert len(prompts) >= 80
+    assert all(set(prompt) == {"question_id", "category", "turns"} for prompt in prompts)
+    assert len({prompt["question_id"] for prompt in prompts}) == len(prompts)
+    assert min(lengths) >= 10
+    assert max(lengths) <= 400
+    assert sum(length < 40 for length in lengths) >= 20
+    assert sum(length > 150 for length in lengths) >= 15
+    assert len({prompt["category"] for prompt in prompts}) >= 6
+
+
+def test_shipped_prompts_come_from_heldout_files_only():
+    """On another Python release the sources differ, so only files that still hold the prompt are judged."""
+    exclude = json.loads((TINY / "provenance.json").read_text())["config"]["corpus"]["exclude"]
+    corpus = read_corpus(CorpusConfig(exclude=exclude))
+    assert not {file.path for file in corpus.train} & {file.path for file in corpus.heldout}
+    assert all(is_heldout(file.path, 4) for file in corpus.heldout)
+    heldout_text = "\0".join(file.text for file in corpus.heldout)
+    texts = [prompt["turns"][0] for prompt in read_prompts(ASSETS / "heldout.jsonl")]
+    found = [text for text in texts if text in heldout_text]
+    assert len(found) >= (len(texts) if sys.version_info[:3] == (3, 11, 7) else 1)
