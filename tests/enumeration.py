@@ -22,6 +22,7 @@ from specdec.verifiers.base import Verdict, Verifier
 from specdec.verifiers.chain import ChainVerifier
 
 ALMOST_ONE = 1 - 2.0**-53
+EDGE = 1e-13  # how close the tests' numbers come to the chances, relatively (sums in larger batches round otherwise)
 MARGIN = 1e-15  # how far from the ends of a token's share the numbers stand, because sums of shares are rounded
 NEGLIGIBLE = 1e-14  # shares too narrow for that; what they would add is far below the tolerance
 Context = tuple[int, ...]
@@ -111,7 +112,7 @@ def integrate(verifier: ChainVerifier, laws: Laws, greedy_draft: bool = False, c
     draft, probs = chain_draft(laws, drafts, claims_probs)
     acceptance = verifier.acceptance(draft, probs)
     weights = torch.tensor([mass for _, mass in weighted], dtype=torch.float64)
-    chance = acceptance.accept_BG
+    chance = settled(acceptance.accept_BG)
     masses, taus, tests, draws, tokens_wanted = [], [], [], [], []
     for pattern in itertools.product([True, False], repeat=laws.length):
         passed = torch.tensor(pattern).expand(len(drafts), -1)
@@ -119,7 +120,7 @@ def integrate(verifier: ChainVerifier, laws: Laws, greedy_draft: bool = False, c
         following = verifier.next_law(draft, probs, acceptance, tau)
         mass = torch.where(passed, chance, 1 - chance).prod(1) * weights
         ends = (  # of the interval in which each test is decided so
-            torch.where(passed, torch.nextafter(chance, torch.zeros_like(chance)), chance),
+            torch.where(passed, chance * (1 - EDGE), chance + (1 - chance) * EDGE),
             torch.where(passed, 0.0, torch.full_like(chance, ALMOST_ONE)),
         )
         above = following.cumsum(1)
@@ -144,6 +145,11 @@ def integrate(verifier: ChainVerifier, laws: Laws, greedy_draft: bool = False, c
             text = (*drafts[b][: len(verdict.paths[row])], verdict.next_tokens[row])
             emitted[text] = emitted.get(text, 0.0) + share
     return Outcome(laws.completed(emitted), sum(float((m * t).sum()) for m, t in zip(masses, taus, strict=True)))
+
+
+def settled(chance: torch.Tensor) -> torch.Tensor:
+    """Chances within rounding of 0 and 1 are those: no number can be placed on the other side for certain."""
+    return torch.where(chance < NEGLIGIBLE, 0.0, torch.where(chance > 1 - NEGLIGIBLE, 1.0, chance))
 
 
 def repeated(draft: Draft, probs: torch.Tensor, times: int) -> tuple[Draft, torch.Tensor]:
@@ -177,12 +183,15 @@ def integrate_draws(verifier: Verifier, draft: Draft, laws: Laws, contexts: list
     """
     depth = laws.length + 1
     probs = torch.tensor(numpy.array([[laws.p[c] for c in contexts]]))
-    # Cutting [0, 1) at every law's shares makes cells within which no draw can change, whatever node it is made at.
-    cuts = numpy.unique(numpy.concatenate([[0.0, 1.0], *(numpy.cumsum(laws.p[c])[:-1] for c in contexts)]))
-    cells = [(low, high) for low, high in itertools.pairwise(cuts) if high - low > NEGLIGIBLE]
+    # Cutting [0, 1) at the shares of all laws of a depth makes cells within which no draw there can change.
+    cells = []
+    for level in range(depth):
+        shares = [numpy.cumsum(laws.p[c])[:-1] for c in contexts if len(c) == level]
+        cuts = numpy.unique(numpy.concatenate([[0.0, 1.0], *shares]))
+        cells.append([(low, high) for low, high in itertools.pairwise(cuts) if high - low > NEGLIGIBLE])
     emitted: dict[Context, float] = {}
     accepted = 0.0
-    choices = list(itertools.product(cells, repeat=depth))
+    choices = list(itertools.product(*cells))
     many = Draft(
         draft.tokens_BG.expand(len(choices), -1),
         draft.num_drafted * len(choices),

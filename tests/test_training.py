@@ -194,9 +194,10 @@ def test_help_is_quick_and_torch_free():
     assert "target_model:" in shown.stdout
 
 
-def test_unknown_setting_is_one_line():
+@pytest.mark.parametrize("override", ["target.stpes=3", "pair=nothing", "corpus.root=/nowhere"])
+def test_wrong_setting_is_one_line(override):
     failed = subprocess.run(
-        [sys.executable, "train.py", "target.stpes=3"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "train.py", override], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert failed.returncode == 1
     assert len(failed.stderr.strip().splitlines()) == 1

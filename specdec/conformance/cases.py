@@ -165,7 +165,8 @@ def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> l
                 node = nodes[node]
             lengths[row] += len(path)
             kept.append((row, tuple(path)))
-    steps.append(Commit(tuple(kept)))
+    cut = draw(st.integers(0, len(kept)))  # some rows may be committed before the others
+    steps += [Commit(tuple(part)) for part in (kept[:cut], kept[cut:]) if part]
     return steps
 
 

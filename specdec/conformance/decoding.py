@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.clock import Clock
 from specdec.conformance.calls import MakeAlignment
 from specdec.conformance.cases import VOCAB, Run

@@ -1,0 +1,116 @@
+"""Small random models of many families: tokens equal to transformers' own generation, in float64; or a clear refusal."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import transformers
+from conftest import greedy_alone, perturbed
+from harness import make_engine, run_all
+
+from specdec.alignment.eqspec import EqspecAlignment
+from specdec.alignment.inplace import InplaceAlignment
+from specdec.errors import PairError
+from specdec.invariants import CheckedAlignment
+from specdec.model import CausalLM
+from specdec.support import supported
+
+VOCAB, NEW = 61, 16
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.25,
+}
+SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SLIDING = {"sliding_window": 6, "head_dim": 8}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "glm4": ("Glm4", {"head_dim": 16, "partial_rotary_factor": 0.5}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral, sliding": ("Mistral", {"sliding_window": 6}),
+    "gemma2": ("Gemma2", SLIDING),
+    "gemma3": ("Gemma3Text", SLIDING),
+    "gpt2": (
+        "GPT2",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": VOCAB, "initializer_range": 0.25},
+    ),
+    "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.25}),
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
+}
+STRATEGIES = {"eqspec": EqspecAlignment, "inplace": InplaceAlignment}
+
+
+def build(family: str, seed: int = 0) -> CausalLM:
+    name, own = FAMILIES[family]
+    sizes = {} if name == "GPT2" else SIZES
+    model = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(name, f"{name}ForCausalLM")
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **own, **SPECIAL})
+    torch.manual_seed(seed)
+    module = getattr(transformers, model)(config)
+    return supported(module.to(torch.float64).eval(), family)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def target(request: pytest.FixtureRequest) -> CausalLM:
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    rng = random.Random(5)
+    return [[rng.randrange(VOCAB) for _ in range(length)] for length in (1, 9, 4, 17, 9, 2)]
+
+
+@pytest.fixture(scope="module")
+def expected(target: CausalLM, prompts: list[list[int]]) -> list[list[int]]:
+    outputs = [greedy_alone(target, prompt, NEW, frozenset()) for prompt in prompts]
+    assert sum(len(set(output)) > 4 for output in outputs) >= 3, "an oracle of one repeated token is worth nothing"
+    return outputs
+
+
+@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tokens_equal_transformers_own(target, prompts, expected, strategy, scheduler):
+    """Every call of target and draft is checked against the contract too."""
+    draft = CausalLM(perturbed(target.module, 0.04))
+
+    def align(model, clock):
+        return CheckedAlignment(STRATEGIES[strategy](model, clock), model, every=4)
+
+    engine = make_engine(target, draft, scheduler=scheduler, batch=3, gamma=4, alignment=align)
+    rows, _ = run_all(engine, prompts, NEW)
+    assert [row.output_ids for row in rows] == expected
+
+
+def test_the_window_of_sliding_layers_matters(prompts):
+    """Otherwise the sliding families above would prove nothing."""
+    sliding, full = build("mistral, sliding"), build("mistral")
+    full.module.load_state_dict(sliding.module.state_dict())
+    assert greedy_alone(sliding, prompts[3], NEW, frozenset()) != greedy_alone(full, prompts[3], NEW, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "reason"),
+    [
+        ("Mamba", {"state_size": 4}, "recurrent state"),
+        ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "recurrent state"),
+        ("Bloom", {"n_head": 4, "n_layer": 2}, "mask"),
+        ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, ""),
+        ("Falcon", {"alibi": True}, ""),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(name, config, reason):
+    known = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **config, **SPECIAL}
+    module = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**known))
+    with pytest.raises(PairError, match=reason) as refusal:
+        supported(module.eval(), f"pair.target={name}")
+    assert str(refusal.value).count("\n") == 0
+    assert name in str(refusal.value)
