@@ -313,7 +313,7 @@ class BlockConfig:
 @register("verifier", "naive", target="specdec.verifiers.naive:NaiveVerifier")
 @dataclass
 class NaiveConfig:
-    """The target samples, the draft is followed while it agrees: lossless for any draft, plain sampling's own tokens."""
+    """The target samples, the draft is followed while it agrees: lossless for any draft, plain sampling's tokens."""
 
 
 @register("verifier", "typical", target="specdec.verifiers.typical:TypicalVerifier", lossy=True)

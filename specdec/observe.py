@@ -8,13 +8,13 @@ whatever the layout that a strategy keeps. Shape letters: M rows of the forward,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from specdec.model import CausalLM
 
@@ -119,7 +119,7 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
     layer = _FirstKeys()
     size = len(tokens)
     mask_BTS = torch.eye(size, dtype=torch.bool, device=model.device)[None]
-    try:
+    with suppress(_EnoughError):
         model.module(
             input_ids=torch.tensor([tokens], device=model.device),
             position_ids=torch.tensor([positions], device=model.device),
@@ -127,8 +127,6 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
             past_key_values=Cache(layers=[layer] * model.num_layers),
             use_cache=True,
         )
-    except _EnoughError:
-        pass
     assert layer.keys_taken is not None
     return layer.keys_taken[0].transpose(0, 1).flatten(1)
 
@@ -136,6 +134,8 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
 @torch.inference_mode()
 def fresh(model: CausalLM, tokens: list[int]) -> tuple[Tensor, Tensor]:
     """A forward over one row alone, as `transformers` itself runs it: logits (n, V) and KV (N, H, n, D)."""
-    output = model.module(torch.tensor([tokens], device=model.device), use_cache=True)
+    ids = torch.tensor([tokens], device=model.device)
+    # A cache that knows nothing of the model keeps every column; the model's own would drop those behind a window.
+    output = model.module(ids, past_key_values=DynamicCache(), use_cache=True)
     layers = output.past_key_values.layers
     return output.logits[0], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])

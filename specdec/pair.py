@@ -16,6 +16,7 @@ from specdec.errors import ConfigError, PairError
 from specdec.loading import load_model, load_tokenizer
 from specdec.model import CausalLM
 from specdec.registry import unknown
+from specdec.support import supported
 from specdec.untrained import random_model, synthetic_models
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -81,8 +82,8 @@ def _load(cfg: DictConfig) -> Pair:
     tokenizer = _tokenizer(cfg, notes)
     pair = Pair(
         name=cfg.pair.name,
-        target=CausalLM(target),
-        draft=CausalLM(draft) if draft is not None else None,
+        target=supported(target, f"pair.target={cfg.pair.target or cfg.pair.name}"),
+        draft=supported(draft, f"pair.draft={cfg.pair.draft or cfg.pair.name}") if draft is not None else None,
         tokenizer=tokenizer,
         stop_ids=_stop_ids(target, tokenizer) if cfg.weights == "pretrained" else frozenset(),
         fingerprint=_fingerprint(cfg, target),

@@ -41,7 +41,7 @@ def uniforms(
     seeds_B1, indices_B1 = (torch.tensor([_signed(key[i]) for key in keys]).reshape(-1, 1) for i in (0, 1))
     state = _mix(seeds_B1)
     for word in (indices_B1, torch.tensor(positions).reshape(shape), torch.tensor(purpose), torch.tensor(offsets)):
-        state = _mix(state ^ _mix(word.to(torch.int64)))
+        state = _mix(state ^ word.to(torch.int64))  # not of two hashes: the words would be interchangeable
     return _shift(state, 11).to(torch.float64).expand(shape) * 2.0**-53
 
 

@@ -51,7 +51,7 @@ class Entry:
     config: type
     doc: str
     known_incorrect: bool = False  # kept as published, to be measured: a run needs allow_incorrect=true
-    lossy: bool = False  # gives up the target's law for speed: a run that samples needs allow_lossy=true
+    lossy: bool = False  # gives up the target's law for speed: a run needs allow_lossy=true
 
     def load(self) -> type:
         """Import and return the implementing class."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from specdec.errors import ConfigError
+
 Decode = Callable[[list[int]], str]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how tokenizers write the first bytes of a character
 NUM_BEFORE = 5  # tokens decoded again in front of a new one, because its text may depend on them
@@ -17,7 +19,7 @@ class StopText:
 
     def __init__(self, strings: tuple[str, ...], decode: Decode) -> None:
         if not strings or not all(strings):
-            raise ValueError(f"stop_strings={list(strings)}: every stop string needs at least one character")
+            raise ConfigError(f"stop_strings={list(strings)}: every stop string needs at least one character")
         self._strings = strings
         self._decode = decode
         self._longest = max(map(len, strings))

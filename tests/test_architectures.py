@@ -1,4 +1,4 @@
-"""Small random models of many families: tokens equal to transformers' own generation, in float64; or a clear refusal."""
+"""Small random models of many families: in float64 the tokens of transformers' own generation, or a clear refusal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = {
     "initializer_range": 0.25,
 }
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-SLIDING = {"sliding_window": 6, "head_dim": 8}
+SLIDING = {"sliding_window": 6, "head_dim": 8, "tie_word_embeddings": False}
 FAMILIES = {
     "llama": ("Llama", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
@@ -45,12 +45,15 @@ FAMILIES = {
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.25}),
     "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
 }
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 STRATEGIES = {"eqspec": EqspecAlignment, "inplace": InplaceAlignment}
 
 
 def build(family: str, seed: int = 0) -> CausalLM:
     name, own = FAMILIES[family]
-    sizes = {} if name == "GPT2" else SIZES
+    sizes = {} if name == "GPT2" else dict(SIZES)
+    if name in ("OPT", "GPTNeoX"):  # every head has keys of its own
+        del sizes["num_key_value_heads"]
     model = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(name, f"{name}ForCausalLM")
     config = getattr(transformers, f"{name}Config")(**{**sizes, **own, **SPECIAL})
     torch.manual_seed(seed)
@@ -102,13 +105,21 @@ def test_the_window_of_sliding_layers_matters(prompts):
     [
         ("Mamba", {"state_size": 4}, "recurrent state"),
         ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "recurrent state"),
-        ("Bloom", {"n_head": 4, "n_layer": 2}, "mask"),
-        ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, ""),
-        ("Falcon", {"alibi": True}, ""),
+        ("Bloom", {"n_head": 4, "n_layer": 2}, "takes no position ids"),
+        ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "takes no position ids"),
+        ("Falcon", {"alibi": True}, "takes no position ids"),
+        ("DeepseekV3", LATENT, "cache that is written in place"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(name, config, reason):
-    known = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **config, **SPECIAL}
+    known = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **config,
+        **SPECIAL,
+    }
     module = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**known))
     with pytest.raises(PairError, match=reason) as refusal:
         supported(module.eval(), f"pair.target={name}")

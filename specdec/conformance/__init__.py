@@ -7,6 +7,7 @@ torch or hypothesis before cases are run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from specdec.errors import ConfigError, SpecdecError
@@ -48,7 +49,7 @@ def examine(
     if group not in GROUPS:
         raise ConfigError(unknown("plug-in group with a contract", group, GROUPS))
     config = lookup(group, name).config
-    settings = {key for key in config.__dataclass_fields__ if key not in ("name", "label")}
+    settings = {part.name for part in fields(config)} - {"name", "label"}
     for key in params or {}:
         if key not in settings:
             raise ConfigError(unknown(f"setting of {group}={name}", key, settings))

@@ -85,7 +85,7 @@ class Run:
     prompts: tuple[tuple[int, ...], ...]
     budgets: tuple[int, ...]
     batch: int
-    gamma: int
+    gammas: tuple[int, ...]  # wished draft lengths, row by row and round by round
     pattern: tuple[int, ...]  # accepted tokens, row by row and round by round; empty: a real draft model
     draft_is_target: bool = False  # without a pattern: the draft is the target itself, so all must be accepted
     scheduler: str = "static"
@@ -102,7 +102,7 @@ class Run:
         stops += ", stop tokens in prompts" if self.stops_in_prompts else ""
         return (
             f"{len(self.prompts)} prompts {[list(prompt) for prompt in self.prompts]}, budgets {list(self.budgets)}, "
-            f"batch {self.batch}, gamma {self.gamma}, {drafts}, {self.scheduler} (window {self.window}){stops}, "
+            f"batch {self.batch}, gamma {list(self.gammas)}, {drafts}, {self.scheduler} (window {self.window}){stops}, "
             f"{self.dtype}, seed {self.seed}"
         )
 
@@ -144,9 +144,7 @@ def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> l
         for row, count in zip(rows, counts, strict=True):
             start = len(parents[row])
             fed.append((row, tuple(draw(st.lists(tokens_of, min_size=count, max_size=count)))))
-            links = [
-                draw(st.integers(-1, start + i - 1)) if tree else start + i - 1 for i in range(count)
-            ]
+            links = [draw(st.integers(-1, start + i - 1)) if tree else start + i - 1 for i in range(count)]
             parents[row] += links
             linked.append(tuple(links))
         steps.append(Forward(tuple(fed), tuple(linked) if tree else None))
@@ -159,7 +157,8 @@ def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> l
             lengths[row] += len(nodes) - cut
             kept.append((row, lengths[row]))
         else:
-            path, node = [], draw(st.integers(-1, len(nodes) - 1))
+            path: list[int] = []
+            node = draw(st.integers(-1, len(nodes) - 1))
             while node >= 0:
                 path.insert(0, node)
                 node = nodes[node]
@@ -175,15 +174,16 @@ def runs(draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None) -
     """Ragged prompts, budgets and acceptance; stops anywhere, in prompts too; one row or several."""
     num_rows = draw(st.integers(1, 5))
     prompts = draw(st.lists(st.lists(tokens_of, min_size=1, max_size=8), min_size=num_rows, max_size=num_rows))
-    gamma = draw(st.integers(1, 4))
+    gammas = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    gammas[0] = max(gammas[0], 1)
     by_script = draw(st.booleans()) if scripted is None else scripted
-    pattern = tuple(draw(st.lists(st.integers(0, gamma), min_size=1, max_size=6))) if by_script else ()
+    pattern = tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=6))) if by_script else ()
     batch = draw(st.integers(1, 4))
     return Run(
         prompts=tuple(map(tuple, prompts)),
         budgets=tuple(draw(st.lists(st.integers(1, 12), min_size=num_rows, max_size=num_rows))),
         batch=batch,
-        gamma=gamma,
+        gammas=tuple(gammas),
         pattern=pattern,
         draft_is_target=draw(st.booleans()) and not by_script,
         scheduler=draw(st.sampled_from(schedulers)),

@@ -13,7 +13,7 @@ from specdec.conformance.calls import MakeAlignment
 from specdec.conformance.cases import VOCAB, Run
 from specdec.conformance.models import greedy, small_pair
 from specdec.conformance.promises import Broken
-from specdec.draft_lengths.fixed import FixedLength
+from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
@@ -73,6 +73,22 @@ class ScriptedDrafter(Drafter):
             del self.rounds[row.index]
 
 
+class VaryingLength(DraftLength):
+    """The case's draft lengths: they differ by row and round, and may be 0."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def choose(self, rows: list[Sequence]) -> list[int]:
+        """By row and by how many rounds it has had."""
+        return [gamma_of(self.run, row.index, len(row.accepted_lengths)) for row in rows]
+
+
+def gamma_of(run: Run, row: int, turn: int) -> int:
+    """The draft length that the case wishes for."""
+    return run.gammas[(2 * row + turn) % len(run.gammas)]
+
+
 def accepted_by_script(run: Run, row: int, turn: int) -> int:
     """How many drafted tokens the pattern makes right."""
     return run.pattern[(3 * row + turn) % len(run.pattern)]
@@ -83,7 +99,10 @@ def check_run(run: Run, parts: Parts) -> list[Broken]:
     parts.notes.clear()
     truth = [greedy(run.seed, run.dtype, prompt, NUM_KNOWN) for prompt in run.prompts]
     stop_ids = _stop_ids(run, truth)
-    rows = [Sequence(i, list(p), budget, stop_ids) for i, (p, budget) in enumerate(zip(run.prompts, run.budgets, strict=True))]
+    rows = [
+        Sequence(i, list(p), budget, stop_ids)
+        for i, (p, budget) in enumerate(zip(run.prompts, run.budgets, strict=True))
+    ]
     pool = SequencePool(rows)
     try:
         engine = _engine(run, parts, truth)
@@ -113,7 +132,7 @@ def _engine(run: Run, parts: Parts, truth: list[tuple[int, ...]]) -> Engine:
         parts.wrap_drafter(make(), make),
         parts.verifier(),
         parts.wrap_scheduler(parts.scheduler(run.scheduler, run.batch, run.window), run),
-        FixedLength(gamma=run.gamma),
+        VaryingLength(run),
         clock,
     )
 
@@ -141,15 +160,20 @@ def _compare(row: Sequence, run: Run, parts: Parts, truth: tuple[int, ...]) -> l
     if parts.known_acceptance and parts.drafter is None and (run.pattern or run.draft_is_target):
         wanted = _accepted(row, run, len(expected))
         if row.accepted_lengths != wanted:
-            return [Broken("acceptance", f"{name}: expected {wanted} accepted, round by round, found {row.accepted_lengths}")]
+            return [
+                Broken(
+                    "acceptance", f"{name}: expected {wanted} accepted, round by round, found {row.accepted_lengths}"
+                )
+            ]
     return []
 
 
 def _accepted(row: Sequence, run: Run, num_emitted: int) -> list[int]:
     """What every round of a row must accept, of what is emitted."""
-    wanted, done = [], 0
+    wanted: list[int] = []
+    done = 0
     while done < num_emitted:
-        gamma = min(run.gamma, row.max_new_tokens - done - 1)
+        gamma = min(gamma_of(run, row.index, len(wanted)), row.max_new_tokens - done - 1)
         right = gamma if run.draft_is_target else min(accepted_by_script(run, row.index, len(wanted)), gamma)
         wanted.append(min(right, num_emitted - done))
         done += right + 1

@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GROUP=NAME",
         help="add a test that runs specdec's conformance kit on a plug-in, as in alignment=inplace; may be repeated",
     )
+    group.addoption("--conformance-scale", type=float, default=1.0, help="more or fewer drawn cases (default: 1)")
 
 
 @pytest.fixture
@@ -37,13 +38,13 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         group, equals, name = plugin.partition("=")
         if not equals:
             raise pytest.UsageError(f"--conformance {plugin}: write GROUP=NAME, as in alignment=inplace")
-        items.append(ConformanceItem.from_parent(session, name=f"conformance[{plugin}]", plugin={group: name}))
+        items.append(ConformanceItem.from_parent(session, name=f"conformance[{plugin}]", plugin=(group, name)))
 
 
 class ConformanceItem(pytest.Item):
     """Runs the kit on one plug-in."""
 
-    def __init__(self, *, plugin: dict[str, str], **kwargs: Any) -> None:
+    def __init__(self, *, plugin: tuple[str, str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.plugin = plugin
 
@@ -51,7 +52,8 @@ class ConformanceItem(pytest.Item):
         """Raise ConformanceError where a promise is broken."""
         from specdec.conformance import conformance as run
 
-        run(**self.plugin)
+        group, name = self.plugin
+        run(scale=self.config.getoption("--conformance-scale"), **{group: name})  # type: ignore[arg-type]
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
         """The broken promises, without a traceback into the kit."""

@@ -53,7 +53,9 @@ def alignment_suite(make: Any, scale: float = 1.0) -> list[Family]:
     ]
 
 
-def _run_families(parts: Parts, count: Callable[[int], int], schedulers: tuple[str, ...] = BUILT_IN_SCHEDULERS) -> list[Family]:
+def _run_families(
+    parts: Parts, count: Callable[[int], int], schedulers: tuple[str, ...] = BUILT_IN_SCHEDULERS
+) -> list[Family]:
     check = partial(check_run, parts=parts)
     return [
         Family("decoding runs", check, runs(schedulers), count(50), _patterns(schedulers)),
@@ -66,12 +68,12 @@ def _patterns(schedulers: tuple[str, ...]) -> list[Any]:
     made = []
     for scheduler in schedulers:
         for pattern in patterns:
-            made.append(Run(_RAGGED, (12, 5, 9, 1), 3, 4, pattern, not pattern, scheduler))
-        made.append(Run(_RAGGED[1:2], (12,), 1, 4, patterns[3], scheduler=scheduler))
+            made.append(Run(_RAGGED, (12, 5, 9, 1), 3, (4,), pattern, not pattern, scheduler))
+        made.append(Run(_RAGGED[1:2], (12,), 1, (4,), patterns[3], scheduler=scheduler))
         for every in (1, 2, 3):
-            made.append(Run(_RAGGED, (12, 12, 12, 12), 4, 4, (4,), scheduler=scheduler, stop_every=every))
-        made.append(Run(_RAGGED, (8, 8, 8, 8), 4, 3, (2, 0), scheduler=scheduler, stops_in_prompts=True))
-        made.append(Run(_RAGGED, (20, 20, 20, 20), 2, 3, (), False, scheduler, dtype="float32"))
+            made.append(Run(_RAGGED, (12, 12, 12, 12), 4, (4,), (4,), scheduler=scheduler, stop_every=every))
+        made.append(Run(_RAGGED, (8, 8, 8, 8), 4, (3,), (2, 0), scheduler=scheduler, stops_in_prompts=True))
+        made.append(Run(_RAGGED, (20, 20, 20, 20), 2, (3, 0), (), False, scheduler, dtype="float32"))
     return made
 
 

@@ -1,0 +1,202 @@
+"""The kit itself: what is right passes, and every planted or published defect is reported under the right promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from specdec.conformance import ConformanceError, conformance, examine
+from specdec.conformance.__main__ import main
+from specdec.conformance.calls import check_program
+from specdec.conformance.cases import Admit, Commit, Forward, Program, long_program
+from specdec.conformance.explore import explore
+from specdec.conformance.promises import BY_GROUP
+from specdec.conformance.suites import drafter_suite
+from specdec.drafters.base import Draft
+from specdec.drafters.model import ModelDrafter
+from specdec.errors import ConfigError
+from specdec.invariants import InvariantError
+from specdec.registry import create
+
+ROOT = Path(__file__).parent.parent
+SCALE = 0.25
+
+
+def broken(group: str, name: str, scale: float = SCALE, **params: object) -> set[str]:
+    return {finding.promise for finding in examine(group, name, params, scale=scale, shrink=False) if not finding.kept}
+
+
+@pytest.mark.parametrize("name", ["eqspec", "inplace", "masked", "rollback", "expansion"])
+def test_correct_strategies_keep_every_promise(name):
+    assert broken("alignment", name) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "switches", "expected"),
+    [
+        ("bsp", {"count_padding": True, "count_holes": False}, "position"),
+        ("bsp", {"count_padding": False, "count_holes": True}, "position"),
+        ("dsd", {"attend_padding": True, "pile_up_padding": False, "absolute_positions": False}, "visibility"),
+        ("dsd", {"attend_padding": False, "pile_up_padding": True, "absolute_positions": True}, "position"),
+    ],
+)
+def test_each_published_defect_breaks_its_own_promise(name, switches, expected):
+    found = broken("alignment", name, **switches)
+    assert expected in found
+    assert found & {"length", "position", "visibility", "logits", "filler", "calls"} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [
+        ("bsp", {"count_padding": False, "count_holes": False}),
+        ("dsd", {"attend_padding": False, "pile_up_padding": True, "absolute_positions": False}),
+    ],
+)
+def test_without_their_defects_they_pass(name, switches):
+    assert broken("alignment", name, scale=0.1, **switches) == set()
+
+
+def test_known_incorrect_verifier_and_scheduler():
+    assert {"greedy", "emission"} <= broken("verifier", "dsd", keep_rejected=True, no_bonus=False)
+    slower = broken("verifier", "dsd", keep_rejected=False, no_bonus=True)
+    assert "acceptance" in slower
+    assert "emission" not in slower
+    assert broken("scheduler", "lockstep") == {"progress"}
+    assert broken("scheduler", "lockstep", stop_with_fastest=False) == set()
+
+
+@pytest.mark.parametrize("plugin", ["verifier=greedy", "scheduler=static", "scheduler=exspec", "drafter=model"])
+def test_other_groups_pass(plugin):
+    group, _, name = plugin.partition("=")
+    assert broken(group, name) == set()
+
+
+def test_a_drafter_that_listens_to_its_neighbours_is_caught():
+    class Nosy(ModelDrafter):
+        def propose(self, rows, gammas):
+            draft = super().propose(rows, gammas)
+            return Draft((draft.tokens_BG + len(rows) - 1) % 61, draft.num_drafted)
+
+    class Verbose(ModelDrafter):
+        def propose(self, rows, gammas):
+            return super().propose(rows, [gamma + 1 for gamma in gammas])
+
+    for drafter, promise in ((Nosy, "neighbours"), (Verbose, "shape")):
+        findings = explore(drafter_suite(drafter, SCALE), BY_GROUP["drafter"], shrink=False)
+        assert promise in {finding.promise for finding in findings if not finding.kept}
+
+
+def test_the_smallest_case_is_small():
+    """One forward after one rejected token is all it takes to show that holes are counted."""
+    findings = examine("alignment", "bsp", {"count_padding": False}, scale=SCALE)
+    smallest = next(finding.smallest for finding in findings if finding.promise == "position")
+    assert isinstance(smallest, Program)
+    assert len(smallest.steps) <= 6, str(smallest)
+    assert check_program(smallest, lambda *given: create("alignment", "bsp", *given, count_padding=False))
+
+
+def test_a_violation_says_all_that_one_needs():
+    """Invariant, round, row, position, expected and found."""
+    steps = (Admit(((4, (1, 2)), (5, (3,)))), Forward(((4, (7,)), (5, (8,)))), Commit(((4, 3), (5, 2))))
+    (found,) = check_program(Program(steps), lambda *given: create("alignment", "bsp", *given))
+    assert found.promise == "position"
+    assert "round 1, row 5, position 1" in found.detail
+    assert "expected the number of tokens before it, found position id 2" in found.detail
+    error = InvariantError("position", 1, 5, 1, 1, 2)
+    assert (error.invariant, error.round, error.row, error.position, error.expected, error.found) == (
+        *("position", 1, 5, 1),
+        *(1, 2),
+    )
+
+
+def test_the_long_program_outgrows_the_cache():
+    from specdec.model import GROWTH_COLUMNS
+
+    fed = sum(
+        max(len(tokens) for _, tokens in step.tokens) for step in long_program().steps if isinstance(step, Forward)
+    )
+    assert fed > GROWTH_COLUMNS
+    assert max(max(keep for _, keep in step.kept) for step in long_program().steps if isinstance(step, Commit)) > 150
+
+
+def test_command_prints_the_table_and_exits_by_it(capsys):
+    assert main(["scheduler=static", "--scale", "0.1"]) == 0
+    assert "kept" in capsys.readouterr().out
+    assert main(["scheduler=lockstep", "--scale", "0.1", "--no-shrink"]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN" in out
+    assert "smallest case found" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["alignment=inplase"], "unknown alignment 'inplase'.*did you mean 'inplace'"),
+        (["logger=csv"], "write GROUP=NAME"),
+        (["alignment=bsp", "alignment.holes=1"], "unknown setting of alignment=bsp 'holes'"),
+        (["alignment.count_holes=false"], "alignment=NAME is not"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(capsys, arguments, message):
+    import re
+
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert re.search(message, err), err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_missing_hypothesis_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ConfigError, match="pip install hypothesis"):
+        examine("scheduler", "static")
+
+
+def test_help_answers_at_once():
+    started = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "specdec.conformance", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "alignment=NAME" in result.stdout
+    assert " torch\n" not in result.stderr
+    assert time.perf_counter() - started < 5
+
+
+def test_assertion_for_plug_in_authors():
+    conformance(scheduler="static", scale=0.1)
+    with pytest.raises(ConformanceError, match="scheduler=lockstep breaks progress") as failure:
+        conformance(scheduler="lockstep", scale=0.1)
+    assert "smallest case found" in str(failure.value)
+
+
+def test_pytest_plugin(tmp_path):
+    """Option and fixture, in a project of another author."""
+    (tmp_path / "test_mine.py").write_text(
+        "def test_it(conformance):\n    conformance(scheduler='static', scale=0.1)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    if not _is_installed():
+        command += ["-p", "specdec.conformance.pytest_plugin"]
+    command += [
+        "--conformance",
+        "scheduler=exspec",
+        "--conformance",
+        "scheduler=lockstep",
+        "--conformance-scale",
+        "0.1",
+    ]
+    command.append(str(tmp_path))
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1
+    assert "2 passed" in result.stdout or "1 failed, 2 passed" in result.stdout, result.stdout
+    assert "scheduler=lockstep breaks progress" in result.stdout
+
+
+def _is_installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return any(point.value == "specdec.conformance.pytest_plugin" for point in entry_points(group="pytest11"))

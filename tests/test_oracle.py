@@ -1,0 +1,146 @@
+"""The oracle: rounding is an excuse where it decides a tie, a bug never is, however narrow the margin it meets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import VOCAB, greedy_alone, small_llama
+
+from specdec.cli import main
+from specdec.model import CausalLM
+from specdec.oracle import FACTOR, FAILURE, NEAR_TIE, explain
+from specdec.results import read_lines
+from specdec.rounding import measure
+
+NEW = 24
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> CausalLM:
+    return CausalLM(small_llama(0, getattr(torch, request.param)))
+
+
+@pytest.fixture(scope="module")
+def reference(model: CausalLM) -> list[int]:
+    return greedy_alone(model, PROMPT, NEW, frozenset())
+
+
+def tie(model: CausalLM, reference: list[int]) -> CausalLM:
+    """The same model with the head changed so that two tokens are equal at the first output."""
+    twin = CausalLM(small_llama(0, model.dtype))
+    with torch.no_grad():
+        winner, other = reference[0], (reference[0] + 1) % VOCAB
+        twin.module.lm_head.weight[other] = twin.module.lm_head.weight[winner]
+    return twin
+
+
+def test_correct_computations_differ_by_rounding_only(model, reference):
+    rounding = measure(model, PROMPT, reference, batch=4, chunk=6)
+    assert rounding.logits_nV.shape == (NEW, VOCAB)
+    assert rounding.logits_nV.argmax(-1).tolist() == reference
+    scale = float(rounding.logits_nV.abs().max())
+    bound = {torch.float32: 1e-5, torch.bfloat16: 0.06}[model.dtype]
+    assert 0 < rounding.rms <= rounding.largest < bound * scale
+
+
+def test_a_tie_that_rounding_decides_is_explained(model, reference):
+    tied = tie(model, reference)
+    decided_V = measure(tied, PROMPT, reference, 4, 6).logits_nV[0].clone()
+    other = (reference[0] + 1) % VOCAB
+    decided_V[other] += 1e-9
+    result = explain(tied, PROMPT, [other, *reference[1:]], reference, decided_V, batch=4, chunk=6)
+    assert result["kind"] == NEAR_TIE, result
+    assert result["margin"] <= 2 * result["noise"]
+
+
+def test_a_bug_at_a_tie_is_a_failure(model, reference):
+    """Margin <= difference holds for every wrong argmax; what counts is that the run's logits are far off."""
+    tied = tie(model, reference)
+    rounding = measure(tied, PROMPT, reference, 4, 6)
+    other = (reference[0] + 1) % VOCAB
+    shift_V = torch.randn(VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    buggy_V = rounding.logits_nV[0] + 3 * FACTOR * rounding.largest * shift_V
+    buggy_V[other] = buggy_V.max() + 1e-9
+    result = explain(tied, PROMPT, [other, *reference[1:]], reference, buggy_V, batch=4, chunk=6)
+    assert result["margin"] <= 2 * result["noise"]
+    assert result["margin"] <= result["difference"], "the naive rule would have excused it"
+    assert result["kind"] == FAILURE, result
+
+
+def test_what_is_no_rounding_is_a_failure(model, reference):
+    logits_V = measure(model, PROMPT, reference, 4, 6).logits_nV[3]
+    wrong = (reference[3] + 1) % VOCAB
+    output = [*reference[:3], wrong, *reference[4:]]
+    forced_V = logits_V.clone()
+    forced_V[wrong] = forced_V.max() + 1
+    for given, reason in ((logits_V, "argmax"), (forced_V, "margin"), (None, "not known")):
+        result = explain(model, PROMPT, output, reference, given, batch=4, chunk=6)
+        assert result["kind"] == FAILURE
+        assert reason in result["reason"]
+        assert result["position"] == 3
+    for cut in (reference[:-2], [*reference, 1]):
+        assert "ends after" in explain(model, PROMPT, cut, reference, logits_V, batch=4, chunk=6)["reason"]
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["run.py", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, json.loads(out.strip().splitlines()[-1]), err
+
+
+COMMON = ("data.num_prompts=6", "max_new_tokens=24", "baseline=false", "progress=false", "warmup=false", "strict=true")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wrong", ["bsp", "dsd"])
+def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, tmp_path, dtype, wrong):
+    code, point, err = run(
+        monkeypatch, capsys, *COMMON, f"scheduler={wrong}", "allow_incorrect=true", f"runner.dtype={dtype}",
+        f"results_dir={tmp_path}",
+    )  # fmt: skip
+    assert point["num_divergences"] == point["num_failures"] > 0
+    assert point["num_explained"] == 0
+    assert code == 1
+    assert f"strict=true: {point['num_failures']} divergences" in err
+    samples = list(read_lines(Path(point["path"]) / "samples.jsonl"))
+    kinds = [sample["explanation"]["kind"] for sample in samples if not sample["exact"]]
+    assert kinds == [FAILURE] * point["num_failures"]
+
+
+@pytest.mark.parametrize("alignment", ["eqspec", "inplace"])
+def test_correct_strategies_have_no_failure_in_bfloat16(monkeypatch, capsys, tmp_path, alignment):
+    code, point, _ = run(
+        monkeypatch, capsys, *COMMON, f"alignment={alignment}", "runner.dtype=bfloat16", "data.num_prompts=16",
+        "max_new_tokens=48", f"results_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 0
+    assert point["num_failures"] == 0
+    assert point["num_divergences"] == point["num_explained"]
+
+
+def test_strict_needs_a_reference(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["run.py", "strict=true", "reference=false", f"results_dir={tmp_path}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "strict=true needs a reference" in capsys.readouterr().err
+
+
+def test_invariants_can_be_switched_on_for_a_run(monkeypatch, capsys, tmp_path):
+    common = ("debug=invariants", "data.num_prompts=2", "max_new_tokens=8", "baseline=false", f"results_dir={tmp_path}")
+    code, point, _ = run(monkeypatch, capsys, *common)
+    assert (code, point["num_exact"]) == (0, 2)
+    monkeypatch.setattr("sys.argv", ["run.py", *common, "alignment=bsp", "allow_incorrect=true"])
+    with pytest.raises(SystemExit):
+        main()
+    err = capsys.readouterr().err
+    assert "invariant 'position' is broken in round" in err
+    assert len(err.strip().splitlines()) == 1

@@ -1,0 +1,342 @@
+"""Whole batched rounds that sample: the joint law of several tokens, and the same tokens in every batch.
+
+A model with a vocabulary of four, whose exact law is computed by transformers alone, context by context. Thousands of
+rows share a few ragged prompts and settings and differ in their place, hence in their random stream; they run together
+in large batches with a draft that is right some of the time. Every comparison is a chi-square test of the joint law of
+all new tokens; the level of the whole file is shared between the tests (Bonferroni), and the seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+from conftest import greedy_alone, perturbed, small_llama
+from harness import ALIGNMENTS, make_engine
+from scipy.stats import chi2_contingency, chisquare
+from test_sampling import theirs
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec import engine as engine_module
+from specdec.clock import Clock
+from specdec.drafters.context import DrafterContext
+from specdec.drafters.early_exit import SelfDrafter
+from specdec.drafters.lookup import PromptLookupDrafter
+from specdec.drafters.model import ModelDrafter
+from specdec.drafters.none import NoDrafter
+from specdec.drafters.trigram import TrigramDrafter
+from specdec.law import Noise, round_noise
+from specdec.model import CausalLM
+from specdec.random_stream import TEST, uniforms
+from specdec.sampling import SamplingParams
+from specdec.sequence import Sequence, SequencePool
+from specdec.verifiers.block import BlockVerifier
+from specdec.verifiers.naive import NaiveVerifier
+from specdec.verifiers.rejection import RejectionVerifier
+
+V, NEW, COPIES, GAMMA = 4, 4, 1500, 3
+PROMPTS = [[1], [0, 2, 2, 3, 1, 0], [3, 3, 1]]
+SETTINGS = [
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.9, top_p=0.97),
+    SamplingParams(temperature=1.3, top_k=3, repetition_penalty=1.5),
+]
+VERIFIERS = {"rejection": RejectionVerifier, "block": BlockVerifier, "naive": NaiveVerifier}
+DRAFTERS = {"model": ModelDrafter, "self": functools.partial(SelfDrafter, num_layers=1), "lookup": PromptLookupDrafter}
+CASES = [
+    ("none", "naive", "static", "eqspec"),
+    *[("model", verifier, "exspec", "eqspec") for verifier in VERIFIERS],
+    ("self", "block", "static", "inplace"),
+    ("lookup", "rejection", "exspec", "masked"),
+    ("lookup", "block", "static", "eqspec"),
+    ("lookup", "naive", "static", "rollback"),
+]
+# Three prompts per case, each against the exact law and against plain sampling.
+LEVEL = 1e-3 / (len(CASES) * len(PROMPTS) * 2)
+
+
+def tiny(seed: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).double().eval()
+
+
+TARGET = CausalLM(tiny(0))
+DRAFT = CausalLM(perturbed(TARGET.module, 0.1))
+
+
+@functools.cache
+def exact_law(case: int) -> dict[tuple[int, ...], float]:
+    """The joint law of the new tokens of a prompt, by transformers alone."""
+    prompt, params = PROMPTS[case], SETTINGS[case]
+    law: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(NEW):
+        longer = {}
+        with torch.no_grad():
+            logits = TARGET.module(torch.tensor([[*prompt, *text] for text in law])).logits[:, -1]
+        for (text, mass), row in zip(law.items(), logits, strict=True):
+            for token, chance in enumerate(theirs(params, [*prompt, *text], row).tolist()):
+                longer[(*text, token)] = mass * chance
+        law = longer
+    return law
+
+
+def build(drafter: str, verifier, scheduler: str, alignment: str, batch: int, gamma: int = GAMMA, models=None):
+    target, draft = models or (TARGET, DRAFT)
+    clock = Clock()
+    make = ALIGNMENTS[alignment]
+    context = DrafterContext(target, draft, lambda model: make(model, clock), clock)
+    made = {"none": NoDrafter, "trigram": TrigramDrafter, **DRAFTERS}[drafter](context)
+    return make_engine(
+        target, drafter=made, scheduler=scheduler, batch=batch, gamma=gamma, alignment=make, verifier=verifier()
+    )
+
+
+def run(engine, rows: list[Sequence]) -> list[Sequence]:
+    pool = SequencePool(rows)
+    while not pool.done:
+        engine.step(pool)
+    return rows
+
+
+def rows_of(seed: int = 0, copies: int = COPIES) -> list[Sequence]:
+    """Copies of the three prompts, one after the other, each with its own place."""
+    settings = [SamplingParams(p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty, seed) for p in SETTINGS]
+    return [Sequence(i, list(PROMPTS[i % 3]), NEW, sampling=settings[i % 3]) for i in range(3 * copies)]
+
+
+def counts_of(rows: list[Sequence], case: int) -> Counter:
+    return Counter(tuple(row.output_ids) for row in rows[case::3])
+
+
+def merged(expected: dict, *observed: Counter) -> list[list[float]]:
+    """The same cells for all, rare ones put together so that chi-square holds (expected count 5)."""
+    texts = sorted(expected, key=expected.get, reverse=True)
+    size = sum(observed[0].values())
+    columns = [[expected[t] * size, *(o.get(t, 0) for o in observed)] for t in texts]
+    kept = [column for column in columns if column[0] >= 5]
+    rest = [sum(values) for values in zip(*columns[len(kept) :], strict=True)]
+    if rest and rest[0] >= 5:
+        kept.append(rest)
+    elif rest:
+        kept[-1] = [a + b for a, b in zip(kept[-1], rest, strict=True)]
+    return [list(values) for values in zip(*kept, strict=True)]
+
+
+def p_value(rows: list[Sequence], case: int) -> float:
+    """How well the outputs agree with the exact law; 0 where something impossible was emitted."""
+    law, observed = exact_law(case), counts_of(rows, case)
+    if any(law.get(text, 0.0) == 0 for text in observed):
+        return 0.0
+    expected, seen = merged(law, observed)
+    assert len(seen) > 10, "too few cells to say anything"
+    return float(chisquare(seen, numpy.array(expected) * sum(seen) / sum(expected)).pvalue)
+
+
+@pytest.fixture(scope="module")
+def plain_rows() -> list[Sequence]:
+    """Plain sampling with another seed: the second sample of the two-sample tests."""
+    return run(build("none", NaiveVerifier, "static", "eqspec", 300), rows_of(seed=1))
+
+
+@pytest.mark.parametrize(("drafter", "verifier", "scheduler", "alignment"), CASES)
+def test_the_joint_law_of_the_output(drafter, verifier, scheduler, alignment, plain_rows):
+    rows = run(build(drafter, VERIFIERS[verifier], scheduler, alignment, 300), rows_of())
+    for case in range(len(PROMPTS)):
+        assert p_value(rows, case) > LEVEL
+        table = merged(exact_law(case), counts_of(rows, case), counts_of(plain_rows, case))[1:]
+        assert chi2_contingency(table).pvalue > LEVEL
+    if drafter == "model":
+        accepted = Counter(length for row in rows for length in row.accepted_lengths)
+        assert all(accepted[length] > 100 for length in range(GAMMA + 1)), "every length of acceptance must occur"
+
+
+# --- the same tests must see planted mistakes ------------------------------------------------------------------------
+
+
+class RecoveredFromTarget(RejectionVerifier):
+    def next_law(self, draft, probs_BTV, acceptance, tau_B):
+        return probs_BTV[torch.arange(len(tau_B)), tau_B]
+
+
+def noise_by_position(rows, num_columns, device):
+    """Wrong: block verification looks at tests behind what it accepts, and would meet them again in the next round."""
+    keys = [(row.sampling.seed, row.index) for row in rows]
+    places = [range(row.length, row.length + num_columns - 1) for row in rows]
+    tests = uniforms(keys, places, TEST, [0] * (num_columns - 1))
+    return Noise(round_noise(rows, num_columns, device).draws_BT, tests)
+
+
+def shared_noise(rows, num_columns, device):
+    """Wrong: one stream for the batch, so that rows of a batch do the same."""
+    first = round_noise(rows[:1], num_columns, device)
+    return Noise(first.draws_BT.repeat(len(rows), 1), first.tests_BG.repeat(len(rows), 1))
+
+
+class UnprocessedDraft(ModelDrafter):
+    """Wrong: hands over the law before temperature and cuts, but samples after."""
+
+    def propose(self, rows, gammas):
+        draft = super().propose(rows, gammas)
+        if draft.probs_BGV is not None:
+            draft.probs_BGV = draft.probs_BGV.sqrt() / draft.probs_BGV.sqrt().sum(-1, keepdim=True)
+        return draft
+
+
+class ClaimsToSample(ModelDrafter):
+    """Wrong: takes the argmax, and hands over the law as if it had been drawn."""
+
+    def propose(self, rows, gammas):
+        draft = super().propose(rows, gammas)
+        if draft.probs_BGV is not None:
+            draft.tokens_BG = draft.probs_BGV.argmax(-1)
+        return draft
+
+
+@pytest.mark.parametrize(
+    ("mistake", "copies"),
+    [
+        ("recovered from p", COPIES),
+        ("tests by position", 4 * COPIES),  # a small bias, and it only begins with the second round
+        ("one stream", COPIES),
+        ("draft unprocessed", COPIES),
+        ("argmax draft", COPIES),
+    ],
+)
+def test_planted_mistakes_are_seen(monkeypatch, mistake, copies):
+    verifier = RecoveredFromTarget if mistake == "recovered from p" else BlockVerifier
+    noises = {"tests by position": noise_by_position, "one stream": shared_noise}
+    if mistake in noises:
+        monkeypatch.setattr(engine_module, "round_noise", noises[mistake])
+    drafters = {"draft unprocessed": UnprocessedDraft, "argmax draft": ClaimsToSample}
+    monkeypatch.setitem(DRAFTERS, "model", drafters.get(mistake, ModelDrafter))
+    rows = run(build("model", verifier, "static", "eqspec", 500), rows_of(copies=copies))
+    assert min(p_value(rows, case) for case in range(len(PROMPTS))) < LEVEL
+
+
+def test_without_a_mistake_nothing_is_seen_in_as_many_rows():
+    rows = run(build("model", BlockVerifier, "static", "eqspec", 500), rows_of(copies=4 * COPIES))
+    assert min(p_value(rows, case) for case in range(len(PROMPTS))) > LEVEL
+
+
+# --- the same tokens in every batch -----------------------------------------------------------------------------
+
+BIG = (CausalLM(small_llama(0, torch.float64)), CausalLM(perturbed(small_llama(0, torch.float64), 0.04)))
+BIG_NEW = 16
+
+
+def big_rows(prompts: list[list[int]], order: list[int] | None = None) -> list[Sequence]:
+    """Ragged prompts, each row with settings of its own, greedy ones among them."""
+    settings = [
+        None,
+        SamplingParams(temperature=0.8, seed=3),
+        SamplingParams(temperature=1.0, top_k=8, top_p=0.9, seed=4),
+        SamplingParams(temperature=0.0, repetition_penalty=1.4),
+        SamplingParams(temperature=1.2, min_p=0.05, repetition_penalty=1.2, seed=2**40),
+    ]
+    rows = [Sequence(i, list(p), BIG_NEW, sampling=settings[i % 5]) for i, p in enumerate(prompts)]
+    return [rows[i] for i in order] if order else rows
+
+
+def ids(rows: list[Sequence]) -> list[list[int]]:
+    return [row.output_ids for row in sorted(rows, key=lambda row: row.index)]
+
+
+@functools.cache
+def serial(drafter: str, verifier: str, prompts: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """Every row by itself, each in an engine of its own."""
+    outputs = []
+    for row in big_rows([list(p) for p in prompts]):
+        outputs += ids(run(build(drafter, VERIFIERS[verifier], "static", "eqspec", 1, models=BIG), [row]))
+    return outputs
+
+
+MIXED = [
+    (drafter, verifier)
+    for drafter, verifier in itertools.product(["model", "self", "lookup", "trigram"], VERIFIERS)
+    if drafter in ("model", "lookup") or verifier == "block"
+]
+
+
+@pytest.mark.parametrize(("drafter", "verifier"), [("none", "naive"), *MIXED])
+def test_a_row_gives_the_same_tokens_alone_and_in_any_batch(drafter, verifier, prompts):
+    wanted = serial(drafter, verifier, tuple(map(tuple, prompts)))
+    assert sum(len(set(output)) > 5 for output in wanted) > 6, "outputs must vary to tell anything"
+    shuffled = list(range(len(prompts)))
+    random.Random(5).shuffle(shuffled)
+    for batch, scheduler, alignment, order in [
+        (3, "static", "eqspec", None),
+        (4, "exspec", "inplace", shuffled),
+        (11, "static", "masked", shuffled),
+    ]:
+        engine = build(drafter, VERIFIERS[verifier], scheduler, alignment, batch, models=BIG)
+        assert ids(run(engine, big_rows(prompts, order))) == wanted, (batch, scheduler, alignment)
+
+
+@pytest.mark.parametrize("alignment", [name for name in ALIGNMENTS if name != "eqspec"])
+@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+def test_block_verification_gives_the_same_tokens_with_every_alignment(alignment, scheduler, prompts):
+    engine = build("model", BlockVerifier, scheduler, alignment, 5, models=BIG)
+    assert ids(run(engine, big_rows(prompts))) == serial("model", "block", tuple(map(tuple, prompts)))
+
+
+@pytest.mark.parametrize("drafter", ["model", "self", "lookup", "trigram"])
+def test_naive_verification_gives_plain_samplings_own_tokens(drafter, prompts):
+    """Each position's token is drawn from p by that position's number, however it was drafted."""
+    wanted = serial("none", "naive", tuple(map(tuple, prompts)))
+    rows = run(build(drafter, NaiveVerifier, "exspec", "eqspec", 4, models=BIG), big_rows(prompts))
+    assert ids(rows) == wanted
+    assert sum(row.num_accepted for row in rows) > 0
+
+
+def test_seeds_and_places_give_other_tokens(prompts):
+    """The stream is really used: another seed, or another place, and the output changes."""
+    prompt = prompts[6]
+    rows = [Sequence(i, list(prompt), 16, sampling=SamplingParams(seed=s)) for i, s in enumerate([0, 0, 1, 1])]
+    assert (
+        len(
+            {
+                tuple(row.output_ids)
+                for row in run(build("none", NaiveVerifier, "static", "eqspec", 4, models=BIG), rows)
+            }
+        )
+        == 4
+    )
+
+
+def test_greedy_rows_are_unmoved_by_their_sampling_neighbours(prompts):
+    """Row 0 and 5, 10 are greedy: transformers' own greedy output, whatever happens around them."""
+    rows = run(build("model", BlockVerifier, "static", "eqspec", 11, models=BIG), big_rows(prompts))
+    for row in rows[::5]:
+        assert row.output_ids == greedy_alone(BIG[0], row.prompt_ids, BIG_NEW, frozenset())
+
+
+def test_a_greedy_row_with_a_penalty_is_transformers_own(prompts):
+    rows = run(build("model", RejectionVerifier, "exspec", "eqspec", 4, models=BIG), big_rows(prompts))
+    for row in rows[3::5]:
+        wanted = BIG[0].module.generate(
+            torch.tensor([row.prompt_ids]),
+            attention_mask=torch.ones(1, len(row.prompt_ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=BIG_NEW,
+            repetition_penalty=1.4,
+            pad_token_id=0,
+        )
+        assert row.output_ids == wanted[0, len(row.prompt_ids) :].tolist()
