@@ -1,10 +1,41 @@
 """specdec: batched, lossless speculative decoding of Hugging Face causal language models.
 
-Importing this package imports no torch, so that ``--help`` and ``--cfg`` answer at once.
+Importing this package imports no torch, so that ``--help`` and ``--cfg`` answer at once; the library API
+(`generate`, `stream`, `Engine`) is imported when it is first asked for.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from specdec.errors import SpecdecError
 from specdec.registry import register
 
+if TYPE_CHECKING:
+    from specdec.api import Engine, generate, stream
+    from specdec.api_output import Event, SpeculativeOutput
+
 __version__ = "0.1.0"
-__all__ = ["SpecdecError", "__version__", "register"]
+__all__ = [
+    "Engine",
+    "Event",
+    "SpecdecError",
+    "SpeculativeOutput",
+    "__version__",
+    "generate",
+    "register",
+    "stream",
+]
+
+_LAZY = {
+    "Engine": "specdec.api",
+    "generate": "specdec.api",
+    "stream": "specdec.api",
+    "Event": "specdec.api_output",
+    "SpeculativeOutput": "specdec.api_output",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'specdec' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -104,7 +104,9 @@ def _from_tensor(input_ids: Tensor, attention_mask: Any, pad_token_id: int | Non
 
 def _warn_of_padding(input_ids: Tensor, pad_token_id: int | None) -> None:
     """transformers would guess the mask from the ids; here nothing is guessed, but silence could be a trap."""
-    if pad_token_id is not None and len(input_ids) > 1 and bool((input_ids[:, [0, -1]] == pad_token_id).any()):
+    if pad_token_id is None or len(input_ids) < 2 or input_ids.shape[1] == 0:
+        return
+    if bool((input_ids[:, [0, -1]] == pad_token_id).any()):
         warnings.warn(
             f"input_ids begin or end with pad_token_id={pad_token_id} and no attention_mask is given: "
             "every token counts as real text; pass attention_mask if they are padding",

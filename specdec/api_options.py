@@ -32,11 +32,26 @@ DEFAULTS: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50,
 NUM_DEFAULT_TOKENS = 20  # new tokens where neither the caller nor the model says how many
 
 NEUTRAL: dict[str, Any] = {
-    **{"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "use_cache": True, "min_length": 0},
-    **{"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "encoder_repetition_penalty": 1.0},
-    **{"length_penalty": 1.0, "diversity_penalty": 0.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
-    **{"guidance_scale": 1, "min_new_tokens": 0, "num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4},
-    **{"num_assistant_tokens_schedule": "constant", "assistant_lookbehind": 10, "target_lookbehind": 10},
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "min_length": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "guidance_scale": 1,
+    "min_new_tokens": 0,
+    "num_assistant_tokens": 20,
+    "assistant_confidence_threshold": 0.4,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_lookbehind": 10,
+    "target_lookbehind": 10,
 }
 """Values, other than None and False, at which an option that is not carried out changes nothing."""
 

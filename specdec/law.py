@@ -79,13 +79,13 @@ def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -
     if not any(row.sampling and row.sampling.penalizes for row in rows):
         return None
     seen_BTV = torch.zeros(logits_BTV.shape, dtype=torch.bool, device=logits_BTV.device)
-    drafted = draft.tokens_BG.tolist() if draft else []
     for b, row in enumerate(rows):
         seen_BTV[b, :, torch.tensor(row.tokens(0), device=seen_BTV.device)] = True
-        for node in range(draft.num_drafted[b] if draft else 0):
-            assert draft is not None
-            path = draft.path(b, node)
-            seen_BTV[b, node + 1, [drafted[b][ancestor] for ancestor in path]] = True
+    if draft is not None:
+        drafted = draft.tokens_BG.tolist()
+        for b, num_drafted in enumerate(draft.num_drafted):
+            for node in range(num_drafted):
+                seen_BTV[b, node + 1, [drafted[b][ancestor] for ancestor in draft.path(b, node)]] = True
     return seen_BTV
 
 

@@ -160,7 +160,7 @@ def test_a_draft_with_another_vocabulary_runs_by_way_of_text(run, tmp_path):
     arguments = [*SMALL[3:], "runner.dtype=float64", "baseline=false", f"pair.draft={folder}"]
     code, _, err = run(*arguments)
     assert code == 1
-    assert re.search("vocabulary sizes differ: target 4096, draft 61.*or drafter=retokenize", err), err
+    assert re.search("vocabulary sizes differ: target [0-9]+, draft 61.*or drafter=retokenize", err), err
     code, out, err = run(*arguments, "drafter=retokenize")
     assert code == 0, err
     point = last_json(out)

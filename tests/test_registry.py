@@ -78,7 +78,7 @@ def test_every_built_in_target_can_be_imported():
 @pytest.fixture
 def installed(tmp_path):
     """The example plug-in as an installed package: its file, and the metadata that an installer writes."""
-    shutil.copy(ROOT / "experiments" / "plugin_example" / "specdec_bigram.py", tmp_path)
+    shutil.copy(ROOT / "experiments" / "plugin_drafter" / "specdec_bigram.py", tmp_path)
     info = tmp_path / "specdec_bigram-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: specdec-bigram\nVersion: 0.1.0\n")
@@ -95,8 +95,14 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def drafters(page: str) -> list[str]:
+    """The drafters that a help page lists."""
+    (line,) = [line for line in page.splitlines() if line.startswith("drafter: ")]
+    return line.removeprefix("drafter: ").split(", ")
+
+
 def test_an_installed_plug_in_appears_in_help_and_runs_in_a_sweep(installed, tmp_path):
-    assert "drafter: bigram, model, none" in " ".join(run(installed, "--help").stdout.split()).replace("\n", " ")
+    assert "bigram" in drafters(run(installed, "--help").stdout)
     result = run(
         installed,
         "-m",
@@ -119,4 +125,5 @@ def test_a_broken_plug_in_is_left_out_and_named(installed, tmp_path):
     result = run(installed, "--help")
     assert result.returncode == 0
     assert "plug-in specdec_bigram is left out: RuntimeError('oh no')" in result.stderr
-    assert "drafter: model, none" in result.stdout
+    assert "model" in drafters(result.stdout)
+    assert "bigram" not in drafters(result.stdout)

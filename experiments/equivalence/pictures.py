@@ -79,8 +79,10 @@ def kinds(panel: Panel) -> list[list[str]]:
     grid = []
     for m in range(num_rows):
         mask_TS = panel.seen.mask_MTS[m]
-        # All rows draft equally many tokens here, so the last query is one that counts; it sees all that does.
-        line = ["content" if visible else "unseen" for visible in mask_TS[-1].tolist()]
+        # All rows draft equally many tokens here, so the last query is one that counts, and it sees all that does;
+        # of a row's copies the first holds one token, the second two, and so on.
+        last = num_new - 1 if num_rows == len(panel.outcome.rows) else m % num_new
+        line = ["content" if visible else "unseen" for visible in mask_TS[last].tolist()]
         # The rows of a batch are those of the round, or (expansion) one copy per prefix of each of them.
         b = min(m * len(panel.outcome.rows) // num_rows, len(panel.outcome.rows) - 1)
         drafted, accepted = panel.outcome.num_drafted[b], panel.outcome.num_accepted[b]
@@ -107,7 +109,7 @@ def draw(name: str, panels: list[Panel], path: Path) -> None:
     width = max(len(line) for grid in grids for line in grid)
     heights = [len(grid) for grid in grids]
     figure, axes = plt.subplots(
-        len(grids), 1, figsize=(0.17 * width + 1.6, 0.24 * sum(heights) + 0.5 * len(grids) + 0.9), height_ratios=heights
+        len(grids), 1, figsize=(max(0.17 * width + 1.6, 6.2), 0.24 * sum(heights) + 0.5 * len(grids) + 0.9), height_ratios=heights
     )
     for number, (axis, grid) in enumerate(zip(axes, grids, strict=True), 1):
         for m, line in enumerate(grid):

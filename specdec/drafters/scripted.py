@@ -37,15 +37,14 @@ class ScriptedDrafter(Drafter):
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         """The next known tokens, some of them changed; fewer where the known output ends."""
+        starts = [len(row.output_ids) for row in rows]
+        places = [range(start, start + max(gammas)) for start in starts]
+        keys = [(self._seed, row.index) for row in rows]
+        numbers_BG = uniforms(keys, places, SCRIPT, [0] * max(gammas)).tolist()
         drafts = []
-        for row, gamma in zip(rows, gammas, strict=True):
-            start = len(row.output_ids)
+        for row, start, gamma, numbers in zip(rows, starts, gammas, numbers_BG, strict=True):
             known = self._outputs[row.index][start : start + gamma]
-            positions = range(start, start + len(known))
-            chances = uniforms([(self._seed, row.index)], [positions], SCRIPT, [0] * len(known))[0].tolist()
-            drafts.append(
-                [token if u < self._rate else self._other(token) for token, u in zip(known, chances, strict=True)]
-            )
+            drafts.append([t if u < self._rate else self._other(t) for t, u in zip(known, numbers, strict=False)])
         return Draft(padded(drafts, self._context.device), [len(draft) for draft in drafts])
 
     def commit(self, rows: list[Sequence]) -> None:

@@ -1,7 +1,7 @@
 """A plug-in in one file: a drafter that proposes what followed the last token the last time it occurred.
 
 It needs no model and no cache: everything it knows is the row's own prompt and output. Installing this folder
-(`pip install ./experiments/plugin_example`) is all it takes for `drafter=bigram` to appear in `--help` and in sweeps.
+(`pip install ./experiments/plugin_drafter`) is all it takes for `drafter=bigram` to appear in `--help` and in sweeps.
 """
 
 from __future__ import annotations
