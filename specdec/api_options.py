@@ -97,6 +97,8 @@ def read_options(own: Any, passed: Any, keywords: Mapping[str, Any]) -> Options:
     Raises:
         ConfigError: an option is unknown, not supported, out of range, or at odds with another.
     """
+    if passed is not None and not hasattr(passed, "max_new_tokens"):
+        raise ConfigError(f"generation_config: a {type(passed).__name__} is no GenerationConfig of transformers")
     config = {} if passed is None else _fields(passed)
     model = {} if own is None else {name: value for name, value in _fields(own).items() if name not in HOW_TO_RUN}
     _check_names(keywords, config)
@@ -192,7 +194,7 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 def _sampling(values: Mapping[str, Any], sources: list[Mapping[str, Any]]) -> SamplingParams | None:
     """Ranges are checked whether or not they take effect; what would take none is refused, not ignored."""
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for name in (*WITH_DO_SAMPLE, "repetition_penalty"):
         value = 0 if values[name] is None and name == "top_k" else values[name]
         value = DEFAULTS[name] if value is None else value

@@ -81,10 +81,13 @@ def _pad(options: Options, tokenizer: Any) -> int | None:
 
 def _budget(number: int, num_prompt: int, options: Options, models: list[CausalLM]) -> int:
     """New tokens that row ``number`` may emit: all of them fit in every model, or the call is refused."""
-    context = min(model.context_length for model in models)
+    shortest = min(models, key=lambda model: model.context_length)  # of equal ones the first, which is the target
+    context, role = shortest.context_length, "target" if shortest is models[0] else "draft"
     room = context - num_prompt
     if room < 1:
-        raise DataError(f"row {number}: its prompt of {num_prompt} tokens fills the context of {context}: shorten it")
+        raise DataError(
+            f"row {number}: its prompt of {num_prompt} tokens fills the {role}'s context of {context}: shorten it"
+        )
     if options.max_new_tokens is None and options.max_length is None:
         return min(NUM_DEFAULT_TOKENS, room)
     budget = options.max_new_tokens or (options.max_length or 0) - num_prompt
@@ -96,8 +99,8 @@ def _budget(number: int, num_prompt: int, options: Options, models: list[CausalL
     if budget > room:
         name = "max_length" if options.max_new_tokens is None else "max_new_tokens"
         raise DataError(
-            f"row {number}: {num_prompt} prompt tokens and {budget} new ones ({name}) exceed the context of {context}: "
-            f"at most {room} new tokens fit"
+            f"row {number}: {num_prompt} prompt tokens and {budget} new ones ({name}) exceed the {role}'s context "
+            f"of {context}: at most {room} new tokens fit"
         )
     return budget
 

@@ -44,6 +44,8 @@ def main() -> None:
         state.clear()
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        return _help()
     # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
@@ -63,6 +65,15 @@ def main() -> None:
         _outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
     if _outcomes:
         _report()
+
+
+def _help() -> None:
+    from specdec.cli_help import print_help
+
+    try:
+        print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+    except Exception as error:
+        _fail(explain(error), 1)
 
 
 def _job(cfg: DictConfig) -> None:

@@ -16,11 +16,15 @@ from specdec.errors import SpecdecError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from specdec.api import Engine
     from specdec.api_output import Event
     from specdec.pair import Pair
 
-PROMPTS = ("def read_lines(path):\n", "class Stack:\n    def push(", "import os\nimport sys\n", "for i in range(")
+PROMPTS = (  # of the kind that the built-in pair was trained on, from its held-out files
+    "class E:\n    'Test propagation of exceptions'",
+    "import unittest\nfrom test import support\n\nfrom . import tomllib\n\n\nclass TestMiscellane",
+    "def load_tests(loader, tests, pattern):\n    import os.path\n    # top level directory cached on loader",
+    "    def get_int(self, node):\n        assert node.type == token.NUMBER",
+)
 STYLES = {"prompt": "dim", "accepted": "green", "recovered": "bold red", "bonus": "bold cyan", "plain": "default"}
 MARKS = {"prompt": "{}", "accepted": "{}", "recovered": "[-{}-]", "bonus": "[+{}+]", "plain": "{}"}
 Piece = tuple[str, str]  # kind and text
@@ -93,7 +97,8 @@ def show(args: argparse.Namespace) -> None:
         counts = _timed(engine.stream(prompts, **settings), rows)
         for number, row in enumerate(rows):
             print(f"--- {number} ---\n{marked(row)}")
-    console.print(summary(counts, _timed(plain.stream(prompts, **settings)), engine), highlight=False, markup=False)
+    theirs = _timed(plain.stream(prompts, **settings))
+    print(summary(counts, theirs, engine.gamma, sampled=bool(args.temperature)))
 
 
 def load(name: str) -> Pair:
@@ -113,15 +118,16 @@ def marked(row: Row) -> str:
     return "".join(MARKS[kind].format(text) for kind, text in row.pieces)
 
 
-def summary(ours: Counts, theirs: Counts, engine: Engine) -> str:
+def summary(ours: Counts, theirs: Counts, gamma: int, *, sampled: bool) -> str:
     """Speeds with the draft and without; greedy tokens are compared too."""
     fast, slow = ours.num_tokens / ours.wall_s, theirs.num_tokens / theirs.wall_s
-    same = "the same tokens" if ours.tokens == theirs.tokens else "other tokens (samples of the same law)"
+    drawn = "other samples of the same law" if sampled else "OTHER TOKENS: a tie within rounding, or a bug"
+    same = "the same tokens" if ours.tokens == theirs.tokens else drawn
     return (
-        f"speculative: {ours.num_tokens} tokens, {fast:.0f} tokens/s, gamma {engine.gamma}, "
+        f"speculative: {ours.num_tokens} tokens, {fast:.0f} tokens/s, gamma {gamma}, "
         f"{ours.num_accepted} of {ours.num_drafted} drafted tokens accepted\n"
         f"plain:       {theirs.num_tokens} tokens, {slow:.0f} tokens/s, {same}\n"
-        f"speed-up:    {fast / slow:.2f} over plain batched decoding of the same {len(ours.tokens)} prompts"
+        f"speed-up:    {fast / slow:.2f} over plain batched decoding, {len(ours.tokens)} rows in the batch"
     )
 
 

@@ -17,7 +17,7 @@ Cell = Callable[[dict[str, Any]], str]
 
 def print_table(outcomes: list[dict[str, Any]]) -> None:
     """One row per point; columns that are the same for all of them move to the title."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
     console = Console(width=width)
     shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_duplicates_and_unknown_names_are_refused():
         registry.register("alignment", "eqspec")(dataclass(type("Twice", (), {})))
     with pytest.raises(ConfigError, match=r"unknown alignment 'eqspc': choose from .*did you mean 'eqspec'"):
         registry.lookup("alignment", "eqspc")
-    with pytest.raises(ConfigError, match="unknown plug-in group 'aligment'.*did you mean 'alignment'"):
+    with pytest.raises(ConfigError, match=r"unknown plug-in group 'aligment'.*did you mean 'alignment'"):
         registry.register("aligment", "x")
     with pytest.raises(ConfigError, match="needs a default"):
 
@@ -97,8 +98,9 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def drafters(page: str) -> list[str]:
     """The drafters that a help page lists."""
-    (line,) = [line for line in page.splitlines() if line.startswith("drafter: ")]
-    return line.removeprefix("drafter: ").split(", ")
+    block = re.search(r"^drafter\n((?:  .*\n)+)", page, re.MULTILINE)
+    assert block is not None
+    return [line.split()[0] for line in block[1].splitlines()]
 
 
 def test_an_installed_plug_in_appears_in_help_and_runs_in_a_sweep(installed, tmp_path):

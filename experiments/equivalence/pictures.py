@@ -108,15 +108,14 @@ def draw(name: str, panels: list[Panel], path: Path) -> None:
     grids = [kinds(panel) for panel in panels]
     width = max(len(line) for grid in grids for line in grid)
     heights = [len(grid) for grid in grids]
-    figure, axes = plt.subplots(
-        len(grids), 1, figsize=(max(0.17 * width + 1.6, 6.2), 0.24 * sum(heights) + 0.5 * len(grids) + 0.9), height_ratios=heights
-    )
+    size = (max(0.17 * width + 1.6, 6.2), 0.24 * sum(heights) + 0.5 * len(grids) + 0.9)
+    figure, axes = plt.subplots(len(grids), 1, figsize=size, height_ratios=heights)
     for number, (axis, grid) in enumerate(zip(axes, grids, strict=True), 1):
         for m, line in enumerate(grid):
             for column, kind in enumerate(line):
                 axis.add_patch(plt.Rectangle((column, m), 0.92, 0.86, color=COLOURS[kind][0], linewidth=0))
         axis.set(xlim=(0, width), ylim=(len(grid), 0), yticks=[m + 0.43 for m in range(len(grid))], xticks=[])
-        axis.set_yticklabels([f"row {m}" if len(grid) == len(TEXTS) else f"row {m * len(TEXTS) // len(grid)}" for m in range(len(grid))], size=6)
+        axis.set_yticklabels([f"row {m * len(TEXTS) // len(grid)}" for m in range(len(grid))], size=6)
         axis.set_ylabel(f"round {number}", size=7)
         for side in axis.spines.values():
             side.set_visible(False)

@@ -6,6 +6,8 @@ It needs no model and no cache: everything it knows is the row's own prompt and 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from specdec import register
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
@@ -47,7 +49,7 @@ class BigramDrafter(Drafter):
         """Learn from what was emitted."""
         for row in rows:
             tokens = row.tokens(self._seen[row.index])
-            self._followers[row.index].update(zip(tokens, tokens[1:], strict=False))
+            self._followers[row.index].update(pairwise(tokens))
             self._seen[row.index] = row.length - 1
 
     def release(self, rows: list[Sequence]) -> None:
