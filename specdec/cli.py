@@ -45,7 +45,8 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
     if {"--help", "-h"} & set(sys.argv[1:]):
-        return _help()
+        _help()
+        return
     # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)

@@ -57,5 +57,5 @@ def describe(group: str) -> dict[str, str]:
     for file in folder.iterdir() if folder.is_dir() else []:
         if file.name.endswith(".yaml"):
             comment = " ".join(re.findall(r"^# (?!@package)(.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
-            found[file.name.removesuffix(".yaml")] = re.split(r"(?<=[.:]) |$", comment, maxsplit=1)[0].rstrip(":")
+            found[file.name.removesuffix(".yaml")] = re.split(r"(?<=\.) (?=[A-Z])", comment, maxsplit=1)[0]
     return found

@@ -34,6 +34,7 @@ class PairConfig:
     trust_remote_code: bool = False  # never run code that comes with a checkpoint, unless you say so
     allow_pickle: bool = False  # read .bin weights (restricted unpickling) where a checkpoint has no safetensors
     attention: str = "sdpa"  # transformers attention implementation: sdpa or eager
+    threads: int | None = None  # CPU threads that suit it, where runner.threads says nothing
     num_layers: int | None = None  # random weights: layers of the target (the draft keeps at most as many)
     hidden_size: int | None = None  # random weights: width of the target; heads and MLP are scaled with it
     vocab_size: int | None = None  # random weights: vocabulary of both models
@@ -67,7 +68,7 @@ class RunnerConfig:
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     dtype: str = "float32"  # float32, float64, bfloat16, float16
-    threads: int | None = None  # CPU threads of torch; null leaves torch's choice
+    threads: int | None = None  # CPU threads of torch; null: pair.threads, or torch's own choice
 
 
 @dataclass

@@ -28,8 +28,9 @@ from specdec.sequence import Sequence
 
 def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str]) -> dict[str, Any]:
     """Run a resolved config and write its folder; returns the summary."""
-    if cfg.runner.threads is not None:
-        torch.set_num_threads(cfg.runner.threads)
+    threads = cfg.runner.threads or cfg.pair.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     logger = plugin(cfg, "logger")
     try:
         pair = load_pair(cfg)

@@ -19,9 +19,11 @@ from transformers import (
 
 import specdec
 from specdec.api_models import choose_gamma
+from specdec.api_options import read_options
 from specdec.assets import resolve
 from specdec.errors import ConfigError, PairError
 from specdec.model import CausalLM
+from specdec.sampling import SamplingParams
 
 ROLES = ("target", "draft")
 VOCAB, CONTEXT, NEW, EOS = 61, 128, 14, 5
@@ -302,6 +304,28 @@ def test_sampling_is_repeatable_and_knows_no_neighbours(llama, draft):
         first.sequences[0, width : width + num].tolist()
     )
     assert first.num_drafted != [0] * 6
+
+
+def test_sampling_defaults_are_those_of_transformers():
+    def sampling(own=None, passed=None, **keywords):
+        return read_options(own, passed, {"do_sample": True, **keywords}).sampling
+
+    assert sampling() == SamplingParams(temperature=1.0, top_k=50)
+    assert sampling(top_k=None) == sampling(top_k=0) == SamplingParams(temperature=1.0)
+    own = GenerationConfig(temperature=0.6, top_p=0.9, top_k=20)
+    assert sampling(own) == SamplingParams(0.6, 20, 0.9)
+    assert sampling(own, GenerationConfig(top_p=0.5), temperature=0.7) == SamplingParams(0.7, 20, 0.5)
+
+
+def test_a_draft_of_another_tokenizer_is_joined_by_text(tiny):
+    target, draft, tokenizer = tiny
+    texts = ["import os\n", "class A:"]
+    settings = {"max_new_tokens": 12, "return_dict_in_generate": True}
+    output = specdec.generate(target, draft, texts, tokenizer=tokenizer, draft_tokenizer=tokenizer, **settings)
+    plain = specdec.generate(target, None, texts, tokenizer=tokenizer, **settings)
+    assert torch.equal(output.sequences, plain.sequences)
+    assert output.acceptance_rate > 0.3
+    assert (plain.acceptance_rate, plain.mean_acceptance_length) == (0, 1)
 
 
 def test_the_draft_length_follows_the_cost_of_the_draft():

@@ -132,10 +132,9 @@ def test_nested_stages_never_count_twice(monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
     clock = Clock()  # 0
-    with clock.stage("other"), clock.stage("verify"):  # 1, 2
-        with clock.stage("align"):  # 3
-            pass  # 4
-        # 5 closes verify, 6 closes other
+    with clock.stage("other"), clock.stage("verify"), clock.stage("align"):  # 1, 2, 3
+        pass
+    # 4, 5, 6 close them, innermost first
     assert {stage: s for stage, s in clock.seconds.items() if s} == {"other": 2.0, "verify": 2.0, "align": 1.0}
     figures = timing(clock.seconds, 10)
     assert figures["decode_s"] == 5.0
