@@ -34,6 +34,7 @@ class PairConfig:
     trust_remote_code: bool = False  # never run code that comes with a checkpoint, unless you say so
     allow_pickle: bool = False  # read .bin weights (restricted unpickling) where a checkpoint has no safetensors
     attention: str = "sdpa"  # transformers attention implementation: sdpa or eager
+    weights: str = "pretrained"  # what `weights` is for this pair unless you say otherwise
     threads: int | None = None  # CPU threads that suit it, where runner.threads says nothing
     num_layers: int | None = None  # random weights: layers of the target (the draft keeps at most as many)
     hidden_size: int | None = None  # random weights: width of the target; heads and MLP are scaled with it
@@ -96,7 +97,7 @@ class RunConfig:
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
-    weights: str = "pretrained"  # pretrained; random (same architecture, no download); synthetic (with a dial)
+    weights: str = "${pair.weights}"  # pretrained; random (same architecture, no download); synthetic (with a dial)
     batch: int = 4  # rows per round
     gamma: int = 5  # drafted tokens per row and round, for the policies that take it
     max_new_tokens: int = 64
