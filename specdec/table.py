@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 160  # where the output is no terminal
 Cell = Callable[[dict[str, Any]], str]
 
 
 def print_table(outcomes: list[dict[str, Any]]) -> None:
     """One row per point; columns that are the same for all of them move to the title."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-    console = Console(width=width)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
