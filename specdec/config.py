@@ -52,7 +52,7 @@ class DataConfig:
     path: str | None = None  # local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us
     split: str = "train"  # for Hub datasets
     turns: str = "first"  # first: one prompt per question; all: every turn is a prompt of its own
-    num_prompts: int | None = None  # null means all
+    num_prompts: int | None = None  # null means all (8 with weights=random)
     category: list[str] | None = None  # keep only these categories
     max_input_tokens: int | None = None  # null means: context length minus max_new_tokens
     overlong: str = "refuse"  # a longer prompt: refuse (stop), truncate (keep its first tokens), skip

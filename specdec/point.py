@@ -25,6 +25,8 @@ from specdec.reference import has_reference, plain, reference_key
 from specdec.results import RunFolder, identity
 from specdec.sequence import Sequence
 
+RANDOM_WEIGHTS_PROMPTS = 8
+
 
 def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str]) -> dict[str, Any]:
     """Run a resolved config and write its folder; returns the summary."""
@@ -34,7 +36,12 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str]) -> d
     logger = plugin(cfg, "logger")
     try:
         pair = load_pair(cfg)
+        few = cfg.weights == "random" and cfg.data.num_prompts is None  # nobody waits an hour for noise
+        with open_dict(cfg):
+            cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS if few else cfg.data.num_prompts
         prompts, notes = load_prompts(cfg.data, pair.tokenizer, _input_budget(cfg, pair))
+        if few:
+            notes.append(f"random weights: the first {len(prompts)} prompts (data.num_prompts=N for another number)")
         build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
         for note in pair.notes + notes:
             print(f"note: {note}", flush=True)
