@@ -2,7 +2,7 @@
 
 `generate` is the drop-in for ``model.generate``: every row gets the tokens that it would have got alone. `stream`
 yields them as they come. `Engine` keeps what can be kept between calls. Alignment is `inplace`, the scheduler
-`static`, and the draft length comes from what the draft costs; none of them changes a greedy token.
+`continuous`, and the draft length comes from what the draft costs; none of them changes a greedy token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from specdec.engine import Engine as Rounds
 from specdec.errors import ConfigError
 from specdec.model import CausalLM
 from specdec.registry import create, lookup
-from specdec.schedulers.static import StaticScheduler
+from specdec.schedulers.continuous import ContinuousScheduler
 from specdec.sequence import SequencePool
 
 
@@ -198,7 +198,7 @@ class Engine:
             parts.target,
             parts.drafter,
             self._sampling_verifier if samples else self._greedy_verifier,
-            StaticScheduler(plan.batch, plan.batch),
+            ContinuousScheduler(plan.batch, plan.batch),
             FixedLength(gamma=self.gamma),
             parts.clock,
         )

@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from specdec.alignment.base import Alignment
 from specdec.clock import Clock
+from specdec.draft_lengths.base import DraftLength
+from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.context import DrafterContext
 from specdec.engine import Engine
 from specdec.errors import ConfigError
@@ -17,6 +19,7 @@ from specdec.pair import Pair
 from specdec.registry import create
 from specdec.schedulers.order import BatchingPolicy
 from specdec.sequence import Sequence
+from specdec.serving.base import Arrivals
 from specdec.verifiers.base import Verifier
 
 _NOT_PARAMS = ("name", "label")
@@ -31,6 +34,8 @@ def build_engine(
     """
 
     def align(model: CausalLM) -> Alignment:
+        of_pair = model is pair.target or model is pair.draft
+        model.execute(cfg.execution if of_pair or cfg.execution == "eager" else "auto")
         alignment: Alignment = plugin(cfg, "alignment", model, clock)
         if cfg.debug.invariants:
             from specdec.invariants import CheckedAlignment
@@ -38,6 +43,7 @@ def build_engine(
             return CheckedAlignment(alignment, model, every=cfg.debug.invariants_every)
         return alignment
 
+    pair.target.probes_MD = None  # of a drafter that this pair had before
     context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
     verifier: Verifier = plugin(cfg, "verifier")
     if cfg.temperature > 0 and type(verifier).verify_sampled is Verifier.verify_sampled:
@@ -50,15 +56,28 @@ def build_engine(
         drafter=plugin(cfg, "drafter", context),
         verifier=verifier,
         scheduler=plugin(cfg, "scheduler", cfg.batch, build_batching(cfg).window),
-        draft_length=plugin(cfg, "draft_length"),
+        draft_length=build_draft_length(cfg),
         clock=clock,
+        prefill_chunk=cfg.runner.prefill_chunk,
     )
+
+
+def build_draft_length(cfg: DictConfig) -> DraftLength:
+    """The draft-length policy; with drafter=none there is nothing that it could choose."""
+    policy: DraftLength = FixedLength(gamma=0) if cfg.drafter.name == "none" else plugin(cfg, "draft_length")
+    return policy
 
 
 def build_batching(cfg: DictConfig) -> BatchingPolicy:
     """The batching policy of a config."""
     policy: BatchingPolicy = plugin(cfg, "batching")
     return policy
+
+
+def build_arrivals(cfg: DictConfig) -> Arrivals:
+    """When prompts come."""
+    arrivals: Arrivals = plugin(cfg, "arrivals")
+    return arrivals
 
 
 def plugin(cfg: DictConfig, group: str, *dependencies: Any) -> Any:

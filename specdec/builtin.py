@@ -20,11 +20,21 @@ class StaticConfig:
     label: str = "${.name}"  # how tables call it; presets such as eqspec set their own
 
 
-@register("scheduler", "exspec", target="specdec.schedulers.exspec:ExspecScheduler")
+@register("scheduler", "continuous", target="specdec.schedulers.continuous:ContinuousScheduler")
+@dataclass
+class ContinuousConfig:
+    """Continuous batching: a finished row's place is taken by the next prompt, which is read between the rounds."""
+
+    prefill_share: float = 0.5  # of the time, for reading newcomers' prompts while others wait for it; 1: at once
+    label: str = "${.name}"
+
+
+@register("scheduler", "exspec", target="specdec.schedulers.exspec:ExspecScheduler", preset=True)
 @dataclass
 class ExspecConfig:
     """Sliding window over a pool: rows of equal length run together, otherwise any rows realigned."""
 
+    max_wait_rounds: int | None = None  # rounds in a row that may pass a row over; null: no bound, as published
     label: str = "${.name}"
 
 
@@ -140,6 +150,41 @@ class SelfDrafterConfig:
     num_layers: int = 2  # layers of the target that draft
 
 
+@register("drafter", "early_exit", target="specdec.drafters.early_exit:EarlyExitDrafter")
+@dataclass
+class EarlyExitDrafterConfig:
+    """The target's own first layers behind which a norm and a head of their own are trained (train.py task=heads)."""
+
+    path: str | None = None  # folder that train.py wrote; null: the target's own norm and head, as drafter=self
+    num_layers: int = 2  # without a path: layers of the target that draft
+
+
+@register("drafter", "medusa", target="specdec.drafters.medusa:MedusaDrafter")
+@dataclass
+class MedusaConfig:
+    """Independent heads on the target's last hidden state, each for one token further ahead (train.py task=heads)."""
+
+    path: str | None = None  # folder that train.py wrote; null: untrained heads, which guess badly
+    num_heads: int = 4  # without a path: tokens that are drafted, at most
+
+
+@register("drafter", "eagle", target="specdec.drafters.eagle:EagleDrafter")
+@dataclass
+class EagleConfig:
+    """One decoder layer over the target's hidden states and the next tokens, as EAGLE (train.py task=heads)."""
+
+    path: str | None = None  # folder that train.py wrote; null: an untrained layer, which guesses badly
+
+
+@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter")
+@dataclass
+class PpdConfig:
+    """Trained prompt tokens behind every candidate: the target drafts while it verifies (train.py task=heads)."""
+
+    path: str | None = None  # folder that train.py wrote; null: untrained prompt tokens, which guess badly
+    num_tokens: int = 3  # without a path: prompt tokens, and tokens that are drafted at most
+
+
 @register("drafter", "prompt_lookup", target="specdec.drafters.lookup:PromptLookupDrafter")
 @dataclass
 class PromptLookupConfig:
@@ -226,12 +271,61 @@ class FixedLengthConfig:
     gamma: int = "${gamma}"  # type: ignore[assignment]
 
 
+@register("draft_length", "batch_table", target="specdec.draft_lengths.batch_table:BatchTableLength")
+@dataclass
+class BatchTableLengthConfig:
+    """The best draft length for the batch size, profiled once per pair and device; nothing where that is best."""
+
+    max_gamma: int = 8  # longest draft profiled
+
+
+@register("draft_length", "goodput", target="specdec.draft_lengths.goodput:GoodputLength")
+@dataclass
+class GoodputLengthConfig:
+    """What emits the most tokens per second by this run's own acceptance and costs; nothing where that is best."""
+
+    max_gamma: int = 8  # longest draft considered
+    probe_share: float = 0.01  # of the time, at most, to see whether drafting would pay again
+
+
 @register("draft_length", "lockstep", target="specdec.draft_lengths.lockstep:LockstepLength")
 @dataclass
 class LockstepLengthConfig:
     """One draft length for all rows of a round: what the row with the least room left may draft."""
 
     gamma: int = "${gamma}"  # type: ignore[assignment]
+
+
+# --- arrivals ---------------------------------------------------------------------------------------------------
+
+
+@register("arrivals", "none", target="specdec.serving.none:NoArrivals")
+@dataclass
+class NoArrivalsConfig:
+    """All prompts are there at the start."""
+
+
+@register("arrivals", "poisson", target="specdec.serving.poisson:PoissonArrivals")
+@dataclass
+class PoissonConfig:
+    """Online serving, simulated: conversations begin at random, independently of each other."""
+
+    rate: float = 1.0  # conversations per second, in the mean
+    think_s: float = 0.0  # mean seconds between an answer and the next question of its conversation
+    seed: int = 0  # of the arrivals
+    clock: str = "virtual"  # virtual: only rounds take time, idle time is skipped; real: it is waited for
+
+
+@register("arrivals", "trace", target="specdec.serving.trace:TraceArrivals")
+@dataclass
+class TraceConfig:
+    """Online serving, simulated: conversations begin when a recorded trace says."""
+
+    path: str | None = None  # JSONL file, one line with arrival_s (seconds) per conversation
+    speed: float = 1.0  # 2 halves the time between arrivals
+    think_s: float = 0.0
+    seed: int = 0  # of the time that users think
+    clock: str = "virtual"
 
 
 # --- loggers ----------------------------------------------------------------------------------------------------
@@ -254,9 +348,20 @@ class CsvLoggerConfig:
 @register("logger", "wandb", target="specdec.loggers.wandb:WandbLogger")
 @dataclass
 class WandbConfig:
-    """A Weights & Biases run per point; offline unless told otherwise."""
+    """A Weights & Biases run per point; offline unless told otherwise, or a key is there."""
 
     project: str = "specdec"
-    group: str | None = None
-    mode: str = "offline"  # offline, online, disabled
+    entity: str | None = None  # user or team; null: the key's own
+    group: str | None = None  # of runs that belong together; null: the sweep
+    mode: str = "auto"  # auto: online if WANDB_API_KEY or netrc has a key; offline, online, disabled
     directory: str = "${results_dir}"
+    num_samples: int = 100  # rows of the sample table, divergences first
+
+
+@register("logger", "tensorboard", target="specdec.loggers.tensorboard:TensorboardLogger")
+@dataclass
+class TensorboardConfig:
+    """Event files per point, for tensorboard --logdir (pip install 'specdec[tensorboard]')."""
+
+    directory: str = "${results_dir}/tensorboard"
+    num_samples: int = 20  # rows of the sample table, divergences first

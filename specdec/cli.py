@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.cli_errors import explain
+from specdec.cli_errors import ends_in_one_line, explain
+from specdec.errors import SpecdecError
+from specdec.placement import is_main_process
 from specdec.registry import load_entry_points
-from specdec.results import append_line, read_lines
+from specdec.results import ELSEWHERE, append_line, read_lines, read_summary
+from specdec.sweeps import split_presets
 
 QUICKSTART = "experiment=quickstart"
 POINTS = "points.jsonl"
@@ -49,32 +55,48 @@ def main() -> None:
         return
     # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    with _quiet_unless_main(), ends_in_one_line():
+        failure = _run()
+        for folder in _sweep_dirs:
+            _outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
+        _collect_from_elsewhere()
+        if _outcomes:
+            _show()
+        if failure is not None:
+            raise failure
+        _check()
+
+
+def _run() -> Exception | None:
+    """Run all points; an error that ended the run is returned, so that what is done is shown first."""
     run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
+    program, *arguments = sys.argv
     try:
-        run()
-        for error in _errors:
-            raise error
-    except KeyboardInterrupt:
-        _fail("interrupted; finished points are kept, run the same command again to go on", 130)
-    except BrokenPipeError:
-        sys.exit(1)
+        for line in split_presets(arguments):
+            sys.argv = [program, *line]
+            run()
     except Exception as error:
-        if os.environ.get("SPECDEC_TRACEBACK"):
-            raise
-        _fail(explain(error), 1)
-    for folder in _sweep_dirs:
-        _outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
-    if _outcomes:
-        _report()
+        return error
+    finally:
+        sys.argv = [program, *arguments]
+    return _errors[0] if _errors else None
+
+
+@contextmanager
+def _quiet_unless_main() -> Iterator[None]:
+    """Of the processes that torchrun or srun started, one speaks."""
+    if is_main_process():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _help() -> None:
     from specdec.cli_help import print_help
 
-    try:
+    with ends_in_one_line():
         print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
-    except Exception as error:
-        _fail(explain(error), 1)
 
 
 def _job(cfg: DictConfig) -> None:
@@ -98,27 +120,38 @@ def _job(cfg: DictConfig) -> None:
         message = explain(error)
         print(f"specdec: this point failed: {message}", file=sys.stderr, flush=True)
         outcome = failed_point(cfg, overrides, message)
-    append_line(Path(context.sweep.dir) / POINTS, {**outcome, "job": context.job.num})
+    if is_main_process():
+        append_line(Path(context.sweep.dir) / POINTS, {**outcome, "job": context.job.num, "preset": cfg.experiment})
 
 
-def _report() -> None:
-    """Table of all points, then one JSON document as the last line of stdout."""
+def _collect_from_elsewhere() -> None:
+    """Points that another process was computing may be finished by now."""
+    for place, outcome in enumerate(_outcomes):
+        if outcome["status"] == ELSEWHERE:
+            summary = read_summary(Path(outcome["path"]))
+            _outcomes[place] = {**outcome, **summary} if summary else outcome
+
+
+def _show() -> None:
+    """A table of the points of each preset, then one JSON document as the last line of stdout."""
     from specdec.table import print_table
 
-    print_table(_outcomes)
+    for preset, outcomes in groupby(_outcomes, key=lambda outcome: outcome.get("preset")):
+        print_table(list(outcomes), preset)
     document = {"points": _outcomes} if _sweep_dirs else _outcomes[0]
     print(json.dumps(document, allow_nan=False), flush=True)
+
+
+def _check() -> None:
+    """The exit code: non-zero if something failed, is missing, or is not as it was demanded to be."""
     failures = [outcome["num_failures"] for outcome in _outcomes if outcome.get("strict") and outcome["num_failures"]]
     if failures:
-        _fail(
+        raise SpecdecError(
             f"strict=true: {sum(failures)} divergences that rounding does not explain; see `explanation` in "
-            "samples.jsonl",
-            1,
+            "samples.jsonl"
         )
+    num_elsewhere = sum(outcome["status"] == ELSEWHERE for outcome in _outcomes)
+    if num_elsewhere:
+        raise SpecdecError(f"{num_elsewhere} points run elsewhere: run the same command again to have their results")
     if any(outcome["status"] != "done" for outcome in _outcomes):
         sys.exit(1)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"specdec: {message}", file=sys.stderr)
-    sys.exit(code)

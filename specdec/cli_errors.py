@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -12,12 +19,51 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from specdec.errors import SpecdecError
+from specdec.errors import SpecdecError, is_out_of_memory
 from specdec.registry import unknown
 
 _NO_OPTION = re.compile(r"Could not find '(?P<group>[^']+?)/(?P<name>[^'/]+)'")
 _NO_GROUP = re.compile(r"Could not override '(?P<key>[^'@]+)[^']*'\.\s*No match in the defaults list")
 _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_INTERRUPTED = "what is finished is kept, run the same command again to go on"
+
+
+@contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """Whatever ends the block early leaves one line on stderr and the exit code that a shell expects."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if in_main else None
+    try:
+        yield
+    except _Terminated:
+        _fail(f"terminated; {_INTERRUPTED}", 128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {_INTERRUPTED}", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SPECDEC_TRACEBACK"):
+            raise
+        _fail(explain(error), 1)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a batch system takes the machine back. It ends a run as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"specdec: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def explain(error: BaseException) -> str:
@@ -26,10 +72,16 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: try a smaller batch, data.max_input_tokens or max_new_tokens ({_first_line(error)})"
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"the disk is full: free space under {error.filename or 'results_dir'} and run again"
+    if is_out_of_memory(error):
+        return (
+            "out of memory: set a smaller batch, max_new_tokens or data.max_input_tokens, or "
+            f"runner.on_out_of_memory=shrink ({_first_line(error)})"
+        )
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return (
+            f"no space left under {error.filename or 'results_dir'} ({os.strerror(error.errno)}): make room and run "
+            "the same command again; nothing that was finished is lost"
+        )
     if isinstance(error, OSError):
         return _first_line(error)
     return f"{type(error).__name__}: {_first_line(error)} (set SPECDEC_TRACEBACK=1 for the whole trace)"

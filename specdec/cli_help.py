@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 
 GROUPS = (
-    *("pair", "data", "scheduler", "batching", "alignment", "drafter", "verifier", "draft_length"),
+    *("pair", "data", "scheduler", "batching", "alignment", "drafter", "verifier", "draft_length", "arrivals"),
     *("runner", "logger", "experiment", "debug"),
 )
 HEADER = """specdec decodes prompts with a target and a draft model, proves the output and prints what it cost.
@@ -52,7 +52,8 @@ def describe(group: str) -> dict[str, str]:
     if group in PLUGIN_GROUPS:
         found = {name: lookup(group, name).doc for name in names(group)}
     for name in ConfigStore.instance().list(group) if group in ConfigStore.instance().repo else []:
-        found.setdefault(name.removesuffix(".yaml"), "")
+        if name.endswith(".yaml"):
+            found.setdefault(name.removesuffix(".yaml"), "")
     folder = files("specdec.conf") / group
     for file in folder.iterdir() if folder.is_dir() else []:
         if file.name.endswith(".yaml"):

@@ -26,10 +26,22 @@ class Clock:
         """Seconds on the clock's own scale, for time stamps."""
         return time.perf_counter()
 
+    def wait_until(self, moment: float) -> None:
+        """Let time pass until ``moment`` on the clock's own scale."""
+        time.sleep(max(0.0, moment - self.now()))
+
     def reset(self) -> None:
         """Forget everything measured so far; open stages stay open."""
         self._charge()
         self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def within(self, name: str) -> bool:
+        """Whether a stage is open, at any depth."""
+        return name in self._stack
+
+    def discount(self, seconds: float) -> None:
+        """Charge so much less to the innermost open stage, for time that an observer of the run took."""
+        self._since += seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

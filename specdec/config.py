@@ -5,11 +5,12 @@ A field's comment is its documentation: `docs/` and `--help` are made from here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 import specdec.builtin  # noqa: F401  (declares the built-in plug-ins)
 
@@ -51,9 +52,10 @@ class DataConfig:
     name: str = MISSING
     path: str | None = None  # local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us
     split: str = "train"  # for Hub datasets
-    turns: str = "first"  # first: one prompt per question; all: every turn is a prompt of its own
+    turns: str = "first"  # first turns only; all: each a prompt of its own; conversation: each after the one before
     num_prompts: int | None = None  # null means all (8 with weights=random)
     category: list[str] | None = None  # keep only these categories
+    prompt_tokens: int | None = None  # cut or lengthen every prompt to exactly so many tokens; null: as they are
     max_input_tokens: int | None = None  # null means: context length minus max_new_tokens
     overlong: str = "refuse"  # a longer prompt: refuse (stop), truncate (keep its first tokens), skip
     empty: str = "refuse"  # a prompt without tokens: refuse or skip
@@ -65,11 +67,18 @@ class DataConfig:
 
 @dataclass
 class RunnerConfig:
-    """Where and how the models run."""
+    """Where and how the models run, and what happens when something goes wrong."""
 
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    accelerator: str = "auto"  # auto (a GPU where there is one), cpu, cuda
+    devices: Any = 1  # processes of this run, one device each; or a list of GPUs, such as [2,3]
+    num_nodes: int = 1  # machines, each with `devices` processes; more than one needs torchrun or srun
+    strategy: str = "auto"  # how processes start: auto or ddp (spawned here, unless torchrun or srun did it), ddp_fork
+    tensor_parallel: bool = False  # split the target over the processes (transformers' tp_plan), not the prompts
     dtype: str = "float32"  # float32, float64, bfloat16, float16
-    threads: int | None = None  # CPU threads of torch; null: pair.threads, or torch's own choice
+    threads: int | None = None  # CPU threads of torch, per process; null: pair.threads, or torch's own choice
+    prefill_chunk: int | None = None  # tokens of a prompt per forward, to bound its memory; null: whole prompts
+    on_out_of_memory: str = "fail"  # fail: the point fails; shrink: go on with half the batch, and say so
+    on_locked: str = "wait"  # a point that another process is computing: wait for its result, or skip it for now
 
 
 @dataclass
@@ -93,11 +102,14 @@ class RunConfig:
     drafter: Any = MISSING
     verifier: Any = MISSING
     draft_length: Any = MISSING
+    arrivals: Any = MISSING
     logger: Any = MISSING
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    experiment: str | None = None  # the preset's name, which its points' summaries list under `experiments`
 
     weights: str = "${pair.weights}"  # pretrained; random (same architecture, no download); synthetic (with a dial)
+    execution: str = "auto"  # how forwards are computed: eager (transformers' own code), fused, compiled; auto chooses
     batch: int = 4  # rows per round
     gamma: int = 5  # drafted tokens per row and round, for the policies that take it
     max_new_tokens: int = 64
@@ -110,7 +122,8 @@ class RunConfig:
     repetition_penalty: float = 1.0  # above 1: tokens of the row so far become less probable, greedy or not
     seed: int = 0  # of random weights and of sampling
     reference: bool = True  # compare with greedy decoding of the target alone at batch 1 (cached on disk)
-    baseline: bool = True  # measure plain decoding under the same scheduler too, for speedup_vs_ar
+    baseline: bool = True  # measure scheduler=plain at the same batch size too, for speedup_vs_ar
+    bound: bool = False  # afterwards, time the same forwards without the loop: forward_bound_s, loop_efficiency
     warmup: bool = True  # decode a few tokens before the clock starts
     results_dir: str = "results"
     strict: bool = False  # exit with an error if a divergence from the reference is not explained by rounding
@@ -121,10 +134,16 @@ class RunConfig:
 
 
 NOT_IDENTITY = (
-    *("logger", "results_dir", "force", "progress", "debug", "reference", "baseline"),
+    *("experiment", "logger", "results_dir", "force", "progress", "debug", "reference", "baseline"),
     *("allow_incorrect", "allow_lossy", "strict"),
 )
 """Top-level settings that do not change what is computed, so they do not enter a run's hash."""
 
+NOT_IDENTITY_OF_RUNNER = ("strategy", "on_out_of_memory", "on_locked")
+"""The same, of the runner group."""
+
+
+OmegaConf.register_new_resolver("process_id", os.getpid, use_cache=True, replace=True)
+"""``${process_id:}``: sweeps that start within one second have folders of their own. Constant within a sweep."""
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig, provider="specdec.config")

@@ -7,18 +7,26 @@ from collections.abc import Callable
 import torch
 from omegaconf import DictConfig
 
-from specdec.build import build_batching, build_engine
+from specdec.bound import ForwardLog, recording
+from specdec.build import build_arrivals, build_batching, build_draft_length, build_engine
 from specdec.clock import Clock
+from specdec.draft_lengths.base import DraftLength
+from specdec.draft_lengths.fixed import FixedLength
 from specdec.engine import Round
 from specdec.equivalence import ReferenceStore
 from specdec.memory import PeakMemory
 from specdec.metrics import Tally
 from specdec.oracle import Witness
 from specdec.pair import Pair
+from specdec.placement import num_processes
+from specdec.profiling import profiler
 from specdec.prompts import Prompt
 from specdec.reference import method_settings, reference_key, reference_run, sampling_params
 from specdec.sampling import SamplingParams
 from specdec.sequence import Sequence, SequencePool
+from specdec.serving.conversations import Conversations
+from specdec.serving.figures import ServingLog
+from specdec.serving.queue import ArrivalQueue
 from specdec.stop_strings import StopText
 
 WARMUP_ROWS, WARMUP_TOKENS = 2, 4
@@ -41,6 +49,35 @@ def make_rows(cfg: DictConfig, pair: Pair, prompts: list[Prompt], arrived_s: flo
     return rows
 
 
+def conversations(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> Conversations:
+    """How the prompts hang together; without data.turns=conversation they do not."""
+    return Conversations(
+        prompts,
+        pair.tokenizer,
+        stop_ids(cfg, pair),
+        chat_template=cfg.data.chat_template,
+        overlong=cfg.data.overlong,
+        limit=pair.context_length - cfg.max_new_tokens,
+    )
+
+
+def _queue(cfg: DictConfig, pair: Pair, prompts: list[Prompt], clock: Clock) -> ArrivalQueue:
+    """Rows of all first turns with the moments at which they arrive, and of every later turn when it is its time."""
+    arrivals, talks = build_arrivals(cfg), conversations(cfg, pair, prompts)
+    openings, start = talks.openings(), clock.now()
+    rows = make_rows(cfg, pair, openings)
+    for row, moment in zip(rows, arrivals.times(len(rows)), strict=True):
+        row.arrived_s = start + moment
+
+    def follow_up(row: Sequence) -> Sequence | None:
+        prompt = talks.follow_up(row.index, row.prompt_ids, row.output_ids)
+        if prompt is None or row.finished_s is None:
+            return None
+        return make_rows(cfg, pair, [prompt], arrived_s=row.finished_s + arrivals.think(prompt.index))[0]
+
+    return ArrivalQueue(rows, build_batching(cfg), clock, follow_up)
+
+
 def row_sampling(cfg: DictConfig) -> SamplingParams | None:
     """The rows' settings; None for greedy decoding of the bare logits, which then costs nothing extra."""
     params = sampling_params(cfg)
@@ -54,31 +91,58 @@ def decode(
     observe: Observer | None = None,
     known_output: Known | None = None,
     witness: Witness | None = None,
+    serving: ServingLog | None = None,
+    forwards: ForwardLog | None = None,
 ) -> tuple[list[Sequence], Tally, Clock, PeakMemory]:
     """Decode all prompts; returns the rows in prompt order, with what was counted and timed.
 
     ``observe`` is called after every round, outside the clock. ``known_output`` is for a drafter that replays.
-    ``witness`` keeps what an explanation of a divergence needs.
+    ``witness`` keeps what an explanation of a divergence needs, ``serving`` the queue and the waits, ``forwards``
+    the model forwards, for a bound (specdec.bound).
     """
     synchronize = torch.cuda.synchronize if pair.target.device.type == "cuda" else None
     if cfg.warmup:
         _warm_up(cfg, pair, prompts, synchronize, known_output)
-    clock = Clock(synchronize)
+    draft_length = _prepared(cfg, pair, prompts, synchronize, known_output)
+    clock = build_arrivals(cfg).open_clock(synchronize)
     engine = build_engine(cfg, pair, clock, known_output)
+    engine.draft_length = draft_length
     if witness is not None:
         engine.verifier = witness.before(engine.verifier)
-    rows = make_rows(cfg, pair, prompts, arrived_s=clock.now())
-    pool = SequencePool(build_batching(cfg).order(rows))
+    queue, pool = _queue(cfg, pair, prompts, clock), SequencePool([])
     tally, memory = Tally(), PeakMemory(pair.target.device)
-    while not pool.done:
-        outcome = engine.step(pool)
-        tally.add(outcome)
-        memory.sample()
-        if witness is not None:
-            witness.observe(outcome)
-        if observe is not None:
-            observe(outcome, clock)
-    return rows, tally, clock, memory
+    with recording(forwards, clock):
+        while queue.feed(pool):
+            outcome = engine.step(pool)
+            queue.observe(outcome)
+            tally.add(outcome)
+            memory.sample()
+            if serving is not None:
+                serving.observe(outcome, pool, clock.now())
+            if witness is not None:
+                witness.observe(outcome)
+            if observe is not None:
+                observe(outcome, clock)
+    return sorted(queue.rows, key=lambda row: row.index), tally, clock, memory
+
+
+def _prepared(
+    cfg: DictConfig,
+    pair: Pair,
+    prompts: list[Prompt],
+    synchronize: Callable[[], None] | None,
+    known_output: Known | None,
+) -> DraftLength:
+    """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
+
+    def fresh(batch: int, max_new_tokens: int) -> list[Sequence]:
+        chosen = [prompts[i % len(prompts)] for i in range(batch)]
+        params = row_sampling(cfg)
+        return [Sequence(i, p.ids, max_new_tokens, sampling=params) for i, p in enumerate(chosen)]
+
+    policy = build_draft_length(cfg)
+    policy.prepare(profiler(cfg, pair, fresh, synchronize, known_output), cfg.batch)
+    return policy
 
 
 def _warm_up(
@@ -89,11 +153,13 @@ def _warm_up(
     known_output: Known | None,
 ) -> None:
     """Let lazy initialisation happen before the clock starts."""
-    engine = build_engine(cfg, pair, Clock(synchronize), known_output)
-    rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(cfg)) for p in prompts[:WARMUP_ROWS]]
-    pool = SequencePool(rows)
-    while not pool.done:
-        engine.step(pool)
+    for gamma in (cfg.gamma, 0):  # whatever a policy would choose for so short a run
+        engine = build_engine(cfg, pair, Clock(synchronize), known_output)
+        engine.draft_length = FixedLength(gamma=gamma)
+        rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(cfg)) for p in prompts[:WARMUP_ROWS]]
+        pool = SequencePool(rows)
+        while not pool.done:
+            engine.step(pool)
 
 
 def reference_settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
@@ -107,16 +173,18 @@ def reference_settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
         "max_new_tokens": cfg.max_new_tokens,
         "stop_ids": sorted(stop_ids(cfg, pair)),
         **method_settings(cfg),
+        **({"tensor_parallel": num_processes(cfg.runner)} if cfg.runner.tensor_parallel else {}),
     }
 
 
 def complete_reference(
     cfg: DictConfig, pair: Pair, prompts: list[Prompt], store: ReferenceStore, observe: Observer | None = None
 ) -> None:
-    """Decode what the store lacks, one row at a time, nothing padded: see specdec.reference for what."""
-    missing = [prompt for prompt in prompts if store.get(reference_key(cfg, prompt.index, prompt.ids)) is None]
-    if not missing:
-        return
+    """Decode what the store lacks, one row at a time, nothing padded: see specdec.reference for what.
+
+    Of a conversation every turn, with the reference's own answers as history.
+    """
+    talks = conversations(cfg, pair, prompts)
 
     def keep(outcome: Round, clock: Clock) -> None:
         for row in outcome.finished:
@@ -124,4 +192,13 @@ def complete_reference(
         if observe is not None:
             observe(outcome, clock)
 
-    decode(reference_run(cfg), pair, missing, keep)
+    def known(prompt: Prompt) -> list[int] | None:
+        return store.get(reference_key(cfg, prompt.index, prompt.ids))
+
+    todo = talks.openings()
+    while todo:
+        missing = [prompt for prompt in todo if known(prompt) is None]
+        if missing:
+            decode(reference_run(cfg), pair, missing, keep)
+        after = [talks.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
+        todo = [prompt for prompt in after if prompt is not None]

@@ -17,6 +17,7 @@ from specdec.clock import Clock
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Draft, Drafter
 from specdec.law import penalized, processed, round_noise, seen_tokens, settings_of
+from specdec.prefill import Prefill
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verdict, Verifier
@@ -31,6 +32,7 @@ class Round:
     num_accepted: list[int]  # of what the verifier accepted, the tokens that were emitted (a stop may cut it)
     emitted: list[list[int]]
     same_length: bool
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage of the clock
     finished: list[Sequence] = field(default_factory=list)
 
 
@@ -45,6 +47,8 @@ class Engine:
         scheduler: Scheduler,
         draft_length: DraftLength,
         clock: Clock | None = None,
+        *,
+        prefill_chunk: int | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -52,14 +56,16 @@ class Engine:
         self.scheduler = scheduler
         self.draft_length = draft_length
         self.clock = clock or Clock()
+        self.prefill = Prefill(target, drafter, self.clock, scheduler.prefill_share, prefill_chunk)
 
     def step(self, pool: SequencePool) -> Round:
         """Run one round and retire the rows that it finished."""
+        before = dict(self.clock.seconds)
         with self.clock.stage("other"):
             rows = self._select(pool)
             same_length = len({row.length for row in rows}) == 1
             with self.clock.stage("draft"):
-                draft = self.drafter.propose(rows, self._gammas(rows))
+                draft = self._draft(rows)
             with self.clock.stage("verify"):
                 verdict = self._verify(rows, draft)
             outcome = self._emit(rows, draft, verdict)
@@ -67,21 +73,22 @@ class Engine:
             outcome.same_length = same_length
             self._commit(rows, verdict)
             outcome.finished = pool.retire()
+        outcome.seconds = {stage: total - before[stage] for stage, total in self.clock.seconds.items()}
+        with self.clock.stage("schedule"):
+            self.prefill.decoded(sum(outcome.seconds.values()) - outcome.seconds["prefill"])
             self.draft_length.observe(outcome)
         return outcome
 
     def _select(self, pool: SequencePool) -> list[Sequence]:
         with self.clock.stage("schedule"):
             rows = self.scheduler.select(pool)
-            newcomers = [row for row in rows if row.admitted_s is None]
-        if newcomers:
-            now = self.clock.now()
-            with self.clock.stage("prefill"):
-                for row in newcomers:
-                    row.admitted_s = now
-                self.target.admit([row.index for row in newcomers], [row.tokens(0)[:-1] for row in newcomers])
-                self.drafter.admit(newcomers)
-        return rows
+        return self.prefill.ready(rows, self.draft_length.drafting)
+
+    def _draft(self, rows: list[Sequence]) -> Draft:
+        gammas = self._gammas(rows)
+        if any(gammas):
+            return self.drafter.propose(rows, gammas)
+        return Draft(torch.zeros(len(rows), 0, dtype=torch.long, device=self.target.model.device), gammas)
 
     def _gammas(self, rows: list[Sequence]) -> list[int]:
         """Wished draft lengths, cut per row: the token that every round adds needs room in the row's budget."""
@@ -96,13 +103,19 @@ class Engine:
         last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
         # A chain is the default of both sides; in a tree the last committed token becomes node 0.
         parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
-        logits_BTV = self.target.forward(
-            [row.index for row in rows],
-            torch.cat([last_B1, draft.tokens_BG], dim=1),
-            [1 + count for count in draft.num_drafted],
-            parents,
-        )
-        return self._judge(rows, draft, logits_BTV)
+        with self.target.model.giving("both" if self.drafter.reads_hidden else "logits"):
+            logits_BTV = self.target.forward(
+                [row.index for row in rows],
+                torch.cat([last_B1, draft.tokens_BG], dim=1),
+                [1 + count for count in draft.num_drafted],
+                parents,
+            )
+        if not self.drafter.reads_hidden:
+            return self._judge(rows, draft, logits_BTV)
+        vocab_size = self.target.model.vocab_size
+        verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
+        self.drafter.see(rows, logits_BTV[..., vocab_size:], [[0, *(node + 1 for node in p)] for p in verdict.paths])
+        return verdict
 
     def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:
         """Greedy rows need no probabilities; where a row samples, the verifier gets the law that it samples from."""
@@ -124,12 +137,12 @@ class Engine:
             kept = row.emit([*(drafted[b][node] for node in path), verdict.next_tokens[b]])
             accepted = min(len(path), len(kept))
             row.accepted_lengths.append(accepted)
-            row.num_drafted += draft.num_drafted[b]
+            row.num_drafted += draft.num_candidates[b]
             row.num_accepted += accepted
             row.first_token_s = row.first_token_s or now
             emitted.append(kept)
             num_accepted.append(accepted)
-        return Round(rows, draft.num_drafted, num_accepted, emitted, same_length=False)
+        return Round(rows, draft.num_candidates, num_accepted, emitted, same_length=False)
 
     def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:
         """Finished rows leave first, so that nobody pays for keeping them aligned."""
@@ -138,7 +151,7 @@ class Engine:
             now = self.clock.now()
             for row in gone:
                 row.finished_s = now
-            self.target.release([row.index for row in gone])
+            self.prefill.release(gone)
             self.drafter.release(gone)
         alive = [(row, path) for row, path in zip(rows, verdict.paths, strict=True) if not row.finished]
         if alive:

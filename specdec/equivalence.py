@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,24 +34,31 @@ class ReferenceStore:
     share pair, data and settings compute nothing twice.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *, writes: bool = True) -> None:
         self.key = digest(settings)
         self.path = folder / f"{self.key}.jsonl"
-        self._outputs: dict[str, list[int]] = {
-            record["prompt"]: record["output_ids"] for record in read_lines(self.path) if "output_ids" in record
-        }
-        if not self.path.exists():
+        self.outputs: dict[str, list[int]] = {}  # by the digest of what they are stored under
+        self._writes = writes
+        self.reload()
+        if writes and not self.path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"settings": settings}) + "\n")
+            append_line(self.path, {"settings": settings})
+
+    def reload(self) -> None:
+        """Read what other processes have added."""
+        records = (record for record in read_lines(self.path) if "output_ids" in record)
+        self.outputs.update({record["prompt"]: record["output_ids"] for record in records})
 
     def get(self, prompt_ids: list[int]) -> list[int] | None:
         """The reference output of a prompt, if it is known."""
-        return self._outputs.get(digest(prompt_ids))
+        return self.outputs.get(digest(prompt_ids))
 
     def add(self, prompt_ids: list[int], output_ids: list[int]) -> None:
-        """Keep an output, on disk at once."""
+        """Keep an output, on disk at once (unless this store only reads)."""
         key = digest(prompt_ids)
-        self._outputs[key] = list(output_ids)
+        self.outputs[key] = list(output_ids)
+        if not self._writes:
+            return
         if self._torn():
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write("\n")

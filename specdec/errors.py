@@ -19,3 +19,17 @@ class DataError(SpecdecError):
 
 class ContractError(SpecdecError):
     """A plug-in was called, or answered, in a way that its contract forbids."""
+
+
+class RankError(SpecdecError):
+    """Another process of the same run failed; the message is its."""
+
+
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the host: torch has several ways to say so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in _NO_MEMORY)

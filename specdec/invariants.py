@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
-from specdec.errors import ContractError
+from specdec.errors import ConfigError, ContractError
 from specdec.model import CausalLM
 from specdec.observe import Observed, first_keys, fresh, watch
 from specdec.queries import EXPECTED, Wanted, own_first, problems
@@ -126,6 +126,8 @@ class CheckedAlignment(Alignment):
         parents: list[list[int]] | None = None,
     ) -> Tensor:
         """Feed, and check what the model was given and, in a sampled round, what it answered."""
+        if self.model.probes_MD is not None:
+            raise ConfigError("debug=invariants cannot follow probe tokens (drafter=ppd): choose another drafter")
         with watch(self.model) as seen:
             logits_BTV = self.inner.forward(rows, tokens_BT, num_tokens, parents)
         counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
@@ -140,8 +142,8 @@ class CheckedAlignment(Alignment):
             record.nodes += self._make_nodes(fed[b][: counts[b]], positions, links)
         self._check_queries(rows, starts, seen)
         self._check_lengths()
-        if self._sampled:
-            self._check_logits(rows, starts, logits_BTV)
+        if self._sampled and self.model.gives != "hidden":
+            self._check_logits(rows, starts, logits_BTV[..., : self.model.vocab_size])
         return logits_BTV
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:

@@ -85,7 +85,8 @@ def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -
         drafted = draft.tokens_BG.tolist()
         for b, num_drafted in enumerate(draft.num_drafted):
             for node in range(num_drafted):
-                seen_BTV[b, node + 1, [drafted[b][ancestor] for ancestor in draft.path(b, node)]] = True
+                path = [drafted[b][ancestor] for ancestor in draft.path(b, node)]
+                seen_BTV[b, node + 1, [token for token in path if token < logits_BTV.shape[-1]]] = True
     return seen_BTV
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +19,12 @@ from specdec.errors import ConfigError, PairError
 from specdec.model import check_supported
 
 
-def load_model(role: str, name: str, pair: DictConfig, dtype: torch.dtype, device: torch.device) -> Any:
+def load_model(
+    role: str, name: str, pair: DictConfig, dtype: torch.dtype, device: torch.device, num_parts: int = 1
+) -> Any:
     """A causal language model from a Hub name or a local folder.
+
+    With ``num_parts`` above 1, `transformers` splits it over that many processes, of which this must be one.
 
     Raises:
         PairError: it cannot be loaded; the message says how to give a local folder.
@@ -40,10 +45,33 @@ def load_model(role: str, name: str, pair: DictConfig, dtype: torch.dtype, devic
             trust_remote_code=pair.trust_remote_code,
             use_safetensors=None if pair.allow_pickle else True,
             local_files_only=_is_folder(name),
+            **_split(role, name, config.get_text_config(), num_parts),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PairError(_explain(role, name, error)) from error
-    return move(module, device)
+    return module if num_parts > 1 else move(module, device)
+
+
+def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
+    """What makes `transformers` split a model by its own plan."""
+    if num_parts == 1:
+        return {}
+    if find_spec("accelerate") is None:
+        raise ConfigError("runner.tensor_parallel=true needs accelerate: pip install 'specdec[parallel]'")
+    heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if any(count % num_parts for count in heads):
+        raise PairError(
+            f"pair.{role}={name} has {heads[0]} attention and {heads[1]} key-value heads, which {num_parts} processes "
+            "cannot share: set runner.devices to a divisor of both"
+        )
+    if not getattr(config, "base_model_tp_plan", None):
+        raise PairError(
+            f"pair.{role}={name} ({config.model_type}) has no plan in transformers to split it by: set "
+            "runner.tensor_parallel=false"
+        )
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=num_parts, tp_plan="auto")}
 
 
 def load_tokenizer(name: str, pair: DictConfig) -> Any:

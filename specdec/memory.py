@@ -1,29 +1,42 @@
-"""Peak memory of a run: the device allocator's on a GPU, the process's resident set on a CPU."""
+"""Memory of this process and its device: what is in use, what is free, and the peak of a run."""
 
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-_STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class PeakMemory:
-    """Highest memory seen since it was made, in bytes. On a CPU it is sampled, once per round."""
+    """Highest memory since it was made, in bytes: the allocator's on a GPU, the resident set of the process on a CPU.
+
+    Where the system does not let its own record be reset, the resident set is sampled, once per round.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._recorded = False
         self._peak = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with suppress(OSError):
+                _CLEAR_REFS.write_text("5")  # resets VmHWM, Linux's record of the highest resident set
+                self._recorded = True
         self.sample()
 
     def sample(self) -> None:
         """Look at the memory now."""
         if self._device.type != "cuda":
-            self._peak = max(self._peak, _resident_bytes())
+            self._peak = max(self._peak, (_status("VmHWM") if self._recorded else None) or resident_bytes())
 
     @property
     def bytes(self) -> int:
@@ -33,9 +46,38 @@ class PeakMemory:
         return self._peak
 
 
-def _resident_bytes() -> int:
-    if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def used_bytes(device: torch.device) -> int:
+    """What this process holds now, on the scale of PeakMemory."""
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What this process may still take, or None where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
+    if not _MEMINFO.exists():
+        return None
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
+    limits = [int(available[1]) * 1024] if available else []
+    with suppress(OSError, ValueError):  # a container's own limit; "max" where it has none
+        limits.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
+    return max(min(limits), 0) if limits else None
+
+
+def resident_bytes() -> int:
+    """The resident set of this process."""
+    resident = _status("VmRSS")
+    if resident is not None:
+        return resident
     import resource  # macOS: the peak of the whole process is the best there is, in bytes there
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if os.uname().sysname == "Linux" else 1)
+
+
+def _status(key: str) -> int | None:
+    """A figure of /proc/self/status, in bytes; None where there is none."""
+    with suppress(OSError):
+        found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    return None

@@ -6,14 +6,19 @@ The storage is one tensor for all layers, (N, B, H, S, D) with N = 2 x layers: i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specdec.errors import PairError
+from specdec.execution.base import Call, Execution, Gives
+from specdec.execution.choice import make_execution
+from specdec.execution.eager import EagerExecution
+from specdec.execution.fused import within_window
 
 GROWTH_COLUMNS = 128
 
@@ -52,17 +57,16 @@ class Scattering:
     """Every token of every row writes to a column of its own, in the slot of its row."""
 
     data_NBHSD: Tensor
-    slots_B: Tensor
-    columns_BT: Tensor
+    places_M: Tensor  # where each token's vector goes among the B x H x S of a part, one behind the other
     num_columns: int
-    consecutive: slice | None  # the slots as a slice, where they are consecutive: then nothing is copied to be read
+    slots: slice | Tensor  # rows that are read: a slice where they are consecutive, for then nothing is copied
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """See KVWriter; what is returned is a view if the slots are consecutive, otherwise a copy."""
         part_BHSD = self.data_NBHSD[index]
-        part_BHSD[self.slots_B[:, None], :, self.columns_BT] = states_BHTD.transpose(1, 2)
-        read = part_BHSD[:, :, : self.num_columns]
-        return read[self.slots_B] if self.consecutive is None else read[self.consecutive]
+        size = part_BHSD.shape[-1]
+        part_BHSD.view(-1, size).index_copy_(0, self.places_M, states_BHTD.reshape(-1, size))
+        return part_BHSD[self.slots, :, : self.num_columns]
 
 
 class KVStorage:
@@ -101,48 +105,15 @@ class KVStorage:
         """
         self.reserve(num_columns)
         self.width = max(self.width, num_columns)
+        _, _, H, S, _ = self.data_NBHSD.shape
+        slots_B = torch.tensor(slots, device=self.data_NBHSD.device)
+        heads_BH1 = (slots_B[:, None] * H + torch.arange(H, device=slots_B.device))[..., None]
+        places_M = (heads_BH1 * S + columns_BT[:, None]).flatten()
         first = slots[0]
         consecutive = slots == list(range(first, first + len(slots)))
         return Scattering(
-            self.data_NBHSD,
-            torch.tensor(slots, device=self.data_NBHSD.device),
-            columns_BT,
-            num_columns,
-            slice(first, first + len(slots)) if consecutive else None,
+            self.data_NBHSD, places_M, num_columns, slice(first, first + len(slots)) if consecutive else slots_B
         )
-
-
-class _StorageLayer(CacheLayerMixin):
-    """Adapter: `transformers` hands over one layer's new keys and values, and gets all that its queries read."""
-
-    is_sliding = False
-    is_croppable = True
-
-    def __init__(self, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.writer: KVWriter | None = None
-        self.num_past = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the storage exists before the forward."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, D) keys and values where this forward's writer puts them; return what is read."""
-        assert self.writer is not None
-        return self.writer.write(2 * self.layer, key_states), self.writer.write(2 * self.layer + 1, value_states)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the columns that a mask must cover."""
-        return self.num_past + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Columns before this forward; positions and mask are always given, so nothing is derived from it."""
-        return self.num_past
-
-    def get_max_length(self) -> int:
-        """No fixed maximum."""
-        return -1
 
 
 class CausalLM:
@@ -156,16 +127,20 @@ class CausalLM:
         self.vocab_size: int = config.vocab_size
         self.context_length: int = config.max_position_embeddings
         self.num_layers: int = config.num_hidden_layers
-        heads = config.num_attention_heads
-        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self._layers = [_StorageLayer(layer) for layer in range(self.num_layers)]
-        self._cache = Cache(layers=list(self._layers))
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        num_parts = getattr(module, "tp_size", None) or 1  # tensor parallel: each process has a part of the heads
+        self.num_heads, self.num_kv_heads = self.num_heads // num_parts, self.num_kv_heads // num_parts
+        self.gives: Gives = "logits"  # the one tensor that alignments pass on, whatever it holds
+        self.probes_MD: Tensor | None = None  # embeddings of further ids, from vocab_size on, that a drafter feeds
         self._additive = config._attn_implementation == "eager"
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
         slides = "sliding_attention" in kinds
         self.window: int | None = getattr(config, "sliding_window", None) if slides else None
         self.mixed_layers = getattr(config, "layer_types", None) is not None
+        self.execution: Execution = EagerExecution(self)
+        self._executions: dict[str, Execution] = {"eager": self.execution}
 
     def empty_storage(self, num_rows: int, columns: int) -> KVStorage:
         """Storage for ``num_rows`` rows with room for ``columns``, nothing in use."""
@@ -184,37 +159,50 @@ class CausalLM:
         """Run the model on new tokens.
 
         Args:
-            tokens_BT: (B, T) ids. positions_BT: (B, T) positions.
+            tokens_BT: (B, T) ids, or (B, T, D) embeddings. positions_BT: (B, T) positions.
             mask_BTS: (B, T, S) bool: which of the writer's S columns each query sees.
             writer: where the new keys and values go.
             num_logits: how many of the last positions need logits; 0 means all.
 
         Returns:
-            Logits (B, T or num_logits, V).
+            Logits (B, T or num_logits, V), or what ``gives`` says.
         """
-        for layer in self._layers:
-            layer.writer, layer.num_past = writer, writer.num_columns - tokens_BT.shape[1]
-        output = self.module(
-            input_ids=tokens_BT,
-            position_ids=positions_BT,
-            attention_mask=self.masks(mask_BTS),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=num_logits,
-        )
-        for layer in self._layers:
-            layer.writer = None
-        logits: Tensor = output.logits
-        return logits
+        return self.execution.run(Call(self._fed(tokens_BT), positions_BT, mask_BTS, writer, num_logits, self.gives))
+
+    def execute(self, name: str) -> Execution:
+        """Choose how forwards are computed from now on: auto, eager, fused. What is prepared is kept for the next time.
+
+        Raises:
+            ConfigError: no such execution, or it cannot run this model.
+        """
+        if name not in self._executions:
+            self._executions[name] = make_execution(name, self)
+        self.execution = self._executions[name]
+        return self.execution
+
+    @contextmanager
+    def giving(self, gives: Gives) -> Iterator[None]:
+        """Let the forwards within the block return this for each token."""
+        before, self.gives = self.gives, gives
+        try:
+            yield
+        finally:
+            self.gives = before
+
+    def _fed(self, tokens_BT: Tensor) -> Tensor:
+        """What is fed: ids as they are; embeddings (B, T, D) where some may be a drafter's probes."""
+        if tokens_BT.is_floating_point() or self.probes_MD is None:
+            return tokens_BT
+        embeds_BTD = self.module.get_input_embeddings()(tokens_BT.clamp(max=self.vocab_size - 1))
+        probe_BT1 = (tokens_BT >= self.vocab_size)[..., None]
+        number_BT = (tokens_BT - self.vocab_size).clamp(0, len(self.probes_MD) - 1)
+        return torch.where(probe_BT1, self.probes_MD[number_BT], embeds_BTD)
 
     def masks(self, mask_BTS: Tensor) -> Tensor | dict[str, Tensor]:
         """The mask in the form that the architecture takes: bool or additive, one or one per kind of layer."""
         if self.window is None:
             return self._mask_4d(mask_BTS)
-        # A query sees one column for each of the positions before it, in order of position: so the last `window`
-        # of them are those within the window, wherever a strategy put them.
-        rank_BTS = mask_BTS.flip(-1).cumsum(-1).flip(-1)
-        sliding = self._mask_4d(mask_BTS & (rank_BTS <= self.window))
+        sliding = self._mask_4d(within_window(mask_BTS, self.window))
         if not self.mixed_layers:
             return sliding
         return {"full_attention": self._mask_4d(mask_BTS), "sliding_attention": sliding}

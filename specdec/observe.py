@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from specdec.model import CausalLM
+from specdec.model import CausalLM, KVWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,57 +29,47 @@ class Observed:
     keys_MSE: Tensor
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A writer that keeps what the queries of the first layer read."""
+
+    writer: KVWriter
+    keys_BHSE: Tensor | None = None
+
+    @property
+    def num_columns(self) -> int:
+        """See KVWriter."""
+        return self.writer.num_columns
+
+    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
+        """See KVWriter."""
+        read = self.writer.write(index, states_BHTD)
+        if index == 0:
+            self.keys_BHSE = read.clone()
+        return read
+
+
 @contextmanager
 def watch(model: CausalLM) -> Iterator[list[Observed]]:
-    """Record every forward of the model within the block."""
+    """Record every forward of the model within the block, however it is executed."""
     seen: list[Observed] = []
-    keys: list[Tensor] = []
+    forward = model.forward
 
-    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        layer = kwargs["past_key_values"].layers[0]
-        update = type(layer).update
+    def recording(
+        tokens_BT: Tensor, positions_BT: Tensor, mask_BTS: Tensor, writer: KVWriter, num_logits: int = 0
+    ) -> Tensor:
+        watched = _Watched(writer)
+        answer = forward(tokens_BT, positions_BT, mask_BTS, watched, num_logits)
+        assert watched.keys_BHSE is not None
+        keys_MSE = watched.keys_BHSE.transpose(1, 2).flatten(2)
+        seen.append(Observed(tokens_BT, positions_BT, mask_BTS, keys_MSE))
+        return answer
 
-        def recording(states: Tensor, values: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-            read: tuple[Tensor, Tensor] = update(layer, states, values, *rest, **options)
-            keys[:] = [read[0].transpose(1, 2).flatten(2).clone()]
-            return read
-
-        layer.update = recording
-
-    def after(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        del kwargs["past_key_values"].layers[0].update
-        seen.append(_observed(kwargs, keys.pop()))
-
-    hooks = [
-        model.module.register_forward_pre_hook(before, with_kwargs=True),
-        model.module.register_forward_hook(after, with_kwargs=True),
-    ]
+    model.forward = recording  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _observed(kwargs: dict[str, Any], keys_MSE: Tensor) -> Observed:
-    tokens_MT = kwargs["input_ids"]
-    num_new, num_columns = tokens_MT.shape[1], keys_MSE.shape[1]
-    columns_S = torch.arange(num_columns, device=keys_MSE.device)
-    positions_MT = kwargs.get("position_ids")
-    if positions_MT is None:  # what transformers falls back to: the columns
-        positions_MT = columns_S[num_columns - num_new :]
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, dict):  # one mask per kind of layer: the widest holds the promise
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if mask is None:
-        mask = columns_S <= columns_S[num_columns - num_new :, None]
-    elif mask.dim() == 4:
-        mask = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
-    else:
-        mask = mask[:, None].bool() & (columns_S <= columns_S[num_columns - num_new :, None])
-    return Observed(
-        tokens_MT, positions_MT.expand(tokens_MT.shape), mask.expand(*tokens_MT.shape, num_columns), keys_MSE
-    )
+        del model.forward
 
 
 class _EnoughError(Exception):

@@ -15,6 +15,7 @@ from specdec import assets
 from specdec.errors import ConfigError, PairError
 from specdec.loading import load_model, load_tokenizer
 from specdec.model import CausalLM
+from specdec.placement import num_processes
 from specdec.registry import unknown
 from specdec.support import supported
 from specdec.untrained import random_model, synthetic_models
@@ -67,13 +68,14 @@ def _load(cfg: DictConfig) -> Pair:
         raise ConfigError(unknown("weights", cfg.weights, WEIGHTS))
     if cfg.runner.dtype not in DTYPES:
         raise ConfigError(unknown("runner.dtype", cfg.runner.dtype, DTYPES))
-    device, dtype = choose_device(cfg.runner.device), DTYPES[cfg.runner.dtype]
+    device, dtype = choose_device(cfg.runner.accelerator), DTYPES[cfg.runner.dtype]
     notes: list[str] = []
     if cfg.weights == "pretrained":
         _refuse_overrides(cfg.pair)
         if not cfg.pair.target:
             raise ConfigError(f"pair={cfg.pair.name} has no checkpoint: set pair.target, or weights=random")
-        target = load_model("target", cfg.pair.target, cfg.pair, dtype, device)
+        num_parts = num_processes(cfg.runner) if cfg.runner.tensor_parallel else 1
+        target = load_model("target", cfg.pair.target, cfg.pair, dtype, device, num_parts)
         draft = load_model("draft", cfg.pair.draft, cfg.pair, dtype, device) if cfg.pair.draft else None
     elif cfg.weights == "random":
         target, draft = (random_model(role, cfg, dtype, device) for role in ("target", "draft"))
@@ -102,16 +104,12 @@ def _retokenizes(cfg: DictConfig) -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` means the first GPU, or the CPU where there is none."""
+    """``auto`` means a GPU, or the CPU where there is none; of several GPUs, the one that is this process's own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"runner.device={name}: no such device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"runner.device={name}: this machine has no CUDA device; use runner.device=cpu")
-    return device
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runner.accelerator=cuda: this machine has no CUDA device; use runner.accelerator=cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
 
 
 def _refuse_overrides(pair: DictConfig) -> None:

@@ -1,8 +1,8 @@
-"""Compute one point: load, reference, baseline, decode, compare, write."""
+"""Compute one point: load, reference, baseline, decode what is missing, explain, sum up."""
 
 from __future__ import annotations
 
-import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +10,76 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from specdec.build import build_engine, plugin
-from specdec.clock import STAGES, Clock
-from specdec.decode import complete_reference, decode, reference_settings
-from specdec.engine import Round
-from specdec.equivalence import ReferenceStore, compare
+from specdec.clock import Clock
+from specdec.decode import complete_reference, reference_settings, row_sampling
+from specdec.equivalence import ReferenceStore
 from specdec.errors import ConfigError
-from specdec.metrics import latencies, ratio, timing
-from specdec.oracle import NEAR_TIE, Witness, explain_row
+from specdec.fitting import check_run, check_weights
+from specdec.lock import locked
+from specdec.loggers.base import Logger
+from specdec.loggers.none import NoLogger
+from specdec.loggers.secrets import Discreet
+from specdec.memory_plan import MemoryPlan
+from specdec.metrics import ratio
+from specdec.oracle import Witness, explain_row
 from specdec.pair import Pair, load_pair
 from specdec.progress import RoundProgress
 from specdec.prompts import Prompt, load_prompts
 from specdec.provenance import environment
-from specdec.reference import has_reference, plain, reference_key
-from specdec.results import RunFolder, identity
+from specdec.ranks import Ranks
+from specdec.reference import baseline_run, has_reference, is_baseline, reference_key
+from specdec.results import RunFolder
+from specdec.resume import Attempt, begin
 from specdec.sequence import Sequence
+from specdec.serving.online import is_serving
+from specdec.shrink import decode_rows
+from specdec.summary import summarize
+from specdec.witnesses import WitnessFiles
 
 RANDOM_WEIGHTS_PROMPTS = 8
 
 
-def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str]) -> dict[str, Any]:
-    """Run a resolved config and write its folder; returns the summary."""
+def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], ranks: Ranks) -> dict[str, Any]:
+    """Run a resolved config and write its folder; returns the summary. Called in every process of the run."""
     threads = cfg.runner.threads or cfg.pair.threads
     if threads is not None:
         torch.set_num_threads(threads)
-    logger = plugin(cfg, "logger")
+    logger: Logger = Discreet(plugin(cfg, "logger")) if ranks.is_main else NoLogger()
     try:
+        check_weights(cfg)
         pair = load_pair(cfg)
-        few = cfg.weights == "random" and cfg.data.num_prompts is None  # nobody waits an hour for noise
-        with open_dict(cfg):
-            cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS if few else cfg.data.num_prompts
-        prompts, notes = load_prompts(cfg.data, pair.tokenizer, _input_budget(cfg, pair))
-        if few:
-            notes.append(f"random weights: the first {len(prompts)} prompts (data.num_prompts=N for another number)")
+        prompts, notes = _prompts(cfg, pair)
         build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
+        plan, advice = check_run(cfg, pair, prompts)
+        notes += advice
         for note in pair.notes + notes:
-            print(f"note: {note}", flush=True)
-        store = _reference(cfg, pair, prompts) if cfg.reference and has_reference(cfg) else None
-        baseline = _baseline(cfg, overrides) if cfg.baseline and cfg.drafter.name != "none" else None
-        folder.start(environment(cfg, overrides, pair.fingerprint, pair.notes + notes))
-        logger.start(folder.hash, folder.settings, overrides)
-        summary = _decode_and_write(cfg, folder, pair, prompts, store, baseline)
-        logger.finish(summary)
+            ranks.say(f"note: {note}")
+        store = _reference(cfg, pair, prompts, ranks) if cfg.reference and has_reference(cfg) else None
+        baseline = _baseline(cfg, overrides, ranks) if cfg.baseline and not is_baseline(cfg) else None
+        env = environment(cfg, overrides, pair.fingerprint, pair.notes + notes)
+        attempt = _begin(cfg, folder, env, store, prompts, ranks)
+        logger.start(folder.hash, folder.settings, overrides, env)
+        todo = [prompt for prompt in prompts if prompt.index in attempt.todo]
+        decode_rows(cfg, folder, pair, ranks.share(todo, cfg.max_new_tokens), store, attempt.number, ranks, logger)
+        ranks.gather(None)  # from here on all rows are on disk
+        if store is not None:
+            _explain(cfg, folder, pair, prompts, store, ranks)
+        summary = ranks.from_main(lambda: _finish(cfg, folder, store, baseline, plan, ranks))
+        logger.finish(summary, list(folder.samples().values()))
     except BaseException as error:
         logger.fail(f"{type(error).__name__}: {error}")
         raise
-    return summary
+    return {**summary, "path": str(folder.path)}
+
+
+def _prompts(cfg: DictConfig, pair: Pair) -> tuple[list[Prompt], list[str]]:
+    few = cfg.weights == "random" and cfg.data.num_prompts is None  # nobody waits an hour for noise
+    with open_dict(cfg):
+        cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS if few else cfg.data.num_prompts
+    prompts, notes = load_prompts(cfg.data, pair.tokenizer, _input_budget(cfg, pair))
+    if few:
+        notes.append(f"random weights: the first {len(prompts)} prompts (data.num_prompts=N for another number)")
+    return prompts, notes
 
 
 def _input_budget(cfg: DictConfig, pair: Pair) -> int:
@@ -68,160 +93,107 @@ def _input_budget(cfg: DictConfig, pair: Pair) -> int:
     return budget
 
 
-def _reference(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> ReferenceStore:
-    store = ReferenceStore(Path(cfg.results_dir) / "reference", reference_settings(cfg, pair))
-    num_missing = sum(store.get(reference_key(cfg, prompt.index, prompt.ids)) is None for prompt in prompts)
-    with RoundProgress("reference (batch 1)", num_missing, cfg.progress) as progress:
-        complete_reference(cfg, pair, prompts, store, progress.observe)
+def _reference(cfg: DictConfig, pair: Pair, prompts: list[Prompt], ranks: Ranks) -> ReferenceStore:
+    """The reference outputs, completed by all processes; points that run elsewhere wait for them, or share them."""
+    folder, settings = Path(cfg.results_dir) / "reference", reference_settings(cfg, pair)
+    store = ReferenceStore(folder, settings, writes=ranks.writes)
+    with ExitStack() as stack:
+
+        def known() -> dict[str, list[int]]:
+            stack.enter_context(locked(cfg.results_dir, f"reference-{store.key}"))
+            store.reload()
+            return store.outputs
+
+        store.outputs = dict(ranks.from_main(known))
+        missing = [prompt for prompt in prompts if store.get(reference_key(cfg, prompt.index, prompt.ids)) is None]
+        if is_serving(cfg):  # the prompts of later turns are not known yet
+            missing = prompts
+        mine = ranks.share(missing, cfg.max_new_tokens)
+        with RoundProgress("reference (batch 1)", len(mine), cfg.progress and ranks.is_main) as progress:
+            complete_reference(cfg, pair, mine, store, progress.observe)
+        for outputs in ranks.gather(store.outputs if missing else {}):
+            store.outputs.update(outputs)
     return store
 
 
-def _baseline(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Plain decoding under the same scheduler, as a point of its own that is skipped when it is there."""
-    from specdec.runner import run_point
+def _baseline(cfg: DictConfig, overrides: list[str], ranks: Ranks) -> dict[str, Any]:
+    """scheduler=plain at the same batch size, as a point of its own that is skipped when it is there."""
+    from specdec.runner import run_in_ranks
 
-    without = plain(cfg)
+    without = baseline_run(cfg)
     with open_dict(without):
         without.logger = {"name": "none"}
         without.force = False
-    finished = RunFolder(cfg.results_dir, identity(without)).finished()
-    if finished is not None:
-        return finished
-    print(f"measuring the baseline: plain decoding, {cfg.scheduler.name} scheduler, batch {cfg.batch}", flush=True)
-    return run_point(without, overrides)
+        without.baseline = False
+        without.runner.on_locked = "wait"
+    title = f"measuring the baseline: scheduler=plain, batch {cfg.batch}"
+    return run_in_ranks(ranks, without, overrides, title)
 
 
-def _decode_and_write(
+def _begin(
     cfg: DictConfig,
     folder: RunFolder,
-    pair: Pair,
+    env: dict[str, Any],
+    store: ReferenceStore | None,
     prompts: list[Prompt],
+    ranks: Ranks,
+) -> Attempt:
+    reference = store.key if store else None
+    attempt, note = ranks.from_main(lambda: begin(folder, env, reference, prompts, batch=cfg.batch, force=cfg.force or is_serving(cfg)))
+    if note:
+        ranks.say(f"note: {note}")
+    return attempt
+
+
+def _explain(
+    cfg: DictConfig, folder: RunFolder, pair: Pair, prompts: list[Prompt], store: ReferenceStore, ranks: Ranks
+) -> None:
+    """Classify what differs from the reference; each process a part, and in tensor parallel all of them everything."""
+    samples = ranks.from_main(folder.samples)
+    unclear = [index for index, sample in sorted(samples.items()) if not (sample["exact"] or sample["explanation"])]
+    by_index = {prompt.index: prompt for prompt in prompts}
+    logits = WitnessFiles(folder.path, pair.target.dtype)
+    chunk = 1 if cfg.drafter.name == "none" else 1 + int(cfg.gamma)
+    batch = min(line["batch"] for line in folder.attempts())  # what fits, where memory ran out
+    mine = unclear[ranks.rank % ranks.num_shares :: ranks.num_shares]
+    with ExitStack() as stack:
+        lines = stack.enter_context(folder.open_lines("samples", ranks.rank)) if mine and ranks.writes else None
+        for index in mine:
+            row = _row_of(cfg, by_index[index], samples[index])
+            reference = store.get(reference_key(cfg, index, row.prompt_ids))
+            if reference is None:
+                continue
+            witness = Witness(lambda _: None)
+            if (logits_V := logits.load(index)) is not None:
+                witness.logits[index] = logits_V
+            explanation = explain_row(pair.target, row, reference, witness, batch=batch, chunk=chunk)
+            if lines is not None:
+                lines.write({**samples[index], "explanation": explanation})
+    ranks.gather(None)
+
+
+def _row_of(cfg: DictConfig, prompt: Prompt, sample: dict[str, Any]) -> Sequence:
+    row = Sequence(prompt.index, sample.get("prompt_ids", prompt.ids), cfg.max_new_tokens, sampling=row_sampling(cfg))
+    row.output_ids = list(sample["output_ids"])
+    return row
+
+
+def _finish(
+    cfg: DictConfig,
+    folder: RunFolder,
     store: ReferenceStore | None,
     baseline: dict[str, Any] | None,
+    plan: MemoryPlan,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    samples: dict[int, dict[str, Any]] = {}
-    title = f"{cfg.scheduler.label} batch {cfg.batch}"
-    with (
-        folder.open_samples() as sample_lines,
-        folder.open_rounds() as round_lines,
-        RoundProgress(title, len(prompts), cfg.progress) as progress,
-    ):
-        before = dict.fromkeys(STAGES, 0.0)
-
-        def known_output(row: Sequence) -> list[int] | None:
-            return store.get(reference_key(cfg, row.index, row.prompt_ids)) if store else None
-
-        def observe(outcome: Round, clock: Clock) -> None:
-            for row in outcome.finished:
-                samples[row.index] = _sample(row, prompts[row.index], pair, known_output(row))
-                sample_lines.write(json.dumps(samples[row.index]) + "\n")
-                sample_lines.flush()
-            round_lines.write(json.dumps(_round(outcome, clock, before)) + "\n")
-            before.update(clock.seconds)
-            progress.observe(outcome, clock)
-
-        witness = Witness(known_output) if store else None
-        rows, tally, clock, memory = decode(cfg, pair, prompts, observe, known_output, witness)
-        for row in rows:
-            reference = known_output(row)
-            if witness is not None and reference is not None and not samples[row.index]["exact"]:
-                chunk = 1 if cfg.drafter.name == "none" else 1 + int(cfg.gamma)
-                explanation = explain_row(pair.target, row, reference, witness, batch=cfg.batch, chunk=chunk)
-                samples[row.index]["explanation"] = explanation
-    summary = {
-        **_choices(cfg, folder),
-        "num_prompts": len(rows),
-        **tally.counts(),
-        **timing(clock.seconds, tally.num_output_tokens),
-        **latencies(rows),
-        "peak_memory_bytes": memory.bytes,
-        **_equivalence(list(samples.values()), store),
-        "speedup_vs_ar": None,
-        "baseline": None,
-        "status": "done",
-    }
-    if cfg.drafter.name == "none":
+    """Sum up what is on disk, and mark the run as done."""
+    summary = summarize(cfg, folder, store.key if store else None, ranks.num_shares)
+    summary["predicted_memory_bytes"] = plan.peak_bytes
+    if is_baseline(cfg):
         summary["speedup_vs_ar"] = 1.0
     elif baseline is not None:
         summary["speedup_vs_ar"] = ratio(summary["tokens_per_s"], baseline["tokens_per_s"])
         summary["baseline"] = baseline["hash"]
+    samples = folder.samples()
     folder.finish([samples[index] for index in sorted(samples)], summary)
-    return {**summary, "path": str(folder.path)}
-
-
-def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
-    """Who made this summary."""
-    groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
-    return {
-        "hash": folder.hash,
-        "path": str(folder.path),
-        "pair": cfg.pair.name,
-        "data": _data_label(cfg),
-        "scheduler": cfg.scheduler.label,
-        **{group: cfg[group].name for group in groups},
-        "batch": cfg.batch,
-        "gamma": 0 if cfg.drafter.name == "none" else cfg.gamma,
-        "temperature": cfg.temperature,
-        "max_new_tokens": cfg.max_new_tokens,
-        "dtype": cfg.runner.dtype,
-        "weights": cfg.weights,
-    }
-
-
-def _data_label(cfg: DictConfig) -> str:
-    """The name of the data group, or of the file that was put in its place."""
-    path = str(cfg.data.path)
-    return Path(path).stem if Path(path).is_file() else str(cfg.data.name)
-
-
-def _sample(row: Sequence, prompt: Prompt, pair: Pair, reference: list[int] | None) -> dict[str, Any]:
-    match = compare(row.output_ids, reference) if reference is not None else None
-    return {
-        "index": row.index,
-        "question_id": prompt.question_id,
-        "category": prompt.category,
-        "num_prompt_tokens": len(row.prompt_ids),
-        "output_ids": row.output_ids,
-        "text": pair.tokenizer.decode(row.output_ids, skip_special_tokens=True),
-        "stop_reason": row.stop_reason,
-        "exact": match.exact if match else None,
-        "first_divergence": match.first_divergence if match else None,
-        "matched_share": match.share if match else None,
-        "explanation": None,
-        "accepted_lengths": row.accepted_lengths,
-        "num_drafted": row.num_drafted,
-        "ttft_s": (row.first_token_s or 0.0) - row.arrived_s,
-        "latency_s": (row.finished_s or 0.0) - row.arrived_s,
-    }
-
-
-def _round(outcome: Round, clock: Clock, before: dict[str, float]) -> dict[str, Any]:
-    return {
-        "rows": [row.index for row in outcome.rows],
-        "num_drafted": outcome.num_drafted,
-        "num_accepted": outcome.num_accepted,
-        "num_emitted": [len(tokens) for tokens in outcome.emitted],
-        "same_length": outcome.same_length,
-        **{f"{stage}_s": round(clock.seconds[stage] - before[stage], 7) for stage in STAGES},
-    }
-
-
-def _equivalence(samples: list[dict[str, Any]], store: ReferenceStore | None) -> dict[str, Any]:
-    if store is None:
-        return dict.fromkeys(
-            (
-                *("exact_match", "partial_match", "num_exact", "num_divergences", "num_explained", "num_failures"),
-                "reference",
-            )
-        )
-    num_exact = sum(sample["exact"] for sample in samples)
-    num_explained = sum((sample["explanation"] or {}).get("kind") == NEAR_TIE for sample in samples)
-    return {
-        "exact_match": num_exact / len(samples),
-        "partial_match": sum(sample["matched_share"] for sample in samples) / len(samples),
-        "num_exact": num_exact,
-        "num_divergences": len(samples) - num_exact,
-        "num_explained": num_explained,
-        "num_failures": len(samples) - num_exact - num_explained,
-        "reference": store.key,
-    }
+    return summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from specdec.errors import ConfigError, DataError
 from specdec.registry import unknown
 
 _CHOICES = {
-    "turns": ("first", "all"),
+    "turns": ("first", "all", "conversation"),
     "overlong": ("refuse", "truncate", "skip"),
     "empty": ("refuse", "skip"),
     "broken": ("refuse", "skip"),
@@ -32,6 +32,8 @@ class Prompt:
     question_id: str | int
     category: str
     ids: list[int]
+    turn: int = 0  # place in its conversation; a later turn waits for the answer to the prompt before it
+    text: str = ""  # of the turn alone
 
 
 def load_prompts(cfg: DictConfig, tokenizer: Any, max_input_tokens: int) -> tuple[list[Prompt], list[str]]:
@@ -62,12 +64,16 @@ def load_prompts(cfg: DictConfig, tokenizer: Any, max_input_tokens: int) -> tupl
     prompts: list[Prompt] = []
     changed: Counter[str] = Counter()
     for question in questions:
-        for turn in question["turns"] if cfg.turns == "all" else question["turns"][:1]:
+        for turn, text in enumerate(question["turns"] if cfg.turns != "first" else question["turns"][:1]):
             if len(prompts) == cfg.num_prompts:
                 break
-            ids = _fit(cfg, question, encode(tokenizer, turn, cfg.chat_template), limit, changed)
+            ids = _fit(cfg, question, encode(tokenizer, text, cfg.chat_template), limit, changed)
             if ids is not None:
-                prompts.append(Prompt(len(prompts), question["question_id"], question["category"], ids))
+                place = turn if cfg.turns == "conversation" else 0
+                prompts.append(Prompt(len(prompts), question["question_id"], question["category"], ids, place, text))
+            elif cfg.turns == "conversation":
+                break  # what comes later in a conversation builds on it
+    prompts = _of_one_length(cfg, prompts, limit)
     notes += [f"{count} prompts {what}" for what, count in changed.items()]
     if not prompts:
         raise DataError(f"data={cfg.name}: no prompt is left to decode ({'; '.join(notes) or 'the source is empty'})")
@@ -84,6 +90,25 @@ def encode(tokenizer: Any, text: str, chat_template: str) -> list[int]:
         rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     return list(tokenizer(text)["input_ids"])
+
+
+def _of_one_length(cfg: DictConfig, prompts: list[Prompt], limit: int) -> list[Prompt]:
+    """Prompts of exactly ``prompt_tokens`` tokens: longer ones are cut, shorter ones go on with those after them."""
+    size = cfg.prompt_tokens
+    if size is None:
+        return prompts
+    if not 1 <= size <= limit:
+        raise ConfigError(f"data.prompt_tokens={size}: it must be at least 1, and {limit} fit")
+    if cfg.turns == "conversation":
+        raise ConfigError("data.prompt_tokens sets the length of single prompts: it needs data.turns=first or all")
+    made = []
+    for place, prompt in enumerate(prompts):
+        ids: list[int] = []
+        while len(ids) < size:
+            ids += prompts[place % len(prompts)].ids
+            place += 1
+        made.append(replace(prompt, ids=ids[:size]))
+    return made
 
 
 def _fit(

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from specdec.inputs import signature
+from specdec.loggers.secrets import scrub
 
 _PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "hydra-core", "datasets", "lightning")
 
@@ -23,19 +26,27 @@ def environment(cfg: DictConfig, overrides: list[str], fingerprint: str, notes: 
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "argv": sys.argv,
-        "overrides": overrides,
+        "argv": scrub(sys.argv),
+        "overrides": scrub(overrides),
+        "sweep": sweep_name(),
         "git_revision": git_revision(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
-        "device": torch.cuda.get_device_name() if cuda and cfg.runner.device != "cpu" else "cpu",
+        "processor": processor(),
+        "device": torch.cuda.get_device_name() if cuda and cfg.runner.accelerator != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
         "pair_fingerprint": fingerprint,
         "inputs": signature(cfg),
         "notes": notes,
     }
+
+
+def sweep_name() -> str | None:
+    """The folder that Hydra keeps the sweep's outcomes in; None outside a sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 def git_revision() -> str | None:
@@ -54,14 +65,16 @@ def git_revision() -> str | None:
     return described.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

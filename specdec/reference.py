@@ -16,7 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from specdec.inputs import signature
-from specdec.results import plain_copy
+from specdec.registry import lookup
+from specdec.results import identity, plain_copy
 from specdec.sampling import SamplingParams
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -39,8 +40,26 @@ def plain(cfg: DictConfig) -> DictConfig:
         copy.drafter = {"name": "none"}
         # Nothing is drafted, so verifiers do not differ: one name for all, and one baseline for a sweep over them.
         copy.verifier = {"name": "greedy" if cfg.temperature == 0 else "naive"}
-        copy.scheduler.label = "plain" if copy.scheduler.name == "static" else f"plain-{copy.scheduler.name}"
     return copy
+
+
+def baseline_run(cfg: DictConfig) -> DictConfig:
+    """What a point's speed is compared with: scheduler=plain, the best plain decoding there is at this batch size.
+
+    That is continuous batches under alignment=inplace, whatever the point's own scheduler and alignment are.
+    """
+    without = plain(cfg)
+    with open_dict(without):
+        if cfg.scheduler.name != "continuous":
+            without.scheduler = OmegaConf.structured(lookup("scheduler", "continuous").config)
+        without.scheduler.label = "plain"
+        without.alignment = {"name": "inplace"}
+    return plain_copy(without)
+
+
+def is_baseline(cfg: DictConfig) -> bool:
+    """Whether a resolved point is what others are compared with."""
+    return identity(cfg) == identity(baseline_run(cfg))
 
 
 def follows_plain(cfg: DictConfig) -> bool:
@@ -58,7 +77,7 @@ def reference_run(cfg: DictConfig) -> DictConfig:
     alone = plain(cfg) if follows_plain(cfg) else plain_copy(cfg)
     with open_dict(alone):
         alone.update(batch=1, warmup=False, scheduler={"name": "static"}, batching={"name": "fifo"})
-        alone.update(alignment={"name": "eqspec"})
+        alone.update(alignment={"name": "eqspec"}, arrivals={"name": "none"}, execution="eager")
     return alone
 
 

@@ -36,6 +36,7 @@ PLUGIN_GROUPS = (
     "drafter",
     "verifier",
     "draft_length",
+    "arrivals",
     "logger",
 )
 ENTRY_POINT_GROUP = "specdec.plugins"
@@ -68,12 +69,19 @@ _loaded_entry_points = False
 
 
 def register(
-    group: str, name: str, target: str | None = None, *, known_incorrect: bool = False, lossy: bool = False
+    group: str,
+    name: str,
+    target: str | None = None,
+    *,
+    known_incorrect: bool = False,
+    lossy: bool = False,
+    preset: bool = False,
 ) -> Callable[[type[T]], type[T]]:
     """Register a plug-in under ``group=name``; returns the decorated class unchanged.
 
     ``known_incorrect`` marks what is kept with its published defects, ``lossy`` what does not keep the target's law
-    when it samples: runs refuse both unless told otherwise.
+    when it samples: runs refuse both unless told otherwise. With ``preset`` the name belongs to a preset in
+    ``conf/``, which takes the settings from ``schema/name`` and may choose plug-ins of other groups too.
 
     Raises:
         ConfigError: the group is unknown, or the name is taken.
@@ -91,7 +99,8 @@ def register(
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
         _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, known_incorrect, lossy)
-        ConfigStore.instance().store(group=group, name=name, node=node, provider=cls.__module__)
+        where = f"{group}/schema" if preset else group
+        ConfigStore.instance().store(group=where, name=name, node=node, provider=cls.__module__)
         return cls
 
     return decorate

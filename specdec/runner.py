@@ -6,29 +6,93 @@ Torch is imported only once a point really has to be computed.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from specdec.cli_errors import explain
 from specdec.config import RunConfig
 from specdec.errors import ConfigError
+from specdec.lock import locked
+from specdec.placement import check_runner, launched_from_outside
 from specdec.reference import follows_plain, has_reference, sampling_params
 from specdec.registry import PLUGIN_GROUPS, lookup, unknown
-from specdec.results import RunFolder, identity, plain_copy
+from specdec.results import ELSEWHERE, RunFolder, identity, plain_copy
+from specdec.serving.online import check_serving
+
+if TYPE_CHECKING:
+    from specdec.ranks import Ranks
 
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     """Run one composed config; returns its summary (of the finished run on disk, where there is one)."""
     cfg = resolve(cfg)
-    folder = RunFolder(cfg.results_dir, identity(cfg))
-    summary = None if cfg.force else folder.finished()
-    if summary is not None and _answers(cfg, summary):
-        print(f"finished already, skipped: {folder.path} (force=true runs it again)", flush=True)
-        return {**summary, "skipped": True}
-    from specdec.point import compute_point
+    if not launched_from_outside():  # there, all processes must go the same way
+        summary = _finished(cfg, RunFolder(cfg.results_dir, identity(cfg)))
+        if summary is not None:
+            return summary
+    from specdec.ranks import launch
 
-    return compute_point(cfg, folder, overrides)
+    return launch(cfg, run_in_ranks, cfg, overrides)
+
+
+def run_in_ranks(ranks: Ranks, cfg: DictConfig, overrides: list[str], part_of: str | None = None) -> dict[str, Any]:
+    """Run a resolved config in every process of a run, under the lock of its folder.
+
+    A point that another process is computing is waited for, or reported as running elsewhere, as ``runner.on_locked``
+    says. ``part_of`` names what a point is computed for, where it is not one of the user's own.
+    """
+    folder = RunFolder(cfg.results_dir, identity(cfg))
+    try:
+        with ExitStack() as stack:
+            held, summary = ranks.from_main(lambda: _enter(cfg, folder, stack, ranks, part_of is None))
+            if summary is not None:
+                return summary
+            if not held:
+                return {**_record(cfg, overrides), "status": ELSEWHERE, "path": str(folder.path)}
+            if not ranks.is_main and ranks.writes:  # a killed run's process may still be about to end
+                stack.enter_context(locked(cfg.results_dir, f"{folder.hash}.rank{ranks.rank}"))
+            if part_of:
+                ranks.say(part_of)
+            ranks.gather(None)
+            from specdec.point import compute_point
+
+            return compute_point(cfg, folder, overrides, ranks)
+    except Exception as error:
+        message = explain(error)
+        if ranks.is_main:
+            with suppress(OSError):  # the disk may be full
+                folder.fail(message)
+        if part_of is None:
+            ranks.give_up(error, message)
+        raise
+
+
+def _enter(
+    cfg: DictConfig, folder: RunFolder, stack: ExitStack, ranks: Ranks, say_skipped: bool
+) -> tuple[bool, dict[str, Any] | None]:
+    """Lock a folder; whether it is held, and the summary if there is nothing left to do."""
+
+    def on_wait() -> bool:
+        waits = bool(cfg.runner.on_locked == "wait")
+        what = "waiting for its result" if waits else "skipped for now"
+        ranks.say(f"another process computes {folder.path}: {what} (runner.on_locked={cfg.runner.on_locked})")
+        return waits
+
+    held = stack.enter_context(locked(cfg.results_dir, folder.hash, on_wait))
+    return held, _finished(cfg, folder, say_skipped)
+
+
+def _finished(cfg: DictConfig, folder: RunFolder, say: bool = True) -> dict[str, Any] | None:
+    """The summary of a finished run that answers what is asked."""
+    summary = None if cfg.force else folder.finished()
+    if summary is None or not _answers(cfg, summary):
+        return None
+    if say:
+        print(f"finished already, skipped: {folder.path} (force=true runs it again)", flush=True)
+    return {**folder.list_preset(summary, cfg.experiment), "skipped": True}
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
@@ -41,6 +105,8 @@ def resolve(cfg: DictConfig) -> DictConfig:
     for key in ("batch", "max_new_tokens"):
         if cfg[key] < 1:
             raise ConfigError(f"{key}={cfg[key]}: it must be at least 1")
+    check_runner(cfg)
+    check_serving(cfg)
     _refuse_incorrect(cfg)
     _check_sampling(cfg)
     if cfg.strict and not (cfg.reference and has_reference(cfg)):
@@ -79,15 +145,11 @@ def _check_sampling(cfg: DictConfig) -> None:
 
 def failed_point(cfg: DictConfig, overrides: list[str], message: str) -> dict[str, Any]:
     """A failed record: it says what failed and why, and claims no figure."""
-    cfg = plain_copy(cfg)
-    return {
-        "status": "failed",
-        "error": message,
-        "overrides": overrides,
-        "pair": cfg.pair.name,
-        "scheduler": cfg.scheduler.label,
-        "batch": cfg.batch,
-    }
+    return {**_record(plain_copy(cfg), overrides), "status": "failed", "error": message}
+
+
+def _record(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    return {"overrides": overrides, "pair": cfg.pair.name, "scheduler": cfg.scheduler.label, "batch": cfg.batch}
 
 
 def _answers(cfg: DictConfig, summary: dict[str, Any]) -> bool:
@@ -96,7 +158,7 @@ def _answers(cfg: DictConfig, summary: dict[str, Any]) -> bool:
 
     if cfg.reference and has_reference(cfg) and summary.get("reference") is None:
         return False
-    if cfg.baseline and cfg.drafter.name != "none" and summary.get("speedup_vs_ar") is None:
+    if cfg.baseline and summary.get("speedup_vs_ar") is None:
         return False
     env = Path(cfg.results_dir) / str(summary["hash"]) / "env.json"
     recorded = json.loads(env.read_text()).get("inputs") if env.exists() else None

@@ -15,8 +15,8 @@ WIDTH = 160  # where the output is no terminal
 Cell = Callable[[dict[str, Any]], str]
 
 
-def print_table(outcomes: list[dict[str, Any]]) -> None:
-    """One row per point; columns that are the same for all of them move to the title."""
+def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> None:
+    """One row per point; columns that are the same for all of them move to the title, or are left out."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
@@ -24,17 +24,23 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
     columns = [
         (heading, cell)
         for heading, cell in _COLUMNS
-        if heading not in shared and any(cell(outcome) not in ("", "-") for outcome in outcomes)
+        if heading not in shared
+        and not (heading in _VARIED and len({cell(outcome) for outcome in outcomes}) == 1)
+        and any(cell(outcome) not in ("", "-") for outcome in outcomes)
     ]
     for heading, _ in columns:
         table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=True)
     for outcome in outcomes:
         table.add_row(*(cell(outcome) for _, cell in columns))
     console.print()
-    console.print(title, style="bold", soft_wrap=True)
+    console.print(f"{preset}: {title}" if preset else title, style="bold", soft_wrap=True)
     console.print(table)
+    if any(heading == "vs plain" for heading, _ in columns):
+        console.print(
+            "vs plain: against scheduler=plain, which refills every place, at the same batch size", style="dim"
+        )
     for outcome in outcomes:
-        if outcome["status"] != "done":
+        if outcome["status"] == "failed":
             console.print(f"failed: {' '.join(outcome['overrides'])}: {outcome['error']}", style="red")
     folders = sorted({str(Path(o["path"]).parent) for o in outcomes if o.get("path")})
     if len(outcomes) == 1 and outcomes[0].get("path"):
@@ -44,7 +50,8 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
 
 
 _TITLE = ("pair", "data", "num_prompts", "max_new_tokens", "temperature", "dtype", "alignment", "drafter", "verifier")
-_LEFT = ("method", "alignment", "drafter", "verifier", "pair")
+_VARIED = ("draft_length", "lengths", "batching", "window")  # shown where the points differ in them
+_LEFT = ("method", *_VARIED, "alignment", "drafter", "verifier", "pair")
 
 
 def _shared(outcomes: list[dict[str, Any]], key: str) -> Any:
@@ -86,7 +93,7 @@ def _speedup(outcome: dict[str, Any]) -> str:
 
 def _exact(outcome: dict[str, Any]) -> str:
     if outcome["status"] != "done":
-        return "failed"
+        return str(outcome["status"])
     if outcome.get("exact_match") is None:
         return "-"
     return f"{outcome['num_exact']}/{outcome['num_prompts']}"
@@ -95,10 +102,12 @@ def _exact(outcome: dict[str, Any]) -> str:
 _COLUMNS: list[tuple[str, Cell]] = [
     ("method", _method),
     *((key, _text(key)) for key in ("pair", "alignment", "drafter", "verifier")),
+    *((key, _text(key)) for key in _VARIED),
     ("batch", _number("batch", "d")),
     ("gamma", _number("gamma", "d")),
     ("temperature", _number("temperature", "g")),
     ("tokens/s", _number("tokens_per_s", ",.0f")),
+    ("served/s", _number("served_tokens_per_s", ",.0f")),
     ("vs plain", _speedup),
     ("accept", _number("acceptance_rate", ".2f")),
     ("tokens/call", _number("mean_acceptance_length", ".2f")),
@@ -108,5 +117,9 @@ _COLUMNS: list[tuple[str, Cell]] = [
     ("grouped", _number("grouping_rate", ".0%")),
     ("p50 s", lambda o: _number("p50", ".2f")(o.get("latency_s") or {})),
     ("p99 s", lambda o: _number("p99", ".2f")(o.get("latency_s") or {})),
+    ("ttft p99", lambda o: _number("p99", ".2f")((o.get("wait_rounds") and o.get("ttft_s")) or {})),
+    ("gap p99", lambda o: _number("p99", ".2f")(o.get("gap_s") or {})),
+    ("waits", lambda o: _number("max", "d")(o.get("wait_rounds") or {})),
+    ("queue", lambda o: _number("mean", ".1f")(o.get("queue_length") or {})),
     ("exact", _exact),
 ]

@@ -21,6 +21,7 @@ from specdec.drafters.model import ModelDrafter
 from specdec.drafters.none import NoDrafter
 from specdec.engine import Engine, Round
 from specdec.model import CausalLM
+from specdec.schedulers.continuous import ContinuousScheduler
 from specdec.schedulers.exspec import ExspecScheduler
 from specdec.schedulers.lockstep import LockstepScheduler
 from specdec.schedulers.static import StaticScheduler
@@ -28,7 +29,12 @@ from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verifier
 from specdec.verifiers.greedy import GreedyVerifier
 
-SCHEDULERS = {"static": StaticScheduler, "exspec": ExspecScheduler, "lockstep": LockstepScheduler}
+SCHEDULERS = {
+    "static": StaticScheduler,
+    "continuous": ContinuousScheduler,
+    "exspec": ExspecScheduler,
+    "lockstep": LockstepScheduler,
+}
 DRAFT_LENGTHS = {"fixed": FixedLength, "lockstep": LockstepLength}
 ALIGNMENTS: dict[str, Callable[[CausalLM, Clock], Alignment]] = {
     "eqspec": EqspecAlignment,
@@ -83,10 +89,11 @@ def make_engine(
     alignment: Callable[[CausalLM, Clock], Alignment] = EqspecAlignment,
     verifier: Verifier | None = None,
     draft_length: str = "fixed",
+    clock: Clock | None = None,
     **settings: object,
 ) -> Engine:
     """An engine; ``settings`` are the scheduler's own."""
-    clock = Clock()
+    clock = clock or Clock()
     context = DrafterContext(target, draft, lambda model: alignment(model, clock), clock)
     if drafter is None:
         drafter = ModelDrafter(context) if draft is not None else NoDrafter(context)

@@ -64,6 +64,7 @@ def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
         assert {f.name for f in folder.iterdir()} == {
             "config.yaml",
             "env.json",
+            "attempts.jsonl",
             "samples.jsonl",
             "rounds.jsonl",
             "summary.json",
@@ -183,7 +184,8 @@ def test_wandb_logger_writes_an_offline_run(run, tmp_path):
         ("gamma=-1", "gamma=-1: it must be 0 or more"),
         ("weights=rnd", "unknown weights 'rnd'.*did you mean 'random'"),
         ("runner.dtype=fp8", "unknown runner.dtype 'fp8'"),
-        ("runner.device=tpu9", "runner.device=tpu9"),
+        ("runner.accelerator=tpu", "unknown runner.accelerator .tpu."),
+        ("runner.devices=0", "runner.devices=0: give a number from 1 on"),
         ("pair.target=./nowhere", "pair.target=./nowhere: no such folder"),
         ("data.path=nope.jsonl", "data.path=nope.jsonl: no such file"),
         ("data.num_prompts=0", "data.num_prompts=0: it must be at least 1"),

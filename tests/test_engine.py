@@ -28,7 +28,7 @@ def test_outputs_vary(expected):
     assert sum(len(set(output)) > 6 for output in expected) >= 8
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("scheduler", ["static", "continuous", "exspec"])
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_plain_decoding_is_exact(target, prompts, expected, scheduler, batch):
     rows, _ = run_all(make_engine(target, scheduler=scheduler, batch=batch), prompts, NEW)
@@ -184,7 +184,7 @@ def test_a_stop_token_inside_the_prompt_means_nothing(target, prompts):
     assert outputs(rows) == wanted
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("scheduler", ["static", "continuous", "exspec"])
 def test_permuted_prompts_give_permuted_outputs(target, draft, prompts, expected, scheduler):
     order = list(range(len(prompts)))
     random.Random(1).shuffle(order)

@@ -53,7 +53,9 @@ def test_a_summary_means_done(tmp_path):
     assert folder.finished() == {"status": "done"}
     folder.start({})
     assert folder.finished() is None
-    assert not (folder.path / "samples.jsonl").exists()
+    assert folder.samples() == {0: {"index": 0}}, "what was finished stays"
+    folder.clear()
+    assert folder.samples() == {}
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):

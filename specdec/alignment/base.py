@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specdec.model import CausalLM
+
 Kept = int | list[int]
 """What a commit keeps of a row: its new number of tokens, or the fed nodes (in path order) of a tree."""
 
@@ -26,6 +28,20 @@ class Alignment(ABC):
 
     Lengths are carried explicitly: no token id means anything here.
     """
+
+    model: CausalLM
+    """The model that it wraps."""
+
+    @classmethod
+    def peak_rows(cls, in_flight: int, batch: int, num_fed: int) -> float:
+        """Whole rows of KV that may exist at once, copies included: what a prediction of memory counts.
+
+        Args:
+            in_flight: rows admitted. batch: rows of a forward, at most. num_fed: tokens fed between two commits.
+
+        By default all rows, and a second copy of a batch while it is being put together anew.
+        """
+        return in_flight + batch
 
     @abstractmethod
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:

@@ -62,9 +62,9 @@ class EqspecAlignment(Alignment):
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows as a left-padded batch of their own."""
-        self._contents.admit(rows)
         with self.clock.stage("align"):
-            self._disperse()
+            self._disperse()  # before a row takes the name of one that has left and is still in the batch
+            self._contents.admit(rows)
             self._gather(rows)
         width = max(map(len, contents), default=0)
         if width:

@@ -54,6 +54,11 @@ class ExpansionAlignment(Alignment):
         self._home = SlotStorage(model)  # committed content: column j holds token j
         self._copies: dict[int, dict[int, _Copy]] = {}  # of each row, by node
 
+    @classmethod
+    def peak_rows(cls, in_flight: int, batch: int, num_fed: int) -> float:
+        """The rows, twice while their storage grows, and a copy per fed token."""
+        return 2 * in_flight + batch * num_fed
+
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows; nothing is expanded yet."""
         self._contents.admit(rows)

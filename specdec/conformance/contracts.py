@@ -10,11 +10,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from specdec.clock import Clock
 from specdec.conformance.cases import VOCAB
 from specdec.conformance.promises import Broken
 from specdec.drafters.base import Draft, Drafter
 from specdec.errors import ContractError
 from specdec.law import Noise
+from specdec.model import CausalLM
+from specdec.reading import Reader
+from specdec.registry import create
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verdict, Verifier
@@ -26,15 +30,25 @@ SHARP = 60.0  # logits of +-60: the probability of anything but the argmax is ze
 class CheckedDrafter(Drafter):
     """Compares every draft with that of a drafter which has just been given the row."""
 
-    def __init__(self, inner: Drafter, fresh: Callable[[], Drafter], notes: list[Broken]) -> None:
+    def __init__(self, inner: Drafter, fresh: Callable[[], Drafter], target: CausalLM, notes: list[Broken]) -> None:
         self.inner = inner
         self.fresh = fresh
+        self.target = target
         self.notes = notes
         self.max_length = inner.max_length
+        self.reads_hidden, self.probe_ids = inner.reads_hidden, inner.probe_ids
 
     def admit(self, rows: list[Sequence]) -> None:
         """Pass on."""
         self.inner.admit(rows)
+
+    def read(self, rows: list[Sequence], stops: list[int]) -> None:
+        """Pass on."""
+        self.inner.read(rows, stops)
+
+    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+        """Pass on."""
+        self.inner.see(rows, hidden_BTD, kept)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         """Draft, and compare."""
@@ -55,11 +69,13 @@ class CheckedDrafter(Drafter):
         self.inner.release(rows)
 
     def _compare(self, draft: Draft, rows: list[Sequence], gammas: list[int]) -> None:
-        together = _draft_afresh(self.fresh(), rows, gammas, False)
+        together = self._draft_afresh(rows, gammas, False)
         for b, row in enumerate(rows):
             # Where a row's prompt ends may matter to a drafter, or not: one of the two must come to the same draft.
-            alone, merged = (_draft_afresh(self.fresh(), [row], [gammas[b]], merge)[0] for merge in (False, True))
+            alone, merged = (self._draft_afresh([row], [gammas[b]], merge)[0] for merge in (False, True))
             found = _tokens(draft, b)
+            if self.probe_ids and not found:
+                continue  # in a round in which no row drafts nothing is asked, so the next one has nothing to propose
             if together[b] != alone:
                 detail = f"row {row.index} drafts {together[b]} beside others and {alone} alone"
                 self.notes.append(Broken("neighbours", detail))
@@ -67,21 +83,26 @@ class CheckedDrafter(Drafter):
                 detail = f"row {row.index} drafts {found} after {len(row.output_ids)} tokens, {alone} afresh"
                 self.notes.append(Broken("state", detail))
 
+    def _draft_afresh(self, rows: list[Sequence], gammas: list[int], merge: bool) -> list[list[int]]:
+        """What a new drafter proposes for the rows as they are, or as if all they hold were their prompts."""
+        copies = []
+        for row in rows:
+            prompt, output = (row.tokens(0), []) if merge else (list(row.prompt_ids), list(row.output_ids))
+            copies.append(Sequence(row.index, prompt, row.max_new_tokens, row.stop_ids, output_ids=output))
+        drafter = self.fresh()
+        drafter.admit(copies)
+        if drafter.reads_hidden:
+            reader = Reader(create("alignment", "inplace", self.target, Clock()), drafter.see)
+            reader.read(copies, [row.length - 1 for row in copies])
+            if drafter.probe_ids:
+                reader.probe(copies, drafter.probe_ids)
+        draft = drafter.propose(copies, list(gammas))
+        return [_tokens(draft, b) for b in range(len(rows))]
+
 
 def _tokens(draft: Draft, b: int) -> list[int]:
-    tokens: list[int] = draft.tokens_BG[b, : draft.num_drafted[b]].tolist()
+    tokens: list[int] = draft.tokens_BG[b, : draft.num_candidates[b]].tolist()
     return tokens
-
-
-def _draft_afresh(drafter: Drafter, rows: list[Sequence], gammas: list[int], merge: bool) -> list[list[int]]:
-    """What a new drafter proposes for the rows as they are, or as if all they hold were their prompts."""
-    copies = []
-    for row in rows:
-        prompt, output = (row.tokens(0), []) if merge else (list(row.prompt_ids), list(row.output_ids))
-        copies.append(Sequence(row.index, prompt, row.max_new_tokens, row.stop_ids, output_ids=output))
-    drafter.admit(copies)
-    draft = drafter.propose(copies, list(gammas))
-    return [_tokens(draft, b) for b in range(len(rows))]
 
 
 def _misshapen(draft: Draft, gammas: list[int]) -> str:
@@ -96,7 +117,7 @@ def _misshapen(draft: Draft, gammas: list[int]) -> str:
         if any(not -1 <= parent < node for node, parent in enumerate(parents)):
             return f"parents {parents} name nodes that do not come before"
         depths: list[int] = []
-        for parent in parents:
+        for parent in parents[: draft.num_candidates[b]]:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         if max(depths, default=0) > gamma:
             return f"{max(depths)} tokens in a row drafted where {gamma} were wished"
@@ -112,6 +133,7 @@ class CheckedScheduler(Scheduler):
         self.inner = inner
         self.batch = batch
         self.notes = notes
+        self.prefill_share = inner.prefill_share
 
     def select(self, pool: SequencePool) -> list[Sequence]:
         """Choose, and look at the choice and the pool."""

@@ -18,6 +18,7 @@ from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
 from specdec.engine import Engine
+from specdec.model import CausalLM
 from specdec.registry import create
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
@@ -34,7 +35,7 @@ class Parts:
     drafter: Callable[[DrafterContext], Drafter] | None = None  # None: as the case says
     verifier: Callable[[], Verifier] = lambda: create("verifier", "greedy")
     scheduler: Callable[[str, int, int], Scheduler] = lambda name, *sizes: create("scheduler", name, *sizes)
-    wrap_drafter: Callable[[Drafter, Callable[[], Drafter]], Drafter] = lambda drafter, make: drafter
+    wrap_drafter: Callable[[Drafter, Callable[[], Drafter], CausalLM], Drafter] = lambda drafter, make, target: drafter
     wrap_scheduler: Callable[[Scheduler, Run], Scheduler] = lambda scheduler, run: scheduler
     known_acceptance: bool = True  # whether how much a round accepts is promised
     notes: list[Broken] = field(default_factory=list)  # what the wrappers saw
@@ -129,7 +130,7 @@ def _engine(run: Run, parts: Parts, truth: list[tuple[int, ...]]) -> Engine:
 
     return Engine(
         parts.align(target, clock),
-        parts.wrap_drafter(make(), make),
+        parts.wrap_drafter(make(), make, target),
         parts.verifier(),
         parts.wrap_scheduler(parts.scheduler(run.scheduler, run.batch, run.window), run),
         VaryingLength(run),

@@ -15,7 +15,7 @@ from specdec.conformance.explore import Family
 from specdec.model import CausalLM
 from specdec.registry import create
 
-BUILT_IN_SCHEDULERS = ("static", "exspec")
+BUILT_IN_SCHEDULERS = ("static", "continuous", "exspec")
 _RAGGED = ((1,), (0, 2, 3, 4, 5, 6, 7, 8, 9), (10, 11), (12, 13, 14, 15))
 
 
@@ -80,7 +80,7 @@ def _patterns(schedulers: tuple[str, ...]) -> list[Any]:
 def drafter_suite(make: Any, scale: float = 1.0) -> list[Family]:
     """Runs in which every draft is compared with a fresh one."""
     parts = Parts(drafter=make)
-    parts.wrap_drafter = lambda drafter, fresh: CheckedDrafter(drafter, fresh, parts.notes)
+    parts.wrap_drafter = lambda drafter, fresh, target: CheckedDrafter(drafter, fresh, target, parts.notes)
     return _run_families(parts, lambda number: max(1, round(number * scale)))
 
 

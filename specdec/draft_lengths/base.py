@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 from specdec.sequence import Sequence
 
 if TYPE_CHECKING:
+    from specdec.draft_lengths.profile import Profiler
     from specdec.engine import Round
 
 
 class DraftLength(ABC):
     """Chooses gamma per row and round; the engine then cuts it to what the row may still emit."""
+
+    drafting: bool = True
+    """Whether newcomers are expected to draft soon; while false, their prompts are not read by the draft."""
+
+    def prepare(self, profiler: Profiler, batch: int) -> None:  # noqa: B027
+        """Measure what must be known before a run of up to ``batch`` rows, outside its time; most need nothing."""
 
     @abstractmethod
     def choose(self, rows: list[Sequence]) -> list[int]:

@@ -20,6 +20,14 @@ class Draft:
     num_drafted: list[int]  # nodes per row, 0 to G
     parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
     probs_BGV: Tensor | None = None  # the law each token was really sampled from; None: tokens were chosen, not drawn
+    num_probes: list[int] | None = None  # last nodes of each row that ask something and propose nothing (``probe_ids``)
+
+    @property
+    def num_candidates(self) -> list[int]:
+        """Nodes per row that may be accepted."""
+        if self.num_probes is None:
+            return self.num_drafted
+        return [count - probes for count, probes in zip(self.num_drafted, self.num_probes, strict=True)]
 
     def path(self, b: int, node: int) -> list[int]:
         """Row b's nodes from the first below the last committed token down to ``node``."""
@@ -41,13 +49,42 @@ class Drafter(ABC):
     max_length: int | None = None
     """Longest chain (or deepest tree) that it can draft; None means any."""
 
+    reads_hidden: bool = False
+    """Whether the engine hands over the target's last hidden states, by ``see``."""
+
+    probe_ids: tuple[int, ...] = ()
+    """Ids beyond the vocabulary that the drafter has taught the target to read (``CausalLM.probes_MD``). They are fed
+    behind each prompt, and dropped, so that the first draft knows their hidden states. Never emitted by any verifier:
+    no law gives them a chance."""
+
     @abstractmethod
     def admit(self, rows: list[Sequence]) -> None:
         """Take new rows in (their prompts are known, nothing is emitted yet)."""
 
+    def read(self, rows: list[Sequence], stops: list[int]) -> None:  # noqa: B027
+        """Read each row's prompt up to ``stops[b]`` tokens, ahead of its first draft.
+
+        A help, not a promise: prompts come in chunks, or not at all while nothing is drafted, and ``propose`` reads
+        whatever is missing then. A drafter that reads prompts when they are admitted, or never, need not care.
+        """
+
+    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:  # noqa: B027
+        """The target's last hidden states (behind its final norm) of tokens that it has just been fed.
+
+        Called where ``reads_hidden`` is set: for every part of a prompt, and before the commit of every round, asked
+        for a draft or not.
+
+        Args:
+            hidden_BTD: (B, T, D); in a round column 0 is the row's last token, column g + 1 node g of the draft.
+            kept: per row the columns that stay, in order. None stay where the row's probes were fed behind its prompt.
+        """
+
     @abstractmethod
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Draft up to ``gammas[b]`` tokens (0 allowed) after everything row b has committed."""
+        """Draft up to ``gammas[b]`` tokens (0 allowed) after everything row b has committed.
+
+        Rounds in which no row drafts do not call it: they cost the drafter nothing, and leave it behind its rows.
+        """
 
     @abstractmethod
     def commit(self, rows: list[Sequence]) -> None:

@@ -15,6 +15,7 @@ from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
 from specdec.errors import ConfigError
+from specdec.heads import load_weights, placed, read_settings
 from specdec.model import CausalLM
 from specdec.sequence import Sequence
 
@@ -30,8 +31,11 @@ class SelfDrafter(Drafter):
         self._chains = ChainDrafts(draft, context.align(draft))
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Prefill the prompts."""
-        self._chains.admit(rows)
+        """Nothing is read before it is needed."""
+
+    def read(self, rows: list[Sequence], stops: list[int]) -> None:
+        """Read prompts ahead of the first draft."""
+        self._chains.read(rows, stops)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         """One token per step and row."""
@@ -44,6 +48,61 @@ class SelfDrafter(Drafter):
     def release(self, rows: list[Sequence]) -> None:
         """Forget rows and their cache."""
         self._chains.release(rows)
+
+
+class EarlyExit(nn.Module):
+    """A norm and a head behind the target's first layers; before training they are copies of the target's own."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__()
+        decoder, norm = final_norm(target)
+        self.norm = copy.deepcopy(getattr(decoder, norm))
+        theirs = target.get_output_embeddings()
+        self.head = nn.Linear(theirs.in_features, theirs.out_features, bias=theirs.bias is not None)
+        self.head.load_state_dict(theirs.state_dict())
+
+
+class EarlyExitDrafter(SelfDrafter):
+    """The same with a trained norm and head behind the exit: better drafts for the memory of one head."""
+
+    def __init__(self, context: DrafterContext, *, path: str | None = None, num_layers: int = 2) -> None:
+        target = context.target
+        settings: dict[str, Any] = {"layer": num_layers}
+        if path is not None:
+            settings = read_settings(path, "early_exit", target)
+        if not 1 <= settings["layer"] <= target.num_layers:
+            raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {target.num_layers}, the target's layers")
+        leaving = EarlyExit(target.module)
+        if path is not None:
+            load_weights(path, leaving)
+        draft = CausalLM(leaving_at(target.module, settings["layer"], placed(leaving, target)))
+        self._chains = ChainDrafts(draft, context.align(draft))
+
+
+def leaving_at(module: Any, num_layers: int, leaving: EarlyExit) -> Any:
+    """The target's first layers with a norm and a head of their own; nothing of the target is changed."""
+    short = first_layers(module, num_layers)
+    _, norm = final_norm(module)
+    short._modules[module.base_model_prefix]._modules[norm] = leaving.norm
+    head = module.get_output_embeddings()
+    short._modules[next(name for name, child in module.named_children() if child is head)] = leaving.head
+    return short
+
+
+def final_norm(module: Any) -> tuple[Any, str]:
+    """The decoder, and the name of the norm behind its layers.
+
+    Raises:
+        ConfigError: there is none to be found.
+    """
+    decoder = getattr(module, module.base_model_prefix, None)
+    names = [name for name, _ in decoder.named_children()] if decoder is not None else []
+    norms = [name for name in names if "norm" in name.lower() or name.lower().startswith("ln")]
+    if not norms:
+        raise ConfigError(
+            f"drafter=early_exit finds no final norm in a {type(module).__name__}; choose another drafter"
+        )
+    return decoder, norms[-1]
 
 
 def first_layers(module: Any, num_layers: int) -> Any:

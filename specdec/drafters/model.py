@@ -18,8 +18,11 @@ class ModelDrafter(Drafter):
         self._chains = ChainDrafts(context.draft, context.align(context.draft))
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Prefill the prompts."""
-        self._chains.admit(rows)
+        """Nothing is read before it is needed."""
+
+    def read(self, rows: list[Sequence], stops: list[int]) -> None:
+        """Read prompts ahead of the first draft."""
+        self._chains.read(rows, stops)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         """One token per step and row."""

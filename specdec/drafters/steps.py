@@ -16,9 +16,12 @@ from specdec.drafters.base import Draft
 from specdec.law import draw, penalized, processed, seen_tokens, settings_of
 from specdec.model import CausalLM
 from specdec.random_stream import DRAFT, uniforms
+from specdec.reading import Reader
 from specdec.sequence import Sequence
 
 LAG = 2
+MAX_TOGETHER = 8
+"""Tokens that a row may lack for its first step to feed them; more are read in a forward of their own."""
 
 
 class Picker:
@@ -89,38 +92,69 @@ def extend(
 class ChainDrafts:
     """Drafts of one model that reads the same tokens as the target, with a KV cache that lags behind the rows.
 
-    The cache always lags behind the row by its last two tokens, which the first step of a round feeds together. After
-    full acceptance the last drafted token was never fed, so some rows miss two tokens and others one; cutting all of
-    them back to the same lag keeps every round's shape equal at the price of one token in one forward.
+    The cache of a row that drafts always lags behind the row by its last two tokens, which the first step of a round
+    feeds together. After full acceptance the last drafted token was never fed, so some rows miss two tokens and others
+    one; cutting all of them back to the same lag keeps every round's shape equal at the price of one token in one
+    forward. A row that does not draft costs nothing: its cache stays behind, and is read on when the row drafts again.
     Source: Leviathan et al. 2023 (drafting); the lag is described for batches in arXiv 2510.22876, "KV cache".
     """
 
     def __init__(self, model: CausalLM, alignment: Alignment) -> None:
         self._device = model.device
         self._alignment = alignment
-        self._fed: set[int] = set()  # rows that this round fed with everything they had, and their drafts
+        self._reader = Reader(alignment)
+        self._fed: list[Sequence] = []  # rows that this round fed with everything they had, and their drafts
 
-    def admit(self, rows: list[Sequence]) -> None:
-        """Prefill the prompts, but for their last tokens."""
-        self._alignment.admit([row.index for row in rows], [row.tokens(0)[:-LAG] for row in rows])
+    def read(self, rows: list[Sequence], stops: list[int]) -> None:
+        """Read prompts up to ``stops``, but for the rows' last tokens."""
+        self._reader.read(rows, [_settled(row, stop) for row, stop in zip(rows, stops, strict=True)])
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         """Draft a chain per row: greedily, or drawn by the row's sampling settings."""
-        keys = [row.index for row in rows]
-        self._fed = {key for key, gamma in zip(keys, gammas, strict=True) if gamma}
-        missing = [row.tokens(self._alignment.length(row.index)) for row in rows]
-        pick = Picker(rows)
-        tokens_BG = extend(self._alignment, self._device, keys, missing, gammas, pick)
-        return Draft(tokens_BG, list(gammas), probs_BGV=pick.probs_BGV)
+        drafting = [row for row, gamma in zip(rows, gammas, strict=True) if gamma]
+        behind = [row for row in drafting if row.length - self._reader.length(row) > MAX_TOGETHER]
+        if behind:
+            self._reader.read(behind, [_settled(row, row.length) for row in behind])
+        # Leaving a few rows out of the forwards would cost a copy of the others, which is more than it would save.
+        fed = rows if 2 * len(drafting) > len(rows) and all(map(self._reader.admitted, rows)) else drafting
+        new = [row for row in fed if not self._reader.admitted(row)]
+        if new:
+            self._reader.read(new, [0] * len(new))
+        places = [b for b, row in enumerate(rows) if row in fed]
+        keys = [row.index for row in fed]
+        missing = [row.tokens(self._reader.length(row)) for row in fed]
+        pick = Picker(fed)
+        tokens_FG = extend(self._alignment, self._device, keys, missing, [gammas[b] for b in places], pick)
+        self._fed = drafting
+        if fed is rows:
+            return Draft(tokens_FG, list(gammas), probs_BGV=pick.probs_BGV)
+        probs_FGV = pick.probs_BGV
+        return Draft(
+            _spread(tokens_FG, places, len(rows)),
+            list(gammas),
+            probs_BGV=None if probs_FGV is None else _spread(probs_FGV, places, len(rows)),
+        )
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Cut every row back to its lag behind what was emitted."""
-        # A row that drafted nothing this round was fed nothing, and keeps what it had.
-        kept: list[Kept] = [
-            max(row.length - LAG, 0) if row.index in self._fed else self._alignment.length(row.index) for row in rows
-        ]
-        self._alignment.commit([row.index for row in rows], kept)
+        """Cut every row that has drafted back to its lag behind what was emitted."""
+        fed = [row for row in self._fed if not row.finished]
+        if fed:
+            kept: list[Kept] = [_settled(row, row.length) for row in fed]
+            self._alignment.commit([row.index for row in fed], kept)
+        self._fed = []
 
     def release(self, rows: list[Sequence]) -> None:
         """Forget rows and their cache."""
-        self._alignment.release([row.index for row in rows])
+        self._reader.release(rows)
+
+
+def _settled(row: Sequence, stop: int) -> int:
+    """Tokens of a row's first ``stop`` that its cache holds between rounds."""
+    return max(min(stop, row.length - LAG), 0)
+
+
+def _spread(part: Tensor, places: list[int], num_rows: int) -> Tensor:
+    """The rows of ``part`` at their places among all rows; zeros elsewhere."""
+    whole = part.new_zeros(num_rows, *part.shape[1:])
+    whole[torch.tensor(places, device=part.device)] = part
+    return whole

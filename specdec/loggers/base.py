@@ -1,4 +1,4 @@
-"""The Logger contract: told when a point starts, finishes or fails. Exactly one of finish and fail is called."""
+"""The Logger contract: told when a point starts, goes on, finishes or fails. After start, one of finish and fail comes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 
 class Logger(ABC):
-    """Receives a point's config and its figures."""
+    """Receives a point's config, its figures as they come, and its summary. Nothing it is given holds a secret."""
 
     @abstractmethod
-    def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str]) -> None:
-        """A point begins."""
+    def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
+        """A point begins. ``env`` is what env.json holds: git revision, versions, machine, sweep."""
+
+    def round(self, step: int, metrics: dict[str, float]) -> None:
+        """Figures so far, after ``step`` rounds; called about once a second (see :mod:`specdec.loggers.meter`)."""
+        return
 
     @abstractmethod
-    def finish(self, summary: dict[str, Any]) -> None:
-        """A point is done."""
+    def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        """A point is done; ``samples`` are the records of samples.jsonl."""
 
     @abstractmethod
     def fail(self, message: str) -> None:

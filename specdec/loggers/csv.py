@@ -16,7 +16,7 @@ class CsvLogger(Logger):
     def __init__(self, *, path: str = "results/points.csv") -> None:
         self._path = Path(path)
 
-    def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str]) -> None:
+    def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
         """Fail now rather than after the run, if the file cannot be written."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ class CsvLogger(Logger):
         except OSError as error:
             raise ConfigError(f"logger.path={self._path}: cannot be written ({error.strerror})") from error
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Append the point's figures; nested ones get dotted names."""
         flat = _flatten(summary)
         with self._path.open("r+", newline="", encoding="utf-8") as stream:

@@ -10,10 +10,10 @@ from specdec.loggers.base import Logger
 class NoLogger(Logger):
     """Ignores everything."""
 
-    def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str]) -> None:
+    def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
         """Nothing to do."""
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Nothing to do."""
 
     def fail(self, message: str) -> None:

@@ -10,11 +10,15 @@ from specdec.sequence import Sequence, SequencePool
 class Scheduler(ABC):
     """Picks the rows of the next round; moves rows from waiting to active, never out of the pool."""
 
+    prefill_share: float = 1.0
+    """Share of the time that reading newcomers' prompts may take from rows that decode; 1: prompts are read whole."""
+
     @abstractmethod
     def select(self, pool: SequencePool) -> list[Sequence]:
         """Unfinished rows of the next round, at least one while the pool is not done.
 
-        Rows that were not active before must be made so through ``pool.activate``; the engine prefills them.
+        Rows that were not active before must be made so through ``pool.activate``. The engine reads their prompts;
+        a row whose prompt is not read to the end sits the round out.
         """
 
     def end_round(self, rows: list[Sequence]) -> None:

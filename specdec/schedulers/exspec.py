@@ -3,8 +3,9 @@
 Idea: rows of one length need no padding, so a batch of them is a plain concatenation. The window (larger than the
 batch) is scanned for ``batch`` rows of equal length; if there are none, any rows run, realigned as in EQSPEC.
 Finished rows leave and the window is refilled.
-Cost: the scan, and a regrouping of KV whenever the rows of the batch change.
-Source: Zhang et al. 2025, arXiv 2510.22876. With window = batch it is EQSPEC with refilled slots.
+Cost: the scan, and a regrouping of KV whenever the rows of the batch change. A row without partners is passed over for
+as long as others have theirs: ``max_wait_rounds`` bounds that, at the cost of more realigned rounds.
+Source: Zhang et al. 2025, arXiv 2510.22876, without the bound. With window = batch it is EQSPEC with refilled slots.
 """
 
 from __future__ import annotations
@@ -15,21 +16,63 @@ from specdec.sequence import Sequence, SequencePool
 
 
 class ExspecScheduler(Scheduler):
-    """Same-length groups from a window of ``window`` rows; oldest rows first wherever there is a choice."""
+    """Same-length groups from a window of ``window`` rows; oldest rows first wherever there is a choice.
 
-    def __init__(self, batch: int, window: int) -> None:
+    Args:
+        max_wait_rounds: a row of the window that so many rounds have passed over runs in the next one. None: no bound.
+    """
+
+    def __init__(self, batch: int, window: int, *, max_wait_rounds: int | None = None) -> None:
         if window < batch:
             raise ConfigError(f"batching.window={window} is smaller than batch={batch}: it must be at least the batch")
+        least = -(-window // batch) - 1  # rounds that the last row of a full window waits if all take turns
+        if max_wait_rounds is not None and max_wait_rounds < least:
+            raise ConfigError(
+                f"scheduler.max_wait_rounds={max_wait_rounds} cannot be kept with batching.window={window} and "
+                f"batch={batch}: set it to {least} or more, or batching.window={batch * (max_wait_rounds + 1)} or less"
+            )
         self.batch = batch
         self.window = window
+        self.max_wait_rounds = max_wait_rounds
+        self._waited: dict[int, int] = {}  # by row of the window: rounds since it ran
 
     def select(self, pool: SequencePool) -> list[Sequence]:
-        """``batch`` rows of equal length if the window holds them, else its oldest rows."""
+        """``batch`` rows of equal length if the window holds them, else its oldest rows; those that must run, always."""
         pool.activate(self.window - len(pool.active))
+        due = self._due(pool.active)
+        others = [row for row in pool.active if row not in due]
+        chosen = self._group(due, others) or (due + others)[: self.batch]
+        if self.max_wait_rounds is not None:
+            running = {row.index for row in chosen}
+            self._waited = {
+                row.index: self._waited.get(row.index, 0) + 1 for row in pool.active if row.index not in running
+            }
+        return chosen
+
+    def _group(self, due: list[Sequence], others: list[Sequence]) -> list[Sequence] | None:
+        """The first ``batch`` rows of one length, all of ``due`` among them."""
+        lengths = {row.length for row in due}
+        if len(lengths) > 1:
+            return None
         groups: dict[int, list[Sequence]] = {}
-        for row in pool.active:
+        for row in due + others:
+            if lengths and row.length not in lengths:
+                continue
             group = groups.setdefault(row.length, [])
             group.append(row)
             if len(group) == self.batch:
                 return group
-        return pool.active[: self.batch]
+        return None
+
+    def _due(self, rows: list[Sequence]) -> list[Sequence]:
+        """The rows that must run now, longest waits first, so that no row ever waits for too long.
+
+        Earliest deadline first: with ``batch`` places per round, everybody's deadline can be kept as long as, for every
+        k, at most (k + 1) x batch rows must run within the next k + 1 rounds. Exactly as many run now as keep it so.
+        """
+        if self.max_wait_rounds is None:
+            return []
+        longest = sorted(rows, key=lambda row: -self._waited.get(row.index, 0))
+        slack = [self.max_wait_rounds - self._waited.get(row.index, 0) for row in longest]
+        num_due = max((place + 1 - left * self.batch for place, left in enumerate(slack)), default=0)
+        return longest[: max(num_due, 0)]

@@ -1,4 +1,4 @@
-"""Training of the built-in pairs. Importing this package imports no torch: `--help` answers at once."""
+"""Training of pairs, drafts and heads. Importing this package imports no torch: `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,21 @@ if TYPE_CHECKING:
 # Recipe name -> "module:function", resolved on use: the modules import torch and lightning.
 RECIPES: dict[str, str] = {"tiny": "specdec.training.tiny:train_tiny"}
 
+TASKS = ("pair", "lm", "distill", "heads")
+
 
 class TrainingError(SpecdecError):
     """A setting or a run that cannot go on; the message is one line that names the setting."""
+
+
+def run_task(name: str, cfg: TrainConfig) -> dict[str, Any]:
+    """Run the task that the config names; `name` is the pair whose recipe task=pair runs."""
+    if cfg.task not in TASKS:
+        raise TrainingError(f"task={cfg.task} is unknown; right would be: {', '.join(TASKS)}")
+    if cfg.task == "pair":
+        return run_recipe(name, cfg)
+    report: dict[str, Any] = import_module("specdec.training.tasks").train(cfg)
+    return report
 
 
 def run_recipe(name: str, cfg: TrainConfig) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Batches of contiguous blocks cut from one long token array. Shapes: B rows, T tokens."""
+"""Batches of token blocks from one long array. Shapes: B rows, T tokens, K kept entries of a law."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,40 +16,79 @@ from specdec.training.budget import Budget
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Place = dict[str, int]
+"""Where a stream stands: what has been drawn from it so far."""
 
-class BlockStream(IterableDataset[Tensor]):
-    """Endless batches input_ids_BT of the length that the budget's phase asks for.
+
+class Batch(NamedTuple):
+    """Right-padded rows, and the place behind them.
+
+    Every batch carries its place, so that a checkpoint never runs ahead of what was learned, however far the loader
+    has read. A named tuple, because Lightning moves tuples between devices and refuses frozen dataclasses.
+    """
+
+    ids_BT: Tensor
+    counted_BT: Tensor  # bool: the tokens that are to be predicted
+    place: Place
+    top_ids_BTK: Tensor | None = None  # the target's most probable tokens for each place, where they were kept
+    top_logps_BTK: Tensor | None = None
+
+
+class Stream(IterableDataset[Batch]):
+    """Endless batches, a pure function of seed and place; `share` picks one of several devices' rows."""
+
+    place: Place
+    share: slice = slice(None)
+
+    def draw(self) -> Batch:
+        """The next batch; advances the place."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            batch = self.draw()
+            parts = [part[self.share] if isinstance(part, Tensor) else part for part in batch]
+            yield Batch(*parts)
+
+
+class BlockStream(Stream):
+    """Packed text: blocks of the length that the budget's phase asks for; documents follow each other within them.
 
     Blocks are drawn without replacement: each pass shuffles the array's blocks anew and shifts their borders.
     """
 
-    def __init__(self, tokens: NDArray[np.uint16], budget: Budget, seed: int) -> None:
-        self.tokens, self.budget, self.seed = tokens, budget, seed
+    def __init__(self, tokens: NDArray[Any], budget: Budget, seed: int, num_devices: int = 1) -> None:
+        self.tokens, self.budget, self.seed, self.num_devices = tokens, budget, seed, num_devices
+        self.place = {"batches": 0}
+        self._pass: tuple[tuple[int, int], NDArray[np.int64]] | None = None
         longest = max(phase.block for phase in budget.stage.phases)
         if len(tokens) < 2 * longest:
             raise TrainingError(f"corpus has {len(tokens)} tokens, too few for phases with block={longest}")
 
-    def __iter__(self) -> Iterator[Tensor]:
-        starts: dict[int, Iterator[int]] = {}
-        while True:
-            phase = self.budget.phase
-            source = starts.setdefault(phase.block, self._starts(phase.block))
-            rows = [self._row(next(source), phase.block) for _ in range(phase.batch)]
-            yield torch.stack(rows)
+    def draw(self) -> Batch:
+        """See Stream."""
+        phase = self.budget.phase_at(self.place["batches"] / self.budget.stage.accumulate)
+        key = f"rows of {phase.block}"
+        first, count = self.place.get(key, 0), phase.batch * self.num_devices
+        starts = [self._start(phase.block, row) for row in range(first, first + count)]
+        rows = [torch.from_numpy(self.tokens[start : start + phase.block].astype(np.int64)) for start in starts]
+        self.place = {**self.place, key: first + count, "batches": self.place["batches"] + 1}
+        ids_BT = torch.stack(rows)
+        counted_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        counted_BT[:, 0] = False
+        return Batch(ids_BT, counted_BT, self.place)
 
-    def _row(self, start: int, block: int) -> Tensor:
-        return torch.from_numpy(self.tokens[start : start + block].astype(np.int64))
-
-    def _starts(self, block: int) -> Iterator[int]:
-        # A resumed stage starts a pass of its own rather than the same blocks again.
-        random = np.random.default_rng([self.seed, block, self.budget.step])
-        while True:
-            shift = int(random.integers(block))
-            for index in random.permutation((len(self.tokens) - shift) // block):
-                yield shift + int(index) * block
+    def _start(self, block: int, row: int) -> int:
+        """Where a row begins: the passes' permutations are found again from the seed."""
+        number, index = divmod(row, len(self.tokens) // block - 1)
+        if self._pass is None or self._pass[0] != (block, number):
+            random = np.random.default_rng([self.seed, block, number])
+            starts = random.integers(block) + block * random.permutation(len(self.tokens) // block - 1)
+            self._pass = ((block, number), starts)
+        return int(self._pass[1][index])
 
 
-def fixed_blocks(tokens: NDArray[np.uint16], block: int, num_blocks: int) -> Tensor:
+def fixed_blocks(tokens: NDArray[Any], block: int, num_blocks: int) -> Tensor:
     """Evenly spaced blocks for evaluation: input_ids_BT."""
     block = min(block, len(tokens))
     starts = np.linspace(0, len(tokens) - block, num_blocks).astype(int)

@@ -6,17 +6,28 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from specdec.training import TrainingError
 from specdec.training.config import PhaseConfig, StageConfig
+
+SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(slots=True)
 class Budget:
-    """Progress of one stage; `earlier_s` is time spent before a resume."""
+    """Progress of one stage; `earlier_s` is time spent before a resume. Without `minutes` the clock decides nothing."""
 
     stage: StageConfig
     step: int = 0
     earlier_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.stage.schedule not in SCHEDULES:
+            raise TrainingError(f"schedule={self.stage.schedule} is unknown; choose from {', '.join(SCHEDULES)}")
+        if self.stage.accumulate < 1 or self.stage.steps < 1:
+            raise TrainingError(
+                f"steps={self.stage.steps}, accumulate={self.stage.accumulate}: both must be at least 1"
+            )
 
     @property
     def spent_s(self) -> float:
@@ -26,22 +37,25 @@ class Budget:
     @property
     def fraction(self) -> float:
         """Share of the budget used, in [0, 1]."""
-        by_clock = self.spent_s / (60.0 * self.stage.minutes)
-        return min(1.0, max(self.step / self.stage.steps, by_clock))
+        return self.fraction_at(self.step)
 
-    @property
-    def phase(self) -> PhaseConfig:
-        """The block length and batch that are due now."""
-        reached = 0.0
+    def fraction_at(self, step: float) -> float:
+        """Share of the budget used when `step` steps are done now."""
+        by_clock = self.spent_s / (60.0 * self.stage.minutes) if self.stage.minutes else 0.0
+        return min(1.0, max(step / self.stage.steps, by_clock))
+
+    def phase_at(self, step: float) -> PhaseConfig:
+        """The block length and batch that are due at a step."""
+        reached, fraction = 0.0, self.fraction_at(step)
         for phase in self.stage.phases:
             reached += phase.share
-            if self.fraction < reached:
+            if fraction < reached:
                 return phase
         return self.stage.phases[-1]
 
-    @property
-    def lr_factor(self) -> float:
-        """Linear warmup in steps, then a cosine down to `min_lr_share` over the budget."""
-        warmup = min(1.0, (self.step + 1) / max(1, self.stage.warmup_steps))
-        low = self.stage.min_lr_share
-        return warmup * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * self.fraction)))
+    def lr_factor(self, step: int) -> float:
+        """Linear warmup in steps, then the schedule down to `min_lr_share` over the budget."""
+        warmup = min(1.0, (step + 1) / max(1, self.stage.warmup_steps))
+        low, fraction = self.stage.min_lr_share, self.fraction_at(step)
+        left = {"cosine": 0.5 * (1.0 + math.cos(math.pi * fraction)), "linear": 1.0 - fraction, "constant": 1.0}
+        return warmup * (low + (1.0 - low) * left[self.stage.schedule])

@@ -42,11 +42,10 @@ folder). Bit-equal weights are not promised: thread counts and the clock enter.
 
 ## Reached
 Greedy, gamma {gamma}, {new_tokens} new tokens, {num_prompts} held-out prompts: **acceptance rate
-{acceptance_rate:.3f}** (accepted / drafted), mean acceptance length {mean_acceptance_length:.2f}, agreement
-per token {agreement:.3f}.
+{acceptance_rate:.3f}** (accepted / drafted), mean acceptance length {mean_acceptance_length:.2f}.
 
-| category | prompts | acceptance rate | agreement |
-|---|---|---|---|
+| category | acceptance rate | mean acceptance length |
+|---|---|---|
 {rows}
 
 Everything else (hashes, versions, seeds, losses, settings) is in `provenance.json`.
@@ -57,18 +56,13 @@ def model_card(record: dict[str, Any]) -> str:
     """Markdown text of the card."""
     stages, data, config = record["stages"], record["data"], record["config"]
     acceptance, times = record["acceptance"], record["step_times"]["batch_1"]
-    counts = acceptance["prompt_categories"]
-    rows = [
-        f"| {name} | {counts[name]} | {part['acceptance_rate']:.3f} | {part['agreement']:.3f} |"
-        for name, part in acceptance["categories"].items()
-    ]
     fields = {f"{role}_{key}": value for role in ("target", "draft") for key, value in _shape(config, role).items()}
     return _CARD.format(
         **fields,
         **times,
-        **{name: acceptance[name] for name in ("gamma", "new_tokens", "num_prompts", "agreement")},
+        **{name: acceptance[name] for name in ("gamma", "new_tokens", "num_prompts")},
         **{name: acceptance[name] for name in ("acceptance_rate", "mean_acceptance_length")},
-        rows="\n".join(rows),
+        rows="\n".join(category_rows(acceptance)),
         target_parameters=stages["target"]["parameters"],
         draft_parameters=stages["draft"]["parameters"],
         vocab_size=config["vocab_size"],
@@ -95,3 +89,56 @@ def _shape(config: dict[str, Any], role: str) -> dict[str, str]:
         "shape": f"{model['num_layers']} x {model['hidden_size']} ({model['intermediate_size']})",
         "heads": f"{model['num_heads']} / {model['num_kv_heads']}",
     }
+
+
+_TRAINED = """\
+# {title}
+
+Made by `python train.py task={task}` beside the frozen target `{frozen}`. {use}
+
+## Data
+{data}
+
+## Recipe
+{steps} steps, {tokens:,} tokens, {wall_s:.0f} s, seed {seed}; learned from {learned}. Weights are stored as bfloat16.
+
+## Reached
+Greedy, gamma {gamma}, {new_tokens} new tokens, {num_prompts} held-out prompts: **acceptance rate
+{acceptance_rate:.3f}** (accepted / drafted), mean acceptance length {mean_acceptance_length:.2f}; per place in the
+draft, of what was drafted there: {places}.
+
+| category | acceptance rate | mean acceptance length |
+|---|---|---|
+{rows}
+
+Everything else (hashes, versions, settings, losses) is in `provenance.json`.
+"""
+
+
+def trained_card(record: dict[str, Any], title: str, use: str, learned: str) -> str:
+    """Markdown text of the card of a draft, or of what is trained beside a target."""
+    acceptance, fit, data, config = record["acceptance"], record["stages"]["fit"], record["data"], record["config"]
+    names = ("gamma", "new_tokens", "num_prompts", "acceptance_rate", "mean_acceptance_length")
+    return _TRAINED.format(
+        title=title,
+        use=use,
+        learned=learned,
+        task=config["task"],
+        frozen=config["frozen"],
+        seed=config["seed"],
+        data=f"{data['source']}: {data['num_train']:,} documents, {data['num_heldout']:,} more held out by a hash.",
+        steps=fit["steps"],
+        tokens=fit["tokens"],
+        wall_s=fit["wall_s"],
+        places=", ".join(f"{rate:.2f}" for rate in acceptance["acceptance_by_place"]),
+        rows="\n".join(category_rows(acceptance)),
+        **{name: acceptance[name] or 0.0 for name in names},
+    )
+
+
+def category_rows(acceptance: dict[str, Any]) -> list[str]:
+    """Rows of the acceptance table."""
+    return [
+        f"| {name} | {part['acceptance_rate'] or 0.0:.3f} | {part['mean_acceptance_length'] or 0.0:.2f} |"
+        for name, part in acceptance["categories"].items()
+    ]

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from specdec.cli_errors import explain
-from specdec.training import run_recipe
+from specdec.training import run_task
 from specdec.training.config import register_schema, selected_pair, to_dataclass
 
 
@@ -25,7 +25,7 @@ def main() -> None:
 
 def _job(cfg: DictConfig) -> None:
     # Here as well as around Hydra, which announces a failing job on a line of its own.
-    _in_one_line(lambda: run_recipe(selected_pair(cfg), to_dataclass(cfg)))
+    _in_one_line(lambda: run_task(selected_pair(cfg), to_dataclass(cfg)))
 
 
 def _in_one_line(action: Callable[[], object]) -> None:

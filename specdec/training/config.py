@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
 @dataclass
 class CorpusConfig:
-    """Which files are read, and which of them are held out."""
+    """Which texts are read, and which of them are held out."""
 
-    root: str | None = None  # None: the standard library of the running Python
+    source: str = "python"  # python (sources below root), text, jsonl, parquet (local files), hub (a data set's name)
+    root: str | None = None  # python: the folder; None: the standard library of the running Python
+    path: str | None = None  # text, jsonl, parquet: file, folder or pattern; hub: the name
+    column: str = "text"  # jsonl, parquet, hub: the column that holds the text
+    split: str = "train"  # hub: the split
     exclude: list[str] = field(default_factory=list)  # path prefixes below root
     min_bytes: int = 300
     max_bytes: int = 400_000
@@ -43,11 +48,14 @@ class PhaseConfig:
 class StageConfig:
     """Budget and optimizer of one training stage; it ends at `steps` or `minutes`, whichever comes first."""
 
-    steps: int = 1000
-    minutes: float = 30.0
+    steps: int = 1000  # optimizer steps
+    minutes: float | None = None  # None: no limit, and a run that is resumed ends with the same bits as one that is not
+    accumulate: int = 1  # batches per optimizer step
     lr: float = 2e-3
+    schedule: str = "cosine"  # cosine, linear or constant, behind the warmup
     min_lr_share: float = 0.05
     warmup_steps: int = 100
+    ema: float | None = None  # decay of an average of the weights, which is then what is measured and exported
     weight_decay: float = 0.1
     clip: float = 1.0
     phases: list[PhaseConfig] = field(default_factory=lambda: [PhaseConfig()])
@@ -56,9 +64,10 @@ class StageConfig:
 
 @dataclass
 class GreedyConfig:
-    """The target's own greedy outputs, on which the draft is distilled."""
+    """The target's own outputs, on which the draft is distilled."""
 
-    minutes: float = 10.0
+    minutes: float | None = 10.0
+    temperature: float = 0.0  # 0: greedy outputs; above: sampled ones
     num_batches: int = 80
     batch: int = 64
     new_tokens: int = 128
@@ -97,9 +106,68 @@ class MeasureConfig:
 
 
 @dataclass
+class LossConfig:
+    """What a draft learns from, for `task=distill`. The weights of the losses need not sum to 1."""
+
+    data: str = "outputs"  # outputs (the target's own, generated once and cached), corpus (text as it is)
+    on_policy: float = 0.0  # share of batches whose tokens the current draft samples, scored by the target
+    on_policy_tokens: int = 64  # tokens sampled per prompt
+    temperature: float = 1.0  # of both laws, in the soft losses
+    ce: float = 0.0  # cross-entropy on the text's own next token
+    argmax: float = 0.5  # cross-entropy on the target's greedy choice
+    forward_kl: float = 0.5  # KL(target || draft)
+    reverse_kl: float = 0.0  # KL(draft || target)
+    tv: float = 0.0  # total variation: 1 - the chance that rejection sampling accepts
+    count_prompt: bool = False  # outputs: learn from the prompt's tokens too
+
+
+@dataclass
+class HeadsConfig:
+    """What is trained beside a frozen target, for `task=heads`."""
+
+    kind: str = "medusa"  # medusa, eagle, ppd or early_exit
+    num_heads: int = 4  # medusa: heads; ppd: prompt tokens; eagle: unrolled training steps
+    layer: int = 2  # early_exit: layers of the target in front of the exit
+    decay: float = 0.8  # weight of the i-th head or unrolled step: decay ** i
+    feature_weight: float = 0.1  # eagle: weight of the smooth L1 loss on the target's next hidden state
+    num_insertions: int = 32  # ppd: places per row where prompt tokens are inserted
+
+
+@dataclass
+class ValidationConfig:
+    """Acceptance on held-out prompts, measured by the real engine while training."""
+
+    every: int = 200  # optimizer steps between two measurements; 0: only at the end
+    num_prompts: int = 24
+    new_tokens: int = 48
+    gamma: int = 5
+    batch: int = 8
+    patience: int | None = None  # stop after so many measurements without a better acceptance rate
+
+
+@dataclass
+class LogConfig:
+    """Where the figures of a fit go, beside metrics.csv in its folder."""
+
+    every: int = 10  # optimizer steps between two lines
+    wandb: str = "disabled"  # disabled, offline or online
+    project: str = "specdec-training"
+
+
+@dataclass
+class DeviceConfig:
+    """What `lightning.Trainer` runs on."""
+
+    accelerator: str = "auto"  # auto, cpu, gpu
+    devices: int = 1
+    strategy: str = "auto"  # with more than one device: ddp, ...
+
+
+@dataclass
 class TrainConfig:
     """Everything `python train.py` can be told."""
 
+    task: str = "pair"  # pair (the whole recipe of a built-in pair), lm, distill, heads
     pair: Any = "tiny"
     seed: int = 1234
     threads: int | None = None  # None: what torch chooses
@@ -107,7 +175,7 @@ class TrainConfig:
     stages: list[str] | None = None  # only these stages, and no export; None: all
     rehearse: bool = False  # all stages at minimal size, under a minute
     progress: bool = True
-    output_dir: str = "outputs/train/tiny"
+    output_dir: str | None = None  # None: outputs/train/<pair or task>
     export_dir: str | None = None  # None: <output_dir>/export
     vocab_size: int = 2048
     context_length: int = 2048
@@ -116,6 +184,16 @@ class TrainConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     target_model: ModelConfig = field(default_factory=ModelConfig)
     draft_model: ModelConfig = field(default_factory=lambda: ModelConfig(num_layers=2))
+    frozen: str = "asset:tiny/target"  # task=distill, heads: the target, a folder or a Hub name
+    tokenizer: str | None = None  # folder or Hub name; None: task=lm trains one, the others take the target's
+    start: str | None = None  # task=lm, distill: weights to go on from; None: new ones (distill: the target's layers)
+    fit: StageConfig = field(default_factory=StageConfig)
+    distill: LossConfig = field(default_factory=LossConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    keep: str = "best"  # which weights are exported: best (by acceptance) or last
+    log: LogConfig = field(default_factory=LogConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
     target: StageConfig = field(default_factory=StageConfig)
     greedy: GreedyConfig = field(default_factory=GreedyConfig)
     draft: DistillConfig = field(default_factory=DistillConfig)
@@ -152,10 +230,17 @@ def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
     tiny = ModelConfig(num_layers=2, hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=2)
     cfg.target_model, cfg.draft_model = tiny, ModelConfig(1, 64, 96, 4, 2)
     cfg.corpus.max_files, cfg.vocab_size = 120, 512
-    for stage in (cfg.target, cfg.draft.warm, cfg.draft.final):
+    for stage in (cfg.target, cfg.draft.warm, cfg.draft.final, cfg.fit):
         stage.steps, stage.warmup_steps, stage.checkpoint_every = 8, 2, 4
         stage.phases = [PhaseConfig(0.7, 64, 4), PhaseConfig(0.3, 128, 2)]
     cfg.greedy = GreedyConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
     cfg.heldout.num_prompts = 16
     cfg.measure = MeasureConfig(new_tokens=12, num_prompts=4, step_repeats=3)
+    cfg.validation = ValidationConfig(every=4, num_prompts=2, new_tokens=8, gamma=2, batch=2)
+    cfg.heads.num_heads, cfg.distill.on_policy_tokens = 2, 8
     return cfg
+
+
+def output_folder(cfg: TrainConfig) -> Path:
+    """Where a run keeps its stages."""
+    return Path(cfg.output_dir or f"outputs/train/{cfg.pair if cfg.task == 'pair' else cfg.task}")

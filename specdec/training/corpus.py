@@ -1,4 +1,4 @@
-"""The text: Python sources under one root, split into training and held-out by a stable hash of the path."""
+"""The text, split into training and held-out by a stable hash: Python sources under one root, or any documents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specdec.training import TrainingError
 from specdec.training.config import CorpusConfig
+from specdec.training.documents import read_documents
 
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
@@ -27,6 +28,7 @@ class Corpus:
 
     train: list[SourceFile]
     heldout: list[SourceFile]
+    is_code: bool = True  # whether prompts are cut at definitions, comments and the like, or at any line
 
     @property
     def sha256(self) -> str:
@@ -44,20 +46,27 @@ def is_heldout(path: str, heldout_percent: int) -> bool:
 
 
 def read_corpus(cfg: CorpusConfig) -> Corpus:
-    """Read every file the config admits. Raises TrainingError when either side of the split is empty."""
+    """Read what the config admits. Raises TrainingError when either side of the split is empty."""
+    if cfg.source != "python":
+        documents = [SourceFile(name, text) for name, text in read_documents(cfg)]
+        return _split(documents, cfg, f"corpus.path={cfg.path}", is_code=False)
     root = Path(cfg.root) if cfg.root else Path(sysconfig.get_path("stdlib"))
     if not root.is_dir():
         raise TrainingError(f"corpus.root={root} is not a folder")
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     files = [file for path in paths if (file := _read(root, path, cfg)) is not None]
+    return _split(files, cfg, f"corpus.root={root}", is_code=True)
+
+
+def _split(files: list[SourceFile], cfg: CorpusConfig, setting: str, is_code: bool) -> Corpus:
     if cfg.max_files is not None:
         files = _first_of_each(files, cfg)
     train = [file for file in files if not is_heldout(file.path, cfg.heldout_percent)]
     heldout = [file for file in files if is_heldout(file.path, cfg.heldout_percent)]
     if not train or not heldout:
         sizes = f"{len(train)} training and {len(heldout)} held-out files"
-        raise TrainingError(f"corpus.root={root} yields {sizes} after filtering; both must be at least 1")
-    return Corpus(train, heldout)
+        raise TrainingError(f"{setting} yields {sizes} after filtering; both must be at least 1")
+    return Corpus(train, heldout, is_code)
 
 
 def _first_of_each(files: list[SourceFile], cfg: CorpusConfig) -> list[SourceFile]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from specdec.training import TrainingError
 from specdec.training.config import HeldoutConfig
-from specdec.training.corpus import SourceFile
+from specdec.training.corpus import Corpus, SourceFile
 from specdec.training.snippets import starts_by_kind
 
 if TYPE_CHECKING:
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def make_prompts(
-    files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, cfg: HeldoutConfig, seed: int
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: HeldoutConfig, seed: int
 ) -> list[dict[str, Any]]:
     """As many prompts per kind, of lengths spread evenly in their logarithm between the two limits.
 
     Each file is used as evenly as the kinds allow, and no start is used twice.
     """
     random = np.random.default_rng(seed)
-    starts = {kind: places for kind, places in starts_by_kind(files).items() if places}
+    starts = {kind: places for kind, places in starts_by_kind(corpus.heldout, corpus.is_code).items() if places}
     lengths = np.geomspace(cfg.min_tokens + 2, cfg.max_tokens - 4, cfg.num_prompts).astype(int)
     uses: dict[str, int] = {}
     prompts: list[dict[str, Any]] = []
     for index, num_tokens in enumerate(lengths):
         kind = list(starts)[index % len(starts)]
-        text = _cut(starts[kind], uses, int(num_tokens), tokenizer, cfg, random)
+        text = _cut(starts[kind], uses, int(num_tokens), tokenizer, cfg, random, corpus.is_code)
         prompts.append({"question_id": index + 1, "category": kind, "turns": [text]})
     return prompts
 
@@ -43,6 +43,7 @@ def _cut(
     tokenizer: PreTrainedTokenizerFast,
     cfg: HeldoutConfig,
     random: np.random.Generator,
+    ascii_only: bool,
 ) -> str:
     """One prompt of about `num_tokens` from the least used file; removes its start from `places`."""
     order = sorted(random.permutation(len(places)), key=lambda index: uses.get(places[index][0].path, 0))
@@ -51,7 +52,7 @@ def _cut(
         ids = tokenizer.backend_tokenizer.encode(file.text[offset : offset + 12 * num_tokens]).ids[:num_tokens]
         text = str(tokenizer.decode(ids))
         length = len(tokenizer.backend_tokenizer.encode(text).ids)  # the cut may merge differently
-        if len(ids) == num_tokens and cfg.min_tokens <= length <= cfg.max_tokens and text.isascii():
+        if len(ids) == num_tokens and cfg.min_tokens <= length <= cfg.max_tokens and (text.isascii() or not ascii_only):
             uses[file.path] = uses.get(file.path, 0) + 1
             del places[index]
             return text

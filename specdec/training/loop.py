@@ -1,39 +1,62 @@
-"""One training stage: a Lightning Trainer with checkpoints, a budget and a resumable end."""
+"""One fit: a Lightning Trainer with checkpoints, a budget, measured acceptance and an end that can be resumed."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
-from torch.utils.data import DataLoader, IterableDataset
+from lightning.pytorch.callbacks import Callback
 
+from specdec.training.checkpoints import BEST, LAST, KeepLast, WholeCheckpoints, check_resumable, read_checkpoint
 from specdec.training.config import TrainConfig
+from specdec.training.curve import Curve, Pace
 from specdec.training.module import TrainingModule
 
+if TYPE_CHECKING:
+    from specdec.training.validation import Validation
 
-def fit(module: TrainingModule, stream: IterableDataset[Any], folder: Path, cfg: TrainConfig) -> dict[str, Any]:
+
+def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Validation | None = None) -> dict[str, Any]:
     """Train until the budget ends, from `folder`/last.ckpt when there is one. Returns the stage's record."""
     stage = module.budget.stage
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    callbacks: list[Callback] = [Curve(folder, cfg.log.every), KeepLast(folder, stage.checkpoint_every)]
+    if validation is not None:
+        callbacks.insert(0, validation)  # before the checkpoint, which then holds what was measured at its step
+    if cfg.progress:
+        callbacks.append(Pace(module.name, module.budget))
+    last = folder / LAST
+    if last.exists():
+        check_resumable(module, last)
+    logger = _wandb(module.name, folder, cfg)
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator=cfg.device.accelerator,
+        devices=cfg.device.devices,
+        strategy=cfg.device.strategy,
         max_steps=stage.steps,
+        max_epochs=-1,
         precision=cfg.precision,  # type: ignore[arg-type]
-        gradient_clip_val=stage.clip,
-        logger=False,
-        callbacks=_callbacks(folder, cfg, stage.checkpoint_every),
-        enable_progress_bar=cfg.progress,
+        accumulate_grad_batches=stage.accumulate,
+        gradient_clip_val=stage.clip or None,
+        logger=logger or False,
+        plugins=[WholeCheckpoints()],
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
-    last = folder / "last.ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # worker counts and log intervals: ours on purpose
         module.model.train()
-        trainer.fit(module, DataLoader(stream, batch_size=None), ckpt_path=str(last) if last.exists() else None)
+        try:
+            trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        finally:
+            if logger is not None:
+                logger.experiment.finish()
     return {
         "steps": module.budget.step,
         "tokens": module.num_tokens,
@@ -43,24 +66,31 @@ def fit(module: TrainingModule, stream: IterableDataset[Any], folder: Path, cfg:
     }
 
 
+def take_best(module: TrainingModule, folder: Path) -> int | None:
+    """Load the weights with the best measured acceptance; returns their step, or None where nothing was measured."""
+    if not (folder / BEST).exists():
+        return None
+    content = read_checkpoint(folder / BEST)
+    module.load_state_dict(content["state_dict"])
+    return int(content["global_step"])
+
+
+def _wandb(name: str, folder: Path, cfg: TrainConfig) -> Any:
+    """A Weights & Biases logger where one is asked for; its run goes on when the fit is resumed."""
+    if cfg.log.wandb == "disabled":
+        return None
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(
+        name=name, project=cfg.log.project, save_dir=str(folder), offline=cfg.log.wandb == "offline", resume="allow"
+    )
+
+
 def _mean(values: list[float]) -> float:
     return round(sum(values) / max(1, len(values)), 4)
 
 
 def _curve(losses: list[float], num_points: int = 40) -> list[float]:
-    """Means over equal stretches of this run's steps."""
+    """Means over equal stretches of the steps."""
     size = -(-len(losses) // num_points) or 1
     return [_mean(losses[start : start + size]) for start in range(0, len(losses), size)]
-
-
-def _callbacks(folder: Path, cfg: TrainConfig, checkpoint_every: int) -> list[Callback]:
-    """Checkpointing always; a progress bar that suits the output stream."""
-    checkpoint = ModelCheckpoint(
-        dirpath=folder, filename="last", every_n_train_steps=checkpoint_every, enable_version_counter=False
-    )
-    if not cfg.progress:
-        return [checkpoint]
-    from rich.console import Console
-
-    bar: Callback = RichProgressBar() if Console().is_terminal else TQDMProgressBar(refresh_rate=50)
-    return [checkpoint, bar]

@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from specdec import assets
+from specdec.training import TrainingError
 from specdec.training.config import ModelConfig
 from specdec.training.stages import write_json
 from specdec.training.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 
-def build_model(shape: ModelConfig, vocab_size: int, context_length: int, seed: int) -> LlamaForCausalLM:
-    """A float32 Llama with tied embeddings and seeded random weights."""
+def build_model(
+    shape: ModelConfig,
+    vocab_size: int,
+    context_length: int,
+    seed: int,
+    special_ids: tuple[int | None, int | None, int | None] = (END_OF_TEXT_ID, END_OF_TEXT_ID, PAD_ID),
+) -> LlamaForCausalLM:
+    """A float32 Llama with tied embeddings and seeded random weights; ``special_ids`` begin, end and pad texts."""
+    begin, end, pad = special_ids
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -26,9 +37,9 @@ def build_model(shape: ModelConfig, vocab_size: int, context_length: int, seed: 
         head_dim=shape.hidden_size // shape.num_heads,
         max_position_embeddings=context_length,
         tie_word_embeddings=True,
-        bos_token_id=END_OF_TEXT_ID,
-        eos_token_id=END_OF_TEXT_ID,
-        pad_token_id=PAD_ID,
+        bos_token_id=begin,
+        eos_token_id=end,
+        pad_token_id=pad,
     )
     return LlamaForCausalLM(config)
 
@@ -39,7 +50,10 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     rounded.load_state_dict(model.state_dict())
     torch.nn.Module.to(rounded, torch.bfloat16)
     rounded.generation_config = GenerationConfig(
-        do_sample=False, bos_token_id=END_OF_TEXT_ID, eos_token_id=END_OF_TEXT_ID, pad_token_id=PAD_ID
+        do_sample=False,
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
     )
     rounded.save_pretrained(str(folder))
     config_path = folder / "config.json"
@@ -57,3 +71,37 @@ def load_model(folder: Path) -> LlamaForCausalLM:
 def num_parameters(model: LlamaForCausalLM) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def start_from_target(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> bool:
+    """Copy embedding, final norm and evenly spaced layers (first to last) where the widths match."""
+    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    if any(getattr(draft.config, name) != getattr(target.config, name) for name in same):
+        return False
+    draft.model.embed_tokens.load_state_dict(target.model.embed_tokens.state_dict())
+    draft.model.norm.load_state_dict(target.model.norm.state_dict())
+    chosen = np.linspace(0, len(target.model.layers) - 1, len(draft.model.layers)).round().astype(int)
+    for layer, index in zip(draft.model.layers, chosen, strict=True):
+        layer.load_state_dict(target.model.layers[int(index)].state_dict())
+    return True
+
+
+def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
+    """A Llama in a local folder, to train on or to measure.
+
+    Raises:
+        TrainingError: it cannot be loaded, or its vocabulary is not the one that is asked for.
+    """
+    folder = assets.resolve(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise TrainingError(f"{setting}={name} is no folder of a model that can be loaded: {reason}") from error
+    if not isinstance(model, LlamaForCausalLM):
+        raise TrainingError(f"{setting}={name} is a {type(model).__name__}; drafts are of the Llama architecture")
+    if model.config.vocab_size != vocab_size:
+        raise TrainingError(
+            f"{setting}={name} has a vocabulary of {model.config.vocab_size} tokens, the target one of {vocab_size}"
+        )
+    return model

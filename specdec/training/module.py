@@ -1,51 +1,87 @@
-"""LightningModules: next-token training of a language model. Shapes: B rows, T tokens, V vocabulary."""
+"""The LightningModule of every fit: one model, one objective, one stream; all that a resume needs is in its checkpoint.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import LlamaForCausalLM
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
 from specdec.training import TrainingError
+from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
 
-# Up to this length materialized attention scores beat the fused kernel on a CPU (measured: 5.6k against 4.9k
-# tokens/s at 256, 2.2k against 3.6k at 512).
-EAGER_ATTENTION_UP_TO = 256
+Objective = Callable[[Any, Batch, int], Tensor]
+"""(model, batch, optimizer steps done) -> scalar loss; draws random numbers from seed and step alone."""
 
 
 class TrainingModule(lightning.LightningModule):
-    """Optimizer, schedule and checks that every stage shares; a subclass gives `loss`."""
+    """Optimizer, schedule, average of the weights, and checks that the weights stay finite."""
 
-    def __init__(self, name: str, model: LlamaForCausalLM, budget: Budget) -> None:
+    def __init__(self, name: str, model: nn.Module, objective: Objective, stream: Stream, budget: Budget) -> None:
         super().__init__()
-        self.name, self.model, self.budget = name, model, budget
-        self.losses: list[float] = []
+        self.name, self.model, self.objective, self.stream, self.budget = name, model, objective, stream, budget
+        decay = budget.stage.ema
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)
+        self.losses: list[float] = []  # one per optimizer step
+        self.grad_norm = math.nan
         self.num_tokens = 0
+        self._parts: list[float] = []  # losses of the batches since the last optimizer step
+        self._place = dict(stream.place)  # behind the last batch that was learned
+        self._random_state: Tensor | None = None
 
-    def loss(self, batch: Any) -> Tensor:
-        """Scalar training loss of one batch."""
-        raise NotImplementedError
+    @property
+    def result(self) -> Any:
+        """The model to measure and to export: the average of the weights, where one is kept."""
+        return self.model if self.ema is None else self.ema.module
 
-    def num_batch_tokens(self, batch: Any) -> int:
-        """Tokens fed to the model in this batch."""
-        return int(batch.numel())
+    def train_dataloader(self) -> Any:
+        """The stream from its place on; each device takes its share of the rows."""
+        world = self.trainer.world_size
+        self.stream.num_devices = world
+        self.stream.share = slice(self.trainer.global_rank, None, world)
+        return DataLoader(self.stream, batch_size=None)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step; refuses a loss that is not finite, because every later step would inherit it."""
-        loss = self.loss(batch)
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the run that was interrupted."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch; refuses a loss that is not finite, because every later step would inherit it."""
+        loss = self.objective(self.model, batch, self.global_step)
         value = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
-            lr = self.budget.stage.lr
-            raise TrainingError(f"{self.name}: loss is {value} at step {self.global_step}; lower lr={lr:g}")
-        self.losses.append(value)
-        self.num_tokens += self.num_batch_tokens(batch)
-        self.log("loss", value, prog_bar=True)
+        if not math.isfinite(value):
+            raise self._failure(f"loss is {value}", batch.place)
+        self._parts.append(value)
+        self._place = batch.place
+        self.num_tokens += batch.ids_BT.numel() * self.trainer.world_size
         return loss
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip by the norm of all gradients; refuse to step with one that is not finite."""
+        norm = nn.utils.clip_grad_norm_(self.trained_parameters(), self.budget.stage.clip or math.inf)
+        self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm) and str(self.trainer.precision) != "16-mixed":
+            raise self._failure(f"the gradient's norm is {self.grad_norm}", self._place)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and move the average of the weights; in here, so that it is done before a checkpoint is written."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.losses.append(sum(self._parts) / max(1, len(self._parts)))
+        self._parts.clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the budget; the clock may end the stage before its last step."""
@@ -53,48 +89,48 @@ class TrainingModule(lightning.LightningModule):
         if self.budget.fraction >= 1.0:
             self.trainer.should_stop = True
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer changes."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def configure_optimizers(self) -> Any:
-        """AdamW; norms are not decayed. The learning rate follows the budget."""
-        stage = self.budget.stage
-        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim == 1]
+        """AdamW; norms and other vectors are not decayed. The learning rate follows the budget."""
+        stage, trained = self.budget.stage, self.trained_parameters()
         groups = [
-            {"params": matrices, "weight_decay": stage.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": stage.weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
         ]
+        groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.97), foreach=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self.budget.lr_factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.budget.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def check_finite(self) -> None:
+        """Refuse weights that hold NaN or infinity, before they overwrite a good checkpoint."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.trained_parameters()):
+            raise self._failure("a weight is not finite", self._place)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the clock and the counts, so that a resumed stage has the rest of its budget."""
-        checkpoint["budget"] = {"spent_s": self.budget.spent_s, "num_tokens": self.num_tokens}
+        """Keep clock, counts, loss curve, the stream's place and the random state."""
+        checkpoint["specdec"] = {
+            "spent_s": self.budget.spent_s,
+            "num_tokens": self.num_tokens,
+            "losses": self.losses,
+            "place": self._place,
+            "random_state": torch.get_rng_state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the clock, the step count and the token count."""
-        self.budget.earlier_s = checkpoint["budget"]["spent_s"]
-        self.budget.step = checkpoint["global_step"]
-        self.num_tokens = checkpoint["budget"]["num_tokens"]
+        """Go on from all of that."""
+        kept = checkpoint["specdec"]
+        self.budget.earlier_s, self.budget.step = kept["spent_s"], checkpoint["global_step"]
+        self.num_tokens, self.losses = kept["num_tokens"], list(kept["losses"])
+        self.stream.place = self._place = dict(kept["place"])
+        self._random_state = kept["random_state"]
 
-
-class LanguageModule(TrainingModule):
-    """Next-token cross-entropy on corpus blocks input_ids_BT."""
-
-    def loss(self, batch: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token."""
-        self.model.set_attn_implementation("eager" if batch.shape[1] <= EAGER_ATTENTION_UP_TO else "sdpa")
-        return next_token_loss(self.model, batch)
-
-
-def next_token_loss(model: LlamaForCausalLM, input_ids_BT: Tensor) -> Tensor:
-    """Cross-entropy of token t + 1 given tokens up to t, mean in nats."""
-    logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits[:, :-1].float()
-    return functional.cross_entropy(logits_BTV.flatten(0, 1), input_ids_BT[:, 1:].flatten())
-
-
-@torch.inference_mode()
-def evaluate_loss(model: LlamaForCausalLM, blocks_BT: Tensor, batch: int = 8) -> float:
-    """Mean held-out cross-entropy in nats per token."""
-    model.eval().set_attn_implementation("sdpa")
-    losses = [float(next_token_loss(model, rows)) for rows in blocks_BT.split(batch)]
-    return sum(losses) / len(losses)
+    def _failure(self, what: str, place: dict[str, int]) -> TrainingError:
+        where = ", ".join(f"{key} {count}" for key, count in place.items())
+        return TrainingError(
+            f"{self.name}: {what} at step {self.global_step} (data up to {where}); lower lr={self.budget.stage.lr:g}, "
+            "or look at that batch; the last good checkpoint is kept"
+        )

@@ -34,10 +34,21 @@ def find_starts(text: str) -> Iterator[tuple[str, int]]:
         offset += len(line)
 
 
-def starts_by_kind(files: list[SourceFile]) -> dict[str, list[tuple[SourceFile, int]]]:
-    """All starts of all files, grouped by kind; every kind is present, perhaps empty."""
+def starts_by_kind(files: list[SourceFile], is_code: bool = True) -> dict[str, list[tuple[SourceFile, int]]]:
+    """All starts of all files, grouped by kind; every kind is present, perhaps empty. In prose, any line is a start."""
+    if not is_code:
+        return {"text": [(file, offset) for file in files for offset in line_starts(file.text)]}
     found: dict[str, list[tuple[SourceFile, int]]] = {kind: [] for kind in KINDS}
     for file in files:
         for kind, offset in find_starts(file.text):
             found[kind].append((file, offset))
     return found
+
+
+def line_starts(text: str) -> Iterator[int]:
+    """Character offsets of the lines that hold anything but spaces."""
+    offset = 0
+    for line in text.splitlines(keepends=True):
+        if line.strip():
+            yield offset
+        offset += len(line)

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Record = dict[str, Any]
+"""A stage's figures, as they lie in its record.json."""
+
 
 def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Run `work(folder/name)` unless its record exists; the record is written last, by atomic rename."""

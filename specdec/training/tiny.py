@@ -1,4 +1,8 @@
-"""The recipe of the pair `tiny`: corpus -> tokenizer -> target -> greedy outputs -> draft -> export."""
+"""The recipe of the pair `tiny`: corpus -> tokenizer -> target -> greedy outputs -> draft -> export.
+
+It composes the tasks' own parts: the target is a fit of the next-token objective (`lm`), the draft two of the
+distillation objective (`distill`), on corpus text first and then on the target's outputs.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,29 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.model import CausalLM
+from specdec.registry import create
 from specdec.training import TrainingError
+from specdec.training.acceptance import measure_acceptance
 from specdec.training.blocks import BlockStream, fixed_blocks
 from specdec.training.budget import Budget
-from specdec.training.config import TrainConfig
+from specdec.training.config import LossConfig, TrainConfig, ValidationConfig, output_folder
 from specdec.training.corpus import Corpus, read_corpus
-from specdec.training.distill import GreedyDistillModule, GreedyStream, WarmDistillModule, start_from_target
 from specdec.training.export import export_pair
-from specdec.training.greedy import generate_corpus
 from specdec.training.heldout import make_prompts, read_prompts, write_prompts
-from specdec.training.loop import fit
-from specdec.training.measure import measure_acceptance, measure_steps
-from specdec.training.model import build_model, load_model, num_parameters, save_model
-from specdec.training.module import LanguageModule, evaluate_loss
-from specdec.training.stages import run_stage
-from specdec.training.tokenizer import encode_files, load_tokenizer, train_tokenizer
-
-Record = dict[str, Any]
+from specdec.training.measure import measure_steps
+from specdec.training.model import build_model, load_model, start_from_target
+from specdec.training.objectives import Distill, evaluate_loss, next_token
+from specdec.training.outputs import OutputStream, generate_outputs
+from specdec.training.stages import Record, run_stage
+from specdec.training.tasks import encoded, fit_model
+from specdec.training.tokenizer import END_OF_TEXT_ID, encode_files, load_tokenizer, train_tokenizer
 
 
 def train_tiny(cfg: TrainConfig) -> Record:
@@ -36,7 +40,7 @@ def train_tiny(cfg: TrainConfig) -> Record:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg)
     corpus = read_corpus(cfg.corpus)
     stages: dict[str, Callable[[Path], Record]] = {
         "tokenizer": partial(make_tokenizer, cfg, corpus),
@@ -81,7 +85,7 @@ def make_tokenizer(cfg: TrainConfig, corpus: Corpus, out: Path) -> Record:
 def make_heldout(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
     """Cut the held-out prompts."""
     tokenizer = load_tokenizer(folder / "tokenizer")
-    prompts = make_prompts(corpus.heldout, tokenizer, cfg.heldout, cfg.seed)
+    prompts = make_prompts(corpus, tokenizer, cfg.heldout, cfg.seed)
     write_prompts(prompts, out / "heldout.jsonl")
     return {"prompts": len(prompts)}
 
@@ -91,17 +95,16 @@ def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     model = build_model(cfg.target_model, cfg.vocab_size, cfg.context_length, cfg.seed)
     budget = Budget(cfg.target)
     stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed)
-    record = fit(LanguageModule("target", model, budget), stream, out, cfg)
-    save_model(model, out / "model")
+    record = fit_model("target", model, next_token, stream, budget, cfg, None, out)
     heldout_BT = fixed_blocks(np.load(folder / "tokenizer/heldout.npy"), 512, 64)
-    heldout_loss = round(evaluate_loss(load_model(out / "model"), heldout_BT), 4)
-    return {**record, "parameters": num_parameters(model), "heldout_loss": heldout_loss}
+    return {**record, "heldout_loss": round(evaluate_loss(load_model(out / "model"), heldout_BT), 4)}
 
 
 def make_greedy(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
     """Let the rounded target continue prompts from training files."""
-    target, tokenizer = load_model(folder / "target/model"), load_tokenizer(folder / "tokenizer")
-    return generate_corpus(target, corpus.train, tokenizer, cfg.greedy, cfg.seed, out)
+    target, tokenizer = CausalLM(load_model(folder / "target/model")), load_tokenizer(folder / "tokenizer")
+    stops = frozenset([END_OF_TEXT_ID])
+    return generate_outputs(target, corpus, tokenizer, cfg.greedy, cfg.seed, out, stop_ids=stops)
 
 
 def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
@@ -111,29 +114,35 @@ def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     from_target = start_from_target(draft, target)
     budget = Budget(cfg.draft.warm)
     stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed + 1)
-    module = WarmDistillModule("draft.warm", draft, budget, target, cfg.draft.soft_weight)
-    record = fit(module, stream, out, cfg)
+    objective = Distill(target, _losses(cfg), cfg.seed)
+    record = fit_model("draft.warm", draft, objective, stream, budget, cfg, None, out)
     torch.save(draft.state_dict(), out / "draft.pt")
     return {**record, "from_target": from_target}
 
 
 def make_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Final draft: the target's greedy outputs."""
+    target = load_model(folder / "target/model")
     draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
     draft.load_state_dict(torch.load(folder / "warm/draft.pt"))
     budget = Budget(cfg.draft.final)
-    stream = GreedyStream(folder / "greedy", budget, cfg.seed)
-    module = GreedyDistillModule("draft.final", draft, budget, cfg.draft.soft_weight)
-    record = fit(module, stream, out, cfg)
-    save_model(draft, out / "model")
-    return {**record, "parameters": num_parameters(draft)}
+    stream = OutputStream(folder / "greedy", budget, cfg.seed)
+    return fit_model("draft.final", draft, Distill(target, _losses(cfg), cfg.seed), stream, budget, cfg, None, out)
 
 
 def report_acceptance(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """Acceptance of what ships on the held-out prompts."""
-    target, draft = load_model(folder / "target/model"), load_model(folder / "draft/model")
-    prompts = read_prompts(folder / "heldout/heldout.jsonl")
-    return measure_acceptance(target, draft, load_tokenizer(folder / "tokenizer"), prompts, cfg.measure)
+    """Acceptance of what ships on the held-out prompts, by the engine."""
+    target, draft = (CausalLM(load_model(folder / f"{role}/model")) for role in ("target", "draft"))
+    prompts = encoded(
+        read_prompts(folder / "heldout/heldout.jsonl"), load_tokenizer(folder / "tokenizer"), cfg.measure.num_prompts
+    )
+    sizes = ValidationConfig(new_tokens=cfg.measure.new_tokens, gamma=cfg.measure.gamma)
+    return measure_acceptance(target, lambda context: create("drafter", "model", context), prompts, sizes, draft=draft)
+
+
+def _losses(cfg: TrainConfig) -> LossConfig:
+    """Cross-entropy on the target's greedy choice, and forward KL."""
+    return LossConfig(argmax=1.0 - cfg.draft.soft_weight, forward_kl=cfg.draft.soft_weight)
 
 
 def report_step_times(cfg: TrainConfig, folder: Path, out: Path) -> Record:

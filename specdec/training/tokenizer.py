@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,8 +60,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return loaded
 
 
-def encode_files(tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int) -> NDArray[np.uint16]:
-    """All texts in one array, shuffled, each followed by end-of-text."""
+def encode_files(
+    tokenizer: Any, texts: list[str], seed: int, end_id: int | None = END_OF_TEXT_ID, vocab_size: int = 1 << 16
+) -> NDArray[Any]:
+    """All texts in one array, shuffled, each followed by the token that ends texts."""
     order = np.random.default_rng(seed).permutation(len(texts))
+    kind = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    end = [] if end_id is None else [end_id]
     encodings = tokenizer.backend_tokenizer.encode_batch([texts[index] for index in order])
-    return np.concatenate([np.asarray([*encoding.ids, END_OF_TEXT_ID], np.uint16) for encoding in encodings])
+    return np.concatenate([np.asarray([*encoding.ids, *end], kind) for encoding in encodings])

@@ -1,0 +1,109 @@
+"""The command: choose a suite, pin the cores, measure, write tables and plots. ``--help`` answers without torch."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from specdec.bench.machine import pin
+from specdec.bench.suite import Library, Suite, load_suite
+from specdec.errors import SpecdecError
+
+_HELP = """usage: python -m specdec.bench suite=NAME [KEY=VALUE ...]
+
+Measures methods and peers in turn, on pinned cores, each behind a warm-up; a rerun goes on where it stopped.
+suite=NAME       quick (default), two_core, ablation, context; or a YAML file of your own
+threads=N        cores that everything is pinned to (default 1)      repeats=N    turns
+out=FOLDER       where measurements, tables and plots go             data=FILE    prompts, JSONL in Spec-Bench's schema
+only=[STUDY]     these studies only        without=[METHOD]  leave methods out
+peers=FOLDER     where experiments/speed/peers/install.py made the environments of other engines
+Any other setting of the suite can be given too, as in studies.pairs.batches=[1,8]."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & set(words):
+        print(_HELP)
+        return 0
+    try:
+        suite, library = load_suite(words)
+        return _measure(suite, library, pin(suite.threads))
+    except SpecdecError as error:
+        print(f"specdec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("specdec: interrupted; what was measured is kept, run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
+    import torch
+
+    torch.set_num_threads(suite.threads)
+    from specdec.bench.run import run
+    from specdec.bench.summary import summarize
+    from specdec.registry import load_entry_points
+
+    load_entry_points()
+    records = run(suite, library)
+    document = {"machine": _machine(cores), **summarize(suite, library, records)}
+    text = write(document, Path(str(suite.out)))
+    print(text)
+    failed = [cell for cell in document["cells"] if cell["status"] == "failed"]
+    inexact = [cell for cell in document["cells"] if cell.get("num_exact", 0) < cell.get("num_prompts", 0)]
+    counts = {
+        "cells": len(document["cells"]),
+        "failed": len(failed),
+        "inexact": len(inexact),
+        "claims": len(document["claims"]),
+        "claims_met": sum(claim["verdict"] == "met" for claim in document["claims"]),
+        "claims_not_met": sum(claim["verdict"] == "NOT MET" for claim in document["claims"]),
+    }
+    print(json.dumps({"suite": suite.name, "out": suite.out, **counts}))
+    return 1 if failed else 0
+
+
+def write(document: dict[str, Any], out: Path) -> str:
+    """Write results.json, tables.md, tables.tex and the plots; returns the Markdown."""
+    from specdec.bench.plots import draw
+    from specdec.bench.tables import latex, markdown
+    from specdec.results import write_atomically, write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = markdown(document)
+    pictures = draw(document, out)
+    if pictures:
+        shown = "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures)
+        text = f"{text}\n## Plots\n\n{shown}\n"
+    write_json(out / "results.json", document)
+    write_atomically(out / "tables.md", text)
+    write_atomically(out / "tables.tex", latex(document))
+    return text
+
+
+def _machine(cores: list[int]) -> dict[str, Any]:
+    """Where the figures come from."""
+    import torch
+
+    from specdec.provenance import git_revision, package_version, processor
+
+    packages = ("specdec", "torch", "transformers")
+    return {
+        "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_revision": git_revision(),
+        "versions": {name: package_version(name) for name in packages},
+        "python": platform.python_version(),
+        "processor": processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
+        "cores": cores,
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""A pair as folders in Hub format, which is how every other engine wants its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from specdec import assets
+from specdec.pair import Pair
+from specdec.results import digest, write_json
+
+_DONE = "exported.json"
+
+
+def export_pair(cfg: DictConfig, pair: Pair, cache: Path) -> tuple[Path, Path | None]:
+    """Folders of target and draft: those that the pair was loaded from, or new ones under ``cache``.
+
+    Call it before anything is decoded, so that no engine has packed the weights yet.
+    """
+    if cfg.weights == "pretrained":
+        folders = [Path(assets.resolve(cfg.pair[role])) if cfg.pair[role] else None for role in ("target", "draft")]
+        if all(folder is None or (folder.is_dir() and _is_whole(folder)) for folder in folders) and folders[0]:
+            return folders[0], folders[1]
+    root = cache / "models" / digest([pair.fingerprint, str(cfg.runner.dtype)])
+    target, draft = root / "target", root / "draft" if pair.draft is not None else None
+    for folder, model in ((target, pair.target), (draft, pair.draft)):
+        if folder is None or model is None or (folder / _DONE).exists():
+            continue
+        model.module.save_pretrained(folder)
+        pair.tokenizer.save_pretrained(folder)
+        write_json(folder / _DONE, {"pair": pair.name, "fingerprint": pair.fingerprint})
+    return target, draft
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the tokenizer lies beside the weights, as some engines demand."""
+    return (folder / "tokenizer.json").exists()

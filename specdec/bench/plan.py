@@ -1,0 +1,82 @@
+"""Which measurements a suite consists of, and their order: in turn, and each turn begins with another method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specdec.bench.suite import Library, Method, Study, Suite
+from specdec.results import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one figure of a table belongs to."""
+
+    study: str
+    pair: str
+    context: int | None
+    batch: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One measurement: a cell, in one turn."""
+
+    cell: Cell
+    repeat: int
+    key: str  # names the measurement on disk; changes with every setting that decides it
+
+
+def steps(suite: Suite, library: Library, pair: str) -> Iterator[Step]:
+    """All measurements on a pair, in the order they are taken."""
+    for name, study in suite.studies.items():
+        if pair not in study.pairs:
+            continue
+        for context in study.contexts:
+            for batch in study.batches:
+                for repeat in range(study.repeats or suite.repeats):
+                    for method in turn(study.methods, repeat):
+                        cell = Cell(name, pair, context, batch, method)
+                        yield Step(cell, repeat, _key(suite, study, library, cell, repeat))
+
+
+def turn(methods: list[str], repeat: int) -> list[str]:
+    """The order of one turn: A B C, then B C A, then C A B, so that none is always behind the same neighbour."""
+    shift = repeat % len(methods) if methods else 0
+    return methods[shift:] + methods[:shift]
+
+
+def pairs(suite: Suite) -> list[str]:
+    """Pairs in the order they are loaded, each once."""
+    return list(dict.fromkeys(pair for study in suite.studies.values() for pair in study.pairs))
+
+
+def num_prompts(study: Study, batch: int) -> int:
+    """Prompts of a cell: enough for slots to be refilled."""
+    return max(study.min_prompts, study.prompts_per_row * batch)
+
+
+def refusal(method: Method, batch: int) -> str | None:
+    """Why a method is not measured at a batch size."""
+    if method.batches is not None and batch not in method.batches:
+        return f"batch {', '.join(map(str, method.batches))} only"
+    return None
+
+
+def _key(suite: Suite, study: Study, library: Library, cell: Cell, repeat: int) -> str:
+    decides: dict[str, Any] = {
+        "cell": asdict(cell),
+        "pair": library.pairs[cell.pair],
+        "method": {key: value for key, value in asdict(library.methods[cell.method]).items() if key != "note"},
+        "overrides": study.overrides,
+        "max_new_tokens": study.max_new_tokens,
+        "num_prompts": num_prompts(study, cell.batch),
+        "bound": study.bound,
+        "threads": suite.threads,
+        "data": suite.data,
+        "repeat": repeat,
+    }
+    return digest(decides)

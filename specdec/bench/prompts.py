@@ -1,0 +1,54 @@
+"""The prompts of a cell: as many as it needs, as they are or of about a set number of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from specdec.errors import ConfigError
+from specdec.prompts import Prompt
+
+_SPREAD = 5  # a context of N tokens means N - N / 5 to N, so that a batch stays ragged
+_STRIDE = 37
+
+
+def data_overrides(data: str) -> list[str]:
+    """Overrides that choose the data group: the built-in prompts, or a file.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if data == "heldout":
+        return ["data=heldout"]
+    if not Path(data).is_file():
+        raise ConfigError(f"data={data}: no such file; give a JSONL file in Spec-Bench's schema, or heldout")
+    return ["data=jsonl", f"data.path={data}", "data.overlong=truncate"]
+
+
+def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int) -> list[Prompt]:
+    """``count`` prompts, the pool's in turn.
+
+    Args:
+        context: tokens of the longest; prompts are then joined with those that follow them and cut, to between four
+            fifths of it and all of it. None: as they are.
+        limit: tokens that fit beside the output.
+    """
+    if context is not None and context > limit:
+        raise ConfigError(f"contexts={context}: {limit} tokens fit beside the output; choose less")
+    chosen = []
+    for index in range(count):
+        prompt = pool[index % len(pool)]
+        ids = prompt.ids
+        if context is not None:
+            wanted = context - (index * _STRIDE) % max(context // _SPREAD, 1)
+            ids = _joined(pool, index, wanted)
+        chosen.append(Prompt(index, prompt.question_id, prompt.category, ids[:limit]))
+    return chosen
+
+
+def _joined(pool: list[Prompt], index: int, num_tokens: int) -> list[int]:
+    """The first tokens of a prompt and of those that follow it."""
+    ids: list[int] = []
+    while len(ids) < num_tokens:
+        ids += pool[index % len(pool)].ids
+        index += 1
+    return ids[:num_tokens]

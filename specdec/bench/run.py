@@ -1,0 +1,203 @@
+"""Take a suite's measurements, in turn, and keep each one the moment it is there: a rerun goes on where it stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from specdec.bench.export import export_pair
+from specdec.bench.machine import load_average
+from specdec.bench.own import Bench, outcome
+from specdec.bench.peers import PeerError, PeerProcess, interpreter
+from specdec.bench.plan import Cell, Step, num_prompts, pairs, refusal, steps
+from specdec.bench.suite import Library, Method, Suite
+from specdec.cli_errors import explain
+from specdec.errors import SpecdecError
+from specdec.results import append_line, read_lines
+
+MEASUREMENTS = "measurements.jsonl"
+DONE, FAILED, MISSING, REFUSED = "done", "failed", "not installed", "refused"
+_PEER_WARMUP_TOKENS = 4
+
+
+class NotInstalledError(SpecdecError):
+    """A peer has no environment here."""
+
+
+class RefusedError(SpecdecError):
+    """A method cannot do what a cell asks for."""
+
+
+def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
+    """Measure what is not on disk yet; returns all measurements of the suite by their key."""
+    path = Path(str(suite.out)) / MEASUREMENTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = {record["key"]: record for record in read_lines(path)}
+    plan = {pair: list(steps(suite, library, pair)) for pair in pairs(suite)}
+    wanted = {step.key for planned in plan.values() for step in planned}
+    with _progress(suite, len(wanted)) as advance:
+        for pair, planned in plan.items():
+            missing = [step for step in planned if records.get(step.key, {}).get("status") != DONE]
+            advance("", len(planned) - len(missing))
+            with Measuring(suite, library, pair) as measuring:
+                for step in missing:
+                    cell = step.cell
+                    advance(f"{cell.study}: {cell.pair}, batch {cell.batch}, {cell.method}", 0)
+                    record = measuring.take(step)
+                    append_line(path, record)
+                    records[step.key] = record
+                    advance("", 1)
+    return {key: records[key] for key in records if key in wanted}
+
+
+class Measuring:
+    """All measurements on one pair; peers stay open between them."""
+
+    def __init__(self, suite: Suite, library: Library, pair: str) -> None:
+        self.suite = suite
+        self.library = library
+        self._bench = Bench(suite, library.pairs[pair])
+        self._peers: dict[str, PeerProcess] = {}
+        self._warm: set[Cell] = set()
+        self._folders: tuple[Path, Path | None] | None = None
+        self._lost: dict[str, str] = {}  # peers that died, and why: they are not started again
+        self._exports = any(library.methods[name].peer for study in suite.studies.values() for name in study.methods)
+
+    def __enter__(self) -> Measuring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for peer in self._peers.values():
+            peer.close()
+
+    def take(self, step: Step) -> dict[str, Any]:
+        """One record. Whatever goes wrong becomes a record that says so, never a figure."""
+        method = self.library.methods[step.cell.method]
+        record = {"key": step.key, **asdict(step.cell), "repeat": step.repeat, "time": time.time()}
+        try:
+            if why := refusal(method, step.cell.batch):
+                raise RefusedError(why)
+            figures = self._peer(step, method) if method.peer else self._own(step, method)
+        except NotInstalledError as error:
+            return {**record, "status": MISSING, "error": str(error)}
+        except RefusedError as error:
+            return {**record, "status": REFUSED, "error": str(error)}
+        except Exception as error:  # a method that fails must not take the others with it
+            return {**record, "status": FAILED, "error": explain(error)}
+        return {**record, "status": DONE, "load_average": load_average(), **figures}
+
+    def _own(self, step: Step, method: Method) -> dict[str, Any]:
+        cell, study = step.cell, self.suite.studies[step.cell.study]
+        cfg, pair = self._bench.load(study, method.overrides, cell.batch)
+        if self._exports:
+            self._export(step)
+        prompts = self._bench.prompts(cfg, pair, num_prompts(study, cell.batch), cell.context)
+        store = self._bench.reference(cfg, pair, prompts)
+        warm_up_s = None
+        if cell not in self._warm:
+            warm_up_s = self._bench.warm_up(cfg, pair, prompts, method, store)
+            self._warm.add(cell)
+        return {"warm_up_s": warm_up_s, **self._bench.measure(cfg, pair, prompts, store, study.bound)}
+
+    def _export(self, step: Step) -> tuple[Path, Path | None]:
+        """The pair's folders, made before anything decodes with it."""
+        if self._folders is None:
+            study = self.suite.studies[step.cell.study]
+            cfg, pair = self._bench.load(study, ["scheduler=plain"], step.cell.batch)
+            self._folders = export_pair(cfg, pair, Path(self.suite.cache))
+        return self._folders
+
+    def _peer(self, step: Step, method: Method) -> dict[str, Any]:
+        cell, study = step.cell, self.suite.studies[step.cell.study]
+        self._start(cell.method, method)
+        cfg, pair = self._bench.load(study, ["scheduler=plain"], cell.batch)
+        target, draft = self._export(step)
+        prompts = self._bench.prompts(cfg, pair, num_prompts(study, cell.batch), cell.context)
+        store = self._bench.reference(cfg, pair, prompts)
+        ids = [prompt.ids for prompt in prompts]
+        request: dict[str, Any] = {
+            "target": str(target.resolve()),
+            "draft": str(draft.resolve()) if draft is not None and method.options.get("speculative") else None,
+            "prompts": ids,
+            "max_new_tokens": int(cfg.max_new_tokens),
+            "batch": cell.batch,
+            "stop_ids": sorted(pair.stop_ids),
+            "gamma": int(cfg.gamma),
+            "threads": self.suite.threads,
+            "dtype": str(cfg.runner.dtype),
+            "options": {"cache": str((Path(self.suite.cache) / "peers").resolve()), **method.options},
+        }
+        started = time.perf_counter()
+        few = {**request, "prompts": ids[: cell.batch], "max_new_tokens": _PEER_WARMUP_TOKENS}
+        self._ask(cell.method, few if cell in self._warm else {**few, "max_new_tokens": request["max_new_tokens"]})
+        self._warm.add(cell)
+        warm_up_s = time.perf_counter() - started
+        reply = self._ask(cell.method, request)
+        figures = outcome(cfg, reply["outputs"], prompts, store)
+        return {
+            "warm_up_s": warm_up_s,
+            **figures,
+            "wall_s": reply["seconds"],
+            "tokens_per_s": figures["num_output_tokens"] / reply["seconds"],
+            "versions": reply["versions"],
+        }
+
+    def _ask(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        process = self._peers[name]
+        try:
+            return process.ask(request, self.suite.peer_timeout_s)
+        except PeerError as error:
+            if not process.alive:
+                self._lost[name] = str(error)
+            raise
+
+    def _start(self, name: str, method: Method) -> None:
+        """Start a peer, once per pair."""
+        assert method.peer is not None
+        peer = self.library.peers[method.peer]
+        python = interpreter(peer, Path(self.suite.peers))
+        if python is None:
+            remedy = f"python {self.library.folder / 'peers' / 'install.py'} {peer.environment}"
+            raise NotInstalledError(f"no environment {peer.environment} under peers={self.suite.peers}: {remedy}")
+        if peer.needs_gpu and not torch.cuda.is_available():
+            raise RefusedError("needs a GPU")
+        if name in self._lost:
+            raise PeerError(self._lost[name])
+        if name not in self._peers:
+            script = (self.library.folder / peer.script).resolve()
+            log = Path(str(self.suite.out)) / "logs" / f"{name}.log"
+            self._peers[name] = PeerProcess(name, python, script, log)
+
+
+@contextmanager
+def _progress(suite: Suite, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar on a terminal, a line per cell elsewhere; call it with what is measured next, and how much is done."""
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not (suite.progress and console.is_terminal),
+        transient=True,
+    )
+    task = bar.add_task("", total=total)
+
+    def advance(what: str, count: int) -> None:
+        bar.update(task, advance=count, description=what or bar.tasks[task].description)
+        if what and bar.disable and suite.progress:
+            print(f"[{int(bar.tasks[task].completed) + 1}/{total}] {what}", file=sys.stderr, flush=True)
+
+    with bar:
+        yield advance

@@ -1,0 +1,211 @@
+"""What is measured, as data: suites, studies, methods, pairs and claims, read from YAML. Imports no torch.
+
+A folder holds `pairs.yaml`, `methods.yaml`, `peers.yaml`, `published.yaml` and `suite/NAME.yaml`; experiments/speed is
+one. A suite is a list of studies: every method of a study runs on every pair, context and batch size of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from specdec.errors import ConfigError
+from specdec.registry import unknown
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "experiments" / "speed"
+_ALONE = ("suite", "speed/suite", "folder")
+
+
+@dataclass
+class Study:
+    """Methods that are compared with each other, in turn, cell by cell."""
+
+    title: str = MISSING
+    pairs: list[str] = MISSING
+    methods: list[str] = MISSING
+    batches: list[int] = MISSING
+    contexts: list[int | None] = field(default_factory=lambda: [None])  # prompt tokens, about; null: as they are
+    max_new_tokens: int = 32
+    min_prompts: int = 8  # prompts of a cell: at least these,
+    prompts_per_row: int = 2  # and this many for each row of the batch
+    repeats: int | None = None  # null: the suite's
+    bound: bool = False  # replay the forwards of every measurement, for loop_efficiency
+    baseline: str | None = None  # the method that ratios are quoted against
+    published: list[str] = field(default_factory=list)  # figures of published.yaml that stand below, labelled so
+    overrides: list[str] = field(default_factory=list)  # for every method that runs here
+
+
+@dataclass
+class Claim:
+    """A figure that the suite must show: a metric of a method, or its ratio to another one's."""
+
+    text: str = MISSING
+    study: str = MISSING
+    method: str = MISSING
+    metric: str = "tokens_per_s"
+    over: str | None = None  # the ratio to this method in the same cell; or published:NAME
+    pairs: list[str] | None = None  # null: every one of the study
+    batches: list[int] | None = None
+    contexts: list[int | None] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass
+class Method:
+    """One line of a table: overrides of a run config, or a peer in a process of its own."""
+
+    overrides: list[str] = field(default_factory=list)
+    peer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # for the peer
+    batches: list[int] | None = None  # batch sizes it can do; null: all
+    warmup: str = "short"  # short: a few tokens of a full batch; full: the whole measurement once, not counted
+    note: str = ""
+
+
+@dataclass
+class Peer:
+    """How a peer is started."""
+
+    script: str = MISSING  # relative to the folder
+    environment: str = MISSING  # folder under `peers`, made by install.py; "current": this Python
+    needs_gpu: bool = False
+    note: str = ""
+
+
+@dataclass
+class Suite:
+    """Everything that one run of the benchmark measures."""
+
+    name: str = ""
+    title: str = MISSING
+    threads: int = 1  # of every method and peer, pinned to as many cores
+    repeats: int = 3
+    seed: int = 0  # of the order of methods in a turn
+    data: str = "heldout"  # heldout, or a JSONL file in Spec-Bench's schema
+    out: str | None = None  # measurements, tables and plots; null: outputs/bench/NAME
+    cache: str = "outputs/bench/cache"  # references, and pairs exported for peers
+    peers: str = "outputs/bench/peers"  # where install.py made their environments
+    peer_timeout_s: float = 900.0
+    progress: bool = True
+    only: list[str] | None = None  # studies to run; null: all
+    without: list[str] = field(default_factory=list)  # methods to leave out
+    studies: dict[str, Study] = MISSING
+    claims: list[Claim] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What suites name: pairs as overrides, methods, peers, and figures published elsewhere."""
+
+    folder: Path
+    pairs: dict[str, list[str]]
+    methods: dict[str, Method]
+    peers: dict[str, Peer]
+    published: dict[str, dict[str, Any]]
+
+
+def load_suite(words: list[str]) -> tuple[Suite, Library]:
+    """Read ``suite=NAME`` and further ``key=value`` settings of it.
+
+    Raises:
+        ConfigError: naming the word, and what would be right.
+    """
+    alone = {}
+    settings = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: write KEY=VALUE, as in suite=quick or repeats=5")
+        if key in _ALONE:
+            alone[key.rpartition("/")[2]] = value
+        else:
+            settings.append(word)
+    folder = Path(alone.get("folder", FOLDER))
+    library = _library(folder)
+    name = alone.get("suite", "quick")
+    path = Path(name) if name.endswith(".yaml") else folder / "suite" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(unknown("suite", name, [file.stem for file in (folder / "suite").glob("*.yaml")]))
+    suite = _typed(Suite, path, settings)
+    suite.name = suite.name or path.stem
+    suite.out = suite.out or f"outputs/bench/{suite.name}"
+    _check(suite, library)
+    return suite, library
+
+
+def _library(folder: Path) -> Library:
+    if not (folder / "methods.yaml").is_file():
+        raise ConfigError(
+            f"folder={folder}: no methods.yaml there; give folder=PATH of experiments/speed in a checkout"
+        )
+    published = _plain(folder / "published.yaml") if (folder / "published.yaml").is_file() else {}
+    return Library(
+        folder=folder,
+        pairs=_plain(folder / "pairs.yaml"),
+        methods={name: _typed(Method, spec) for name, spec in _plain(folder / "methods.yaml").items()},
+        peers={name: _typed(Peer, spec) for name, spec in _plain(folder / "peers.yaml").items()},
+        published=published,
+    )
+
+
+def _typed(cls: type[Any], source: Path | dict[str, Any], settings: list[str] | None = None) -> Any:
+    """A dataclass filled from YAML, with unknown keys refused in one line."""
+    where = source.name if isinstance(source, Path) else cls.__name__
+    try:
+        cfg = OmegaConf.structured(cls)
+        cfg = OmegaConf.merge(cfg, _load(source) if isinstance(source, Path) else source)
+        cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(settings or []))
+        made = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}: {key}{str(error).partition(chr(10))[0]}") from error
+    return made
+
+
+def _load(path: Path) -> Any:
+    """A YAML file, or an error of one line that says where it is broken."""
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OSError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    document = OmegaConf.to_container(_load(path))
+    assert isinstance(document, dict)
+    return {str(key): value for key, value in document.items()}
+
+
+def _check(suite: Suite, library: Library) -> None:
+    """Names that do not exist are refused before anything is measured."""
+    for name in suite.only or []:
+        if name not in suite.studies:
+            raise ConfigError(unknown("study", name, suite.studies))
+    if suite.only is not None:
+        suite.studies = {name: study for name, study in suite.studies.items() if name in suite.only}
+        suite.claims = [claim for claim in suite.claims if claim.study in suite.only]
+    if suite.threads < 1 or suite.repeats < 1:
+        raise ConfigError(f"threads={suite.threads}, repeats={suite.repeats}: both must be at least 1")
+    for study in suite.studies.values():
+        for pair in study.pairs:
+            if pair not in library.pairs:
+                raise ConfigError(unknown("pair of pairs.yaml", pair, library.pairs))
+        for method in study.methods:
+            if method not in library.methods:
+                raise ConfigError(unknown("method of methods.yaml", method, library.methods))
+        study.methods = [method for method in study.methods if method not in suite.without]
+        for name in study.published:
+            if name not in library.published:
+                raise ConfigError(unknown("figures of published.yaml", name, library.published))
+    for claim in suite.claims:
+        if claim.study not in suite.studies:
+            raise ConfigError(unknown(f"study of the claim {claim.text!r}", claim.study, suite.studies))
+    for name, spec in library.methods.items():
+        if spec.peer is not None and spec.peer not in library.peers:
+            raise ConfigError(f"methods.yaml: {name}: " + unknown("peer", spec.peer, library.peers))

@@ -1,0 +1,140 @@
+"""From measurements to figures: medians, ratios against the baseline of the same turns, and what was claimed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Any
+
+from specdec.bench.plan import Cell
+from specdec.bench.run import DONE
+from specdec.bench.statistics import Estimate, median, ratio_of_medians
+from specdec.bench.suite import Claim, Library, Study, Suite
+
+Records = dict[Cell, list[dict[str, Any]]]
+_MEDIANS = (
+    *(
+        "tokens_per_s",
+        "decode_tokens_per_s",
+        "wall_s",
+        "decode_s",
+        "prefill_s",
+        "draft_s",
+        "verify_s",
+        "align_s",
+        "schedule_s",
+    ),
+    *("other_s", "alignment_overhead", "align_s_per_round", "loop_efficiency", "forward_bound_s", "peak_memory_bytes"),
+    *("bandwidth_share", "compute_share", "acceptance_rate", "mean_acceptance_length", "grouping_rate", "warm_up_s"),
+)
+
+
+def by_cell(records: dict[str, dict[str, Any]]) -> Records:
+    """Measurements by what they belong to, in the order of their turns."""
+    cells: Records = defaultdict(list)
+    for record in records.values():
+        cells[Cell(*(record[key] for key in ("study", "pair", "context", "batch", "method")))].append(record)
+    return {cell: sorted(found, key=lambda record: int(record["repeat"])) for cell, found in cells.items()}
+
+
+def summarize(suite: Suite, library: Library, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The document that tables and plots are made from."""
+    cells = by_cell(records)
+    figures = []
+    for name, study in suite.studies.items():
+        for pair in study.pairs:
+            for context in study.contexts:
+                for method in study.methods:
+                    for batch in study.batches:
+                        cell = Cell(name, pair, context, batch, method)
+                        figures.append(_figures(cell, study, cells))
+    return {
+        "suite": asdict(suite),
+        "cells": figures,
+        "claims": [line for claim in suite.claims for line in judge(claim, suite, library, cells)],
+        "published": library.published,
+        "pairs": library.pairs,
+        "notes": {name: method.note for name, method in library.methods.items() if method.note},
+    }
+
+
+def _figures(cell: Cell, study: Study, cells: Records) -> dict[str, Any]:
+    found = cells.get(cell, [])
+    done = [record for record in found if record["status"] == DONE]
+    entry: dict[str, Any] = {**asdict(cell), "num_measured": len(done)}
+    if not done:
+        last = found[-1] if found else {"status": "not measured", "error": ""}
+        return {**entry, "status": last["status"], "error": last.get("error", "")}
+    entry["status"] = DONE
+    for key in _MEDIANS:
+        values = [record[key] for record in done if record.get(key) is not None]
+        entry[key] = asdict(median(values)) if values else None
+    entry["num_prompts"] = done[0]["num_prompts"]
+    entry["num_prompt_tokens"] = done[0]["num_prompt_tokens"]
+    entry["num_exact"] = min(record["num_exact"] for record in done)  # the worst turn
+    entry["versions"] = done[-1].get("versions")
+    baseline = Cell(cell.study, cell.pair, cell.context, cell.batch, study.baseline) if study.baseline else None
+    entry["ratio"] = _optional(_ratio(cells, cell, baseline, "tokens_per_s")) if baseline else None
+    return entry
+
+
+def _ratio(cells: Records, cell: Cell, other: Cell, metric: str) -> Estimate | None:
+    """The ratio of medians over the turns in which both were measured."""
+    values, others = _by_turn(cells, cell, metric), _by_turn(cells, other, metric)
+    turns = sorted(values.keys() & others.keys())
+    return ratio_of_medians([values[t] for t in turns], [others[t] for t in turns]) if turns else None
+
+
+def _by_turn(cells: Records, cell: Cell, metric: str) -> dict[int, float]:
+    done = [record for record in cells.get(cell, []) if record["status"] == DONE]
+    return {int(record["repeat"]): float(record[metric]) for record in done if record.get(metric) is not None}
+
+
+def judge(claim: Claim, suite: Suite, library: Library, cells: Records) -> list[dict[str, Any]]:
+    """One line per cell that a claim speaks of: the figure, what is wanted, and whether it is met."""
+    study = suite.studies[claim.study]
+    lines = []
+    for pair in claim.pairs or study.pairs:
+        for context in claim.contexts or study.contexts:
+            for batch in claim.batches or study.batches:
+                cell = Cell(claim.study, pair, context, batch, claim.method)
+                value = _claimed(claim, library, cells, cell)
+                verdict = "not measured" if value is None else "met" if _holds(claim, value) else "NOT MET"
+                wanted = [f">= {claim.at_least:g}"] if claim.at_least is not None else []
+                wanted += [f"<= {claim.at_most:g}"] if claim.at_most is not None else []
+                lines.append(
+                    {
+                        **asdict(cell),
+                        "text": claim.text,
+                        "metric": claim.metric,
+                        "over": claim.over,
+                        "value": _optional(value),
+                        "wanted": " and ".join(wanted) or "as it is",
+                        "verdict": verdict if wanted else "shown" if value is not None else verdict,
+                    }
+                )
+    return lines
+
+
+def _claimed(claim: Claim, library: Library, cells: Records, cell: Cell) -> Estimate | None:
+    values = list(_by_turn(cells, cell, claim.metric).values())
+    if not values:
+        return None
+    if claim.over is None:
+        return median(values)
+    kind, _, name = claim.over.partition(":")
+    if kind == "published" and name:
+        figure = library.published.get(name, {}).get("tokens_per_s", {}).get(cell.pair, {}).get(cell.batch)
+        return ratio_of_medians(values, [float(figure)] * len(values)) if figure else None
+    other = Cell(cell.study, cell.pair, cell.context, cell.batch, claim.over)
+    return _ratio(cells, cell, other, claim.metric)
+
+
+def _holds(claim: Claim, value: Estimate) -> bool:
+    return (claim.at_least is None or value.value >= claim.at_least) and (
+        claim.at_most is None or value.value <= claim.at_most
+    )
+
+
+def _optional(estimate: Estimate | None) -> dict[str, Any] | None:
+    return asdict(estimate) if estimate is not None else None

@@ -1,0 +1,53 @@
+"""A table of draft lengths by batch size, profiled once per pair and device and looked up at run time.
+
+Idea: the best draft length falls with the batch, because a verification stops being free when the device is busy, but
+for a pair on a device it changes with little else. Batch sizes are profiled at powers of two; a round takes the entry
+of the next larger one. 0 is allowed, and costs nothing: then nothing is drafted.
+Source: Su, Giannoula, Pekhimenko 2023, arXiv 2310.18813.
+"""
+
+from __future__ import annotations
+
+from specdec.draft_lengths.base import DraftLength
+from specdec.draft_lengths.profile import Profile, Profiler, best_gammas
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+
+
+class BatchTableLength(DraftLength):
+    """The profiled gamma for as many rows as the round has.
+
+    Args:
+        max_gamma: longest draft profiled.
+    """
+
+    def __init__(self, *, max_gamma: int = 8) -> None:
+        if max_gamma < 1:
+            raise ConfigError(f"draft_length.max_gamma={max_gamma}: it must be at least 1")
+        self.max_gamma = max_gamma
+        self.table: dict[int, int] = {}
+
+    def prepare(self, profiler: Profiler, batch: int) -> None:
+        """Read the table, or make it: some seconds per batch size, the first time."""
+        profile = Profile(profiler)
+        batches, gammas = powers_of_two(batch), [0, *powers_of_two(self.max_gamma)]
+        made = profile.complete(batches, gammas)
+        kept = {size: {gamma: profile.trials[size][gamma] for gamma in gammas} for size in batches}
+        self.table = best_gammas(kept)
+        if made:
+            described = ", ".join(f"{size}: {gamma}" for size, gamma in sorted(self.table.items()))
+            print(f"note: draft length by batch size, profiled now: {described} ({profile.path})", flush=True)
+
+    def choose(self, rows: list[Sequence]) -> list[int]:
+        """The same for every row: the entry of the next larger batch size, or of the largest."""
+        if not self.table:
+            raise ConfigError("draft_length=batch_table has no table yet: call prepare() first")
+        sizes = sorted(self.table)
+        size = next((size for size in sizes if size >= len(rows)), sizes[-1])
+        self.drafting = self.table[size] > 0
+        return [self.table[size]] * len(rows)
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... below ``limit``, and ``limit`` itself."""
+    return [*(1 << i for i in range((limit - 1).bit_length())), limit]

@@ -1,0 +1,143 @@
+"""What drafting costs, measured while decoding: rounds, and the reading of what the draft's cache lacks.
+
+Rounds: medians of what was measured, and a model where nothing was.
+
+The model is a plain round's cost times (1 + slope x drafted steps), with the slope of the nearest batch size and draft
+length that were measured. Between two measured batch sizes a plain round's cost is linear; beyond them half of it is
+taken as fixed and half as proportional to the batch, until that size is measured too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import log2
+from statistics import median_low
+from typing import TYPE_CHECKING
+
+from specdec.sequence import Sequence
+
+if TYPE_CHECKING:
+    from specdec.engine import Round
+
+WINDOW = 15  # last measurements of a bucket that its median is taken of
+MIN_SLOPE = 0.01
+STREAM_ROUNDS = 64  # as long as the last newcomer is not longer ago, more are expected
+STREAM_ROWS = 8  # rows per place, to which the cost of switching drafting on is spread
+
+
+class RoundCosts:
+    """Seconds of a round by its number of rows and of drafted steps."""
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[int, int], deque[float]] = {}
+        self._medians: dict[tuple[int, int], float] = {}
+
+    def observe(self, num_rows: int, num_steps: int, seconds: float) -> None:
+        """A round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens, took so long."""
+        key = (num_rows, num_steps)
+        bucket = self._measured.setdefault(key, deque(maxlen=WINDOW))
+        bucket.append(seconds)
+        self._medians[key] = median_low(bucket)  # of two the smaller: what disturbs a measurement makes it longer
+
+    def num_measured(self, num_rows: int, num_steps: int) -> int:
+        """Measurements that the estimate of this bucket stands on."""
+        return len(self._measured.get((num_rows, num_steps), ()))
+
+    def knows(self, drafted: bool) -> bool:
+        """Whether any round with (or without) a draft was measured."""
+        return any((steps > 0) == drafted for _, steps in self._medians)
+
+    def estimate(self, num_rows: int, num_steps: int) -> float:
+        """Seconds that such a round takes.
+
+        Raises:
+            ValueError: no plain round was measured; or none with a draft, and that is what is asked for.
+        """
+        known = self._medians.get((num_rows, num_steps))
+        if known is not None:
+            return known
+        plain_s = self._plain(num_rows)
+        return plain_s if num_steps == 0 else plain_s * (1 + self._slope(num_rows, num_steps) * num_steps)
+
+    def _plain(self, num_rows: int) -> float:
+        known = sorted(rows for rows, steps in self._medians if steps == 0)
+        if not known:
+            raise ValueError("no plain round was measured")
+        below = max((rows for rows in known if rows <= num_rows), default=None)
+        above = min((rows for rows in known if rows >= num_rows), default=None)
+        if below is None or above is None:
+            nearest = above if below is None else below
+            assert nearest is not None
+            return self._medians[nearest, 0] * (0.5 + 0.5 * num_rows / nearest)
+        low_s, high_s = self._medians[below, 0], self._medians[above, 0]
+        return low_s if below == above else low_s + (high_s - low_s) * (num_rows - below) / (above - below)
+
+    def _slope(self, num_rows: int, num_steps: int) -> float:
+        """Cost of one drafted step (its draft, and its place in the verification) as a share of a plain round's."""
+        drafted = [key for key in self._medians if key[1] > 0]
+        if not drafted:
+            raise ValueError("no round with a draft was measured")
+        rows, steps = min(drafted, key=lambda key: (abs(log2(key[0] / num_rows)), abs(key[1] - num_steps), key))
+        return max((self._medians[rows, steps] / self._plain(rows) - 1) / steps, MIN_SLOPE)
+
+
+class ReadingCosts:
+    """What it costs to bring the draft's cache up to its rows, per token that it lacks.
+
+    Rows whose prompts the draft has read lack nothing; those that joined while nothing was drafted lack everything.
+    """
+
+    def __init__(self) -> None:
+        self._read_to: dict[int, int] = {}  # tokens of each row that the draft's cache is known to hold
+        self._s_per_token = 0.0
+        self._postponed: tuple[float, int] | None = None
+        self._num_finished, self._num_prompt_tokens, self._num_output_tokens = 0, 0, 0  # of rows that are done
+        self._since_newcomer = 0
+
+    def meet(self, rows: list[Sequence], already_read: bool) -> None:
+        """Note which newcomers' prompts the draft has read."""
+        self._since_newcomer += 1
+        for row in rows:
+            if row.index not in self._read_to:
+                self._since_newcomer = 0
+                self._read_to[row.index] = len(row.prompt_ids) if already_read else 0
+
+    def lacking(self, outcome: Round, asked: list[int], usual: int) -> int:
+        """Tokens that a round's drafts had to read first, beyond the ``usual`` few of any round."""
+        total = 0
+        for row, gamma, emitted in zip(outcome.rows, asked, outcome.emitted, strict=True):
+            if gamma:
+                lag = row.length - len(emitted) - self._read_to[row.index]
+                total += lag if lag > usual else 0
+                self._read_to[row.index] = row.length
+        return total
+
+    def postpone(self, seconds: float, num_tokens: int) -> None:
+        """A round that had to read so many tokens took so long: more than the next one of its kind by the reading."""
+        self._postponed = (seconds, num_tokens)
+
+    def settle(self, usual_s: float) -> None:
+        """The next round that drafts, without reading, took so long."""
+        if self._postponed is not None:
+            seconds, num_tokens = self._postponed
+            self._s_per_token = max(seconds - usual_s, 0.0) / num_tokens
+            self._postponed = None
+
+    def finish(self, row: Sequence) -> None:
+        """A row is done."""
+        self._read_to.pop(row.index, None)
+        self._num_finished += 1
+        self._num_prompt_tokens += len(row.prompt_ids)
+        self._num_output_tokens += len(row.output_ids)
+
+    def per_output_token(self, rows: list[Sequence], going_on: bool) -> float:
+        """Seconds of reading per emitted token, if drafting goes on, or if it starts now."""
+        finished = self._num_output_tokens
+        steady = self._num_prompt_tokens / finished if finished else 0.0
+        if going_on:
+            return self._s_per_token * steady
+        num_lacking = sum(row.length - self._read_to.get(row.index, 0) for row in rows)
+        if finished and self._since_newcomer <= STREAM_ROUNDS:  # more will come, and profit from what is begun now
+            num_served = STREAM_ROWS * len(rows) * finished / self._num_finished
+            return self._s_per_token * (steady + num_lacking / num_served)
+        return self._s_per_token * num_lacking / max(sum(row.num_remaining for row in rows), 1)

@@ -1,0 +1,152 @@
+"""Goodput: the draft length of the most tokens per second, from what this run has accepted and what its rounds cost.
+
+Idea: a round of gamma drafted steps emits, per row, 1 + a + ... + a^gamma tokens if its drafts are accepted with chance
+a, and costs what rounds of that shape have cost so far. The gamma of the best quotient wins, and 0 is one of them: then
+nothing is drafted, the draft's cache stays behind, and a round is a plain one. What it would cost to bring the cache up
+again is weighed too, so drafting is not switched on for a row's last few tokens.
+While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
+pauses, and never for more than ``probe_share`` of the time.
+Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
+Source: Liu et al. 2024 (SmartSpec, arXiv 2406.14066) for goodput as the aim; costs are measured here and not fitted
+offline. The choice follows the clock, so it is not the same in every run; greedy output is, whatever gamma is. Sampled
+tokens depend on gamma under verifier=rejection and block, and only their law is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from specdec.draft_lengths.acceptance import Acceptance
+from specdec.draft_lengths.base import DraftLength
+from specdec.draft_lengths.costs import ReadingCosts, RoundCosts
+from specdec.draft_lengths.probes import PROBE_STEPS, Probes
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+
+if TYPE_CHECKING:
+    from specdec.engine import Round
+
+PLAIN_FIRST = 3  # plain rounds that are measured before anything is drafted
+GAIN_TO_START, GAIN_TO_STAY = 1.05, 1.0
+KEPT_ROUNDS = 7  # rounds that a choice is kept for while the batch size stays the same
+LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
+BEST_RATE = 0.98  # if not even such acceptance pays, there is nothing to probe for
+
+
+class GoodputLength(DraftLength):
+    """See the module's text.
+
+    Args:
+        max_gamma: longest draft considered.
+        probe_share: of the time, at most, that probes may cost.
+    """
+
+    def __init__(self, *, max_gamma: int = 8, probe_share: float = 0.01) -> None:
+        if max_gamma < 1:
+            raise ConfigError(f"draft_length.max_gamma={max_gamma}: it must be at least 1")
+        if not 0 <= probe_share < 1:
+            raise ConfigError(f"draft_length.probe_share={probe_share}: it must be from 0 to below 1")
+        self.max_gamma = max_gamma
+        self.drafting = False
+        self.acceptance = Acceptance()
+        self.costs = RoundCosts()
+        self.reading = ReadingCosts()
+        self._probes = Probes(probe_share)
+        self._decision = _Decision(0, 0)
+        self._asked: list[int] = []  # gammas of the round, as cut to what the rows may still emit
+
+    def choose(self, rows: list[Sequence]) -> list[int]:
+        """The best gamma at this batch size and acceptance, cut per row; zeros while drafting does not pay."""
+        self.reading.meet(rows, already_read=self.drafting)
+        wished = self._wish(rows)
+        self._asked = [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
+        return wished
+
+    def observe(self, outcome: Round) -> None:
+        """Learn what the round accepted and what it cost."""
+        num_steps = max(self._asked, default=0)
+        seconds = sum(value for stage, value in outcome.seconds.items() if stage != "prefill")
+        num_lacking = self.reading.lacking(outcome, self._asked, usual=self.max_gamma + 1)
+        if num_lacking:
+            self.reading.postpone(seconds, num_lacking)
+        else:
+            if num_steps:
+                self.reading.settle(seconds)
+            # A probe's draft counts as if all rows had drafted: half-way, on a log scale, between costing the same for
+            # any number of rows and being proportional to it.
+            num_drafting = sum(map(bool, self._asked))
+            scale = (len(self._asked) / num_drafting) ** 0.5 if self._probes.running and num_drafting else 1.0
+            seconds_of_all = seconds + (scale - 1) * outcome.seconds["draft"]
+            self.costs.observe(len(outcome.rows), num_steps, seconds_of_all)
+        self._probes.observe(outcome, seconds, self.costs)
+        for row, drafted, accepted in zip(outcome.rows, outcome.num_drafted, outcome.num_accepted, strict=True):
+            self.acceptance.observe(row.index, drafted, accepted)
+        for row in outcome.finished:
+            self.acceptance.forget(row.index)
+            self.reading.finish(row)
+
+    def _wish(self, rows: list[Sequence]) -> list[int]:
+        nothing = [0] * len(rows)
+        if not self._probes.running:
+            explored = self.costs.knows(drafted=True)
+            if not explored and self.costs.num_measured(len(rows), 0) < PLAIN_FIRST:
+                return nothing
+            gamma = self._decide(rows) if explored else 0
+            self.drafting = gamma > 0
+            if gamma:
+                self._probes.reset()
+                return [self._reachable(row, gamma) for row in rows]
+            if explored and not (self._probes.due() and self._could_pay(rows)):
+                return nothing
+            self._probes.start(rows, first=not explored)
+        self._decision = _Decision(0, 0)
+        return [min(PROBE_STEPS, self.max_gamma) if self._probes.includes(row) else 0 for row in rows]
+
+    def _decide(self, rows: list[Sequence]) -> int:
+        """The gamma of the most tokens per second, 0 unless another is clearly better; kept for a few rounds."""
+        if self._decision.num_rows == len(rows) and self._decision.rounds_left > 0:
+            self._decision.rounds_left -= 1
+            return self._decision.gamma
+        rates = [self.acceptance.rate(row.index) for row in rows]
+        read_s = self.reading.per_output_token(rows, going_on=self.drafting)
+        goodputs = self._goodputs(rows, rates, read_s)
+        best = max(range(1, self.max_gamma + 1), key=goodputs.__getitem__)
+        needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
+        gamma = best if goodputs[best] > needed * goodputs[0] else 0
+        self._decision = _Decision(len(rows), gamma, KEPT_ROUNDS)
+        return gamma
+
+    def _goodputs(self, rows: list[Sequence], rates: list[float], read_s: float) -> list[float]:
+        """Expected tokens per second of rounds with 0 to max_gamma drafted steps."""
+        emitted = [0.0] * (self.max_gamma + 1)
+        for row, rate in zip(rows, rates, strict=True):
+            tokens = chance = 1.0
+            emitted[0] += tokens
+            for gamma in range(1, self.max_gamma + 1):
+                if gamma < row.num_remaining:
+                    chance *= rate
+                    tokens += chance
+                emitted[gamma] += tokens
+        seconds = [self.costs.estimate(len(rows), gamma) for gamma in range(self.max_gamma + 1)]
+        reading = [0.0] + [read_s * tokens for tokens in emitted[1:]]
+        return [e / (s + r) for e, s, r in zip(emitted, seconds, reading, strict=True)]
+
+    def _reachable(self, row: Sequence, gamma: int) -> int:
+        """As many of gamma tokens as have a fair chance to be reached and accepted, at least one."""
+        rate = self.acceptance.rate(row.index)
+        return next((length for length in range(1, gamma) if rate ** (length + 1) < LEAST_CHANCE), gamma)
+
+    def _could_pay(self, rows: list[Sequence]) -> bool:
+        """Whether the best acceptance that can be hoped for would make drafting pay; if not, why probe?"""
+        goodputs = self._goodputs(rows, [BEST_RATE] * len(rows), 0.0)
+        return max(goodputs) > GAIN_TO_START * goodputs[0]
+
+
+@dataclass(slots=True)
+class _Decision:
+    """The last choice of gamma, the batch size that it was made for, and how long it holds."""
+
+    num_rows: int
+    gamma: int
+    rounds_left: int = 0

@@ -1,0 +1,65 @@
+"""Probes: while nothing is drafted, a few rows draft for a round or two, to see whether it would pay by now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specdec.draft_lengths.costs import RoundCosts
+from specdec.sequence import Sequence
+
+if TYPE_CHECKING:
+    from specdec.engine import Round
+
+PROBE_ROWS, PROBE_STEPS = 4, 2
+FIRST_ROUNDS, ROUNDS = 3, 2  # of a probe; the first of them reads what the draft's cache lacks
+SHORTEST_PAUSE, LONGEST_PAUSE = 16, 1024  # rounds between probes; doubled after each
+
+
+class Probes:
+    """When to probe, and which rows: after longer and longer pauses, and never for more than a share of the time."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._rows: list[int] = []
+        self._rounds_left = 0
+        self._pause, self._since = SHORTEST_PAUSE, 0
+        self._elapsed_s = self._spent_s = self._last_s = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether a probe is under way."""
+        return self._rounds_left > 0
+
+    def includes(self, row: Sequence) -> bool:
+        """Whether a row drafts in the probe under way."""
+        return row.index in self._rows
+
+    def due(self) -> bool:
+        """Whether the pause is over, and another probe like the last one stays within its share of the time."""
+        return self._since >= self._pause and self._spent_s + self._last_s <= self._share * self._elapsed_s
+
+    def start(self, rows: list[Sequence], first: bool) -> None:
+        """Let the rows with the most left to emit draft, if any can; the ``first`` probe measures costs too."""
+        able = sorted((row for row in rows if row.num_remaining > 1), key=lambda row: -row.num_remaining)
+        self._rows = [row.index for row in able[:PROBE_ROWS]]
+        self._rounds_left = (FIRST_ROUNDS if first else ROUNDS) if able else 0
+        self._last_s = 0.0
+
+    def reset(self) -> None:
+        """Drafting pays: when it stops doing so, the pauses begin from the shortest."""
+        self._pause, self._since = SHORTEST_PAUSE, 0
+
+    def observe(self, outcome: Round, seconds: float, costs: RoundCosts) -> None:
+        """Charge a probe's round with the time that plain rounds would not have taken for its tokens."""
+        self._elapsed_s += seconds
+        self._since += 1
+        if not self.running:
+            return
+        num_emitted = sum(map(len, outcome.emitted))
+        plain_s = costs.estimate(len(outcome.rows), 0) * num_emitted / len(outcome.rows)
+        self._last_s += max(seconds - plain_s, 0.0)
+        self._rounds_left -= 1
+        if not self.running or all(row.finished for row in outcome.rows if self.includes(row)):
+            self._rounds_left = 0
+            self._spent_s += self._last_s
+            self._pause, self._since = min(2 * self._pause, LONGEST_PAUSE), 0

@@ -1,0 +1,110 @@
+"""What a pair costs and accepts at a batch size, measured once in short runs and kept on disk. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from specdec.results import digest, write_json
+
+FOLDER = "draft_tables"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A short run at one batch size and one draft length."""
+
+    draft_s: float  # median over rounds of full batches
+    verify_s: float  # the rest of such a round, likewise
+    num_row_rounds: int
+    num_accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profiler:
+    """How trials are run, where they are kept, and everything that decides what they come to."""
+
+    run: Callable[[int, int], Trial]  # batch size and draft length
+    results_dir: Path
+    settings: dict[str, Any]
+
+
+class Profile:
+    """Trials of one pair and device by batch size and draft length; those that are missing are run."""
+
+    def __init__(self, profiler: Profiler) -> None:
+        self._profiler = profiler
+        self.path = profiler.results_dir / FOLDER / f"{digest(profiler.settings)}.json"
+        self.trials = read_trials(self.path)
+
+    def complete(self, batches: list[int], gammas: list[int]) -> bool:
+        """Run what is missing and write it down after each batch size; returns whether anything was."""
+        missing = [batch for batch in batches if set(gammas) - set(self.trials.get(batch, {}))]
+        for batch in missing:
+            known = self.trials.setdefault(batch, {})
+            for gamma in gammas:
+                if gamma not in known:
+                    known[gamma] = self._profiler.run(batch, gamma)
+            self._write()
+        return bool(missing)
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        trials = {
+            str(batch): {str(gamma): asdict(trial) for gamma, trial in sorted(trials.items())}
+            for batch, trials in sorted(self.trials.items())
+        }
+        write_json(self.path, {"settings": self._profiler.settings, "trials": trials})
+
+
+def read_trials(path: Path) -> dict[int, dict[int, Trial]]:
+    """By batch size and draft length; nothing where there is no file."""
+    if not path.exists():
+        return {}
+    written = json.loads(path.read_text())["trials"]
+    return {
+        int(batch): {int(gamma): Trial(**trial) for gamma, trial in trials.items()} for batch, trials in written.items()
+    }
+
+
+def best_gammas(trials: dict[int, dict[int, Trial]]) -> dict[int, int]:
+    """Per batch size the draft length of the least time per token, 0 allowed.
+
+    argmin over s of (s t_draft(b) + t_verify(b, s + 1)) / (mean accepted(s) + 1), s from 0 to the longest profiled.
+    What a length accepts does not depend on the batch, so all trials of that length count; between the lengths that
+    were profiled, time and acceptance are linear. Source: Su et al. 2023, arXiv 2310.18813.
+    """
+    accepted = _mean_accepted(trials)
+    best = {}
+    for batch, by_gamma in trials.items():
+        steps = sum(gamma for gamma in by_gamma)
+        draft_s = sum(trial.draft_s for trial in by_gamma.values()) / steps if steps else 0.0
+        verify_s = {gamma: trial.verify_s for gamma, trial in by_gamma.items()}
+
+        def seconds_per_token(gamma: int, draft_s: float = draft_s, verify_s: dict[int, float] = verify_s) -> float:
+            return (gamma * draft_s + between(verify_s, gamma)) / (between(accepted, gamma) + 1)
+
+        best[batch] = min(range(max(by_gamma) + 1), key=seconds_per_token)
+    return best
+
+
+def _mean_accepted(trials: dict[int, dict[int, Trial]]) -> dict[int, float]:
+    """Accepted tokens per row and round, by draft length."""
+    gammas = {gamma for by_gamma in trials.values() for gamma in by_gamma}
+    means = {}
+    for gamma in gammas:
+        alike = [by_gamma[gamma] for by_gamma in trials.values() if gamma in by_gamma]
+        means[gamma] = sum(trial.num_accepted for trial in alike) / max(sum(trial.num_row_rounds for trial in alike), 1)
+    return means
+
+
+def between(known: dict[int, float], place: int) -> float:
+    """The value at ``place``, linear between the nearest that are known."""
+    below = max(key for key in known if key <= place)
+    above = min(key for key in known if key >= place)
+    if below == above:
+        return known[below]
+    return known[below] + (known[above] - known[below]) * (place - below) / (above - below)

@@ -1,0 +1,169 @@
+"""EAGLE-style drafting: one decoder layer over the target's hidden states, each beside the token that followed it.
+
+Entry t of the draft's own cache is made of (token t + 1, the target's hidden state of token t); its output stands for
+the target's next hidden state, from which the target's own head says token t + 2. Behind what the target has verified,
+the draft goes on from its own outputs. True entries are fed anew each round, those of drafted tokens are dropped.
+Source: Li et al. 2024, arXiv 2401.15077 (EAGLE); trained on its own outputs as in arXiv 2503.01840 (EAGLE-3); a chain.
+Shape letters: B rows, T entries fed, G drafted tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from specdec.alignment.base import Alignment
+from specdec.alignment.layout import padded
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.drafters.steps import Picker
+from specdec.heads import load_weights, placed, read_settings
+from specdec.model import CausalLM
+from specdec.registry import create
+from specdec.sequence import Sequence
+
+
+class EagleLayer(nn.Module):
+    """A projection of (token embedding, hidden state) to the hidden size, one decoder layer, and a norm."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__()
+        theirs = target.config.get_text_config()
+        shared = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+        shape = {name: value for name in shared if (value := getattr(theirs, name, None)) is not None}
+        config = LlamaConfig(
+            vocab_size=1,  # the embeddings are the target's
+            num_hidden_layers=1,
+            max_position_embeddings=theirs.max_position_embeddings,
+            attn_implementation="sdpa",
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            **shape,
+        )
+        self.body = LlamaModel(config)
+        self.body.embed_tokens = nn.Identity()  # type: ignore[assignment]
+        self.project = nn.Linear(2 * theirs.hidden_size, theirs.hidden_size, bias=False)
+        with torch.no_grad():
+            self.project.weight[:, theirs.hidden_size :] += torch.eye(theirs.hidden_size)
+        _copy_where_alike(self.body, target)
+
+    def inputs(self, embeds_BTD: Tensor, hidden_BTD: Tensor) -> Tensor:
+        """What the layer reads, (B, T, D)."""
+        projected: Tensor = self.project(torch.cat([embeds_BTD, hidden_BTD], dim=-1))
+        return projected
+
+
+class EagleDrafter(Drafter):
+    """Chains of any length, one forward of the layer per token."""
+
+    reads_hidden = True
+
+    def __init__(self, context: DrafterContext, *, path: str | None = None) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layer = EagleLayer(context.target.module)
+        if path is not None:
+            read_settings(path, "eagle", context.target)
+            load_weights(path, layer)
+        self._layer: EagleLayer = placed(layer, context.target)
+        self._model = as_causal(self._layer, context.target)
+        self._embed = context.target.module.get_input_embeddings()
+        self._device = context.device
+        # One layer's cache stays in slots, whatever keeps the target's: others could not read embeddings again.
+        self._cache: Alignment = create("alignment", "inplace", self._model, context.clock)
+        self._unread: dict[int, list[Tensor]] = {}  # (T, D) hidden states of tokens that the cache has no entry of yet
+        self._true: dict[int, int] = {}  # of the rows of this round: entries that no draft went into
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Begin with empty caches: what is known of the prompts is told by ``see``."""
+        self._cache.admit([row.index for row in rows], [[] for _ in rows])
+        self._unread.update((row.index, []) for row in rows)
+
+    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+        """Note the hidden states of all tokens that stay."""
+        for b, row in enumerate(rows):
+            first, last = kept[b][0], kept[b][-1]
+            chain = last - first + 1 == len(kept[b])
+            self._unread[row.index].append(hidden_BTD[b, first : last + 1] if chain else hidden_BTD[b, kept[b]])
+
+    @torch.inference_mode()
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """Read what is new, then draft on from the layer's own outputs."""
+        keys = [row.index for row in rows]
+        counts = [gamma if row.length > 1 else 0 for row, gamma in zip(rows, gammas, strict=True)]
+        tokens_BG = torch.zeros(len(rows), 0, dtype=torch.long, device=self._device)
+        if not any(counts):
+            return Draft(tokens_BG, counts)
+        new = [self._take(row) if count else None for row, count in zip(rows, counts, strict=True)]
+        fed = [0 if part is None else len(part) for part in new]
+        some = next(part for part in new if part is not None)
+        hidden_BTD = nn.utils.rnn.pad_sequence([some[:0] if part is None else part for part in new], batch_first=True)
+        # Entry t holds token t + 1: the tokens beside the new hidden states are the row's last ones.
+        tokens_BT = padded([row.tokens(row.length - n) for row, n in zip(rows, fed, strict=True)], self._device)
+        pick, steps = Picker(rows), []
+        for step in range(max(counts)):
+            hidden_BD, logits_BV = self._forward(keys, tokens_BT, hidden_BTD, fed)
+            if step == 0:
+                self._true = {key: self._entries(key, n) for key, n in zip(keys, fed, strict=True) if n}
+            steps.append(pick(logits_BV))
+            tokens_BT, hidden_BTD = steps[-1][:, None], hidden_BD[:, None]
+            fed = [int(count > step + 1) for count in counts]
+        return Draft(torch.stack(steps, dim=1), counts, probs_BGV=pick.probs_BGV)
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Drop the entries that were made of drafted tokens."""
+        fed = [row.index for row in rows if row.index in self._true]
+        if fed:
+            self._cache.commit(fed, [self._true[key] for key in fed])
+        self._true = {}
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows."""
+        self._cache.release([row.index for row in rows])
+        for row in rows:
+            del self._unread[row.index]
+            self._true.pop(row.index, None)
+
+    def _take(self, row: Sequence) -> Tensor:
+        unread = self._unread[row.index]
+        self._unread[row.index] = []
+        return torch.cat(unread)
+
+    def _entries(self, key: int, num_new: int) -> int:
+        return self._cache.length(key) + num_new
+
+    def _forward(self, keys: list[int], tokens_BT: Tensor, hidden_BTD: Tensor, fed: list[int]) -> tuple[Tensor, Tensor]:
+        """Feed entries; the hidden state (B, D) and the logits (B, V) behind each row's last one."""
+        inputs_BTD = self._layer.inputs(self._embed(tokens_BT), hidden_BTD)
+        with self._model.giving("both"):
+            output_BTX = self._cache.forward(keys, inputs_BTD, fed)
+        last_B = torch.tensor(fed, device=self._device).clamp(min=1) - 1
+        output_BX = output_BTX[torch.arange(len(keys), device=self._device), last_B]
+        vocab_size = self._model.vocab_size
+        return output_BX[:, vocab_size:], output_BX[:, :vocab_size]
+
+
+def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:
+    """The layer with the target's head, as a model that an alignment can hold the cache of."""
+    shell = LlamaForCausalLM(layer.body.config)
+    shell.model = layer.body
+    shell.lm_head = target.module.get_output_embeddings()
+    model = CausalLM(shell)
+    model.vocab_size = target.vocab_size
+    return model
+
+
+def _copy_where_alike(body: Any, target: Any) -> None:
+    """Begin from the target's last layer and norm, where they are of the same kind and shape."""
+    decoder = getattr(target, target.base_model_prefix, None)
+    if getattr(decoder, "layers", None) is None or getattr(decoder, "norm", None) is None:
+        return
+    for ours, theirs in ((body.layers[0], decoder.layers[-1]), (body.norm, decoder.norm)):
+        state = theirs.state_dict()
+        shapes = {name: value.shape for name, value in ours.state_dict().items()}
+        if shapes == {name: value.shape for name, value in state.items()}:
+            ours.load_state_dict(state)

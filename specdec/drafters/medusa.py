@@ -1,0 +1,87 @@
+"""Medusa: independent heads on the target's last hidden state; head k guesses the token k places behind the next one.
+
+The hidden state from which the target said a row's last token is known before that token is fed, so a whole chain is
+drafted at the price of G small layers, without a cache. A head does not know what the others say.
+Source: Cai et al. 2024, arXiv 2401.10774, Medusa-1 (a residual block and a projection per head), here as a chain.
+Shape letters: B rows, T tokens fed, G heads, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.drafters.steps import Picker
+from specdec.errors import ConfigError
+from specdec.heads import load_weights, placed, read_settings
+from specdec.sequence import Sequence
+
+
+class MedusaHeads(nn.Module):
+    """G heads; before training each says what the target's own head says of the same hidden state."""
+
+    def __init__(self, num_heads: int, head: nn.Linear) -> None:
+        super().__init__()
+        vocab_size, hidden_size = head.weight.shape
+        self.blocks = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_heads))
+        self.heads = nn.ModuleList(nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(num_heads))
+        for block, projection in zip(self.blocks, self.heads, strict=True):
+            nn.init.zeros_(block.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(block.bias)  # type: ignore[arg-type]
+            projection.weight.data.copy_(head.weight.data)  # type: ignore[operator, union-attr]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., G, V) of hidden states (..., D)."""
+        parts = zip(self.blocks, self.heads, strict=True)
+        return torch.stack([head(hidden + nn.functional.silu(block(hidden))) for block, head in parts], dim=-2)
+
+
+class MedusaDrafter(Drafter):
+    """Chains of one token per head."""
+
+    reads_hidden = True
+
+    def __init__(self, context: DrafterContext, *, path: str | None = None, num_heads: int = 4) -> None:
+        if num_heads < 1:
+            raise ConfigError(f"drafter.num_heads={num_heads}: it must be at least 1")
+        settings: dict[str, Any] = {"num_heads": num_heads}
+        if path is not None:
+            settings = read_settings(path, "medusa", context.target)
+        heads = MedusaHeads(settings["num_heads"], context.target.module.get_output_embeddings())
+        if path is not None:
+            load_weights(path, heads)
+        self.max_length = settings["num_heads"]
+        self._heads: MedusaHeads = placed(heads, context.target)
+        self._device = context.device
+        self._hidden: dict[int, Tensor] = {}  # (D) of each row's last token but one: what its last one was said from
+
+    def admit(self, rows: list[Sequence]) -> None:
+        """Nothing is known of a row before its prompt is read."""
+
+    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+        """Keep the hidden state of the last token that stays."""
+        self._hidden.update((row.index, hidden_BTD[b, kept[b][-1]]) for b, row in enumerate(rows))
+
+    @torch.inference_mode()
+    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
+        """One token per head; a row whose prompt is a single token drafts nothing in its first round."""
+        counts = [gamma if row.index in self._hidden else 0 for row, gamma in zip(rows, gammas, strict=True)]
+        if not any(counts):
+            return Draft(torch.zeros(len(rows), 0, dtype=torch.long, device=self._device), counts)
+        known = next(iter(self._hidden.values()))
+        hidden_BD = torch.stack([self._hidden.get(row.index, torch.zeros_like(known)) for row in rows])
+        logits_BGV, pick = self._heads(hidden_BD), Picker(rows)
+        tokens = [pick(logits_BGV[:, g]) for g in range(max(counts))]
+        return Draft(torch.stack(tokens, dim=1), counts, probs_BGV=pick.probs_BGV)
+
+    def commit(self, rows: list[Sequence]) -> None:
+        """Nothing was kept of what is dropped."""
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget rows."""
+        for row in rows:
+            self._hidden.pop(row.index, None)

@@ -1,0 +1,1 @@
+"""Executions: how one forward of a model is computed, whatever model, layout and method."""

@@ -1,0 +1,175 @@
+"""Fused execution: the forward of the Llama family in few operations, prepared once, without the framework's layers.
+
+What it saves: queries, keys and values come from one product, gate and up from another; query heads that share a
+key head are folded into the queries, so that keys and values are never repeated; the mask is made once per forward,
+not once per layer; residuals are added by the product; large weights are packed on a CPU. The arithmetic is the
+model's own (the same norms, rotations and softmax), so that results agree up to rounding.
+
+Shape letters: M = B x T tokens, D hidden size, H query heads, K key heads, G = H / K, E head size, S columns.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from specdec.errors import ConfigError
+from specdec.execution.base import Call, Execution
+from specdec.execution.linear import Linear, joined
+
+if TYPE_CHECKING:
+    from specdec.model import CausalLM
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def can_fuse(model: CausalLM) -> str | None:
+    """Why the model cannot be fused; None if it can."""
+    config = model.module.config.get_text_config()
+    if config.model_type not in FAMILIES:
+        return f"it knows the architectures {', '.join(FAMILIES)}, not {config.model_type}"
+    if any(type(part).__name__ == "DTensor" for part in model.module.parameters()):
+        return "the weights are spread over several processes (tensor parallel)"
+    plain = {"Linear", "Embedding"}
+    kinds = {type(part).__name__ for part in (model.module.lm_head, model.module.model.layers[0].self_attn.q_proj)}
+    return None if kinds <= plain else f"its matrices are not plain ones ({', '.join(sorted(kinds - plain))})"
+
+
+class RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 as the model's own does it."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight = module.weight.detach()
+        self.eps: float = module.variance_epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Over the last dimension."""
+        if x.dtype == torch.float32:
+            return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+
+
+class Layer:
+    """One decoder layer: attention and gated MLP, each behind a norm and added to its input."""
+
+    may_pack = True
+
+    def __init__(self, module: Any, model: CausalLM) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.H, self.K, self.E = model.num_heads, model.num_kv_heads, model.head_dim
+        self.window: int | None = attention.sliding_window if model.mixed_layers else model.window
+        self.scale: float = attention.scaling
+        self.norm_in, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
+        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj, may_pack=self.may_pack)
+        self.norm_q = RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.norm_k = RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.out = Linear(attention.o_proj.weight, attention.o_proj.bias, may_pack=self.may_pack)
+        self.gate_up = joined(mlp.gate_proj, mlp.up_proj, may_pack=self.may_pack)
+        self.down = Linear(mlp.down_proj.weight, mlp.down_proj.bias, may_pack=self.may_pack)
+        self.activation = mlp.act_fn
+
+    def project(self, x_MD: Tensor, cos_M1E: Tensor, sin_M1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (M, H, E) and keys (M, K, E), and values (M, K, E)."""
+        qkv = self.qkv(self.norm_in(x_MD)).view(len(x_MD), self.H + 2 * self.K, self.E)
+        qk = qkv[:, : self.H + self.K]
+        if self.norm_q is not None and self.norm_k is not None:
+            qk = torch.cat([self.norm_q(qk[:, : self.H]), self.norm_k(qk[:, self.H :])], dim=1)
+        qk = torch.addcmul(qk * cos_M1E, torch.roll(qk, self.E // 2, dims=-1), sin_M1E)
+        return qk[:, : self.H], qk[:, self.H :], qkv[:, self.H + self.K :]
+
+    def finish(self, x_MD: Tensor, heads_MX: Tensor) -> Tensor:
+        """What follows attention: output projection, MLP, and their residuals."""
+        x_MD = self.out.added_to(x_MD, heads_MX)
+        gate, up = self.gate_up(self.norm_mlp(x_MD)).chunk(2, dim=-1)
+        return self.down.added_to(x_MD, self.activation(gate) * up)
+
+
+class FusedExecution(Execution):
+    """Forwards of one model of the Llama family; see the module's text."""
+
+    name = "fused"
+
+    def __init__(self, model: CausalLM) -> None:
+        reason = can_fuse(model)
+        if reason is not None:
+            raise ConfigError(f"execution={self.name} cannot run this model: {reason}; set execution=eager")
+        start = time.perf_counter()
+        decoder = model.module.model
+        self.model = model
+        self._embed = decoder.embed_tokens
+        self._rotary = decoder.rotary_emb
+        self._layers = [self._layer(layer) for layer in decoder.layers]
+        self._norm = RMSNorm(decoder.norm)
+        self._head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
+        self.prepare_s = time.perf_counter() - start
+
+    def _layer(self, module: Any) -> Layer:
+        return Layer(module, self.model)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed copies of weights."""
+        products = [part for layer in self._layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        return sum(product.packed_bytes for product in [*products, self._head])
+
+    def run(self, call: Call) -> Tensor:
+        """See Execution."""
+        embedded = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
+        B, T, D = embedded.shape
+        x_MD = embedded.view(B * T, D)
+        cos_M1E, sin_M1E = self._rotation(x_MD, call.positions_BT)
+        masks = self._masks(call.mask_BTS)
+        for number, layer in enumerate(self._layers):
+            q_MHE, k_MKE, v_MKE = layer.project(x_MD, cos_M1E, sin_M1E)
+            keys = call.writer.write(2 * number, k_MKE.view(B, T, layer.K, layer.E).transpose(1, 2))
+            values = call.writer.write(2 * number + 1, v_MKE.view(B, T, layer.K, layer.E).transpose(1, 2))
+            x_MD = layer.finish(x_MD, _attend(layer, q_MHE, keys, values, masks[layer.window], B, T))
+        return self._answer(x_MD.view(B, T, D), call)
+
+    def _rotation(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (M, 1, E), so that a rotation is x cos + roll(x) sin."""
+        cos_BTE, sin_BTE = self._rotary(x_MD, positions_BT)
+        cos_M1E, sin_M1E = (part.reshape(len(x_MD), 1, -1) for part in (cos_BTE, sin_BTE))
+        half = sin_M1E.shape[-1] // 2
+        return cos_M1E, torch.cat([-sin_M1E[..., :half], sin_M1E[..., half:]], dim=-1)
+
+    def _masks(self, mask_BTS: Tensor) -> dict[int | None, Tensor]:
+        """Additive masks (B, 1, G T, S) by window: what a hidden column adds to a score hides it."""
+        groups = self._layers[0].H // self._layers[0].K
+        masks = {}
+        for window in {layer.window for layer in self._layers}:
+            seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
+            added_BTS = torch.zeros(seen_BTS.shape, dtype=self.model.dtype, device=seen_BTS.device)
+            added_BTS.masked_fill_(~seen_BTS, torch.finfo(self.model.dtype).min)
+            masks[window] = added_BTS.repeat(1, groups, 1)[:, None] if groups > 1 else added_BTS[:, None]
+        return masks
+
+    def _answer(self, x_BTD: Tensor, call: Call) -> Tensor:
+        hidden_BTD = self._norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
+        if call.gives == "hidden":
+            return hidden_BTD
+        logits_BTV = self._head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
+        return logits_BTV if call.gives == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
+
+
+def within_window(mask_BTS: Tensor, window: int) -> Tensor:
+    """Of the columns that a query sees, those within a sliding window.
+
+    A query sees one column for each of the positions before it, in order of position: so the last ``window`` of them
+    are those within the window, wherever a strategy put them.
+    """
+    rank_BTS = mask_BTS.flip(-1).cumsum(-1).flip(-1)
+    return mask_BTS & (rank_BTS <= window)
+
+
+def _attend(layer: Layer, q_MHE: Tensor, keys: Tensor, values: Tensor, mask: Tensor, B: int, T: int) -> Tensor:
+    """Attention (M, H E) of queries that are folded by key head: no key is repeated for the heads that share it."""
+    H, K, E = layer.H, layer.K, layer.E
+    groups = H // K
+    folded = q_MHE.view(B, T, K, groups, E).permute(0, 2, 3, 1, 4).reshape(B, K, groups * T, E)
+    mixed = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
+    return mixed.view(B, K, groups, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, H * E)

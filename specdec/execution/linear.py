@@ -1,0 +1,79 @@
+"""A matrix product with weights in the layout that suits the machine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+PACK_FROM_WEIGHTS = 1 << 20
+"""Smaller matrices are not packed: the packed product costs some 30 us per call, which only large ones earn back."""
+PACK_FOR_ROWS = 16
+"""Rows of the product that the packed layout is chosen for."""
+
+
+class Linear:
+    """x W^T + b, with W packed for oneDNN where that pays: float32 on a CPU, and a large W.
+
+    Packing holds a second copy of the weight; ``packed_bytes`` says how much. Float64 and other devices use the
+    weight as it is.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, may_pack: bool = True) -> None:
+        self.weight_OI = weight_OI.detach()
+        self.bias_O = None if bias_O is None else bias_O.detach()
+        self._packed = pack(self.weight_OI) if may_pack else None
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes that the packed copy holds."""
+        return 0 if self._packed is None else self.weight_OI.numel() * self.weight_OI.element_size()
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        """(M, I) -> (M, O)."""
+        if self._packed is None:
+            return linear(x_MI, self.weight_OI, self.bias_O)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, self._packed, self.bias_O, "none", [], "")
+        return product
+
+    def added_to(self, residual_MO: Tensor, x_MI: Tensor) -> Tensor:
+        """residual + x W^T + b, in one call where the plain product is used."""
+        if self._packed is None and self.bias_O is None:
+            return torch.addmm(residual_MO, x_MI, self.weight_OI.t())
+        return residual_MO + self(x_MI)
+
+
+def pack(weight_OI: Tensor) -> Tensor | None:
+    """The weight in oneDNN's blocked layout, or None where the plain one is as good."""
+    fits = weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
+    if not fits or weight_OI.numel() < PACK_FROM_WEIGHTS or not torch.backends.mkldnn.is_available():
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, PACK_FOR_ROWS)
+    return packed
+
+
+def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
+    """Several products of the same input as one. The parts' weights become views of the joined one: no copy stays."""
+    weight_OI = _side_by_side(parts)
+    if weight_OI is None:
+        weight_OI = torch.cat([part.weight.detach() for part in parts])
+        start = 0
+        for part in parts:
+            part.weight.data = weight_OI[start : start + part.out_features]
+            start += part.out_features
+    biases = [part.bias for part in parts]
+    bias_O = torch.cat(biases) if all(bias is not None for bias in biases) else None
+    return Linear(weight_OI, bias_O, may_pack=may_pack)
+
+
+def _side_by_side(parts: tuple[nn.Linear, ...]) -> Tensor | None:
+    """The joined weight of parts that were joined before."""
+    first = parts[0].weight.detach()
+    start = first.storage_offset()
+    for part in parts:
+        same = part.weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.weight.storage_offset() != start or not part.weight.is_contiguous():
+            return None
+        start += part.weight.numel()
+    rows = sum(part.out_features for part in parts)
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))

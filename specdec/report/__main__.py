@@ -1,0 +1,125 @@
+"""The command: read results folders, write the report. ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specdec.errors import ConfigError, SpecdecError
+from specdec.registry import unknown
+
+if TYPE_CHECKING:
+    from specdec.report.content import Content
+    from specdec.report.tables import Table
+
+_DESCRIPTION = """Tables, plots and samples of results folders: one HTML page that needs nothing from elsewhere, and the
+same tables as Markdown, LaTeX (booktabs) and CSV. Several folders are shown side by side; LABEL=FOLDER names one.
+Intervals are 95% bootstraps over the prompts or rounds of a run. Needs: pip install 'specdec[analysis]'."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    about = argparse.ArgumentParser("python -m specdec.report", description=_DESCRIPTION)
+    about.add_argument("results", nargs="+", help="results_dir of run.py, or the folder of one run; LABEL=FOLDER")
+    about.add_argument(
+        "--group", default="", help="keys that part the tables, such as pair,batch (default: pair,data,...)"
+    )
+    about.add_argument("--format", default="html", help=f"any of {','.join(FORMATS)} (default: %(default)s)")
+    about.add_argument(
+        "--out", type=Path, default=None, help="where the files go (default: report/ in the first folder)"
+    )
+    about.add_argument(
+        "--samples", type=int, default=6, help="prompts per group shown with outputs (default: %(default)s)"
+    )
+    return about
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        for path in write(arguments):
+            print(path)
+    except SpecdecError as error:
+        print(f"specdec: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"specdec: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def write(arguments: argparse.Namespace) -> list[Path]:
+    """Make every format that is asked for; returns the files.
+
+    Raises:
+        ConfigError: a folder, key or format that does not exist, or a package that is not installed.
+    """
+    wanted = [name for name in arguments.format.split(",") if name]
+    for name in wanted:
+        if name not in FORMATS:
+            raise ConfigError(unknown("--format", name, FORMATS))
+    from specdec.analysis import named, require
+    from specdec.registry import load_entry_points
+
+    for module in ("pandas", "scipy", "matplotlib", "jinja2") if "html" in wanted else ("pandas", "scipy"):
+        require(module)
+    load_entry_points()
+    from specdec.report.content import collect
+
+    content = collect(arguments.results, [key for key in arguments.group.split(",") if key])
+    folder = arguments.out or named(arguments.results)[0][1] / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in wanted:
+        file, make = FORMATS[name]
+        (folder / file).write_text(make(content, arguments.samples), encoding="utf-8")
+        written.append(folder / file)
+    return written
+
+
+def _html(content: Content, num_samples: int) -> str:
+    from specdec.report.page import render
+
+    return render(content, num_samples)
+
+
+def _markdown(content: Content, num_samples: int) -> str:
+    from specdec.report.formats import markdown
+
+    return markdown(_tables(content), content)
+
+
+def _latex(content: Content, num_samples: int) -> str:
+    from specdec.report.formats import latex
+
+    return latex(_tables(content))
+
+
+def _csv(content: Content, num_samples: int) -> str:
+    from specdec.report.formats import points_csv
+
+    return points_csv(content)
+
+
+def _tables(content: Content) -> list[Table]:
+    from specdec.report.compare import paper_tables
+    from specdec.report.tables import point_table
+
+    return [point_table(content, group) for group in content.groups] + paper_tables(content)
+
+
+FORMATS: dict[str, tuple[str, Callable[[Content, int], str]]] = {
+    "html": ("report.html", _html),
+    "md": ("report.md", _markdown),
+    "latex": ("report.tex", _latex),
+    "csv": ("points.csv", _csv),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What a report is made of: the points of all results folders, parted into groups, with their samples and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from specdec import analysis
+from specdec.analysis import Record
+from specdec.errors import ConfigError
+from specdec.registry import unknown
+from specdec.report.intervals import Interval, Units, intervals, units
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_GROUP = ("experiment", "pair", "data", "temperature", "max_new_tokens", "dtype")
+"""Points that differ in one of these cannot be compared, so they get tables and plots of their own."""
+ALWAYS_NAMED = ("experiment", "pair", "data")
+
+
+@dataclass(slots=True)
+class Group:
+    """Points that one table shows, under names that tell them apart within it."""
+
+    keys: dict[str, Any]
+    points: list[Record]
+    experiment: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the group's points share, of the keys that groups differ in."""
+        keys = {key: value for key, value in self.keys.items() if value is not None}
+        return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in keys.items()) or "all points"
+
+    @property
+    def labels(self) -> list[str]:
+        """The results folders that its points come from."""
+        return list(dict.fromkeys(point["label"] for point in self.points))
+
+    @property
+    def done(self) -> list[Record]:
+        """Its finished points."""
+        return [point for point in self.points if point["status"] == "done"]
+
+
+@dataclass(slots=True)
+class Content:
+    """Everything that the tables, figures and pages draw from."""
+
+    points: list[Record]
+    groups: list[Group]
+    samples: pd.DataFrame
+    rounds: pd.DataFrame
+    intervals: dict[str, dict[str, Interval]]  # by place (label/hash), then by summary key
+    labels: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Record]:
+        """Points that failed."""
+        return [point for point in self.points if point["status"] == "failed"]
+
+    @property
+    def num_unfinished(self) -> int:
+        """Points that run now, or were killed."""
+        return sum(point["status"] == "unfinished" for point in self.points)
+
+    def interval(self, point: Record, key: str) -> Interval | None:
+        """The bootstrap interval of a point's figure."""
+        return self.intervals.get(place(point), {}).get(key)
+
+
+def collect(sources: Sequence[analysis.Source], group: Sequence[str] = ()) -> Content:
+    """Read results folders.
+
+    Args:
+        group: the keys whose values part the tables; empty for `DEFAULT_GROUP`.
+
+    Raises:
+        ConfigError: a folder holds no results, or a key of ``group`` is in none of them.
+    """
+    points = analysis.points(*sources)
+    samples, rounds = analysis.lines("samples.jsonl", points), analysis.lines("rounds.jsonl", points)
+    known = {key for point in points for key in point} | {"experiment"}
+    for key in group:
+        if key not in known:
+            raise ConfigError(unknown("key of --group", key, known))
+    labels = list(dict.fromkeys(point["label"] for point in points))
+    groups = _part(points, [key for key in group or DEFAULT_GROUP if key in known])
+    return Content(points, groups, samples, rounds, _all_intervals(points, samples, rounds), labels)
+
+
+def place(point: Record) -> str:
+    """Where a point lies: unique over all results folders."""
+    return f"{point['label']}/{point.get('hash', '')}"
+
+
+def series(point: Record, labels: Sequence[str]) -> str:
+    """What a legend calls a point: its method, and where there are several results folders, which one."""
+    return f"{point['method']} ({point['label']})" if len(labels) > 1 else str(point["method"])
+
+
+def _part(points: list[Record], keys: Sequence[str]) -> list[Group]:
+    """Groups by the values of ``keys``, each with copies of its points: one may belong to several experiments.
+
+    Points that failed before they had a value go to where their other values fit.
+    """
+    groups: dict[tuple[str, ...], Group] = {}
+    for point in sorted(points, key=lambda point: point["status"] != "done"):
+        for experiment in (point.get("experiments") or [point.get("experiment")]) if "experiment" in keys else [None]:
+            copy = {**point, "experiment": experiment}
+            values = {key: copy.get(key) for key in keys}
+            home = next((group for group in groups.values() if _fits(copy, group.keys)), None)
+            if home is None or point["status"] == "done":
+                home = groups.setdefault(tuple(map(str, values.values())), Group(values, [], experiment))
+            home.points.append(copy)
+    parted = list(groups.values())
+    differing = [key for key in keys if len({str(group.keys[key]) for group in parted}) > 1]
+    for group in parted:
+        analysis.name_methods(group.points)
+        group.points.sort(key=analysis.order)
+        group.keys = {key: group.keys[key] for key in keys if key in differing or key in ALWAYS_NAMED}
+    return parted
+
+
+def _fits(point: Record, keys: dict[str, Any]) -> bool:
+    return all(point.get(key) is None or str(point[key]) == str(value) for key, value in keys.items())
+
+
+def _all_intervals(points: list[Record], samples: pd.DataFrame, rounds: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+    found: dict[str, Units] = {}
+    if not len(samples):
+        return {}
+    per_point = dict(list(rounds.groupby(rounds["label"] + "/" + rounds["hash"])))
+    for key, frame in samples.groupby(samples["label"] + "/" + samples["hash"]):
+        found[str(key)] = units(frame, per_point.get(key, rounds[:0]))
+    made = {}
+    for point in points:
+        if own := found.get(place(point)):
+            baseline = found.get(f"{point['label']}/{point.get('baseline')}")
+            made[place(point)] = intervals(own, baseline)
+            _scale(made[place(point)], point, own, baseline)
+    return made
+
+
+def _scale(made: dict[str, Interval], point: Record, own: Units, baseline: Units | None) -> None:
+    """Bring intervals of speeds to the summary's figure, which several processes or attempts may have shared in."""
+    for key, estimate in (
+        ("tokens_per_s", own.speed),
+        ("speedup_vs_ar", own.speed / baseline.speed if baseline and baseline.speed else 0.0),
+    ):
+        if key in made and estimate and point.get(key):
+            low, high = (end * point[key] / estimate for end in made[key])
+            made[key] = low, high

@@ -1,0 +1,182 @@
+"""The HTML page: what is said on top of the tables and plots, and the template that puts it together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from specdec.analysis import Record, read_json, require
+from specdec.registry import PLUGIN_GROUPS, names
+from specdec.report.compare import paper_tables
+from specdec.report.content import Content, Group, series
+from specdec.report.figures import Figure, figures, methods
+from specdec.report.formats import latex_table, markdown_table
+from specdec.report.svg import STAGES
+from specdec.report.tables import Cell, Column, Table, point_table
+from specdec.report.texts import Prompt, prompts
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure in large letters, what it is, and whose."""
+
+    value: str
+    what: str
+    detail: str
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A group's table, plots and samples."""
+
+    group: Group
+    table: Table
+    figures: list[Figure]
+    legend: list[tuple[int, str]]
+    prompts: list[Prompt]
+
+
+def render(content: Content, num_samples: int) -> str:
+    """The page as one string; it asks for nothing from elsewhere.
+
+    Args:
+        num_samples: prompts per group that are shown with their outputs.
+    """
+    jinja2 = require("jinja2")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    sections = [_section(content, group, at, num_samples) for at, group in enumerate(content.groups)]
+    page: str = environment.get_template("page.html").render(
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        title=_title(content),
+        content=content,
+        sections=sections,
+        paper=paper_tables(content),
+        tiles=tiles(content),
+        verdicts=verdicts(content),
+        provenance=provenance(content),
+        stages=STAGES,
+        overrides=overrides,
+        markdown=markdown_table,
+        latex=latex_table,
+    )
+    return page
+
+
+def _section(content: Content, group: Group, number: int, num_samples: int) -> Section:
+    order = methods(group)
+    here = {series(point, group.labels) for point in group.done}
+    legend = [(index, name) for index, name in enumerate(order) if name in here]
+    shown = prompts(content, group, num_samples) if num_samples else []
+    return Section(group, point_table(content, group), figures(content, group, number), legend, shown)
+
+
+def _title(content: Content) -> str:
+    pairs = sorted({str(point["pair"]) for point in content.points})
+    return f"{', '.join(pairs)}: {len(content.points)} points"
+
+
+def overrides(point: Record) -> str:
+    """The settings that a failed point was asked for, as on the command line, without those of the place."""
+    given = [str(override) for override in point.get("overrides") or ()]
+    return " ".join(override for override in given if not override.startswith(("results_dir=", "progress=")))
+
+
+def known_incorrect(point: Record) -> bool:
+    """Whether a point uses a plug-in that is kept with its published defects."""
+    from specdec.registry import lookup
+
+    chosen = [(group, point.get(f"{group}.name", point.get(group))) for group in PLUGIN_GROUPS]
+    return any(name in names(group) and lookup(group, str(name)).known_incorrect for group, name in chosen)
+
+
+def tiles(content: Content) -> list[Tile]:
+    """The page's headline figures; speeds only of points whose every difference is explained."""
+    done = [point for point in content.points if point["status"] == "done"]
+    sound = [point for point in done if not point.get("num_failures") and not known_incorrect(point)]
+    found = []
+    if fastest := max((p for p in sound if p.get("tokens_per_s")), key=lambda p: p["tokens_per_s"], default=None):
+        found.append(Tile(f"{fastest['tokens_per_s']:,.0f}", "tokens/s, the fastest", _who(content, fastest)))
+    drafting = [p for p in sound if p.get("speedup_vs_ar") and p.get("drafter") != "none"]
+    if best := max(drafting, key=lambda p: p["speedup_vs_ar"], default=None):
+        tone = "good" if best["speedup_vs_ar"] > 1 else "warn"
+        found.append(Tile(f"{best['speedup_vs_ar']:.2f}x", "best speed-up over plain", _who(content, best), tone))
+    if accepting := [p for p in sound if p.get("acceptance_rate") is not None]:
+        longest = max(accepting, key=lambda p: p["mean_acceptance_length"])
+        detail = f"{longest['acceptance_rate']:.0%} accepted, {_who(content, longest)}"
+        found.append(Tile(f"{longest['mean_acceptance_length']:.2f}", "tokens per row and verify call", detail))
+    detail = ", ".join(f"{count} {status}" for status, count in Counter(p["status"] for p in content.points).items())
+    found.append(Tile(str(len(content.points)), "points", detail, "bad" if content.failed else ""))
+    return found
+
+
+def _who(content: Content, point: Record) -> str:
+    exact = f", {point['num_exact']}/{point['num_prompts']} exact" if point.get("exact_match") is not None else ""
+    return f"{series(point, content.labels)}, batch {point['batch']}{exact}"
+
+
+def verdicts(content: Content) -> list[tuple[str, str]]:
+    """What the report says about equivalence, first of all: (tone, sentence)."""
+    compared = [p for p in content.points if p["status"] == "done" and p.get("exact_match") is not None]
+    wrong = [p for p in compared if known_incorrect(p)]
+    right = [p for p in compared if not known_incorrect(p)]
+    said = []
+    if right:
+        said.append(_verdict(right))
+    if wrong:
+        caught = [p for p in wrong if p["num_failures"]]
+        per_method = Counter({p["method"]: 0 for p in caught})
+        for point in caught:
+            per_method[point["method"]] += point["num_failures"]
+        listed = ", ".join(f"{name} {count}" for name, count in per_method.items()) or "no row of these points differs"
+        said.append(("note", f"Known incorrect, kept as published; rows that differ without an excuse: {listed}."))
+    unchecked = sum(p["status"] == "done" and p.get("exact_match") is None for p in content.points)
+    if unchecked:
+        said.append(("warn", f"{unchecked} points were not compared with a reference."))
+    if content.failed:
+        said.append(("bad", f"{len(content.failed)} points failed; their errors are below."))
+    if content.num_unfinished:
+        said.append(("note", f"{content.num_unfinished} points are unfinished: they run now, or were interrupted."))
+    return said
+
+
+def _verdict(points: Sequence[Record]) -> tuple[str, str]:
+    num_rows = sum(p["num_prompts"] for p in points)
+    num_exact = sum(p["num_exact"] for p in points)
+    num_explained, num_failures = (sum(p[key] for p in points) for key in ("num_explained", "num_failures"))
+    if num_failures:
+        names = ", ".join(sorted({f"{p['method']} b{p['batch']}" for p in points if p["num_failures"]}))
+        return "bad", f"{num_failures} of {num_rows:,} rows differ from their reference without an excuse: {names}."
+    if num_explained:
+        return "good", (
+            f"{num_exact:,} of {num_rows:,} rows equal their reference token for token; rounding explains the other "
+            f"{num_explained} (near-ties)."
+        )
+    return "good", f"All {num_rows:,} rows equal their reference token for token."
+
+
+def provenance(content: Content) -> list[Table]:
+    """Where the figures come from: machines, versions and code, and how many points of each."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    for point in content.points:
+        if point["status"] == "done" and (env := read_json(Path(point["folder"]) / "env.json")):
+            versions = env.get("versions") or {}
+            packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name))
+            seen[
+                point["label"],
+                str(env.get("processor") if env.get("device") in (None, "cpu") else env["device"]),
+                packages,
+                str(env.get("git_revision") or "-").replace("-dirty", "*")[:12],
+                str(env.get("started", "-"))[:10],
+            ] += 1
+    headings = ("results", "machine", "versions", "revision", "day", "points")
+    columns = [Column(heading, "", lambda content, point: Cell(""), heading != "points") for heading in headings]
+    rows = [[*(Cell(text) for text in key), Cell(str(count), "", count)] for key, count in sorted(seen.items())]
+    return [Table("Provenance", "", columns, rows)] if rows else []

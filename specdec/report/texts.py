@@ -1,0 +1,194 @@
+"""Outputs as pieces of text with what each token was: accepted, recovered, bonus or plain.
+
+``accepted_lengths`` and ``output_ids`` tell the accepted tokens from those that the verifier added; whether an added
+token was recovered or a bonus follows from what was drafted in that round (rounds.jsonl).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specdec import assets
+from specdec.analysis import Record
+from specdec.errors import SpecdecError
+from specdec.report.content import Content, Group, place, series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+PROMPT_CHARACTERS = 280  # of a prompt, its end
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of one token (or of several that make one character)."""
+
+    kind: str
+    text: str
+    is_first_difference: bool = False
+
+
+@dataclass(slots=True)
+class Rendering:
+    """One way that a prompt was answered, and the points that answered so."""
+
+    pieces: list[Piece]
+    points: list[tuple[str, int]]  # method and batch size
+    exact: bool | None
+    explanation: Record | None
+    num_rounds: int
+
+    @property
+    def who(self) -> str:
+        """The points in few words: each method with its batch sizes."""
+        batches: dict[str, list[int]] = {}
+        for method, batch in self.points:
+            batches.setdefault(method, []).append(batch)
+        return "; ".join(f"{method} b{', '.join(map(str, sorted(sizes)))}" for method, sizes in batches.items())
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt and all its different answers, exact ones first."""
+
+    index: int
+    question_id: str
+    category: str
+    num_tokens: int
+    text: str | None  # its end; None where it cannot be read here
+    renderings: list[Rendering] = field(default_factory=list)
+
+
+def prompts(content: Content, group: Group, limit: int) -> list[Prompt]:
+    """Up to ``limit`` prompts of a group's points, those with a divergence first; the points share a tokenizer.
+
+    Points that gave the same tokens of the same kinds share a rendering. Plain decoding shares the rendering of
+    whoever has its tokens.
+    """
+    names = {place(point): (series(point, group.labels), point["batch"]) for point in group.done}
+    if not names or not len(content.samples):
+        return []
+    samples = content.samples
+    keys = samples["label"] + "/" + samples["hash"]
+    samples = samples[keys.isin(names)].assign(place=keys, differs=samples["exact"].eq(False))
+    by_prompt: dict[Any, pd.DataFrame] = dict(list(samples.groupby(["index", "question_id", "num_prompt_tokens"])))
+    chosen = sorted(by_prompt, key=lambda key: -by_prompt[key]["differs"].sum())[:limit]
+    rounds = content.rounds[(content.rounds["label"] + "/" + content.rounds["hash"]).isin(names)]
+    drafted = _drafted(rounds, {int(index) for index, _, _ in chosen})
+    tokenizer = load_tokenizer(group.done[0])
+    texts = _prompt_texts(group.done[0], tokenizer)
+    found = []
+    for key in chosen:
+        rows = by_prompt[key].to_dict("records")
+        index, question_id, num_tokens = key
+        prompt = Prompt(index, str(question_id), rows[0]["category"], num_tokens, texts.get((index, num_tokens)))
+        prompt.renderings = _renderings(rows, names, drafted, tokenizer)
+        found.append(prompt)
+    return found
+
+
+def kinds(output_ids: Sequence[int], accepted_lengths: Sequence[int], drafted: Sequence[int] | None) -> list[str]:
+    """What each token was; ``drafted`` is per round of the row, None where it is not known ("added" then)."""
+    found: list[str] = []
+    for turn, accepted in enumerate(accepted_lengths):
+        found += ["accepted"] * accepted
+        if len(found) < len(output_ids):
+            if drafted is None or turn >= len(drafted):
+                found.append("added")
+            else:
+                found.append("plain" if not drafted[turn] else "bonus" if accepted == drafted[turn] else "recovered")
+    return found[: len(output_ids)]
+
+
+def load_tokenizer(point: Record) -> Any | None:
+    """The point's tokenizer, if it is here: a folder, a shipped one, or in the local cache. Nothing is downloaded."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    name = point.get("pair.tokenizer") or point.get("pair.target")
+    if not name:
+        return None
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return AutoTokenizer.from_pretrained(assets.resolve(str(name)), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+    finally:
+        logging.set_verbosity(verbosity)  # type: ignore[no-untyped-call]
+
+
+def _renderings(
+    rows: list[Record],
+    names: dict[str, tuple[str, int]],
+    drafted: dict[tuple[str, int], list[int]],
+    tokenizer: Any | None,
+) -> list[Rendering]:
+    found: dict[tuple[Any, ...], Rendering] = {}
+    for row in sorted(rows, key=lambda row: row["num_drafted"] == 0):  # plain decoding last
+        tokens = tuple(row["output_ids"])
+        of_row = kinds(tokens, row["accepted_lengths"], drafted.get((row["place"], row["index"])))
+        same_tokens = next((r for key, r in found.items() if key[0] == tokens), None)
+        if not row["num_drafted"] and same_tokens is not None:
+            same_tokens.points.append(names[row["place"]])
+            continue
+        key = (tokens, tuple(of_row))
+        if key not in found:
+            first = row["first_divergence"]
+            pieces = _pieces(row, of_row, None if first is None or first != first else int(first), tokenizer)
+            found[key] = Rendering(pieces, [], row["exact"], row["explanation"], len(row["accepted_lengths"]))
+        found[key].points.append(names[row["place"]])
+    return sorted(found.values(), key=lambda rendering: rendering.exact is False)
+
+
+def _pieces(row: Record, of_row: Sequence[str], first: int | None, tokenizer: Any | None) -> list[Piece]:
+    """Text token by token; a token that completes no character shows with the one that does."""
+    if tokenizer is None:
+        return [Piece("plain", row["text"])]
+    found, shown, differs = [], "", False
+    for at, kind in enumerate(of_row):
+        text = tokenizer.decode(row["output_ids"][: at + 1], skip_special_tokens=True).rstrip(REPLACEMENT)
+        differs |= at == first
+        if text[len(shown) :]:
+            found.append(Piece(kind, text[len(shown) :], differs))
+            differs = False
+        shown = text
+    return found
+
+
+def _drafted(rounds: pd.DataFrame, chosen: set[int]) -> dict[tuple[str, int], list[int]]:
+    """Drafted tokens per round of a row, by (place, index)."""
+    found: dict[tuple[str, int], list[int]] = {}
+    columns = (rounds[key] for key in ("label", "hash", "rows", "num_drafted"))
+    for label, run_hash, rows, drafted in zip(*columns, strict=True):
+        for index, count in zip(rows, drafted, strict=True):
+            if index in chosen:
+                found.setdefault((f"{label}/{run_hash}", index), []).append(count)
+    return found
+
+
+def _prompt_texts(point: Record, tokenizer: Any | None) -> dict[tuple[int, int], str]:
+    """Ends of the prompts by (index, number of tokens), where the data is a file here."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from specdec.config import DataConfig
+    from specdec.prompts import load_prompts
+
+    path = str(point.get("data.path"))
+    if tokenizer is None or not Path(assets.resolve(path)).expanduser().is_file():
+        return {}
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(Path(point["folder"]) / "config.yaml"))
+        assert isinstance(stored, dict)
+        settings = OmegaConf.merge(OmegaConf.structured(DataConfig), stored["data"])
+        assert isinstance(settings, DictConfig)
+        loaded, _ = load_prompts(settings, tokenizer, 10**9)
+    except (SpecdecError, OmegaConfBaseException, OSError, KeyError):
+        return {}
+    texts = {(prompt.index, len(prompt.ids)): tokenizer.decode(prompt.ids[-400:]) for prompt in loaded}
+    return {key: text[-PROMPT_CHARACTERS:] for key, text in texts.items()}

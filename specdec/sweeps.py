@@ -1,0 +1,75 @@
+"""Sweeps over presets: one Hydra sweep per preset, because a preset brings its own. Imports no torch.
+
+Hydra reads ``hydra.sweeper.params`` from the config that it composes before the sweep. With ``experiment=a,b`` that
+config has neither preset, so their sweeps would be lost; and a setting that is both in a preset's sweep and on the
+command line would be swept twice. So the command line is split and cleared here, before Hydra sees it.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from specdec.errors import ConfigError
+from specdec.registry import unknown
+
+GROUP = "experiment"
+_SWEEP_DIR = "hydra.sweep.dir"
+
+
+def split_presets(arguments: list[str]) -> list[list[str]]:
+    """One command line per preset of ``experiment=a,b``; what the command line sets leaves the preset's own sweep.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    overrides = _overrides(arguments)
+    chosen = next((override for override in overrides if override.key_or_group == GROUP), None)
+    if chosen is None:
+        return [arguments]
+    swept = chosen.is_choice_sweep()
+    names = list(chosen.sweep_string_iterator()) if swept else [str(chosen.value())]
+    place = arguments.index(str(chosen.input_line))
+    lines = []
+    for name in names:
+        cleared = [f"~hydra.sweeper.params.{key}" for key in _swept_by(name) if _sets(overrides, key)]
+        # Presets of one command may start within one second: each has a folder of its own.
+        folder = f"{_SWEEP_DIR}=${{results_dir}}/sweeps/${{now:%Y-%m-%d_%H-%M-%S}}_${{process_id:}}_{name}"
+        named = [] if _sets(overrides, _SWEEP_DIR) else [folder]
+        added = [f"{GROUP}={name}", *cleared, *(named if swept else [])]
+        lines.append([*arguments[:place], *added, *arguments[place + 1 :]])
+    return lines
+
+
+def _overrides(arguments: list[str]) -> list[Override]:
+    """The settings among the arguments; those that Hydra cannot read are left for it to refuse."""
+    found = []
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            continue
+        try:
+            found.append(OverridesParser.create().parse_override(argument))
+        except OverrideParseException:
+            continue
+    return found
+
+
+def _sets(overrides: list[Override], key: str) -> bool:
+    return any(override.key_or_group == key for override in overrides)
+
+
+def _swept_by(name: str) -> list[str]:
+    """What a preset sweeps over."""
+    presets = {file.name.removesuffix(".yaml"): file for file in (files("specdec.conf") / GROUP).iterdir()}
+    if name == "null":
+        return []
+    if name not in presets:
+        raise ConfigError(unknown(GROUP, name, presets))
+    preset: Any = OmegaConf.create(presets[name].read_text(encoding="utf-8"))
+    assert isinstance(preset, DictConfig)
+    return [str(key) for key in OmegaConf.select(preset, "hydra.sweeper.params") or {}]

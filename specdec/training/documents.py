@@ -1,0 +1,71 @@
+"""Documents of any kind through `datasets`: local text, JSONL and Parquet files, and data sets of the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from specdec.training import TrainingError
+from specdec.training.config import CorpusConfig
+
+BUILDERS = {"text": "text", "jsonl": "json", "parquet": "parquet"}
+SOURCES = ("python", *BUILDERS, "hub")
+FEW_DOCUMENTS, PIECE_CHARACTERS = 50, 4000
+
+
+def read_documents(cfg: CorpusConfig) -> list[tuple[str, str]]:
+    """(name, text) of every document; the name is a hash of the text, so that the split follows from the text alone.
+
+    A handful of long documents is cut into pieces at line ends, or there would be nothing to hold out.
+
+    Raises:
+        TrainingError: the source is unknown, cannot be read, lacks the column, or holds no text.
+    """
+    if cfg.source not in SOURCES:
+        raise TrainingError(f"corpus.source={cfg.source} is unknown; choose from {', '.join(SOURCES)}")
+    if not cfg.path:
+        raise TrainingError(f"corpus.source={cfg.source} needs corpus.path: a file, a folder, a pattern or a Hub name")
+    column = "text" if cfg.source == "text" else cfg.column
+    rows = _load(cfg)
+    if column not in rows.column_names:
+        raise TrainingError(
+            f"corpus.column={column} is no column of {cfg.path}; there are {', '.join(rows.column_names)}"
+        )
+    texts = [text for text in rows[column] if isinstance(text, str) and text.strip()]
+    if not texts:
+        raise TrainingError(f"corpus.path={cfg.path} holds no text in column {column}")
+    if len(texts) < FEW_DOCUMENTS:
+        texts = [piece for text in texts for piece in pieces(text)]
+    return [(hashlib.sha256(text.encode()).hexdigest(), text) for text in texts]
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in parts of about PIECE_CHARACTERS that end with a line."""
+    part = ""
+    for line in text.splitlines(keepends=True):
+        part += line
+        if len(part) >= PIECE_CHARACTERS:
+            yield part
+            part = ""
+    if part.strip():
+        yield part
+
+
+def _load(cfg: CorpusConfig) -> Any:
+    from datasets.load import load_dataset
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    assert cfg.path is not None
+    try:
+        if cfg.source == "hub":
+            return load_dataset(cfg.path, split=cfg.split)
+        path = Path(cfg.path).expanduser()
+        files = str(path / "*") if path.is_dir() else str(path)
+        options = {"sample_by": "document"} if cfg.source == "text" else {}
+        return load_dataset(BUILDERS[cfg.source], data_files=files, split="train", **options)
+    except Exception as error:  # datasets raises what its many back ends raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TrainingError(f"corpus.path={cfg.path} cannot be loaded as {cfg.source} [{reason}]") from error

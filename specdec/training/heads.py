@@ -1,0 +1,186 @@
+"""What is trained beside a frozen target: for each kind its module, its objective, and the drafter that it makes.
+
+Shapes: B rows, T tokens, V vocabulary, D hidden size, G heads, K insertions, M prompt tokens, S = columns seen.
+All objectives learn the target's own law (forward KL) at the counted tokens; the i-th token ahead weighs decay ** i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from specdec.drafters.eagle import EagleLayer
+from specdec.drafters.early_exit import EarlyExit
+from specdec.drafters.medusa import MedusaHeads
+from specdec.drafters.ppd import PromptTokens
+from specdec.training import TrainingError
+from specdec.training.blocks import Batch
+from specdec.training.config import HeadsConfig
+from specdec.training.losses import forward_kl, masked_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind of heads is built, trained, and described in its folder."""
+
+    build: Callable[[Any, HeadsConfig], nn.Module]
+    loss: Callable[[Any, Any, Batch, HeadsConfig, int], Tensor]  # module, target, batch, settings, seed of this batch
+    settings: Callable[[HeadsConfig], dict[str, Any]]
+
+
+class HeadsObjective:
+    """The loss of a kind, over a target that is not changed."""
+
+    def __init__(self, kind: Kind, target: Any, cfg: HeadsConfig, seed: int) -> None:
+        self.kind, self.target, self.cfg, self.seed = kind, target.eval().requires_grad_(False), cfg, seed
+        target.set_attn_implementation("sdpa")
+
+    def __call__(self, module: Any, batch: Batch, step: int) -> Tensor:
+        """See Objective; random choices follow from the seed and the batch's number."""
+        seed = 1_000_003 * self.seed + batch.place["batches"]
+        return self.kind.loss(module, self.target, batch, self.cfg, seed)
+
+
+def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+    """Head k at token t learns the law of token t + 2 + k."""
+    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT)
+    logits_BTGV = module(hidden_BTD)
+    total = torch.zeros((), device=hidden_BTD.device)
+    for k in range(logits_BTGV.shape[2]):
+        ahead = k + 1  # the target's own head says token t + 1
+        student_BTV = logits_BTGV[:, : -ahead - 1, k].float()
+        counted = batch.counted_BT[:, ahead + 1 :]
+        values = forward_kl(student_BTV, teacher_BTV[:, ahead:-1])
+        total = total + cfg.decay**k * masked_mean(values, counted)
+    return total
+
+
+def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+    """The exit learns the law that the whole target has."""
+    with torch.no_grad():
+        output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True)
+    if not 1 <= cfg.layer < len(output.hidden_states) - 1:
+        raise TrainingError(f"heads.layer={cfg.layer}: choose 1 to {len(output.hidden_states) - 2}")
+    student_BTV = module.head(module.norm(output.hidden_states[cfg.layer])).float()
+    values = forward_kl(student_BTV[:, :-1], output.logits[:, :-1].float())
+    return masked_mean(values, batch.counted_BT[:, 1:])
+
+
+def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+    """Entry t of every unrolled step learns the law of token t + 2, and the target's hidden state of token t + 1."""
+    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT)
+    embeds_BTD, head = target.get_input_embeddings()(batch.ids_BT[:, 1:]), target.get_output_embeddings()
+    total = torch.zeros((), device=batch.ids_BT.device)
+    for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads)):
+        counted = batch.counted_BT[:, 2 + step :]  # the entries in front of `step` have no true ones to go on from
+        values = forward_kl(head(output_BTD[:, step:-1]).float(), teacher_BTV[:, 1 + step : -1])
+        near = nn.functional.smooth_l1_loss(
+            output_BTD[:, step:-1].float(), hidden_BTD[:, 1 + step : -1].float(), reduction="none"
+        )
+        loss = masked_mean(values, counted) + cfg.feature_weight * masked_mean(near.mean(-1), counted)
+        total = total + cfg.decay**step * loss
+    return total
+
+
+def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps: int) -> Iterator[Tensor]:
+    """The layer's outputs (B, T, D) of every step, as in use: step i goes on from its own outputs since i entries.
+
+    Entry t of step i stands at position t, reads token t + 1 (``embeds_BTD[:, t]``) beside the output that step i - 1
+    gave at entry t - 1, and sees the true entries up to t - i, and of every step j <= i its entry t - i + j.
+    """
+    num_rows, num_entries = embeds_BTD.shape[:2]
+    fed_BTD, cache = hidden_BTD[:, :num_entries], DynamicCache(config=module.body.config)
+    positions_T = torch.arange(num_entries, device=embeds_BTD.device)
+    for step in range(num_steps):
+        output_BTD: Tensor = module.body(
+            inputs_embeds=module.inputs(embeds_BTD, fed_BTD),
+            attention_mask=unrolled_mask(num_entries, step, embeds_BTD.device).expand(num_rows, 1, -1, -1),
+            position_ids=positions_T[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        yield output_BTD
+        fed_BTD = torch.cat([hidden_BTD[:, :1], output_BTD[:, :-1]], dim=1)
+
+
+def unrolled_mask(num_entries: int, step: int, device: torch.device) -> Tensor:
+    """(1, 1, T, (step + 1) T) bool: what the entries of an unrolled step see of this step and of those before."""
+    entry_T1 = torch.arange(num_entries, device=device)[:, None]
+    column_T = torch.arange(num_entries, device=device)
+    blocks = [column_T <= entry_T1 - step]
+    blocks += [column_T == entry_T1 - step + earlier for earlier in range(1, step + 1)]
+    mask_TS = torch.cat(blocks, dim=1)
+    mask_TS[:, -num_entries:] |= column_T == entry_T1  # never nothing: the first entries have no past to see
+    return mask_TS[None, None]
+
+
+def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+    """Prompt tokens behind some tokens of each row: the i-th, behind token t, learns the law of token t + 2 + i."""
+    ids_BT, num_probes = batch.ids_BT, len(module.embeddings_MD)
+    num_rows, width = ids_BT.shape
+    places = max(1, min(cfg.num_insertions, width - num_probes - 2))
+    generator = torch.Generator().manual_seed(seed)
+    last = width - num_probes - 1  # the last token that has enough behind it
+    places_BK = torch.rand(num_rows, last, generator=generator).topk(places, dim=1).indices.to(ids_BT.device)
+    with torch.no_grad():
+        teacher_BTV = target(input_ids=ids_BT, use_cache=False).logits.float()
+        embeds_BTD = target.get_input_embeddings()(ids_BT)
+    probes_BSD = module.embeddings_MD.to(embeds_BTD.dtype).repeat(places, 1).expand(num_rows, -1, -1)
+    ahead_M = torch.arange(num_probes, device=ids_BT.device)
+    positions_BKM = places_BK[..., None] + 1 + ahead_M
+    text_positions_BT = torch.arange(width, device=ids_BT.device).expand(num_rows, -1)
+    output = target(
+        inputs_embeds=torch.cat([embeds_BTD, probes_BSD], dim=1),
+        position_ids=torch.cat([text_positions_BT, positions_BKM.flatten(1)], dim=1),
+        attention_mask=_probe_mask(places_BK, width, num_probes),
+        use_cache=False,
+        logits_to_keep=places * num_probes,
+    )
+    student_BKMV = output.logits.float().unflatten(1, (places, num_probes))
+    rows_B11 = torch.arange(num_rows, device=ids_BT.device)[:, None, None]
+    values_BKM = forward_kl(student_BKMV, teacher_BTV[rows_B11, positions_BKM])
+    counted_BKM = batch.counted_BT[rows_B11, positions_BKM + 1]
+    weights = [cfg.decay**i * masked_mean(values_BKM[..., i], counted_BKM[..., i]) for i in range(num_probes)]
+    return torch.stack(weights).sum()
+
+
+def _probe_mask(places_BK: Tensor, width: int, num_probes: int) -> Tensor:
+    """(B, 1, T + KM, T + KM) bool: text sees no prompt token; these see their text and their own chain."""
+    num_rows, places = places_BK.shape
+    total = width + places * num_probes
+    mask_BSS = torch.zeros(num_rows, total, total, dtype=torch.bool, device=places_BK.device)
+    columns_T = torch.arange(width, device=places_BK.device)
+    mask_BSS[:, :width, :width] = columns_T <= columns_T[:, None]
+    behind_BS = places_BK.repeat_interleave(num_probes, dim=1)
+    mask_BSS[:, width:, :width] = columns_T <= behind_BS[..., None]
+    chain_MM = torch.ones(num_probes, num_probes, dtype=torch.bool, device=places_BK.device).tril()
+    mask_BSS[:, width:, width:] = torch.block_diag(*[chain_MM] * places)
+    return mask_BSS[:, None]
+
+
+@torch.no_grad()
+def _read(target: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The target's last hidden states (B, T, D) and logits (B, T, V)."""
+    output = target(input_ids=ids_BT, use_cache=False, output_hidden_states=True)
+    return output.hidden_states[-1], output.logits.float()
+
+
+KINDS: dict[str, Kind] = {
+    "medusa": Kind(
+        lambda target, cfg: MedusaHeads(cfg.num_heads, target.get_output_embeddings()),
+        medusa_loss,
+        lambda cfg: {"num_heads": cfg.num_heads},
+    ),
+    "eagle": Kind(lambda target, cfg: EagleLayer(target), eagle_loss, lambda cfg: {}),
+    "ppd": Kind(
+        lambda target, cfg: PromptTokens(cfg.num_heads, target.get_input_embeddings()),
+        ppd_loss,
+        lambda cfg: {"num_tokens": cfg.num_heads},
+    ),
+    "early_exit": Kind(lambda target, cfg: EarlyExit(target), early_exit_loss, lambda cfg: {"layer": cfg.layer}),
+}

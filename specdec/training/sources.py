@@ -1,0 +1,129 @@
+"""What a task reads: corpus, tokenizer and, where there is one, the frozen target; each loaded when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from specdec import assets
+from specdec.config import PairConfig
+from specdec.errors import SpecdecError
+from specdec.loading import load_model, load_tokenizer
+from specdec.model import CausalLM
+from specdec.support import supported
+from specdec.training import TrainingError
+from specdec.training.acceptance import stop_ids_of
+from specdec.training.config import TrainConfig
+from specdec.training.corpus import Corpus, read_corpus
+from specdec.training.heldout import make_prompts, write_prompts
+from specdec.training.stages import Record
+from specdec.training.tokenizer import encode_files, train_tokenizer
+
+
+class Sources:
+    """Corpus, tokenizer and target of one config; what is computed lies in the stages' folders."""
+
+    def __init__(self, cfg: TrainConfig, folder: Path) -> None:
+        self.cfg, self.folder = cfg, folder
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text."""
+        return read_corpus(self.cfg.corpus)
+
+    @cached_property
+    def target(self) -> CausalLM:
+        """The frozen target, in float32.
+
+        Raises:
+            TrainingError: it cannot be loaded, or its vocabulary does not hold the tokenizer's tokens.
+        """
+        pair = OmegaConf.structured(PairConfig(name="frozen"))
+        try:
+            module = load_model("target", self.cfg.frozen, pair, torch.float32, torch.device("cpu"))
+            target = supported(module, f"frozen={self.cfg.frozen}")
+        except SpecdecError as error:
+            raise TrainingError(str(error).replace("pair.target", "frozen")) from error
+        size = len(self.tokenizer)
+        if size > target.vocab_size:
+            raise TrainingError(
+                f"the tokenizer has {size} tokens but the vocabulary of frozen={self.cfg.frozen} is "
+                f"{target.vocab_size}: set tokenizer to the target's own"
+            )
+        return target
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Taken from where the config says, or beside the frozen target, or (task=lm) trained on the corpus."""
+        if self.cfg.task == "lm" and self.cfg.tokenizer is None:
+            name = str(self.folder / "tokens")
+            if not (Path(name) / "tokenizer.json").exists():
+                texts = (file.text for file in self.corpus.train)
+                return train_tokenizer(texts, self.cfg.vocab_size, self.cfg.context_length, Path(name))
+        else:
+            name = self.cfg.tokenizer or _beside(self.cfg.frozen)
+        try:
+            return load_tokenizer(name, OmegaConf.structured(PairConfig(name="frozen")))
+        except SpecdecError as error:
+            raise TrainingError(str(error).replace("pair.tokenizer", "tokenizer")) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Of a model for this tokenizer."""
+        return len(self.tokenizer)
+
+    @property
+    def special_ids(self) -> tuple[int | None, int | None, int | None]:
+        """What begins, ends and pads texts."""
+        tokenizer = self.tokenizer
+        return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """What ends the frozen target's outputs."""
+        return stop_ids_of(self.target)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the frozen target's weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.target.module.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def encode(self, out: Path) -> Record:
+        """Stage: both sides of the corpus as token arrays."""
+        record: Record = {"corpus_sha256": self.corpus.sha256}
+        end = self.tokenizer.eos_token_id
+        for split, files in (("train", self.corpus.train), ("heldout", self.corpus.heldout)):
+            texts = [file.text for file in files]
+            tokens = encode_files(self.tokenizer, texts, self.cfg.seed, end, self.vocab_size)
+            np.save(out / f"{split}.npy", tokens)
+            num_bytes = sum(len(text.encode()) for text in texts)
+            record[split] = {"files": len(files), "bytes": num_bytes, "tokens": len(tokens)}
+        return record
+
+    def load(self, split: str) -> Any:
+        """The token array of one side, mapped from disk."""
+        return np.load(self.folder / f"tokens/{split}.npy", mmap_mode="r")
+
+    def cut_prompts(self, out: Path) -> Record:
+        """Stage: held-out prompts."""
+        prompts = make_prompts(self.corpus, self.tokenizer, self.cfg.heldout, self.cfg.seed)
+        write_prompts(prompts, out / "heldout.jsonl")
+        return {"prompts": len(prompts)}
+
+
+def _beside(name: str) -> str:
+    """A tokenizer in the model's own folder, or in one called tokenizer beside it; otherwise the name itself."""
+    folder = Path(assets.resolve(name)).expanduser()
+    for place in (folder, folder.parent / "tokenizer"):
+        if (place / "tokenizer.json").exists():
+            return str(place)
+    return name

@@ -1,0 +1,371 @@
+"""The benchmark suite: statistics, order, resuming, peers, claims, and the forward-only bound."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from specdec.bench import machine
+from specdec.bench.__main__ import main
+from specdec.bench.peers import PeerError, PeerProcess
+from specdec.bench.plan import Cell, pairs, steps, turn
+from specdec.bench.prompts import cell_prompts
+from specdec.bench.statistics import median, ratio_of_medians
+from specdec.bench.suite import FOLDER, Claim, load_suite
+from specdec.bench.summary import judge
+from specdec.bound import ForwardLog, bound_counts, bound_figures, work
+from specdec.decode import decode
+from specdec.errors import ConfigError
+from specdec.pair import load_pair
+from specdec.prompts import Prompt, load_prompts
+from specdec.runner import resolve
+
+SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
+HF = str(FOLDER / "peers" / "peer_hf.py")
+
+
+def composed(*overrides):
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        return resolve(compose(config_name="config", overrides=[*SMALL, "baseline=false", *overrides]))
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        estimate = median(rng.lognormal(0.0, 0.4, size=25).tolist())
+        assert estimate.low <= estimate.value <= estimate.high
+        covered += estimate.low <= 1.0 <= estimate.high  # the median of that law
+    assert 0.88 * 200 <= covered <= 0.995 * 200
+
+
+def test_a_ratio_of_turns_is_free_of_what_the_turns_share():
+    rng = np.random.default_rng(2)
+    drift = rng.uniform(0.2, 5.0, size=9)  # the machine is slow in some turns, for both
+    ratio = ratio_of_medians((2 * drift).tolist(), drift.tolist())
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+    assert ratio_of_medians([3.0, 9.0, 1.0], [2.0, 1.0, 4.0]).value == pytest.approx(3.0 / 2.0)
+    with pytest.raises(ValueError, match="turns must be complete"):
+        ratio_of_medians([1.0], [1.0, 2.0])
+
+
+# --- what is measured, and in which order -----------------------------------------------------------------------------
+
+
+def test_every_turn_takes_every_method_once_and_begins_elsewhere():
+    turns = [turn(["a", "b", "c"], repeat) for repeat in range(3)]
+    assert turns == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "suite").glob("*.yaml")))
+def test_the_suites_are_whole(name):
+    suite, library = load_suite([f"suite={name}"])
+    planned = [step for pair in pairs(suite) for step in steps(suite, library, pair)]
+    assert len({step.key for step in planned}) == len(planned) > 0
+    for claim in suite.claims:  # a claim that names no measurement would never be judged
+        study = suite.studies[claim.study]
+        others = [claim.over] if claim.over and not claim.over.startswith("published:") else []
+        assert {claim.method, *others} <= set(study.methods)
+        assert set(claim.batches or []) <= set(study.batches)
+        assert set(claim.pairs or []) <= set(study.pairs)
+        assert set(claim.contexts or []) <= set(study.contexts)
+
+
+def test_a_key_changes_with_what_decides_the_measurement():
+    def keys(*words):
+        suite, library = load_suite(["suite=quick", *words])
+        return {step.key for pair in pairs(suite) for step in steps(suite, library, pair)}
+
+    assert keys() == keys("out=elsewhere", "progress=false")
+    assert keys() < keys("repeats=5")
+    assert not keys() & keys("threads=2")
+    assert not keys() & keys("studies.quick.max_new_tokens=7")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["suite=quikc"], "did you mean 'quick'"),
+        (["suite=quick", "repeat=3"], "repeat"),
+        (["suite=quick", "studies.quick.methods=[inplce]"], "did you mean 'inplace'"),
+        (["suite=quick", "threads"], "KEY=VALUE"),
+        (["suite=quick", "folder=/nowhere"], "methods.yaml"),
+    ],
+)
+def test_wrong_words_are_one_line(words, message, capsys):
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_prompts_of_a_set_length_are_ragged_and_repeatable():
+    pool = [Prompt(i, i, "c", list(range(10 * i, 10 * i + 7))) for i in range(3)]
+    chosen = cell_prompts(pool, 8, 40, limit=50)
+    lengths = [len(prompt.ids) for prompt in chosen]
+    assert len(chosen) == 8
+    assert all(32 < length <= 40 for length in lengths)
+    assert len(set(lengths)) > 1
+    assert chosen[1].ids[:9] == [*pool[1].ids, *pool[2].ids[:2]]
+    assert [prompt.ids for prompt in cell_prompts(pool, 3, None, 50)] == [prompt.ids for prompt in pool]
+    with pytest.raises(ConfigError, match="contexts=60"):
+        cell_prompts(pool, 1, 60, limit=50)
+
+
+# --- a suite from end to end ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A small suite of its own: two methods, a peer in this environment, one that is missing, one that fails."""
+    monkeypatch.setattr(machine.os, "sched_setaffinity", lambda *_: None, raising=False)  # other tests want all cores
+    files = {
+        "pairs.yaml": {"small": SMALL},
+        "peers.yaml": {
+            "here": {"script": HF, "environment": "current"},
+            "absent": {"script": HF, "environment": "absent"},
+        },
+        "methods.yaml": {
+            "plain": {"overrides": ["scheduler=plain"]},
+            "eqspec": {"overrides": ["scheduler=static", "alignment=inplace"]},
+            "broken": {"overrides": ["scheduler=no_such_scheduler"]},
+            "hf": {"peer": "here"},
+            "hf-assisted": {"peer": "here", "options": {"speculative": True}, "batches": [1]},
+            "absent": {"peer": "absent"},
+        },
+        "published.yaml": {
+            "elsewhere": {"label": "published figures, other machine", "tokens_per_s": {"small": {2: 9}}}
+        },
+        "suite/own.yaml": {
+            "title": "Own",
+            "repeats": 2,
+            "progress": False,
+            "studies": {
+                "s": {
+                    "title": "All",
+                    "pairs": ["small"],
+                    "methods": ["plain", "eqspec", "broken", "hf", "hf-assisted", "absent"],
+                    "batches": [1, 2],
+                    "min_prompts": 3,
+                    "max_new_tokens": 6,
+                    "baseline": "plain",
+                    "published": ["elsewhere"],
+                }
+            },
+            "claims": [
+                {"text": "is measured", "study": "s", "method": "eqspec", "over": "plain", "at_least": 0},
+                {"text": "impossible", "study": "s", "method": "eqspec", "over": "plain", "at_least": 1e6},
+                {"text": "cannot be told", "study": "s", "method": "absent", "over": "plain", "at_least": 0},
+            ],
+        },
+    }
+    for name, document in files.items():
+        path = tmp_path / "speed" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(document), path)
+    return tmp_path
+
+
+def bench(folder, *words):
+    return main(
+        ["suite=own", f"folder={folder / 'speed'}", f"out={folder / 'out'}", f"cache={folder / 'cache'}", *words]
+    )
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "out" / "measurements.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_suite_measures_every_cell_once_and_says_why_it_did_not(folder, capsys):
+    assert bench(folder) == 1, "a method that fails is told by the exit code"
+    out = capsys.readouterr().out
+    document = json.loads((folder / "out" / "results.json").read_text())
+    cells = {(cell["method"], cell["batch"]): cell for cell in document["cells"]}
+    for method, batch in (
+        ("plain", 1),
+        ("plain", 2),
+        ("eqspec", 1),
+        ("eqspec", 2),
+        ("hf", 1),
+        ("hf", 2),
+        ("hf-assisted", 1),
+    ):
+        cell = cells[method, batch]
+        assert (cell["status"], cell["num_measured"]) == ("done", 2)
+        assert (cell["num_exact"], cell["num_prompts"]) == (max(3, 2 * batch), max(3, 2 * batch))
+        assert cell["tokens_per_s"]["value"] > 0
+    assert cells["hf-assisted", 2]["status"] == "refused"
+    assert cells["absent", 1]["status"] == "not installed"
+    assert "install.py absent" in cells["absent", 1]["error"]
+    assert cells["broken", 1]["status"] == "failed"
+    assert "no_such_scheduler" in cells["broken", 1]["error"]
+    assert all("tokens_per_s" not in cell for cell in cells.values() if cell["status"] != "done"), "never a zero"
+    verdicts = [claim["verdict"] for claim in document["claims"]]
+    assert verdicts == ["met", "met", "NOT MET", "NOT MET", "not measured", "not measured"]
+
+    assert "| absent | not installed | not installed | - |" in out
+    assert "published figures, other machine" in out
+    assert json.loads(out.strip().splitlines()[-1])["claims_met"] == 2
+    latex = (folder / "out" / "tables.tex").read_text()
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
+    assert (folder / "out" / "s-small-throughput.svg").stat().st_size > 1000
+
+    before = records(folder)
+    bench(folder)
+    again = records(folder)
+    assert again[: len(before)] == before
+    assert {record["method"] for record in again[len(before) :]} == {"broken", "absent", "hf-assisted"}
+    done = [record for record in before if record["status"] == "done"]
+    kept = done[:-3]  # as if the run had been stopped before the last three
+    (folder / "out" / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept) + '{"key')
+    bench(folder)
+    taken = [record for record in records_of(folder) if record["status"] == "done"][len(kept) :]
+    assert sorted(record["key"] for record in taken) == sorted(record["key"] for record in done[-3:])
+
+
+def records_of(folder):
+    """Records of a file with a torn line in it."""
+    from specdec.results import read_lines
+
+    return list(read_lines(folder / "out" / "measurements.jsonl"))
+
+
+# --- peers ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_dies_is_told_in_one_line(tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text("import sys\nsys.stdin.readline()\nprint('out of luck', file=sys.stderr)\nsys.exit(3)\n")
+    peer = PeerProcess("dies", Path(sys.executable), script, tmp_path / "log")
+    with pytest.raises(PeerError, match="dies ended: out of luck"):
+        peer.ask({"prompts": []}, timeout_s=60)
+    peer.close()
+    assert not peer.alive
+
+
+def test_a_peer_that_says_nothing_is_ended(tmp_path):
+    script = tmp_path / "silent.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    peer = PeerProcess("silent", Path(sys.executable), script, tmp_path / "log")
+    with pytest.raises(PeerError, match=r"no answer within 0\.2 s"):
+        peer.ask({"prompts": []}, timeout_s=0.2)
+    assert not peer.alive
+
+
+def test_what_a_library_prints_does_not_reach_the_replies(tmp_path):
+    script = tmp_path / "loud.py"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(FOLDER / 'peers')!r})\nfrom peer_protocol import serve\n"
+        "def handle(request):\n    print('noise')\n    os.write(1, b'more noise\\n')\n"
+        "    return [[1, 2]] * len(request['prompts']), 0.5\nserve(handle, ('torch', 'no-such-package'))\n"
+    )
+    peer = PeerProcess("loud", Path(sys.executable), script, tmp_path / "log")
+    reply = peer.ask({"prompts": [[1], [2]]}, timeout_s=60)
+    assert (reply["outputs"], reply["seconds"]) == ([[1, 2], [1, 2]], 0.5)
+    assert reply["versions"]["torch"] == torch.__version__
+    assert reply["versions"]["no-such-package"] is None
+    peer.close()
+    assert "more noise" in (tmp_path / "log").read_text()
+
+
+def test_a_claim_is_judged_by_its_median():
+    suite, library = load_suite(["suite=quick"])
+    cells = {
+        Cell("quick", "tiny", None, 8, method): [
+            {"repeat": repeat, "status": "done", "tokens_per_s": rate} for repeat, rate in enumerate(rates)
+        ]
+        for method, rates in (("inplace", [10.0, 30.0, 20.0]), ("eqspec", [10.0, 10.0, 12.0]))
+    }
+    claim = Claim("twice as fast", "quick", "inplace", over="eqspec", batches=[8], at_least=2.0)
+    (line,) = judge(claim, suite, library, cells)
+    assert (line["value"]["value"], line["verdict"]) == (2.0, "met")
+    claim.at_least = 2.1
+    assert judge(claim, suite, library, cells)[0]["verdict"] == "NOT MET"
+
+
+# --- the forward-only bound -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "alignment"),
+    [("static", "inplace"), ("static", "eqspec"), ("exspec", "eqspec"), ("static", "masked")],
+)
+def test_the_replay_runs_the_same_forwards(scheduler, alignment):
+    cfg = composed(
+        *(f"scheduler={scheduler}", f"alignment={alignment}", "batch=3", "max_new_tokens=8", "data.num_prompts=5"),
+        *("warmup=false", "execution=eager"),
+    )
+    pair = load_pair(cfg)
+    prompts, _ = load_prompts(cfg.data, pair.tokenizer, 100)
+    seen: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+
+    def watch(module, args, kwargs):
+        seen.append((id(module), tuple(kwargs["input_ids"].shape), tuple(kwargs["attention_mask"].shape)))
+
+    hooks = [
+        model.module.register_forward_pre_hook(watch, with_kwargs=True) for model in (pair.target, pair.draft) if model
+    ]
+    try:
+        log = ForwardLog()
+        _, tally, clock, _ = decode(cfg, pair, prompts, forwards=log)
+        ran = seen.copy()
+        assert len(log.shapes) == len(ran) > tally.num_verify_calls
+        assert [(s.num_rows, s.num_tokens) for s in log.shapes] == [ids for _, ids, _ in ran]
+        seen.clear()
+        log.replay()
+        log.replay(prefill=True)
+        rounds = [call for call, shape in zip(ran, log.shapes, strict=True) if not shape.prefill]
+        starts = [call for call, shape in zip(ran, log.shapes, strict=True) if shape.prefill]
+        assert 0 < len(starts) < len(rounds)
+        num_warm = len(seen) - len(rounds) - len(starts)
+        assert 0 < num_warm <= 8, "a few calls warm the caches"
+        assert seen[4 : 4 + len(rounds)] == rounds, "in the same order, with the same shapes"
+        assert seen[-len(starts) :] == starts
+    finally:
+        for hook in hooks:
+            hook.remove()
+    figures = bound_figures([bound_counts(log, clock, pair.target.device)])
+    assert figures["num_forwards"] == len(rounds)
+    assert 0.05 < figures["loop_efficiency"] < 3.0
+    assert figures["bandwidth_share"] > 0
+
+
+def test_recording_leaves_no_trace_and_is_charged_to_nobody():
+    from specdec.bound import recording
+    from specdec.clock import Clock
+    from specdec.model import CausalLM
+
+    original = CausalLM.forward
+    clock = Clock()
+    with pytest.raises(KeyError), recording(ForwardLog(), clock):
+        {}[CausalLM.forward is not original]
+    assert CausalLM.forward is original
+    with clock.stage("verify"):
+        clock.discount(5.0)
+    assert clock.seconds["verify"] < -4.9
+
+
+def test_the_work_of_a_forward_is_that_of_its_weights_and_its_cache():
+    pair = load_pair(composed())
+    target = pair.target
+    from specdec.bound import Shape
+
+    def of(num_rows, num_tokens, num_columns):
+        return work(target, Shape(id(target), num_rows, num_tokens, num_columns, 0, False))
+
+    weights = sum(p.numel() for p in target.module.parameters()) - target.module.get_input_embeddings().weight.numel()
+    per_column = 2 * target.num_layers * target.num_kv_heads * target.head_dim
+    assert of(1, 1, 0) == (4 * weights, 2 * weights)
+    assert of(3, 2, 10)[0] == 4 * (weights + 3 * 10 * per_column)
+    assert of(3, 2, 0)[1] == 6 * of(1, 1, 0)[1]

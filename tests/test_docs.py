@@ -1,0 +1,67 @@
+"""The documentation says what is so: generated pages, schemas of real runs, links."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+REMEDY = "run `python scripts/make_docs.py`"
+
+
+def test_the_configuration_page_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "scripts" / "make_docs.py"))["config_page"]()
+    assert (DOCS / "config.md").read_text() == page, REMEDY
+
+
+def test_every_setting_of_a_run_is_explained():
+    """A setting without a comment has a row without a meaning; a few names say all there is to say."""
+    page = (DOCS / "config.md").read_text().partition("## Training")[0]
+    silent = re.findall(r"^\| `([\w.]+)` \|[^|]*\|[^|]*\| +\|$", page, re.MULTILINE)
+    obvious = {"max_new_tokens", "results_dir", "data.shuffle", "pair.draft_architecture", "batching.window"}
+    assert set(silent) <= obvious | {name for name in silent if name.startswith("logger.")}, "comment these settings"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A real run's folder."""
+    results = tmp_path_factory.mktemp("docs")
+    arguments = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=3", "batch=2"]
+    arguments += ["data.max_input_tokens=20", "data.overlong=truncate", "max_new_tokens=6", f"results_dir={results}"]
+    result = subprocess.run(
+        [sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return Path(json.loads(result.stdout.strip().splitlines()[-1])["path"])
+
+
+def documented(heading: str) -> set[str]:
+    """Keys in the first table under a heading of docs/results.md."""
+    text = (DOCS / "results.md").read_text().partition(f"\n## {heading}\n")[2]
+    table = re.search(r"^\| key \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table, heading
+    return set(re.findall(r"^\| `(\w+)` \|", table[1], re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["summary.json", "env.json"])
+def test_documents_have_the_keys_that_the_docs_say(folder, name):
+    assert set(json.loads((folder / name).read_text())) == documented(name)
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "rounds.jsonl", "attempts.jsonl"])
+def test_lines_have_the_keys_that_the_docs_say(folder, name):
+    lines = (folder / name).read_text().splitlines()
+    assert lines
+    assert all(set(json.loads(line)) == documented(name) for line in lines)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target

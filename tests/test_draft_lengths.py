@@ -1,0 +1,276 @@
+"""Draft-length policies on scripted costs and acceptance, which are given to them as rounds, and on real engines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import mode
+
+import pytest
+from conftest import greedy_alone
+from harness import ALIGNMENTS, make_engine, run_all
+
+from specdec.draft_lengths.acceptance import PRIOR_RATE, Acceptance
+from specdec.draft_lengths.base import DraftLength
+from specdec.draft_lengths.batch_table import BatchTableLength, powers_of_two
+from specdec.draft_lengths.costs import RoundCosts
+from specdec.draft_lengths.goodput import GoodputLength
+from specdec.draft_lengths.probes import SHORTEST_PAUSE
+from specdec.draft_lengths.profile import Profiler, Trial, best_gammas
+from specdec.engine import Round
+from specdec.errors import ConfigError
+from specdec.sequence import Sequence
+
+READ_S = 0.0002  # of the draft, per token
+
+
+@dataclass
+class World:
+    """Decoding without models: rows that accept at a set rate, rounds that cost what is said, continuous batches."""
+
+    rate: Callable[[int], float]  # chance that a drafted token is accepted, by round
+    plain_s: Callable[[int], float]  # a round without a draft, by its number of rows
+    step_s: Callable[[int], float]  # what each drafted step adds
+    noise: float = 0.0
+    length: int = 64
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+    seconds: float = 0.0
+    tokens: int = 0
+    gammas: list[int] = field(default_factory=list)  # longest draft of every round
+
+    def run(self, policy: DraftLength, batch: int, num_rounds: int) -> float:
+        """Tokens per second; the draft reads rows that it lags behind of, and newcomers where the policy drafts."""
+        rows: list[Sequence] = []
+        read_to: dict[int, int] = {}
+        number = 0
+        for turn in range(num_rounds):
+            seconds = 0.0
+            while len(rows) < batch:
+                rows.append(Sequence(number, [1] * 50, self.length))
+                read_to[number] = 50 if policy.drafting else 0
+                seconds += READ_S * read_to[number]
+                number += 1
+            wished = policy.choose(rows)
+            asked = [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
+            accepted, emitted, reading = [], [], 0
+            for row, gamma in zip(rows, asked, strict=True):
+                if gamma:
+                    reading += row.length - read_to[row.index]
+                right = next((i for i in range(gamma) if self.random.random() > self.rate(turn)), gamma)
+                accepted.append(right)
+                emitted.append(row.emit([1] * (right + 1)))
+                if gamma:
+                    read_to[row.index] = row.length
+            steps = max(asked)
+            drafting = sum(map(bool, asked)) / len(asked)
+            noise = 1 + self.noise * self.random.random() ** 4
+            stages = {
+                "draft": READ_S * reading + steps * self.step_s(len(rows)) * (0.5 + 0.5 * drafting) * noise,
+                "verify": self.plain_s(len(rows)) * noise,
+                "prefill": seconds,
+            }
+            outcome = Round(list(rows), asked, accepted, emitted, False, stages, [r for r in rows if r.finished])
+            policy.observe(outcome)
+            rows = [row for row in rows if not row.finished]
+            self.seconds += sum(stages.values())
+            self.tokens += sum(map(len, emitted))
+            self.gammas.append(steps)
+        return self.tokens / self.seconds
+
+
+@dataclass
+class Always(DraftLength):
+    """A fixed gamma to compare with."""
+
+    gamma: int
+    drafting: bool = False
+
+    def choose(self, rows: list[Sequence]) -> list[int]:
+        self.drafting = self.gamma > 0
+        return [self.gamma] * len(rows)
+
+    def observe(self, outcome: Round) -> None: ...
+
+
+def memory_bound(rate: float) -> World:
+    """A verification costs the same for any length: drafting pays."""
+    return World(lambda turn: rate, lambda rows: 0.01, lambda rows: 0.001, noise=0.3)
+
+
+def compute_bound(rate: float) -> World:
+    """Every drafted token costs as much as a plain one: it cannot."""
+    return World(lambda turn: rate, lambda rows: 0.01 * rows, lambda rows: 0.011 * rows, noise=0.3)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("rate", [0.3, 0.7, 0.9])
+def test_goodput_comes_near_the_best_fixed_length(rate, batch):
+    best, gamma = max((memory_bound(rate).run(Always(gamma), batch, 400), gamma) for gamma in (0, 1, 2, 4, 6, 8))
+    world = memory_bound(rate)
+    assert world.run(GoodputLength(), batch, 400) > 0.93 * best
+    if best > 1.2 * memory_bound(rate).run(Always(0), batch, 400):  # below that, it may as well stay off
+        assert abs(mode(world.gammas[200:]) - gamma) <= 2
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+@pytest.mark.parametrize("rate", [0.0, 0.7])
+def test_goodput_costs_next_to_nothing_where_drafting_does_not_pay(rate, batch):
+    plain = compute_bound(rate).run(Always(0), batch, 600)
+    world = compute_bound(rate)
+    assert world.run(GoodputLength(), batch, 600) > 0.975 * plain
+    assert sum(map(bool, world.gammas[100:])) == 0, "no acceptance would make it pay, so it is not probed for"
+
+
+def test_a_useless_draft_is_switched_off_and_probed_for_a_share_of_the_time():
+    world, policy = memory_bound(0.02), GoodputLength(probe_share=0.01)
+    plain = memory_bound(0.02).run(Always(0), 8, 2000)
+    assert world.run(policy, 8, 2000) > 0.98 * plain
+    assert not policy.drafting
+    probes = [turn for turn in range(1, 2000) if world.gammas[turn] and not world.gammas[turn - 1]]
+    assert len(probes) >= 2
+    assert all(later - earlier > SHORTEST_PAUSE for earlier, later in pairwise(probes))
+
+
+def test_drafting_comes_back_when_acceptance_rises():
+    world = memory_bound(0.0)
+    world.rate = lambda turn: 0.02 if turn < 400 else 0.9
+    policy = GoodputLength()
+    world.run(policy, 4, 2500)
+    assert policy.drafting
+    assert world.gammas[350:400].count(0) > 45
+    assert sum(world.gammas[-100:]) / 100 > 3
+
+
+def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
+    acceptance = Acceptance()
+    assert acceptance.rate(0) == PRIOR_RATE
+    policy = GoodputLength()
+    policy.acceptance = acceptance
+    for _ in range(40):
+        acceptance.observe(0, 4, 0)
+        acceptance.observe(1, 4, 4)
+    assert acceptance.rate(0) < 0.2 < 0.8 < acceptance.rate(1)
+    rows = [Sequence(index, [1], 50) for index in range(2)]
+    for gamma, seconds in ((0, 1.0), (0, 1.0), (0, 1.0), (4, 1.2)):
+        policy.costs.observe(2, gamma, seconds)
+    low, high = policy.choose(rows)
+    assert 1 <= low < high
+    acceptance.forget(0)
+    assert low < policy.choose(rows)[0] <= high
+
+
+def test_costs_are_medians_and_a_line_between_what_was_measured():
+    costs = RoundCosts()
+    with pytest.raises(ValueError, match="no plain round"):
+        costs.estimate(1, 0)
+    for seconds in (1.0, 1.0, 50.0):
+        costs.observe(4, 0, seconds)
+    assert costs.estimate(4, 0) == 1.0
+    assert costs.estimate(8, 0) == 1.5, "half fixed, half proportional, as long as nothing else is known"
+    costs.observe(8, 0, 3.0)
+    assert costs.estimate(6, 0) == 2.0
+    with pytest.raises(ValueError, match="no round with a draft"):
+        costs.estimate(4, 2)
+    costs.observe(4, 2, 1.5)
+    assert costs.estimate(4, 4) == pytest.approx(2.0)
+    assert costs.estimate(8, 2) == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize("settings", [{"max_gamma": 0}, {"probe_share": 1.0}])
+def test_wrong_settings_are_refused(settings):
+    with pytest.raises(ConfigError, match=f"draft_length.{next(iter(settings))}="):
+        GoodputLength(**settings)
+
+
+def trial(batch: int, gamma: int) -> Trial:
+    """Drafting costs 1 per step, a verification grows with the batch's tokens beyond 32; 0.6 accepted of each."""
+    accepted = sum(0.6**i for i in range(1, gamma + 1))
+    return Trial(0.1 * gamma, max(1.0, batch * (gamma + 1) / 32), 1000, round(1000 * accepted))
+
+
+def test_the_table_holds_the_argmin_of_time_per_token():
+    sizes, gammas = [1, 2, 4, 8, 16, 32], [0, 1, 2, 4, 8]
+    table = best_gammas({batch: {gamma: trial(batch, gamma) for gamma in gammas} for batch in sizes})
+
+    def seconds_per_token(batch: int, gamma: int) -> float:
+        exact = trial(batch, gamma)
+        return (exact.draft_s + exact.verify_s) / (exact.num_accepted / 1000 + 1)
+
+    for batch in sizes:
+        best = min(seconds_per_token(batch, gamma) for gamma in gammas)
+        assert seconds_per_token(batch, table[batch]) < 1.05 * best
+    assert table[1] >= 3
+    assert table[32] == 0, "where every token costs a token's time, nothing is drafted"
+    assert [table[batch] for batch in sizes] == sorted(table.values(), reverse=True)
+
+
+def test_a_table_is_profiled_once_and_shared_between_batch_sizes(tmp_path, capsys):
+    runs: list[tuple[int, int]] = []
+
+    def run(batch: int, gamma: int) -> Trial:
+        runs.append((batch, gamma))
+        return trial(batch, gamma)
+
+    profiler = Profiler(run, tmp_path, {"pair": "x"})
+    policy = BatchTableLength(max_gamma=4)
+    with pytest.raises(ConfigError, match="no table yet"):
+        policy.choose([Sequence(0, [1], 4)])
+    policy.prepare(profiler, 6)
+    assert sorted({batch for batch, _ in runs}) == [1, 2, 4, 6]
+    assert sorted({gamma for _, gamma in runs}) == [0, 1, 2, 4]
+    assert "draft length by batch size, profiled now: 1: " in capsys.readouterr().out
+    rows = [Sequence(index, [1], 20) for index in range(6)]
+    assert policy.choose(rows) == [policy.table[6]] * 6
+    assert policy.choose(rows[:3]) == [policy.table[4]] * 3, "the next larger size"
+    runs.clear()
+    again = BatchTableLength(max_gamma=4)
+    again.prepare(profiler, 8)
+    assert {batch for batch, _ in runs} == {8}
+    assert capsys.readouterr().out.count("profiled now") == 1
+    BatchTableLength(max_gamma=4).prepare(profiler, 8)
+    assert capsys.readouterr().out == ""
+    other = Profiler(run, tmp_path, {"pair": "y"})
+    runs.clear()
+    BatchTableLength(max_gamma=4).prepare(other, 1)
+    assert runs, "another pair has a table of its own"
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
+def test_profiled_sizes(limit, sizes):
+    assert powers_of_two(limit) == sizes
+
+
+class Switching(DraftLength):
+    """Drafts for some rounds, then not, then again."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+
+    def choose(self, rows: list[Sequence]) -> list[int]:
+        self.turn += 1
+        self.drafting = self.turn % 16 < 4
+        return [3 * self.drafting] * len(rows)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_draft_that_was_off_catches_up_and_drafts_as_before(target, prompts, alignment):
+    """With the target as its own draft every token is accepted, unless its cache lacks something."""
+    engine = make_engine(target, target, scheduler="continuous", alignment=ALIGNMENTS[alignment], batch=3)
+    engine.draft_length = Switching()
+    rows, rounds = run_all(engine, prompts, 24)
+    assert [row.output_ids for row in rows] == [greedy_alone(target, prompt, 24, frozenset()) for prompt in prompts]
+    assert all(outcome.num_accepted == outcome.num_drafted for outcome in rounds)
+    assert any(any(outcome.num_drafted) for outcome in rounds)
+
+
+def test_rounds_without_a_draft_do_not_call_the_draft_model(target, draft, prompts):
+    engine = make_engine(target, draft, scheduler="continuous", gamma=0)
+    engine.draft_length.drafting = False
+    calls = []
+    draft.module.register_forward_pre_hook(lambda *args: calls.append(1))
+    rows, _ = run_all(engine, prompts, 8)
+    draft.module._forward_pre_hooks.clear()
+    assert all(row.num_drafted == 0 for row in rows)
+    assert not calls

@@ -1,0 +1,331 @@
+"""Online serving: who arrives when, who waits for how long, and conversations whose history is what was said."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import greedy_alone
+from harness import make_engine
+from hydra import compose, initialize_config_module
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specdec import assets
+from specdec.clock import Clock
+from specdec.errors import ConfigError, DataError
+from specdec.loading import load_tokenizer
+from specdec.prompts import Prompt
+from specdec.results import read_lines
+from specdec.runner import resolve, run_point
+from specdec.schedulers.exspec import ExspecScheduler
+from specdec.schedulers.order import Fifo, Sorted
+from specdec.sequence import Sequence, SequencePool
+from specdec.serving.clock import VirtualClock
+from specdec.serving.conversations import Conversations
+from specdec.serving.figures import ServingLog
+from specdec.serving.poisson import PoissonArrivals
+from specdec.serving.queue import ArrivalQueue
+from specdec.serving.trace import TraceArrivals
+
+# --- EXSPEC's waiting bound ---------------------------------------------------------------------------------------
+
+
+def longest_waits(scheduler: ExspecScheduler, prompts: list[int], growth: random.Random, budget: int) -> dict[int, int]:
+    """Run the scheduler over rows that grow at random; per row, the most rounds that passed it over in the window."""
+    rows = [Sequence(i, [0] * length, budget) for i, length in enumerate(prompts)]
+    pool, waited, longest = SequencePool(rows), {}, {}
+    while not pool.done:
+        chosen = scheduler.select(pool)
+        assert 0 < len(chosen) <= scheduler.batch
+        assert len({row.index for row in chosen}) == len(chosen)
+        assert all(row in pool.active for row in chosen)
+        for row in pool.active:
+            waited[row.index] = 0 if row in chosen else waited.get(row.index, 0) + 1
+            longest[row.index] = max(longest.get(row.index, 0), waited[row.index])
+        for row in chosen:
+            row.emit([0] * growth.randint(1, 6))
+        pool.retire()
+    return longest
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=40),
+    st.integers(1, 5),
+    st.integers(0, 12),
+    st.integers(0, 6),
+    st.integers(0, 2**16),
+)
+def test_no_row_of_the_window_waits_for_longer_than_the_bound(prompts, batch, extra, slack, seed):
+    window = batch + extra
+    bound = -(-window // batch) - 1 + slack
+    scheduler = ExspecScheduler(batch, window, max_wait_rounds=bound)
+    assert max(longest_waits(scheduler, prompts, random.Random(seed), budget=20).values()) <= bound
+
+
+def test_without_the_bound_a_row_without_partners_waits_for_the_others():
+    """One row of another length among many that stay equal: they run to their end first."""
+    prompts = [7, *[3] * 15]
+
+    class Steady(random.Random):
+        def randint(self, a: int, b: int) -> int:
+            return 1
+
+    free = longest_waits(ExspecScheduler(2, 16), prompts, Steady(), budget=20)
+    bound = longest_waits(ExspecScheduler(2, 16, max_wait_rounds=8), prompts, Steady(), budget=20)
+    assert free[0] > 50
+    assert max(bound.values()) == 8
+
+
+def test_a_loose_bound_changes_nothing():
+    prompts = [random.Random(1).randint(1, 9) for _ in range(30)]
+    free = longest_waits(ExspecScheduler(3, 9), prompts, random.Random(5), budget=20)
+    assert longest_waits(ExspecScheduler(3, 9, max_wait_rounds=10_000), prompts, random.Random(5), budget=20) == free
+
+
+def test_a_bound_that_cannot_be_kept_is_refused():
+    with pytest.raises(ConfigError, match=r"max_wait_rounds=10 cannot be kept.*set it to 11 or more.*window=44 or less"):
+        ExspecScheduler(4, 48, max_wait_rounds=10)
+    ExspecScheduler(4, 44, max_wait_rounds=10)
+
+
+def test_the_bound_does_not_change_outputs(target, draft, prompts):
+    wanted = None
+    for bound in (None, 2):
+        engine = make_engine(target, draft, scheduler="exspec", batch=4, window=8, max_wait_rounds=bound)
+        rows = [Sequence(i, list(prompt), 16) for i, prompt in enumerate(prompts)]
+        pool = SequencePool(rows)
+        while not pool.done:
+            engine.step(pool)
+        wanted = wanted or [row.output_ids for row in rows]
+        assert [row.output_ids for row in rows] == wanted
+
+
+# --- arrivals and the queue ---------------------------------------------------------------------------------------
+
+
+def test_poisson_arrivals_have_their_rate_and_depend_on_nothing_but_the_seed():
+    arrivals = PoissonArrivals(rate=4.0, think_s=0.5, seed=3)
+    times = arrivals.times(4000)
+    assert times == sorted(times)
+    assert times[-1] / 4000 == pytest.approx(1 / 4, rel=0.05)
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    assert sum(gap > 0.25 for gap in gaps) / len(gaps) == pytest.approx(2.718281828**-1, abs=0.03)
+    assert PoissonArrivals(rate=4.0, seed=3).times(100) == times[:100]
+    assert PoissonArrivals(rate=4.0, seed=4).times(100) != times[:100]
+    thinking = [arrivals.think(index) for index in range(4000)]
+    assert sum(thinking) / 4000 == pytest.approx(0.5, rel=0.06)
+    assert [arrivals.think(index) for index in reversed(range(10))] == thinking[9::-1], "whoever is served first"
+
+
+def test_a_trace_starts_at_zero_and_may_be_sped_up(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps({"arrival_s": time}) + "\n" for time in (12.0, 10.0, 16.0, 99.0)))
+    assert TraceArrivals(path=str(path), speed=2.0).times(3) == [1.0, 0.0, 3.0]
+    with pytest.raises(DataError, match="has 4 arrivals for 5 conversations"):
+        TraceArrivals(path=str(path)).times(5)
+    path.write_text('{"arrival_s": 1}\n{"arrived": 2}\n')
+    with pytest.raises(DataError, match="line 2: no number under arrival_s"):
+        TraceArrivals(path=str(path)).times(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PoissonArrivals(rate=0), "arrivals.rate=0"),
+        (lambda: PoissonArrivals(think_s=-1), "arrivals.think_s=-1"),
+        (lambda: PoissonArrivals(clock="wall"), "unknown arrivals.clock 'wall'"),
+        (lambda: TraceArrivals(path="nowhere.jsonl"), "arrivals.path=nowhere.jsonl: no such file"),
+    ],
+)
+def test_bad_arrivals_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_the_virtual_clock_skips_idle_time_and_counts_rounds():
+    clock = VirtualClock()
+    clock.wait_until(100.0)
+    assert clock.now() == pytest.approx(100.0)
+    with clock.stage("verify"):
+        within = clock.now()
+    assert clock.now() > within >= 100.0
+    clock.wait_until(50.0)
+    assert 100.0 < clock.now() < 101.0, "the past cannot be waited for"
+    assert sum(clock.seconds.values()) == pytest.approx(clock.now() - 100.0)
+
+
+def test_the_real_clock_waits():
+    clock = Clock()
+    start = clock.now()
+    clock.wait_until(start + 0.05)
+    assert clock.now() - start >= 0.05
+
+
+def test_rows_enter_the_pool_when_they_arrive_in_the_order_of_the_policy():
+    clock = VirtualClock()
+    lengths, moments = (9, 3, 5, 1), (1.0, 1.0, 1.0, 2.0)
+    rows = [Sequence(i, [0] * n, 1, arrived_s=at) for i, (n, at) in enumerate(zip(lengths, moments, strict=True))]
+    queue, pool = ArrivalQueue(rows, Sorted(), clock, lambda _: None), SequencePool([])
+    assert queue.feed(pool)
+    assert clock.now() == pytest.approx(1.0, abs=1e-3), "idle time is skipped"
+    assert [row.index for row in pool.waiting] == [1, 2, 0]
+    pool.activate(1)
+    clock.wait_until(2.0)
+    assert queue.feed(pool)
+    assert [row.index for row in pool.waiting] == [3, 2, 0], "who is there already has a place by the same policy"
+
+
+def test_every_row_is_served_after_it_arrived_and_exact(target, draft, prompts):
+    clock = VirtualClock()
+    engine = make_engine(target, draft, scheduler="continuous", batch=2, clock=clock)
+    moments = PoissonArrivals(rate=1.0, seed=1).times(len(prompts))
+    rows = [Sequence(i, list(p), 8, arrived_s=at) for i, (p, at) in enumerate(zip(prompts, moments, strict=True))]
+    followed = {0: Sequence(99, [1, 2, 3], 8), 5: Sequence(98, [4], 8)}
+
+    def follow_up(row: Sequence) -> Sequence | None:
+        after = followed.get(row.index)
+        if after is not None:
+            after.arrived_s = row.finished_s + 0.25
+        return after
+
+    queue, pool, log = ArrivalQueue(rows, Fifo(), clock, follow_up), SequencePool([]), ServingLog()
+    while queue.feed(pool):
+        outcome = engine.step(pool)
+        queue.observe(outcome)
+        log.observe(outcome, pool, clock.now())
+    assert sorted(row.index for row in queue.rows) == [*range(len(prompts)), 98, 99]
+    for row in queue.rows:
+        assert row.arrived_s <= row.admitted_s <= row.first_token_s <= row.finished_s
+        assert row.output_ids == greedy_alone(target, row.prompt_ids, 8, frozenset())
+    figures = log.summary()
+    assert figures["makespan_s"] >= moments[-1] - moments[0]
+    assert 0 < figures["utilization"] < 1, "there was idle time, and it was skipped"
+    assert figures["served_tokens_per_s"] == pytest.approx(8 * len(queue.rows) / figures["makespan_s"])
+
+
+# --- conversations ------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    return load_tokenizer("asset:tiny/tokenizer", compose_pair())
+
+
+def compose_pair():
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        return compose(config_name="config").pair
+
+
+def talks(tokenizer, **options):
+    turns = ["def first(self):", "def second(self):", "def third(self):"]
+    prompts = [Prompt(i, 7, "c", tokenizer(text)["input_ids"], i, text) for i, text in enumerate(turns)]
+    other = Prompt(3, 8, "c", tokenizer("import os")["input_ids"], 0, "import os")
+    settings = {"chat_template": "auto", "overlong": "refuse", "limit": 100, **options}
+    return Conversations([*prompts, other], tokenizer, frozenset({0}), **settings), prompts
+
+
+def test_the_next_prompt_holds_everything_said_so_far(tokenizer):
+    conversation, prompts = talks(tokenizer)
+    assert [prompt.index for prompt in conversation.openings()] == [0, 3]
+    answer = tokenizer(" return 1")["input_ids"]
+    second = conversation.follow_up(0, prompts[0].ids, answer)
+    between = tokenizer("\n" + prompts[1].text, add_special_tokens=False)["input_ids"]
+    assert second.ids == prompts[0].ids + answer + between
+    assert (second.index, second.question_id) == (1, 7)
+    assert conversation.follow_up(0, prompts[0].ids, [*answer, 0]).ids == second.ids, "the stop token was not said"
+    third = conversation.follow_up(1, second.ids, answer)
+    assert third.ids[: len(second.ids) + len(answer)] == second.ids + answer
+    assert conversation.follow_up(2, third.ids, answer) is None, "the last turn"
+    assert conversation.follow_up(3, [1], [2]) is None, "a conversation of one turn"
+
+
+def test_a_chat_template_stands_between_the_turns(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    conversation, prompts = talks(tokenizer)
+    second = conversation.follow_up(0, prompts[0].ids, [5, 6])
+    text = tokenizer.decode(second.ids[len(prompts[0].ids) + 2 :])
+    assert text == "<end><user>def second(self):<end><assistant>"
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    with pytest.raises(DataError, match="drops earlier answers"):
+        conversation.follow_up(0, prompts[0].ids, [5, 6])
+
+
+def test_a_history_that_does_not_fit(tokenizer):
+    prompt = [3] * 99
+    with pytest.raises(DataError, match=r"question_id 7: turn 2 has .* data.overlong=truncate"):
+        talks(tokenizer)[0].follow_up(0, prompt, [4])
+    assert talks(tokenizer, overlong="skip")[0].follow_up(0, prompt, [4]) is None
+    cut = talks(tokenizer, overlong="truncate")[0].follow_up(0, prompt, [4])
+    whole = talks(tokenizer, limit=999)[0].follow_up(0, prompt, [4])
+    assert cut.ids == whole.ids[-100:]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """One folder for all runs, so that they share their references."""
+    return tmp_path_factory.mktemp("results")
+
+
+def serve(results: Path, *overrides: str) -> tuple[dict, list[dict]]:
+    arguments = ["experiment=paper_table4", "data.num_prompts=9", "max_new_tokens=5", "data.max_input_tokens=24"]
+    arguments += ["progress=false", f"results_dir={results}", *overrides]
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        cfg = compose(config_name="config", overrides=arguments)
+    summary = run_point(cfg, arguments)
+    return summary, list(read_lines(Path(summary["path"]) / "samples.jsonl"))
+
+
+@pytest.mark.parametrize("scheduler", ["eqspec", "exspec", "exspec_bound", "continuous"])
+def test_serving_is_exact_and_reports_what_it_took(results, scheduler):
+    summary, samples = serve(results, f"scheduler={scheduler}", "batch=2", "arrivals.rate=100")
+    assert summary["num_exact"] == summary["num_prompts"] == 9
+    assert summary["experiments"] == ["paper_table4"]
+    for key in ("latency_s", "ttft_s", "token_s", "gap_s", "wait_rounds"):
+        assert 0 <= summary[key]["p50"] <= summary[key]["p90"] <= summary[key]["p99"]
+    assert 0 < summary["utilization"] <= 1.0001
+    turns = [sample.get("turn", 0) for sample in samples]
+    assert turns.count(1) >= 2
+    for before, sample in zip(samples, samples[1:], strict=False):
+        if sample.get("turn"):
+            answer = before["output_ids"]
+            start = len(sample["prompt_ids"]) - sample["num_prompt_tokens"] + before["num_prompt_tokens"]
+            assert sample["prompt_ids"][start : start + 3] == answer[:3], "the history is what was said"
+    series = list(read_lines(Path(summary["path"]) / "queue.jsonl"))
+    assert [point["time_s"] for point in series] == sorted(point["time_s"] for point in series)
+    assert max(point["num_waiting"] for point in series) == summary["queue_length"]["max"]
+    assert scheduler.startswith("exspec") or summary["queue_length"]["max"] > 0, "exspec's window holds them all"
+    assert max(point["num_running"] for point in series) == 2
+    assert series[-1]["num_active"] == series[-1]["num_waiting"] == 0
+
+
+def test_a_wrong_method_is_compared_with_the_target_on_the_same_history(results):
+    """BSP's answers differ, so the next prompts do: their reference is made for the prompts that there really were."""
+    from transformers import AutoModelForCausalLM
+
+    overrides = ("scheduler=bsp", "allow_incorrect=true", "batch=2", "arrivals.rate=100", "max_new_tokens=8", "data.num_prompts=4")
+    summary, samples = serve(results, *overrides)
+    assert summary["num_exact"] < 4
+    model = AutoModelForCausalLM.from_pretrained(assets.resolve("asset:tiny/target")).eval()
+    later = [sample for sample in samples if "prompt_ids" in sample]
+    assert later
+    for sample in later:
+        prompt = torch.tensor([sample["prompt_ids"]])
+        alone = model.generate(prompt, do_sample=False, max_new_tokens=8, pad_token_id=0)[0, prompt.shape[1] :]
+        assert sample["exact"] == (sample["output_ids"] == alone.tolist())
+
+
+def test_several_processes_cannot_serve_one_queue():
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        cfg = compose(config_name="config", overrides=["arrivals=poisson", "runner.devices=2"])
+    with pytest.raises(ConfigError, match=r"arrivals=poisson.*runner.devices=1"):
+        resolve(cfg)

@@ -1,0 +1,142 @@
+"""Distillation losses against references without autograd, their gradients against differences, and the masks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from specdec.drafters.eagle import EagleLayer
+from specdec.training.blocks import BlockStream
+from specdec.training.budget import Budget
+from specdec.training.config import PhaseConfig, StageConfig
+from specdec.training.heads import unroll
+from specdec.training.losses import (
+    SOFT,
+    cross_entropy,
+    forward_kl,
+    kept_forward_kl,
+    masked_mean,
+    output_mask,
+    reverse_kl,
+    total_variation,
+)
+from conftest import small_llama
+
+
+def law(logits: np.ndarray, temperature: float) -> np.ndarray:
+    scaled = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
+    return scaled / scaled.sum(-1, keepdims=True)
+
+
+REFERENCES = {
+    "forward_kl": lambda p, q: (p * np.log(p / q)).sum(-1),
+    "reverse_kl": lambda p, q: (q * np.log(q / p)).sum(-1),
+    "tv": lambda p, q: 0.5 * np.abs(p - q).sum(-1),
+}
+
+
+@pytest.fixture
+def logits() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.normal(size=(4, 3, 7)) * 2, random.normal(size=(4, 3, 7)) * 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("name", SOFT)
+def test_values_and_gradients(name, temperature, logits):
+    draft, target = logits
+
+    def reference(values: np.ndarray) -> np.ndarray:
+        return temperature**2 * REFERENCES[name](law(target, temperature), law(values, temperature))
+
+    draft_XV = torch.tensor(draft, requires_grad=True)
+    found = SOFT[name](draft_XV, torch.tensor(target), temperature)
+    np.testing.assert_allclose(found.detach().numpy(), reference(draft), rtol=1e-9)
+    found.sum().backward()
+    step = 1e-6
+    for place in [(0, 0, 0), (1, 2, 3), (3, 1, 6)]:
+        nudge = np.zeros_like(draft)
+        nudge[place] = step
+        slope = (reference(draft + nudge).sum() - reference(draft - nudge).sum()) / (2 * step)
+        assert draft_XV.grad is not None
+        assert float(draft_XV.grad[place]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+def test_cross_entropy_is_the_log_probability(logits):
+    draft, _ = logits
+    tokens = np.arange(12).reshape(4, 3) % 7
+    expected = -np.log(np.take_along_axis(law(draft, 1.0), tokens[..., None], -1)[..., 0])
+    found = cross_entropy(torch.tensor(draft), torch.tensor(tokens))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+def test_kept_entries_give_the_whole_divergence_when_all_are_kept(logits):
+    draft, target = (torch.tensor(part) for part in logits)
+    top = target.log_softmax(-1).topk(7)
+    kept = kept_forward_kl(draft, top.indices, top.values)
+    torch.testing.assert_close(kept, forward_kl(draft, target))
+    part = kept_forward_kl(draft, top.indices[..., :3], top.values[..., :3])
+    assert not torch.allclose(part, kept)
+
+
+def test_divergences_of_equal_laws_are_zero(logits):
+    draft, _ = (torch.tensor(part) for part in logits)
+    for loss in (forward_kl, reverse_kl, total_variation):
+        assert float(loss(draft, draft + 3.0).abs().max()) < 1e-12  # a shift of logits is no change of the law
+
+
+def test_total_variation_is_the_chance_of_rejection():
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.1, 0.3, 0.6])
+    accepted = torch.minimum(p, q).sum()
+    assert float(total_variation(q.log(), p.log())) == pytest.approx(float(1 - accepted))
+
+
+def test_masks_count_outputs_only():
+    mask = output_mask([2, 3, 1], [5, 3, 2], 6)
+    assert mask.tolist() == [
+        [False, False, True, True, True, False],
+        [False] * 6,  # a prompt without output
+        [False, True, False, False, False, False],
+    ]
+    whole = output_mask([2, 3, 1], [5, 3, 2], 6, count_prompt=True)
+    assert whole[1].tolist() == [False, True, True, False, False, False]  # a row's first token is never predicted
+
+
+def test_masked_positions_change_nothing():
+    values = torch.arange(6.0).reshape(2, 3)
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    assert float(masked_mean(values, mask)) == pytest.approx((0 + 2 + 5) / 3)
+    assert float(masked_mean(torch.where(mask, values, 1e9), mask)) == pytest.approx((0 + 2 + 5) / 3)
+    assert float(masked_mean(values, torch.zeros_like(mask))) == 0.0
+
+
+@pytest.mark.parametrize("num_batches", [3, 17])
+def test_stream_goes_on_from_its_place(num_batches):
+    stage = StageConfig(steps=40, minutes=None, accumulate=2, phases=[PhaseConfig(0.5, 8, 3), PhaseConfig(0.5, 16, 2)])
+    tokens = np.arange(200)
+    whole = BlockStream(tokens, Budget(stage), seed=5)
+    drawn = [whole.draw() for _ in range(60)]
+    again = BlockStream(tokens, Budget(stage), seed=5)
+    again.place = dict(drawn[num_batches - 1].place)
+    for expected in drawn[num_batches:]:
+        assert torch.equal(again.draw().ids_BT, expected.ids_BT)
+    assert {batch.ids_BT.shape[1] for batch in drawn} == {8, 16}
+
+
+@torch.no_grad()
+def test_unrolled_steps_are_those_of_drafting():
+    target = small_llama(0, torch.float64)
+    torch.manual_seed(1)
+    layer = EagleLayer(target).double().eval()
+    nn.init.normal_(layer.project.weight, std=0.3)
+    ids_BT = torch.randint(61, (1, 9))
+    hidden_BTD = target(ids_BT, output_hidden_states=True).hidden_states[-1]
+    embeds_BTD = target.get_input_embeddings()(ids_BT[:, 1:])
+    steps = list(unroll(layer, embeds_BTD, hidden_BTD, 3))
+    for start in (2, 5):
+        fed = hidden_BTD[:, : start + 1]  # true entries, then the layer's own outputs
+        for step in range(3):
+            entries = layer.inputs(embeds_BTD[:, : start + step + 1], fed)
+            output_BTD = layer.body(inputs_embeds=entries).last_hidden_state
+            torch.testing.assert_close(steps[step][:, start + step], output_BTD[:, -1])
+            fed = torch.cat([fed, output_BTD[:, -1:]], dim=1)
