@@ -28,13 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import specdec.point  # noqa: F401  (torch and all that a point needs, imported once for all children)
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+import specdec.point  # noqa: F401  (with the line above all that a point needs, imported once for all children)
 from specdec import cli
 from specdec.results import read_lines, read_summary
 
 SWEEP = [
     *("pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.3"),
-    *("data.num_prompts=8", "data.max_input_tokens=40", "data.overlong=truncate", "max_new_tokens=24"),
+    *("data.num_prompts=12", "data.max_input_tokens=40", "data.overlong=truncate", "max_new_tokens=24"),
     *("scheduler=plain,eqspec,exspec", "batch=2", "runner.threads=1", "-m"),
 ]
 TIMES = ("ttft_s", "latency_s", "attempt", "rank")  # what an interruption may change in a sample
@@ -121,13 +123,44 @@ def grown(folder: Path) -> int:
     return total
 
 
-def kill_somewhen(children: list[int], folder: Path, rng: random.Random, longest_s: float, findings: Findings) -> None:
-    """Wait for a random moment, or for the next write after one, and end the processes; those that finished are fine."""
-    time.sleep(rng.uniform(0.0, longest_s))
-    if rng.random() < 0.5:
-        size, until = grown(folder), time.monotonic() + longest_s
-        while grown(folder) == size and time.monotonic() < until:
-            pass
+@dataclass(frozen=True)
+class Pace:
+    """How long the undisturbed sweep took: to its first write, and from there to its end."""
+
+    startup_s: float
+    writing_s: float
+
+
+def until_written(folder: Path, longest_s: float) -> float:
+    """Wait until a file grows, but no longer than that; returns seconds."""
+    began, size = time.monotonic(), grown(folder)
+    while grown(folder) == size and time.monotonic() - began < longest_s:
+        time.sleep(0.0005)
+    return time.monotonic() - began
+
+
+def measure(folder: Path) -> Pace:
+    """Run the sweep undisturbed.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    began, child = time.monotonic(), start(folder)
+    startup_s = until_written(folder, 600)
+    if wait(child) != 0:
+        raise SystemExit(f"the undisturbed sweep failed, see {folder}.log")
+    return Pace(startup_s, time.monotonic() - began - startup_s)
+
+
+def kill_somewhen(children: list[int], folder: Path, rng: random.Random, pace: Pace, findings: Findings) -> None:
+    """End the processes at a random moment: of their start, between writes, or in the moment of one."""
+    if rng.random() < 0.15:
+        time.sleep(rng.uniform(0, pace.startup_s))
+    else:
+        until_written(folder, 2 * pace.startup_s)
+        time.sleep(rng.uniform(0, 0.4 * pace.writing_s))
+        if rng.random() < 0.5:
+            until_written(folder, pace.writing_s)
     for child in children:
         number = rng.choice(SIGNALS)
         gone, _ = os.waitpid(child, os.WNOHANG)
@@ -141,12 +174,12 @@ def kill_somewhen(children: list[int], folder: Path, rng: random.Random, longest
             findings.problems.append(f"ended by {signal.Signals(number).name} with exit code {code}, see {folder}.log")
 
 
-def disturbed_sweep(folder: Path, rng: random.Random, longest_s: float, num_kills: int, findings: Findings) -> None:
+def disturbed_sweep(folder: Path, rng: random.Random, pace: Pace, num_kills: int, findings: Findings) -> None:
     """Start and kill a sweep up to ``num_kills`` times, then let it get through."""
     seen: dict[tuple[str, int], str] = {}
     for _ in range(num_kills):
         children = [start(folder) for _ in range(rng.choice((1, 1, 2)))]
-        kill_somewhen(children, folder, rng, longest_s, findings)
+        kill_somewhen(children, folder, rng, pace, findings)
         now = finished(folder, findings)
         compare(seen, now, findings)
         seen = now
@@ -174,19 +207,18 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     rng, findings = random.Random(arguments.seed), Findings()
 
-    undisturbed, began = root / "undisturbed", time.monotonic()
-    if wait(start(undisturbed)) != 0:
-        print(f"the undisturbed sweep failed, see {undisturbed}.log", file=sys.stderr)
-        return 1
-    longest_s = time.monotonic() - began
+    undisturbed = root / "undisturbed"
+    pace = measure(undisturbed)
     truth, counts = finished(undisturbed, findings), figures(undisturbed)
     while findings.kills.total() < arguments.kills and len(findings.problems) < 20:
         folder = root / f"disturbed{findings.sweeps}"
-        disturbed_sweep(folder, rng, longest_s, min(6, arguments.kills - findings.kills.total()), findings)
+        disturbed_sweep(folder, rng, pace, min(6, arguments.kills - findings.kills.total()), findings)
         compare(truth, finished(folder, findings), findings)
         if figures(folder) != counts:
             findings.problems.append(f"the counts in {folder} are not those of the undisturbed sweep")
-        print(f"{findings.kills.total()} kills, {findings.sweeps} sweeps: {len(findings.problems)} problems", flush=True)
+        print(
+            f"{findings.kills.total()} kills, {findings.sweeps} sweeps: {len(findings.problems)} problems", flush=True
+        )
     for problem in findings.problems:
         print(problem, file=sys.stderr)
     if arguments.folder is None and not findings.problems:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import io
 import re
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from specdec.cli_help import GROUPS, describe
 from specdec.config import RunConfig
+from specdec.descriptions import comments
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.training.config import TrainConfig
 
@@ -102,7 +101,7 @@ def _table(prefix: str, config: type, left_out: set[str]) -> str:
 
 
 def _rows(config: type, left_out: set[str], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    comments = _comments(config)
+    meanings = comments(config)
     for field in dataclasses.fields(config):
         if field.name in left_out:
             continue
@@ -110,7 +109,12 @@ def _rows(config: type, left_out: set[str], prefix: str = "") -> Iterator[tuple[
         if dataclasses.is_dataclass(nested) and inspect.isclass(nested):
             yield from _rows(nested, set(), f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, _kind(field.type), _default(field), comments.get(field.name, "")
+            yield (
+                prefix + field.name,
+                _kind(field.type),
+                _default(field),
+                meanings.get(field.name, "").replace("|", r"\|"),
+            )
 
 
 def _kind(annotation: Any) -> str:
@@ -137,32 +141,6 @@ def _written(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return "{" + ",".join(f"{key}:{_written(part)}" for key, part in dataclasses.asdict(value).items()) + "}"
     return "required" if value == "???" else str(value)
-
-
-def _comments(config: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, also of those that it inherits."""
-    found: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        if not dataclasses.is_dataclass(cls) or cls.__qualname__ == "make_dataclass":
-            continue
-        try:
-            source = inspect.getsource(cls)
-        except (OSError, TypeError):
-            continue
-        found |= _comments_of(source)
-    return found
-
-
-def _comments_of(source: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            name = re.match(r"\s*(\w+):", lines[token.start[0] - 1])
-            text = token.string.removeprefix("#").strip()
-            if name and not text.startswith("type:"):
-                found[name[1]] = text.replace("|", r"\|")
-    return found
 
 
 def cli_options() -> str:

@@ -25,7 +25,7 @@ class StaticConfig:
 class ContinuousConfig:
     """Continuous batching: a finished row's place is taken by the next prompt, which is read between the rounds."""
 
-    prefill_share: float = 0.5  # of the time, for reading newcomers' prompts while others wait for it; 1: at once
+    prefill_share: float = 0.75  # of the time, for reading newcomers' prompts while others wait for it; 1: at once
     label: str = "${.name}"
 
 
@@ -342,7 +342,7 @@ class NoLoggerConfig:
 class CsvLoggerConfig:
     """One row per finished point, appended to a CSV file."""
 
-    path: str = "${results_dir}/points.csv"
+    path: str = "${results_dir}/points.csv"  # the file
 
 
 @register("logger", "wandb", target="specdec.loggers.wandb:WandbLogger")
@@ -350,11 +350,11 @@ class CsvLoggerConfig:
 class WandbConfig:
     """A Weights & Biases run per point; offline unless told otherwise, or a key is there."""
 
-    project: str = "specdec"
+    project: str = "specdec"  # where runs go
     entity: str | None = None  # user or team; null: the key's own
     group: str | None = None  # of runs that belong together; null: the sweep
     mode: str = "auto"  # auto: online if WANDB_API_KEY or netrc has a key; offline, online, disabled
-    directory: str = "${results_dir}"
+    directory: str = "${results_dir}"  # where offline runs are kept
     num_samples: int = 100  # rows of the sample table, divergences first
 
 
@@ -363,5 +363,5 @@ class WandbConfig:
 class TensorboardConfig:
     """Event files per point, for tensorboard --logdir (pip install 'specdec[tensorboard]')."""
 
-    directory: str = "${results_dir}/tensorboard"
+    directory: str = "${results_dir}/tensorboard"  # the folder to give to --logdir
     num_samples: int = 20  # rows of the sample table, divergences first

@@ -1,4 +1,4 @@
-"""``python run.py --help``: every group with its options, every setting with its value, in well under a second.
+"""``python run.py --help``: every group with its options, every setting with its value and its meaning, in a second.
 
 Hydra can print such a page itself, but takes seconds with as many groups as there are here.
 """
@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from shutil import get_terminal_size
+from textwrap import wrap
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from specdec.descriptions import meanings
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 
+COMMENT_COLUMN = 44
 GROUPS = (
     *("pair", "data", "scheduler", "batching", "alignment", "drafter", "verifier", "draft_length", "arrivals"),
     *("runner", "logger", "experiment", "debug"),
 )
 HEADER = """specdec decodes prompts with a target and a draft model, proves the output and prints what it cost.
-Without arguments: the built-in pair, plain decoding against EQSPEC and EXSPEC.
+Without arguments: the built-in pair, plain decoding against EQSPEC, EXSPEC and continuous batches.
 
   python run.py pair=vicuna scheduler=exspec batch=1,2,4,8 -m     sweep (-m) over four batch sizes
   python run.py pair=vicuna pair.target=/models/vicuna-7b         a local folder in Hub format
@@ -28,22 +32,39 @@ Without arguments: the built-in pair, plain decoding against EQSPEC and EXSPEC.
   python run.py --cfg job                                         the composed config, to keep or to compare
 """
 FOOTER = """Results: one folder per point under results_dir; a finished point is skipped unless force=true.
+Afterwards: python -m specdec.report results/ makes one page of tables, plots and samples. More: docs/index.md.
 Further flags: -m (sweep), --cfg job, --info defaults, --hydra-help. SPECDEC_TRACEBACK=1 shows full tracebacks."""
 
 
 def print_help(overrides: list[str]) -> None:
     """The page, with the settings that ``overrides`` lead to."""
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
-        settings = OmegaConf.to_yaml(compose(config_name="config", overrides=overrides))
+        cfg = compose(config_name="config", overrides=overrides)
+    width = max(60, get_terminal_size((120, 0)).columns)
     print(HEADER)
     print("== Groups: GROUP=OPTION ==\n")
     for group in GROUPS:
         print(group)
         for option, description in sorted(describe(group).items()):
-            print(f"  {option:<24} {description}".rstrip())
+            print("\n".join(wrap(f"  {option:<24} {description}".rstrip(), width, subsequent_indent=" " * 27)))
     print("\n== Settings: KEY=VALUE ==\n")
-    print(settings)
+    print(commented(OmegaConf.to_yaml(cfg), meanings(OmegaConf.to_container(cfg)), width))
     print(FOOTER)
+
+
+def commented(settings: str, meaning: dict[str, str], width: int) -> str:
+    """YAML with what each setting means behind it; what does not fit into ``width`` goes on in the next line."""
+    lines, path = [], list[str]()
+    for line in settings.splitlines():
+        key = re.match(r"( *)([\w-]+):", line)
+        if key:
+            path = [*path[: len(key[1]) // 2], key[2]]
+        text = meaning.get(".".join(path), "") if key else ""
+        room = max(width - COMMENT_COLUMN - 2, 24)
+        first, *more = wrap(text, room) or [""]
+        lines.append(f"{line:<{COMMENT_COLUMN - 1}} # {first}" if first else line)
+        lines += [f"{'':<{COMMENT_COLUMN}}# {part}" for part in more]
+    return "\n".join(lines) + "\n"
 
 
 def describe(group: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
             f"pair.{role}={name} ({config.model_type}) has no plan in transformers to split it by: set "
             "runner.tensor_parallel=false"
         )
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     return {"distributed_config": DistributedConfig(tp_size=num_parts, tp_plan="auto")}
 

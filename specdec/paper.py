@@ -71,7 +71,9 @@ def _table2() -> list[Row]:
     rows = []
     for method, (speed, calls, verify_ms, *shares) in _TABLE2.items():
         figures = {"tokens_per_s": speed, "num_verify_calls": calls, "verify_s_per_call": verify_ms / 1000}
-        figures |= dict(zip(("verify_share", "draft_share", "alignment_overhead"), (s / 100 for s in shares), strict=True))
+        figures |= dict(
+            zip(("verify_share", "draft_share", "alignment_overhead"), (s / 100 for s in shares), strict=True)
+        )
         rows += [_row("paper_table2", method, "vicuna", 4, metric, value) for metric, value in figures.items()]
         rows.append(_row("paper_table2", method, "vicuna", 4, "acceptance_rate", 0.23, approximate=True))
     return rows
@@ -122,4 +124,4 @@ def ours(summary: dict[str, Any], metric: str) -> float | None:
     value: Any = summary
     for key in metric.split("."):
         value = value.get(key) if isinstance(value, dict) else None
-    return value
+    return value if isinstance(value, int | float) else None

@@ -139,7 +139,9 @@ def _begin(
     ranks: Ranks,
 ) -> Attempt:
     reference = store.key if store else None
-    attempt, note = ranks.from_main(lambda: begin(folder, env, reference, prompts, batch=cfg.batch, force=cfg.force or is_serving(cfg)))
+    attempt, note = ranks.from_main(
+        lambda: begin(folder, env, reference, prompts, batch=cfg.batch, force=cfg.force or is_serving(cfg))
+    )
     if note:
         ranks.say(f"note: {note}")
     return attempt

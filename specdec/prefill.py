@@ -14,7 +14,8 @@ from specdec.drafters.base import Drafter
 from specdec.reading import Reader
 from specdec.sequence import Sequence
 
-MIN_TOKENS, FIRST_TOKENS, MAX_TOKENS = 16, 64, 4096
+MIN_TOKENS, FIRST_TOKENS, MAX_TOKENS = 64, 256, 8192  # smaller parts would cost a forward's fixed time too often
+SAVED_ROUNDS = 4  # for which time that was not needed for reading is saved up
 
 
 class Pace:
@@ -43,9 +44,9 @@ class Pace:
             self._tokens = min(self._tokens * 2, MAX_TOKENS)
 
     def decoded(self, seconds: float) -> None:
-        """A round took so long, without prefill; credit that is not used does not pile up."""
+        """A round took so long, without prefill."""
         self._allowance_s = self._ratio * seconds
-        self._credit_s = min(self._credit_s + self._allowance_s, self._allowance_s)
+        self._credit_s = min(self._credit_s + self._allowance_s, SAVED_ROUNDS * self._allowance_s)
 
 
 class Prefill:

@@ -127,7 +127,7 @@ def launch(cfg: DictConfig, job: Callable[..., dict[str, Any]], *arguments: Any)
 
 def _fabric(cfg: DictConfig, start_method: str, environment: Any = None) -> Any:
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     runner = cfg.runner
     devices = runner.devices if isinstance(runner.devices, int) else list(runner.devices)
@@ -178,8 +178,9 @@ def _join(cfg: DictConfig) -> Ranks:
 
 def _spawn(cfg: DictConfig, job: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Start the processes, and end them with this one, whatever ends it."""
-    from lightning.fabric.plugins.environments import LightningEnvironment
-    from torch.multiprocessing import ProcessExitedException, active_children
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from torch.multiprocessing import active_children
+    from torch.multiprocessing.spawn import ProcessExitedException
 
     os.environ.pop("MASTER_PORT", None)  # of an earlier point
     start_method = "fork" if cfg.runner.strategy == "ddp_fork" else "spawn"
@@ -218,10 +219,8 @@ def _work(fabric: Any, job: Callable[..., dict[str, Any]], tensor_parallel: bool
 
 def _die_with_parent() -> None:
     """A parent that is killed must not leave processes behind that go on writing."""
-    with suppress(ImportError):  # Linux
-        from torch.multiprocessing import _prctl_pr_set_pdeathsig
-
-        _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if ask := getattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig", None):  # Linux
+        ask(signal.SIGKILL)
 
 
 def _how_it_died(error: Any) -> str:

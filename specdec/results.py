@@ -127,8 +127,12 @@ class RunFolder:
         return LineFile(self.path / (f"{kind}.rank{rank}.jsonl" if rank else f"{kind}.jsonl"))
 
     def samples(self) -> dict[int, dict[str, Any]]:
-        """Finished rows of all attempts and processes, by index; of two records of a row, the later counts."""
-        return {sample["index"]: sample for sample in self._all_lines("samples")}
+        """Finished rows of all attempts and processes, by index; one with an explanation replaces one without."""
+        found: dict[int, dict[str, Any]] = {}
+        for sample in self._all_lines("samples"):
+            if not found.get(sample["index"], {}).get("explanation"):
+                found[sample["index"]] = sample
+        return found
 
     def rounds(self) -> list[dict[str, Any]]:
         """Rounds of all attempts and processes; each once, also if a process was killed while it merged the files."""

@@ -33,11 +33,14 @@ def split_presets(arguments: list[str]) -> list[list[str]]:
     if chosen is None:
         return [arguments]
     swept = chosen.is_choice_sweep()
-    names = list(chosen.sweep_string_iterator()) if swept else [str(chosen.value())]
+    names = list(chosen.sweep_string_iterator()) if swept else [str(chosen.value() or "null")]
     place = arguments.index(str(chosen.input_line))
     lines = []
     for name in names:
-        cleared = [f"~hydra.sweeper.params.{key}" for key in _swept_by(name) if _sets(overrides, key)]
+        params = _swept_by(name)
+        left = [f"{key}={values}" for key, values in params.items() if not _sets(overrides, key)]
+        # The preset's sweep as a whole gives way to what is left of it: Hydra cannot delete a key that has a dot.
+        cleared = ["hydra.sweeper.params=null", *left] if len(left) < len(params) else []
         # Presets of one command may start within one second: each has a folder of its own.
         folder = f"{_SWEEP_DIR}=${{results_dir}}/sweeps/${{now:%Y-%m-%d_%H-%M-%S}}_${{process_id:}}_{name}"
         named = [] if _sets(overrides, _SWEEP_DIR) else [folder]
@@ -63,13 +66,13 @@ def _sets(overrides: list[Override], key: str) -> bool:
     return any(override.key_or_group == key for override in overrides)
 
 
-def _swept_by(name: str) -> list[str]:
-    """What a preset sweeps over."""
+def _swept_by(name: str) -> dict[str, str]:
+    """What a preset sweeps over: the values of each setting, as on the command line."""
     presets = {file.name.removesuffix(".yaml"): file for file in (files("specdec.conf") / GROUP).iterdir()}
     if name == "null":
-        return []
+        return {}
     if name not in presets:
         raise ConfigError(unknown(GROUP, name, presets))
     preset: Any = OmegaConf.create(presets[name].read_text(encoding="utf-8"))
     assert isinstance(preset, DictConfig)
-    return [str(key) for key in OmegaConf.select(preset, "hydra.sweeper.params") or {}]
+    return {str(key): str(values) for key, values in (OmegaConf.select(preset, "hydra.sweeper.params") or {}).items()}

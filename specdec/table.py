@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 160  # where the output is no terminal
+WIDTH = 180  # where the output is no terminal
 Cell = Callable[[dict[str, Any]], str]
 
 
@@ -118,7 +118,6 @@ _COLUMNS: list[tuple[str, Cell]] = [
     ("p50 s", lambda o: _number("p50", ".2f")(o.get("latency_s") or {})),
     ("p99 s", lambda o: _number("p99", ".2f")(o.get("latency_s") or {})),
     ("ttft p99", lambda o: _number("p99", ".2f")((o.get("wait_rounds") and o.get("ttft_s")) or {})),
-    ("gap p99", lambda o: _number("p99", ".2f")(o.get("gap_s") or {})),
     ("waits", lambda o: _number("max", "d")(o.get("wait_rounds") or {})),
     ("queue", lambda o: _number("mean", ".1f")(o.get("queue_length") or {})),
     ("exact", _exact),

@@ -19,6 +19,7 @@ from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
 from specdec.clock import Clock
 from specdec.errors import ConfigError, ContractError
+from specdec.invariants import CheckedAlignment
 from specdec.model import CausalLM
 
 
@@ -224,3 +225,18 @@ def test_expansion_makes_one_copy_per_path(model, monkeypatch):
     assert sizes == [(2, 2), (6, 3), (2, 1)]
     alignment.commit([0, 1], [6, [0, 3]])
     torch.testing.assert_close(alignment.content(1), fresh(3, 4, 5, 8)[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("strategy", sorted(ALIGNMENTS))
+def test_a_newcomer_may_bear_the_number_of_a_row_that_has_left(model, strategy):
+    alignment = CheckedAlignment(ALIGNMENTS[strategy](model, Clock()), model, every=1)
+    alignment.admit([0, 1], [[1, 2, 3, 4, 5], [6, 7]])
+    alignment.forward([0, 1], torch.tensor([[8], [9]]))
+    alignment.commit([0, 1], [6, 3])
+    alignment.release([0, 1])
+    alignment.admit([0], [[3, 1]])
+    alignment.forward([0], torch.tensor([[4]]))
+    alignment.commit([0], [3])
+    alignment.admit([1], [[5]])
+    alignment.forward([1, 0], torch.tensor([[4], [2]]))
+    alignment.commit([1, 0], [2, 4])

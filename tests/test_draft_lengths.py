@@ -145,7 +145,7 @@ def test_drafting_comes_back_when_acceptance_rises():
 
 def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
     acceptance = Acceptance()
-    assert acceptance.rate(0) == PRIOR_RATE
+    assert PRIOR_RATE < acceptance.rate(0) < PRIOR_RATE + 0.2, "the benefit of the doubt"
     policy = GoodputLength()
     policy.acceptance = acceptance
     for _ in range(40):

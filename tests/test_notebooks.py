@@ -24,11 +24,17 @@ def test_a_notebook_is_kept_without_outputs(path):
     assert "parameters" in code[0].metadata.get("tags", []), "sizes are set in one cell at the top"
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all of them: points that two notebooks share are computed once."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path):
+def test_a_notebook_runs(path, folder):
     book = nbformat.read(path, as_version=4)
-    NotebookClient(book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     said = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(str(output.get("text", "")) for output in said)
     assert "Traceback" not in text

@@ -58,6 +58,19 @@ def test_a_summary_means_done(tmp_path):
     assert folder.samples() == {}
 
 
+def test_an_explanation_counts_whichever_process_made_it(tmp_path):
+    folder = RunFolder(tmp_path, {"a": 1})
+    folder.start({})
+    explained = {"index": 3, "explanation": {"kind": "near-tie"}}
+    for writer, owner in ((0, 1), (1, 0)):
+        for rank, record in ((owner, {"index": 3, "explanation": None}), (writer, explained)):
+            with folder.open_lines("samples", rank) as lines:
+                lines.write(record)
+        assert folder.samples() == {3: explained}
+        folder.clear()
+        folder.start({})
+
+
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_atomically(path, "old")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import small_llama
 from torch import nn
 
 from specdec.drafters.eagle import EagleLayer
@@ -20,7 +21,6 @@ from specdec.training.losses import (
     reverse_kl,
     total_variation,
 )
-from conftest import small_llama
 
 
 def law(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -13,6 +13,10 @@ from specdec.errors import ContractError
 from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
 
 
+GONE = -1
+"""Stands in the batch for a released row, whose number may be admitted again."""
+
+
 class ColumnBatch:
     """The rows of the last forward, right-padded when they came together; all others rest as ragged KV of their own.
 
@@ -52,6 +56,7 @@ class ColumnBatch:
         """Drop what released rows hold outside the batch; their columns in it go at the next change of rows."""
         for row in rows:
             self.pool.pop(row, None)
+        self.rows = [GONE if row in rows else row for row in self.rows]
 
     def choose(self, rows: list[int]) -> None:
         """Make ``rows`` the batch. Rows that only leave take nothing with them: the others' columns stay."""

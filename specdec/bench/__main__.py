@@ -19,6 +19,7 @@ Measures methods and peers in turn, on pinned cores, each behind a warm-up; a re
 suite=NAME       quick (default), two_core, ablation, context; or a YAML file of your own
 threads=N        cores that everything is pinned to (default 1)      repeats=N    turns
 out=FOLDER       where measurements, tables and plots go             data=FILE    prompts, JSONL in Spec-Bench's schema
+force=true       forget what was measured before (a rerun otherwise measures only what is missing)
 only=[STUDY]     these studies only        without=[METHOD]  leave methods out
 peers=FOLDER     where experiments/speed/peers/install.py made the environments of other engines
 Any other setting of the suite can be given too, as in studies.pairs.batches=[1,8]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from specdec.bench.peers import PeerError, PeerProcess, interpreter
 from specdec.bench.plan import Cell, Step, num_prompts, pairs, refusal, steps
 from specdec.bench.suite import Library, Method, Suite
 from specdec.cli_errors import explain
+from specdec.draft_lengths.profile import FOLDER as DRAFT_TABLES
 from specdec.errors import SpecdecError
 from specdec.results import append_line, read_lines
 
@@ -41,6 +43,9 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
     """Measure what is not on disk yet; returns all measurements of the suite by their key."""
     path = Path(str(suite.out)) / MEASUREMENTS
     path.parent.mkdir(parents=True, exist_ok=True)
+    if suite.force:
+        path.unlink(missing_ok=True)
+        shutil.rmtree(Path(suite.cache) / DRAFT_TABLES, ignore_errors=True)
     records = {record["key"]: record for record in read_lines(path)}
     plan = {pair: list(steps(suite, library, pair)) for pair in pairs(suite)}
     wanted = {step.key for planned in plan.values() for step in planned}

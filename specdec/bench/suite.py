@@ -93,6 +93,7 @@ class Suite:
     peers: str = "outputs/bench/peers"  # where install.py made their environments
     peer_timeout_s: float = 900.0
     progress: bool = True
+    force: bool = False  # forget measurements and draft tables, as after a change of the code
     only: list[str] | None = None  # studies to run; null: all
     without: list[str] = field(default_factory=list)  # methods to leave out
     studies: dict[str, Study] = MISSING

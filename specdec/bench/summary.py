@@ -51,6 +51,7 @@ def summarize(suite: Suite, library: Library, records: dict[str, dict[str, Any]]
     return {
         "suite": asdict(suite),
         "cells": figures,
+        "max_load_average": max((record.get("load_average") or 0.0 for record in records.values()), default=None),
         "claims": [line for claim in suite.claims for line in judge(claim, suite, library, cells)],
         "published": library.published,
         "pairs": library.pairs,

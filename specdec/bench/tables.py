@@ -158,7 +158,8 @@ def _conditions(document: dict[str, Any]) -> str:
         "Medians of turns in rotation, [95% bootstrap interval], ratio to the study's baseline; tokens per second "
         f"of all prompts, their prefill included. {machine['processor']}, {machine['device']}, {suite['threads']} "
         f"thread(s) on core(s) {cores}; revision {machine['git_revision'] or 'unknown'}, torch "
-        f"{machine['versions']['torch']}. Exact: rows whose tokens all equal the target alone at batch 1, worst turn."
+        f"{machine['versions']['torch']}; load average up to {document['max_load_average'] or 0:.1f}. "
+        "Exact: rows whose tokens all equal the target alone at batch 1, worst turn."
     )
 
 

@@ -115,12 +115,11 @@ def programs(draw: Any, trees: bool = True, max_rounds: int = 5) -> Program:
     """Admissions, releases, forwards of ragged chains and trees over any rows, commits that keep or cut back."""
     steps: list[Step] = []
     lengths: dict[int, int] = {}
-    counter = 0
     for turn in range(draw(st.integers(1, max_rounds))):
         if turn == 0 or draw(st.integers(0, 3)) == 3:
             sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=3))
-            rows = range(counter, counter + len(sizes))
-            counter += len(sizes)
+            # The lowest free numbers: a newcomer may bear that of a row that has left.
+            rows = [row for row in range(len(lengths) + len(sizes)) if row not in lengths][: len(sizes)]
             contents = [tuple(draw(st.lists(tokens_of, min_size=size, max_size=size))) for size in sizes]
             steps.append(Admit(tuple(zip(rows, contents, strict=True))))
             lengths.update(zip(rows, sizes, strict=True))

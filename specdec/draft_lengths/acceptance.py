@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
-PRIOR_RATE, PRIOR_TRIALS = 0.7, 4.0  # what a run is believed to accept before its first round
+PRIOR_RATE, PRIOR_TRIALS = 0.7, 12.0  # what a run is believed to accept before its first round
 RUN_MEMORY, ROW_MEMORY = 512.0, 64.0  # trials that an estimate remembers; older ones fade
 ROW_TRUST = 8.0  # trials of a row of its own that weigh as much as the run's
 
@@ -43,7 +44,8 @@ class Acceptance:
         self._rows.pop(row, None)
 
     def rate(self, row: int) -> float:
-        """The estimate for a row."""
-        run = self._run.accepted / self._run.trials
+        """The estimate for a row: the mean, and as long as little is known the benefit of the doubt (one deviation)."""
+        mean = self._run.accepted / self._run.trials
+        run = min(mean + sqrt(mean * (1 - mean) / self._run.trials), 1.0)
         own = self._rows.get(row)
         return run if own is None else (own.accepted + ROW_TRUST * run) / (own.trials + ROW_TRUST)

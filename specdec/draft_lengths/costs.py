@@ -89,7 +89,7 @@ class ReadingCosts:
 
     def __init__(self) -> None:
         self._read_to: dict[int, int] = {}  # tokens of each row that the draft's cache is known to hold
-        self._s_per_token = 0.0
+        self._num_read, self._read_s = 0, 0.0
         self._postponed: tuple[float, int] | None = None
         self._num_finished, self._num_prompt_tokens, self._num_output_tokens = 0, 0, 0  # of rows that are done
         self._since_newcomer = 0
@@ -112,15 +112,19 @@ class ReadingCosts:
                 self._read_to[row.index] = row.length
         return total
 
-    def postpone(self, seconds: float, num_tokens: int) -> None:
-        """A round that had to read so many tokens took so long: more than the next one of its kind by the reading."""
-        self._postponed = (seconds, num_tokens)
+    def postpone(self, draft_s: float, num_tokens: int) -> None:
+        """Drafting took so long in a round that had to read so many tokens first."""
+        self._postponed = (draft_s, num_tokens)
 
-    def settle(self, usual_s: float) -> None:
-        """The next round that drafts, without reading, took so long."""
+    def settle(self, draft_s: float, num_steps: int) -> None:
+        """Drafting took so long in the next round, which read nothing: the reading is what the other took beyond.
+
+        A reading costs a forward, whatever it reads; that much is taken off, as the cost of a drafted step.
+        """
         if self._postponed is not None:
-            seconds, num_tokens = self._postponed
-            self._s_per_token = max(seconds - usual_s, 0.0) / num_tokens
+            postponed_s, num_tokens = self._postponed
+            self._num_read += num_tokens
+            self._read_s += max(postponed_s - draft_s * (1 + 1 / num_steps), 0.0)
             self._postponed = None
 
     def finish(self, row: Sequence) -> None:
@@ -132,12 +136,13 @@ class ReadingCosts:
 
     def per_output_token(self, rows: list[Sequence], going_on: bool) -> float:
         """Seconds of reading per emitted token, if drafting goes on, or if it starts now."""
+        s_per_token = self._read_s / max(self._num_read, 1)
         finished = self._num_output_tokens
         steady = self._num_prompt_tokens / finished if finished else 0.0
         if going_on:
-            return self._s_per_token * steady
+            return s_per_token * steady
         num_lacking = sum(row.length - self._read_to.get(row.index, 0) for row in rows)
         if finished and self._since_newcomer <= STREAM_ROUNDS:  # more will come, and profit from what is begun now
             num_served = STREAM_ROWS * len(rows) * finished / self._num_finished
-            return self._s_per_token * (steady + num_lacking / num_served)
-        return self._s_per_token * num_lacking / max(sum(row.num_remaining for row in rows), 1)
+            return s_per_token * (steady + num_lacking / num_served)
+        return s_per_token * num_lacking / max(sum(row.num_remaining for row in rows), 1)

@@ -69,10 +69,10 @@ class GoodputLength(DraftLength):
         seconds = sum(value for stage, value in outcome.seconds.items() if stage != "prefill")
         num_lacking = self.reading.lacking(outcome, self._asked, usual=self.max_gamma + 1)
         if num_lacking:
-            self.reading.postpone(seconds, num_lacking)
+            self.reading.postpone(outcome.seconds["draft"], num_lacking)
         else:
             if num_steps:
-                self.reading.settle(seconds)
+                self.reading.settle(outcome.seconds["draft"], num_steps)
             # A probe's draft counts as if all rows had drafted: half-way, on a log scale, between costing the same for
             # any number of rows and being proportional to it.
             num_drafting = sum(map(bool, self._asked))

@@ -34,16 +34,16 @@ class EagleLayer(nn.Module):
         theirs = target.config.get_text_config()
         shared = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
         shape = {name: value for name in shared if (value := getattr(theirs, name, None)) is not None}
-        config = LlamaConfig(
+        config: Any = LlamaConfig(
             vocab_size=1,  # the embeddings are the target's
             num_hidden_layers=1,
             max_position_embeddings=theirs.max_position_embeddings,
-            attn_implementation="sdpa",
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
             **shape,
         )
+        config._attn_implementation = "sdpa"
         self.body = LlamaModel(config)
         self.body.embed_tokens = nn.Identity()  # type: ignore[assignment]
         self.project = nn.Linear(2 * theirs.hidden_size, theirs.hidden_size, bias=False)
@@ -71,6 +71,7 @@ class EagleDrafter(Drafter):
             load_weights(path, layer)
         self._layer: EagleLayer = placed(layer, context.target)
         self._model = as_causal(self._layer, context.target)
+        self._model.execute("eager" if context.target.execution.name == "eager" else "auto")
         self._embed = context.target.module.get_input_embeddings()
         self._device = context.device
         # One layer's cache stays in slots, whatever keeps the target's: others could not read embeddings again.
@@ -159,7 +160,7 @@ def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:
 
 def _copy_where_alike(body: Any, target: Any) -> None:
     """Begin from the target's last layer and norm, where they are of the same kind and shape."""
-    decoder = getattr(target, target.base_model_prefix, None)
+    decoder: Any = getattr(target, target.base_model_prefix, None)
     if getattr(decoder, "layers", None) is None or getattr(decoder, "norm", None) is None:
         return
     for ours, theirs in ((body.layers[0], decoder.layers[-1]), (body.norm, decoder.norm)):

@@ -156,5 +156,5 @@ def _settled(row: Sequence, stop: int) -> int:
 def _spread(part: Tensor, places: list[int], num_rows: int) -> Tensor:
     """The rows of ``part`` at their places among all rows; zeros elsewhere."""
     whole = part.new_zeros(num_rows, *part.shape[1:])
-    whole[torch.tensor(places, device=part.device)] = part
+    whole[torch.tensor(places, dtype=torch.long, device=part.device)] = part
     return whole

@@ -77,7 +77,7 @@ class CompiledExecution(FusedExecution):
         layer = self._layers[0]
         for count in WARMUP_TOKENS:
             x_MD = self._embed(torch.zeros(count, dtype=torch.long, device=self.model.device))
-            cos_M1E, sin_M1E = self._rotation(x_MD, torch.arange(count, device=self.model.device)[None])
+            cos_M1E, sin_M1E = self._rotation(x_MD, torch.arange(count, device=self.model.device)[None], count)
             heads_MHE, _, _ = layer.project(x_MD, cos_M1E, sin_M1E)
             layer.finish(x_MD, heads_MHE.flatten(1))
 

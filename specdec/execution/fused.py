@@ -50,7 +50,8 @@ class RMSNorm:
         """Over the last dimension."""
         if x.dtype == torch.float32:
             return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+        normed: Tensor = torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+        return normed
 
 
 class Layer:
@@ -88,6 +89,33 @@ class Layer:
         return self.down.added_to(x_MD, self.activation(gate) * up)
 
 
+class Rotation:
+    """Cosines and signed sines of positions, so that a rotation is x cos + roll(x) sin; from a table where that holds.
+
+    The frequencies of some scalings (dynamic, longrope) depend on the longest row at hand: they are asked for anew.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._fixed = getattr(module, "rope_type", None) in ("default", "linear", "llama3", "yarn")
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x_MD: Tensor, positions_BT: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+        """(M, 1, E) each, for positions that are all below ``bound``."""
+        if not self._fixed:
+            return self._ask(x_MD, positions_BT)
+        if self._table is None or len(self._table[0]) < bound:
+            self._table = self._ask(x_MD, torch.arange(2 * bound, device=x_MD.device)[None])
+        cos_P1E, sin_P1E = self._table
+        positions_M = positions_BT.reshape(-1)
+        return cos_P1E[positions_M], sin_P1E[positions_M]
+
+    def _ask(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        cos_M1E, sin_M1E = (part.flatten(0, 1)[:, None] for part in self._module(x_MD, positions_BT))
+        half = sin_M1E.shape[-1] // 2
+        return cos_M1E, torch.cat([-sin_M1E[..., :half], sin_M1E[..., half:]], dim=-1)
+
+
 class FusedExecution(Execution):
     """Forwards of one model of the Llama family; see the module's text."""
 
@@ -101,7 +129,9 @@ class FusedExecution(Execution):
         decoder = model.module.model
         self.model = model
         self._embed = decoder.embed_tokens
-        self._rotary = decoder.rotary_emb
+        self._rotation = Rotation(decoder.rotary_emb)
+        self._shown = torch.zeros((), dtype=model.dtype, device=model.device)
+        self._hidden = torch.full_like(self._shown, torch.finfo(model.dtype).min)
         self._layers = [self._layer(layer) for layer in decoder.layers]
         self._norm = RMSNorm(decoder.norm)
         self._head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
@@ -121,7 +151,7 @@ class FusedExecution(Execution):
         embedded = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
         B, T, D = embedded.shape
         x_MD = embedded.view(B * T, D)
-        cos_M1E, sin_M1E = self._rotation(x_MD, call.positions_BT)
+        cos_M1E, sin_M1E = self._rotation(x_MD, call.positions_BT, call.writer.num_columns)
         masks = self._masks(call.mask_BTS)
         for number, layer in enumerate(self._layers):
             q_MHE, k_MKE, v_MKE = layer.project(x_MD, cos_M1E, sin_M1E)
@@ -130,22 +160,15 @@ class FusedExecution(Execution):
             x_MD = layer.finish(x_MD, _attend(layer, q_MHE, keys, values, masks[layer.window], B, T))
         return self._answer(x_MD.view(B, T, D), call)
 
-    def _rotation(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (M, 1, E), so that a rotation is x cos + roll(x) sin."""
-        cos_BTE, sin_BTE = self._rotary(x_MD, positions_BT)
-        cos_M1E, sin_M1E = (part.reshape(len(x_MD), 1, -1) for part in (cos_BTE, sin_BTE))
-        half = sin_M1E.shape[-1] // 2
-        return cos_M1E, torch.cat([-sin_M1E[..., :half], sin_M1E[..., half:]], dim=-1)
-
     def _masks(self, mask_BTS: Tensor) -> dict[int | None, Tensor]:
         """Additive masks (B, 1, G T, S) by window: what a hidden column adds to a score hides it."""
+        B, T, S = mask_BTS.shape
         groups = self._layers[0].H // self._layers[0].K
         masks = {}
         for window in {layer.window for layer in self._layers}:
             seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
-            added_BTS = torch.zeros(seen_BTS.shape, dtype=self.model.dtype, device=seen_BTS.device)
-            added_BTS.masked_fill_(~seen_BTS, torch.finfo(self.model.dtype).min)
-            masks[window] = added_BTS.repeat(1, groups, 1)[:, None] if groups > 1 else added_BTS[:, None]
+            seen_B1GTS = seen_BTS[:, None, None].expand(B, 1, groups, T, S)
+            masks[window] = torch.where(seen_B1GTS, self._shown, self._hidden).view(B, 1, groups * T, S)
         return masks
 
     def _answer(self, x_BTD: Tensor, call: Call) -> Tensor:

@@ -62,7 +62,7 @@ def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
             part.weight.data = weight_OI[start : start + part.out_features]
             start += part.out_features
     biases = [part.bias for part in parts]
-    bias_O = torch.cat(biases) if all(bias is not None for bias in biases) else None
+    bias_O = torch.cat([bias.detach() for bias in biases]) if all(bias is not None for bias in biases) else None
     return Linear(weight_OI, bias_O, may_pack=may_pack)
 
 

@@ -1,4 +1,4 @@
-"""The Logger contract: told when a point starts, goes on, finishes or fails. After start, one of finish and fail comes."""
+"""The Logger contract: told when a point starts, goes on, finishes or fails. One of finish and fail ends it."""
 
 from __future__ import annotations
 

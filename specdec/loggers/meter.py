@@ -18,13 +18,13 @@ class StepMeter:
 
     Args:
         memory: where the peak so far is read; None leaves it out.
-        every_s: seconds between two reports; what is left at the end is in the summary.
+        every_s: seconds between two reports, EVERY_S if not given; what is left at the end is in the summary.
     """
 
-    def __init__(self, logger: Logger, memory: PeakMemory | None = None, every_s: float = EVERY_S) -> None:
+    def __init__(self, logger: Logger, memory: PeakMemory | None = None, every_s: float | None = None) -> None:
         self._logger = logger
         self._memory = memory
-        self._every_s = every_s
+        self._every_s = EVERY_S if every_s is None else every_s
         self._num_rounds = 0
         self._num_finished = 0
         self._reported_s = time.monotonic()

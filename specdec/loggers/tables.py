@@ -59,4 +59,5 @@ def run_name(run_hash: str, overrides: list[str]) -> str:
     """A run is named by its overrides, without those that decide nothing; without any, by its hash."""
     noise = ("logger", "results_dir", "progress", "force", "hydra")
     telling = [override for override in overrides if not override.lstrip("+~").startswith(noise)]
+    telling.sort(key=lambda override: "." in override.partition("=")[0])  # details last: long names are cut
     return " ".join(telling)[:128] or run_hash

@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec.errors import ConfigError
 from specdec.loggers.base import Logger
+from specdec.loggers.secrets import scrub
 from specdec.loggers.tables import by_category, run_name, sample_rows
 from specdec.registry import unknown
 
@@ -36,8 +37,8 @@ class WandbLogger(Logger):
     ) -> None:
         if mode not in _MODES:
             raise ConfigError(unknown("logger.mode", mode, _MODES))
-        self._mode = _chosen_mode() if mode == "auto" else mode
-        self._place = {"project": project, "entity": entity, "dir": directory}
+        self._mode: Any = _chosen_mode() if mode == "auto" else mode
+        self._place: dict[str, Any] = {"project": project, "entity": entity, "dir": directory}
         self._group = group
         self._num_samples = num_samples
         self._run: Any = None
@@ -50,8 +51,8 @@ class WandbLogger(Logger):
         try:
             self._run = wandb.init(
                 **self._place,
-                mode=self._mode,  # type: ignore[arg-type]
-                group=self._group or env.get("sweep"),
+                mode=self._mode,
+                group=scrub(self._group or env.get("sweep")),
                 name=run_name(run_hash, overrides),
                 config={
                     **settings,
@@ -66,7 +67,9 @@ class WandbLogger(Logger):
             )
         except wandb.errors.Error as error:
             reason = str(error).partition("\n")[0]
-            raise ConfigError(f"logger.mode={self._mode}: {reason}; set WANDB_API_KEY, or logger.mode=offline") from error
+            raise ConfigError(
+                f"logger.mode={self._mode}: {reason}; set WANDB_API_KEY, or logger.mode=offline"
+            ) from error
 
     def round(self, step: int, metrics: dict[str, float]) -> None:
         """Figures of the last second or so, over the number of rounds."""
@@ -112,12 +115,12 @@ def _chosen_mode() -> str:
 def _table(rows: list[dict[str, Any]]) -> Any:
     import wandb
 
-    columns = list(rows[0]) if rows else []
+    columns: list[Any] = list(rows[0]) if rows else []
     # Columns such as `reason` are often all None; W&B would call their type unknown and drop later values.
     return wandb.Table(columns=columns, data=[list(row.values()) for row in rows], allow_mixed_types=True)
 
 
-def _histogram(counts: list[int]) -> tuple[list[int], list[float]]:
+def _histogram(counts: list[int]) -> Any:
     """One bin per accepted length, around its whole number."""
     counts = counts or [0]
     return counts, [length - 0.5 for length in range(len(counts) + 1)]

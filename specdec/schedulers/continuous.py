@@ -16,7 +16,7 @@ from specdec.sequence import Sequence, SequencePool
 class ContinuousScheduler(Scheduler):
     """``batch`` rows in flight for as long as prompts wait."""
 
-    def __init__(self, batch: int, window: int, *, prefill_share: float = 0.5) -> None:
+    def __init__(self, batch: int, window: int, *, prefill_share: float = 0.75) -> None:
         if not 0 < prefill_share <= 1:
             raise ConfigError(f"scheduler.prefill_share={prefill_share}: it must be above 0 and at most 1")
         self.batch = batch

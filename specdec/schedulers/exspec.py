@@ -37,7 +37,7 @@ class ExspecScheduler(Scheduler):
         self._waited: dict[int, int] = {}  # by row of the window: rounds since it ran
 
     def select(self, pool: SequencePool) -> list[Sequence]:
-        """``batch`` rows of equal length if the window holds them, else its oldest rows; those that must run, always."""
+        """``batch`` rows of equal length if the window holds them, else its oldest rows; with all that are due."""
         pool.activate(self.window - len(pool.active))
         due = self._due(pool.active)
         others = [row for row in pool.active if row not in due]

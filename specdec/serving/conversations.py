@@ -77,7 +77,7 @@ class Conversations:
             {"role": "user", "content": text},
         ]
         rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, found, after = rendered.partition(_ANSWER)
+        _, found, after = rendered.partition(_ANSWER)
         if not found:
             raise DataError("the tokenizer's chat template drops earlier answers: set data.chat_template=never")
         return list(self._tokenizer(after, add_special_tokens=False)["input_ids"])

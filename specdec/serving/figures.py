@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class ServingLog:
 
     def _queue_length(self) -> dict[str, float | None]:
         """Requests that waited for admission: the mean over the time, and the most at any moment."""
-        spans = [(b["time_s"] - a["time_s"], a["num_waiting"]) for a, b in zip(self.series, self.series[1:], strict=False)]
+        spans = [(after["time_s"] - point["time_s"], point["num_waiting"]) for point, after in pairwise(self.series)]
         total = sum(span for span, _ in spans)
         mean = ratio(sum(span * waiting for span, waiting in spans), total)
         return {"mean": mean, "max": max((point["num_waiting"] for point in self.series), default=0)}

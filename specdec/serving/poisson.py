@@ -12,9 +12,7 @@ from specdec.serving.base import Arrivals
 class PoissonArrivals(Arrivals):
     """Exponential times between one arrival and the next."""
 
-    def __init__(
-        self, *, rate: float = 1.0, think_s: float = 0.0, seed: int = 0, clock: str = "virtual"
-    ) -> None:
+    def __init__(self, *, rate: float = 1.0, think_s: float = 0.0, seed: int = 0, clock: str = "virtual") -> None:
         super().__init__(clock=clock, think_s=think_s, seed=seed)
         if not rate > 0:
             raise ConfigError(f"arrivals.rate={rate}: it must be above 0 (conversations per second)")

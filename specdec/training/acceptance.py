@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.alignment.base import Alignment
 from specdec.clock import Clock
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
@@ -113,7 +114,13 @@ def _decode(
 ) -> dict[str, float]:
     """Run the engine over the prompts; returns seconds per round and stage."""
     clock = Clock()
-    context = DrafterContext(target, draft, lambda model: create("alignment", "inplace", model, clock), clock)
+
+    def align(model: CausalLM) -> Alignment:
+        model.execute("auto")  # as run.py does, so that the times are those of use
+        alignment: Alignment = create("alignment", "inplace", model, clock)
+        return alignment
+
+    context = DrafterContext(target, draft, align, clock)
     engine = Engine(
         context.align(target),
         make_drafter(context),

@@ -38,6 +38,7 @@ class Stream(IterableDataset[Batch]):
     """Endless batches, a pure function of seed and place; `share` picks one of several devices' rows."""
 
     place: Place
+    num_devices: int = 1
     share: slice = slice(None)
 
     def draw(self) -> Batch:
@@ -47,8 +48,10 @@ class Stream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         while True:
             batch = self.draw()
-            parts = [part[self.share] if isinstance(part, Tensor) else part for part in batch]
-            yield Batch(*parts)
+            own: dict[str, Any] = {
+                name: part[self.share] for name, part in batch._asdict().items() if isinstance(part, Tensor)
+            }
+            yield batch._replace(**own)
 
 
 class BlockStream(Stream):

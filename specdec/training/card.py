@@ -126,7 +126,7 @@ def trained_card(record: dict[str, Any], title: str, use: str, learned: str) -> 
         task=config["task"],
         frozen=config["frozen"],
         seed=config["seed"],
-        data=f"{data['source']}: {data['num_train']:,} documents, {data['num_heldout']:,} more held out by a hash.",
+        data=f"{data['source']}{' (PSF-2.0)' if data['license'] else ''}: {data['num_train']:,} documents, {data['num_heldout']:,} more held out by a hash.",
         steps=fit["steps"],
         tokens=fit["tokens"],
         wall_s=fit["wall_s"],

@@ -186,7 +186,8 @@ class TrainConfig:
     draft_model: ModelConfig = field(default_factory=lambda: ModelConfig(num_layers=2))
     frozen: str = "asset:tiny/target"  # task=distill, heads: the target, a folder or a Hub name
     tokenizer: str | None = None  # folder or Hub name; None: task=lm trains one, the others take the target's
-    start: str | None = None  # task=lm, distill: weights to go on from; None: new ones (distill: the target's layers)
+    start: str | None = None  # task=lm, distill: a folder of weights to go on from; None: new ones
+    new_draft: str = "target"  # task=distill without start: from the target's layers, if the widths match, or random
     fit: StageConfig = field(default_factory=StageConfig)
     distill: LossConfig = field(default_factory=LossConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)

@@ -29,6 +29,8 @@ class Curve(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the file back to the step that training goes on from."""
         self._written = trainer.global_step
+        if not trainer.is_global_zero:
+            return
         kept = []
         if self._written and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as stream:
@@ -44,11 +46,11 @@ class Curve(Callback):
         """Write a line behind every n-th optimizer step."""
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
-        if step == self._written or step % self.every:
+        if step == self._written or step % self.every or not trainer.is_global_zero:
             return
         self._written = step
         spent_s = pl_module.budget.spent_s
-        line = {
+        line: dict[str, Any] = {
             "step": step,
             "loss": repr(pl_module.losses[-1]),
             "lr": repr(trainer.optimizers[0].param_groups[0]["lr"]),

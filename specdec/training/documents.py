@@ -55,16 +55,16 @@ def pieces(text: str) -> Iterator[str]:
 
 def _load(cfg: CorpusConfig) -> Any:
     from datasets.load import load_dataset
-    from datasets.utils.logging import disable_progress_bar
+    from datasets.utils.tqdm import disable_progress_bars
 
-    disable_progress_bar()
+    disable_progress_bars()
     assert cfg.path is not None
     try:
         if cfg.source == "hub":
             return load_dataset(cfg.path, split=cfg.split)
         path = Path(cfg.path).expanduser()
         files = str(path / "*") if path.is_dir() else str(path)
-        options = {"sample_by": "document"} if cfg.source == "text" else {}
+        options: dict[str, Any] = {"sample_by": "document"} if cfg.source == "text" else {}
         return load_dataset(BUILDERS[cfg.source], data_files=files, split="train", **options)
     except Exception as error:  # datasets raises what its many back ends raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

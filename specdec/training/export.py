@@ -37,12 +37,12 @@ def provenance_of(
 ) -> Record:
     """Where a model or heads come from: data, code, settings, and each stage's record with its figures."""
     corpus = sources.corpus
+    is_stdlib = cfg.corpus.source == "python" and cfg.corpus.root is None
     return {
         "task": cfg.task,
         "data": {
-            "source": "Python standard library"
-            if cfg.corpus.source == "python" and not cfg.corpus.root
-            else _where(cfg),
+            "source": f"Python {platform.python_version()} standard library" if is_stdlib else _where(cfg),
+            "license": "PSF-2.0" if is_stdlib else None,  # otherwise the user's to know
             "sha256": corpus.sha256,
             "heldout_percent": cfg.corpus.heldout_percent,
             "num_train": len(corpus.train),
@@ -171,10 +171,10 @@ def _losses(cfg: TrainConfig) -> str:
 def _language_card(record: Record) -> str:
     fit, data = record["stages"]["fit"], record["data"]
     return (
-        f"# A causal language model\n\nMade by `python train.py task=lm`: {fit['steps']} steps, {fit['tokens']:,} "
-        f"tokens of {data['source']} ({data['num_train']:,} documents, {data['num_heldout']:,} held out), held-out loss "
-        f"{fit['final']['heldout_loss']} nats per token. Weights are stored as bfloat16. Everything else is in "
-        "`provenance.json`.\n"
+        f"# A causal language model\n\nMade by `python train.py task=lm`: {fit['steps']} steps, "
+        f"{fit['tokens']:,} tokens of {data['source']} ({data['num_train']:,} documents, {data['num_heldout']:,} "
+        f"held out), held-out loss {fit['final']['heldout_loss']} nats per token. Weights are stored as "
+        "bfloat16. Everything else is in `provenance.json`.\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,10 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
         try:
             trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         finally:
-            if logger is not None:
+            if logger is not None and trainer.is_global_zero:
                 logger.experiment.finish()
+    if not trainer.is_global_zero:
+        sys.exit(0)  # the other devices' processes are done; the first one measures and exports
     return {
         "steps": module.budget.step,
         "tokens": module.num_tokens,

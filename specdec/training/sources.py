@@ -25,6 +25,8 @@ from specdec.training.heldout import make_prompts, write_prompts
 from specdec.training.stages import Record
 from specdec.training.tokenizer import encode_files, train_tokenizer
 
+HELDOUT_SEED = 1234
+
 
 class Sources:
     """Corpus, tokenizer and target of one config; what is computed lies in the stages' folders."""
@@ -114,8 +116,8 @@ class Sources:
         return np.load(self.folder / f"tokens/{split}.npy", mmap_mode="r")
 
     def cut_prompts(self, out: Path) -> Record:
-        """Stage: held-out prompts."""
-        prompts = make_prompts(self.corpus, self.tokenizer, self.cfg.heldout, self.cfg.seed)
+        """Stage: held-out prompts, the same for every seed of training."""
+        prompts = make_prompts(self.corpus, self.tokenizer, self.cfg.heldout, HELDOUT_SEED)
         write_prompts(prompts, out / "heldout.jsonl")
         return {"prompts": len(prompts)}
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from specdec.training.export import export_model, export_trained, provenance_of
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.training.heldout import read_prompts
 from specdec.training.loop import fit, take_best
-from specdec.training.model import build_model, load_llama, num_parameters, start_from_target
+from specdec.training.model import build_model, load_llama, num_parameters, save_model, start_from_target
 from specdec.training.module import Objective, TrainingModule
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream, generate_outputs
@@ -109,10 +110,11 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     target.module.requires_grad_(False)
 
     def measure(trained: Any) -> Record:
-        save_heads(folder / "fit/measured", cfg.heads.kind, kind.settings(cfg.heads), trained, target)
-        path = str(folder / "fit/measured")
-        make = lambda context: create("drafter", cfg.heads.kind, context, path=path)  # noqa: E731
-        figures = measure_acceptance(target, make, prompts, cfg.validation)
+        # By way of a folder, so that what is measured is what others will load.
+        with TemporaryDirectory() as path:
+            save_heads(Path(path), cfg.heads.kind, kind.settings(cfg.heads), trained, target)
+            make = lambda context: create("drafter", cfg.heads.kind, context, path=path)  # noqa: E731
+            figures = measure_acceptance(target, make, prompts, cfg.validation)
         target.probes_MD = None
         return figures
 
@@ -151,8 +153,6 @@ def fit_model(
     record["parameters"] = num_parameters(module.result)
     result = module.result.eval()
     if isinstance(result, transformers.LlamaForCausalLM):
-        from specdec.training.model import save_model
-
         save_model(result, out / "model")
     else:
         torch.save(result.state_dict(), out / "module.pt")
@@ -168,13 +168,16 @@ def new_draft(cfg: TrainConfig, target: CausalLM) -> Any:
     config = target.module.config
     ids = (config.bos_token_id, stop_id(target), config.pad_token_id)
     draft = build_model(cfg.draft_model, target.vocab_size, target.context_length, cfg.seed + 1, ids)
-    start_from_target(draft, target.module)
+    if cfg.new_draft not in ("target", "random"):
+        raise TrainingError(f"new_draft={cfg.new_draft}: choose target (its layers, where the widths match) or random")
+    if cfg.new_draft == "target":
+        start_from_target(draft, target.module)
     return draft
 
 
 def stop_id(target: CausalLM) -> int | None:
     """One token that ends the target's texts."""
-    eos = target.module.config.eos_token_id
+    eos: int | list[int] | None = target.module.config.eos_token_id
     return eos[0] if isinstance(eos, list) else eos
 
 

@@ -37,6 +37,8 @@ class Validation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop lines behind the step that training goes on from."""
+        if not trainer.is_global_zero:
+            return
         path = self.folder / "validation.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
@@ -70,13 +72,14 @@ class Validation(Callback):
             with (self.folder / "validation.jsonl").open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
         told = {key: value for key, value in figures.items() if isinstance(value, float)}
-        print(f"[{pl_module.name}] step {trainer.global_step}: {_told(told)}", flush=True)
+        if trainer.is_global_zero:
+            print(f"[{pl_module.name}] step {trainer.global_step}: {_told(told)}", flush=True)
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"validation/{key}": value for key, value in told.items()}, trainer.global_step)
         self._judge(trainer, figures)
 
     def _judge(self, trainer: Trainer, figures: dict[str, Any]) -> None:
-        score = figures.get("score", figures.get("acceptance_rate")) or 0.0
+        score = figures["score"] if "score" in figures else figures["acceptance_rate"] or 0.0
         if score > self.best:
             self.best, self.num_worse = score, 0
             trainer.save_checkpoint(self.folder / BEST)

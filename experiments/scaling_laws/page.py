@@ -1,0 +1,184 @@
+"""The page of the study: fits, their errors, pictures, and what of the published laws they support."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fits import LogLine, best_draft_length, fit_log_line
+
+BASE = {"layers": 2, "width": 192, "loss": "forward_kl", "seed": 1}
+
+
+def select(points: list[dict[str, Any]], **fixed: Any) -> list[dict[str, Any]]:
+    """Points with these settings, by tokens."""
+    chosen = [p for p in points if all(p[key] == value for key, value in fixed.items())]
+    return sorted(chosen, key=lambda p: p["tokens"])
+
+
+def length(point: dict[str, Any]) -> float:
+    """Mean acceptance length."""
+    return float(point["acceptance"]["mean_acceptance_length"])
+
+
+def token_fits(points: list[dict[str, Any]]) -> dict[str, LogLine]:
+    """One line per run: acceptance length against training tokens."""
+    runs = {(p["layers"], p["width"], p["loss"], p["seed"]) for p in points}
+    fits = {}
+    for layers, width, loss, seed in sorted(runs):
+        own = select(points, layers=layers, width=width, loss=loss, seed=seed)
+        name = f"{layers} x {width}, {loss}, seed {seed}"
+        fits[name] = fit_log_line([p["tokens"] for p in own], [length(p) for p in own])
+    return fits
+
+
+def last_points(points: list[dict[str, Any]], **fixed: Any) -> list[dict[str, Any]]:
+    """The point with the most tokens of every run with these settings."""
+    last: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for point in select(points, **fixed):
+        last[(point["layers"], point["width"], point["loss"], point["seed"])] = point
+    return list(last.values())
+
+
+def size_fit(points: list[dict[str, Any]]) -> LogLine | None:
+    """Acceptance length against the parameters behind the embedding, at the most tokens; None with too few sizes."""
+    sizes = last_points(points, loss="forward_kl", seed=1)
+    if len({p["inner_parameters"] for p in sizes}) < 2:
+        return None
+    return fit_log_line([p["inner_parameters"] for p in sizes], [length(p) for p in sizes])
+
+
+def optima(points: list[dict[str, Any]], verify_s: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """The best draft and draft length at each batch size, from measured times."""
+    rows = []
+    for batch, times in sorted(verify_s.items(), key=lambda item: int(item[0])):
+        found = []
+        for p in last_points(points, loss="forward_kl", seed=1):
+            rates = p["acceptance"]["acceptance_by_place"]
+            gamma, speed = best_draft_length(rates, p["draft_step_s"][batch], lambda n, t=times: t[str(n)])
+            found.append(
+                {"batch": int(batch), "draft": f"{p['layers']} x {p['width']}", "gamma": gamma, "speed": speed}
+            )
+        rows.append(max(found, key=lambda row: row["speed"]))
+    return rows
+
+
+def write_page(out: Path, points: list[dict[str, Any]], prepared: dict[str, Any]) -> None:
+    """results.json, pictures and results.md."""
+    prepared = json.loads(json.dumps(prepared))  # keys as they are when read back
+    points = json.loads(json.dumps(points))
+    out.mkdir(parents=True, exist_ok=True)
+    tokens, size, best = token_fits(points), size_fit(points), optima(points, prepared["verify_s"])
+    (out / "results.json").write_text(json.dumps({"points": points, **prepared}, indent=1) + "\n")
+    pictures(out / "pictures", points, tokens, size)
+    (out / "results.md").write_text(_text(points, tokens, size, best))
+
+
+def pictures(folder: Path, points: list[dict[str, Any]], tokens: dict[str, LogLine], size: LogLine | None) -> None:
+    """Acceptance against tokens and size, points and lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(exist_ok=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+    for name, line in tokens.items():
+        layers, width, loss, seed = _parts(name)
+        own = select(points, layers=layers, width=width, loss=loss, seed=seed)
+        xs = [p["tokens"] for p in own]
+        drawn = axes[0].plot(xs, [length(p) for p in own], "o", markersize=3, label=name)[0]
+        axes[0].plot(xs, line(xs), color=drawn.get_color(), linewidth=1)
+    axes[0].set(xscale="log", xlabel="training tokens", ylabel="mean acceptance length")
+    axes[0].legend(fontsize=6)
+    sizes = last_points(points, loss="forward_kl", seed=1)
+    axes[1].plot([p["inner_parameters"] for p in sizes], [length(p) for p in sizes], "o")
+    if size is not None:
+        xs = sorted(p["inner_parameters"] for p in sizes)
+        axes[1].plot(xs, size(xs))
+    axes[1].set(xscale="log", xlabel="parameters behind the embedding", ylabel="mean acceptance length")
+    figure.tight_layout()
+    figure.savefig(folder / "laws.svg")
+    pyplot.close(figure)
+
+
+def _parts(name: str) -> tuple[int, int, str, int]:
+    shape, loss, seed = name.split(", ")
+    layers, width = shape.split(" x ")
+    return int(layers), int(width), loss, int(seed.removeprefix("seed "))
+
+
+def _row(name: str, line: LogLine) -> str:
+    miss = "-" if line.largest_predicted is None else f"{line.largest_predicted - line.largest_y:+.3f}"
+    left_out = "-" if line.left_out_rmse is None else f"{line.left_out_rmse:.3f}"
+    return f"| {name} | {line.num_points} | {line.a:.2f} | {line.b:.3f} | {line.r_squared:.3f} | {left_out} | {miss} |"
+
+
+def _text(
+    points: list[dict[str, Any]], tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[str, Any]]
+) -> str:
+    head = "| draft | points | a | b | R^2 | left-out error | error at the largest |\n|---|---|---|---|---|---|---|"
+    base = last_points(points, layers=BASE["layers"], width=BASE["width"], loss=BASE["loss"])
+    seeds = ", ".join(f"{length(p):.3f}" for p in sorted(base, key=lambda p: p["seed"]))
+    losses = [
+        f"| {p['loss']} | {length(p):.3f} | {p['acceptance']['acceptance_rate']:.3f} |"
+        for p in sorted(last_points(points, layers=2, width=192, seed=1), key=lambda p: p["loss"])
+    ]
+    lines = [
+        "# Scaling laws of acceptance on the built-in target",
+        "Made by `python experiments/scaling_laws/study.py`. Acceptance length = tokens per row and verify call, "
+        f"greedy, gamma {points[0]['acceptance']['gamma']}, {points[0]['acceptance']['num_prompts']} held-out prompts. "
+        "Fit: length = a + b log10(x).",
+        "*Left-out error*: each point predicted by the line through the others (root mean square). *Error at the "
+        "largest*: the line through all but the largest x, minus what was measured there.",
+        "![acceptance against tokens and size](pictures/laws.svg)",
+        "## Training tokens",
+        "\n".join([head, *(_row(name, line) for name, line in tokens.items())]),
+        f"The base draft at the most tokens, by seed: {seeds}. Differences of that size are chance.",
+        "## Draft size",
+        "\n".join([head, _row("parameters behind the embedding", size)]) if size else "Too few sizes for a line.",
+        "## Loss",
+        "\n".join(["| loss | acceptance length | acceptance rate |", "|---|---|---|", *losses]),
+        "## Batch size",
+        "The draft and gamma of the best speed that measured times and acceptance predict. Acceptance itself does not "
+        "depend on the batch; what changes is the price of verifying.",
+        "\n".join(
+            [
+                "| batch | draft | gamma | predicted speed-up |",
+                "|---|---|---|---|",
+                *(f"| {row['batch']} | {row['draft']} | {row['gamma']} | {row['speed']:.2f} |" for row in best),
+            ]
+        ),
+        "## What of the published laws holds here",
+        _verdict(tokens, size, best),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _verdict(tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[str, Any]]) -> str:
+    """Said from the figures alone, so that it cannot flatter them."""
+    fits = [line.r_squared for line in tokens.values()]
+    overshoot = [
+        line.largest_predicted - line.largest_y for line in tokens.values() if line.largest_predicted is not None
+    ]
+    parts = [
+        f"- Tokens: R^2 from {min(fits):.3f} to {max(fits):.3f} (published: about 0.99). At the largest point the "
+        f"lines miss by {min(overshoot):+.3f} to {max(overshoot):+.3f}; above zero means that growth slows down, "
+        "below that it speeds up."
+    ]
+    if size is not None:
+        parts.append(
+            f"- Size: R^2 {size.r_squared:.3f} over {size.num_points} sizes, depth and width mixed; a handful of "
+            "points cannot tell a log-linear law from others."
+        )
+    gammas = [row["gamma"] for row in best]
+    trend = "shrinks" if gammas[-1] < gammas[0] else "does not shrink"
+    parts.append(
+        f"- Batch: the best draft length {trend} from batch {best[0]['batch']} to {best[-1]['batch']} ({gammas})."
+    )
+    parts.append(
+        "- Scale: the target has 4.7M parameters and the drafts saw at most a few million tokens; nothing here speaks "
+        "of billions. Source of the laws: Yan et al. 2025, arXiv 2505.07858."
+    )
+    return "\n".join(parts)

@@ -1,0 +1,208 @@
+"""How acceptance grows with training tokens, draft size and loss; which draft is best at which batch size.
+
+    python experiments/scaling_laws/study.py              # under an hour on two quiet cores; goes on where it stopped
+    python experiments/scaling_laws/study.py --rehearse   # every line of it, in minutes; the figures mean nothing
+
+Trains drafts of the built-in target on its own greedy outputs. A run at a constant learning rate is measured each time
+its tokens have doubled, so one run gives all of its token counts. Writes results.json, pictures/ and results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+BATCHES, GAMMAS = (1, 2, 4, 8, 16), range(1, 9)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One draft."""
+
+    layers: int = 2
+    width: int = 192
+    loss: str = "forward_kl"
+    seed: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"layers{self.layers}-width{self.width}-{self.loss}-seed{self.seed}"
+
+
+RUNS = [
+    Run(),
+    *(Run(seed=seed) for seed in (2, 3)),  # how much of a difference is chance
+    *(Run(layers=layers) for layers in (1, 4)),
+    *(Run(width=width) for width in (48, 96)),
+    *(Run(loss=loss) for loss in ("argmax", "reverse_kl", "tv")),
+]
+
+
+def config(run: Run, out: Path, rehearse: bool, steps: int) -> Any:
+    """The settings of one fit."""
+    from specdec.training.config import LossConfig, ModelConfig, PhaseConfig, StageConfig, TrainConfig, ValidationConfig
+
+    cfg = TrainConfig(task="distill", seed=run.seed, threads=1, progress=False, precision="32-true", new_draft="random")
+    cfg.output_dir, cfg.device.accelerator = str(out / run.name), "cpu"
+    heads = max(1, run.width // 32)
+    cfg.draft_model = ModelConfig(run.layers, run.width, 16 * round(run.width * 7 / 48), heads, max(1, heads // 3))
+    cfg.fit = StageConfig(steps=steps, minutes=None, schedule="constant", warmup_steps=20, lr=2e-3, ema=0.98)
+    cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 16)], 10_000
+    cfg.distill = LossConfig(argmax=0.0, forward_kl=0.0)
+    setattr(cfg.distill, run.loss, 1.0)
+    cfg.validation = ValidationConfig(num_prompts=32, new_tokens=64, gamma=max(GAMMAS), batch=8)
+    cfg.greedy.num_batches, cfg.greedy.minutes = 96, None
+    if rehearse:
+        cfg.greedy.num_batches, cfg.greedy.batch, cfg.greedy.new_tokens, cfg.greedy.max_prompt_tokens = 2, 8, 16, 32
+        cfg.validation = ValidationConfig(num_prompts=2, new_tokens=8, gamma=max(GAMMAS), batch=2)
+        cfg.corpus.max_files, cfg.heldout.num_prompts = 120, 16
+    return cfg
+
+
+def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
+    """All points of a run; those that lie in its folder are not computed again."""
+    import torch
+
+    from specdec.model import CausalLM
+    from specdec.registry import create
+    from specdec.training.acceptance import measure_acceptance
+    from specdec.training.budget import Budget
+    from specdec.training.loop import fit
+    from specdec.training.measure import measure_step_s
+    from specdec.training.module import TrainingModule
+    from specdec.training.objectives import Distill
+    from specdec.training.outputs import OutputStream
+    from specdec.training.sources import Sources
+    from specdec.training.stages import write_json
+    from specdec.training.tasks import heldout_prompts, new_draft
+
+    torch.set_num_threads(1)
+    grid = [2, 4, 8] if rehearse else [5, 10, 20, 40, 80, 160, 320]
+    folder = out / run.name
+    path = folder / "points.json"
+    points: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    if len(points) == len(grid):
+        return points
+    (folder / "fit").mkdir(parents=True, exist_ok=True)
+    cfg = config(run, out, rehearse, grid[-1])
+    sources = Sources(cfg, folder)
+    prompts = heldout_prompts(cfg, folder, sources)
+    make = lambda context: create("drafter", "model", context)  # noqa: E731
+    for steps in grid[len(points) :]:
+        cfg = config(run, out, rehearse, steps)
+        target, budget = sources.target, Budget(cfg.fit)
+        stream = OutputStream(out / "outputs", budget, cfg.seed)
+        draft = new_draft(cfg, target)
+        module = TrainingModule(run.name, draft, Distill(target.module, cfg.distill, cfg.seed), stream, budget)
+        record = fit(module, folder / "fit", cfg)  # goes on from the last point's checkpoint
+        model = module.result.eval()
+        model.set_attn_implementation("sdpa")
+        target.module.set_attn_implementation("sdpa")
+        acceptance = measure_acceptance(target, make, prompts, cfg.validation, draft=CausalLM(model))
+        step_s = {batch: measure_step_s(model, batch, 3 if rehearse else 30) for batch in BATCHES}
+        inner = sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name)
+        points.append(
+            {
+                **asdict(run),
+                "steps": steps,
+                "tokens": record["tokens"],
+                "inner_parameters": inner,
+                "train_loss": record["train_loss"],
+                "acceptance": {key: value for key, value in acceptance.items() if key != "categories"},
+                "draft_step_s": step_s,
+            }
+        )
+        write_json(path, points)
+        print(f"[{run.name}] {record['tokens']:,} tokens: {acceptance['mean_acceptance_length']}", flush=True)
+    return points
+
+
+def prepare(out: Path, rehearse: bool) -> dict[str, Any]:
+    """The target's outputs, which all runs learn from, and the target's times."""
+    from specdec.training.measure import measure_step_s
+    from specdec.training.outputs import generate_outputs
+    from specdec.training.sources import Sources
+    from specdec.training.stages import run_stage
+
+    cfg = config(RUNS[0], out, rehearse, 1)
+    sources = Sources(cfg, out)
+
+    def generate(folder: Path) -> dict[str, Any]:
+        return generate_outputs(
+            sources.target, sources.corpus, sources.tokenizer, cfg.greedy, 1, folder, stop_ids=sources.stop_ids
+        )
+
+    def times(folder: Path) -> dict[str, Any]:
+        repeats = 2 if rehearse else 15
+        module = sources.target.module
+        grid = {
+            b: {t: measure_step_s(module, b, repeats, num_tokens=t) for t in (1, *(g + 1 for g in GAMMAS))}
+            for b in BATCHES
+        }
+        return {"verify_s": grid}
+
+    outputs = run_stage("outputs", out, False, generate)
+    return {"outputs": outputs, **run_stage("times", out, False, times)}
+
+
+def main() -> None:
+    """Prepare, train two runs at a time, and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--results", type=Path, default=Path("results/scaling_laws"))
+    parser.add_argument("--out", type=Path, default=None, help="where page and pictures go (default: beside this file)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--run", type=int, default=None, help=argparse.SUPPRESS)  # one run, in a process of its own
+    arguments = parser.parse_args()
+    results = arguments.results / ("rehearsal" if arguments.rehearse else "full")
+    results.mkdir(parents=True, exist_ok=True)
+    if arguments.run is not None:
+        train(RUNS[arguments.run], results, arguments.rehearse)
+        return
+    prepared = prepare(results, arguments.rehearse)
+    runs = RUNS[:6] if arguments.rehearse else RUNS
+    todo = [(i, run) for i, run in enumerate(runs)]
+    _run_all([i for i, _ in todo], arguments)
+    points = [point for _, run in todo for point in json.loads((results / run.name / "points.json").read_text())]
+    sys.path.insert(0, str(FOLDER))
+    from page import write_page
+
+    out = arguments.out or (results if arguments.rehearse else FOLDER)
+    write_page(out, points, prepared)
+    print(f"page: {out / 'results.md'}")
+
+
+def _run_all(numbers: list[int], arguments: argparse.Namespace) -> None:
+    """Each run in a process of its own, one thread each; a run that fails stops the study."""
+    waiting, running = list(numbers), []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    while waiting or running:
+        while waiting and len(running) < arguments.jobs:
+            extra = ["--rehearse"] if arguments.rehearse else []
+            command = [
+                sys.executable,
+                __file__,
+                "--run",
+                str(waiting.pop(0)),
+                "--results",
+                str(arguments.results),
+                *extra,
+            ]
+            running.append(subprocess.Popen(command, env=environment))
+        process = running.pop(0)
+        if process.wait() != 0:
+            for other in running:
+                other.terminate()
+            sys.exit("a run failed; its message is above. Run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()

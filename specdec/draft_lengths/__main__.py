@@ -1,0 +1,39 @@
+"""``python -m specdec.draft_lengths [RESULTS_DIR]``: profiled draft lengths by batch size, and what they stand on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from specdec.draft_lengths.profile import FOLDER, best_gammas, read_trials
+
+
+def main(results_dir: Path) -> int:
+    """Print every profile under ``results_dir``; returns the exit code."""
+    paths = sorted((results_dir / FOLDER).glob("*.json"))
+    if not paths:
+        print(f"specdec: {results_dir}: no profile here; draft_length=batch_table makes one", file=sys.stderr)
+        return 1
+    console = Console()
+    for path in paths:
+        settings, trials = json.loads(path.read_text())["settings"], read_trials(path)
+        title = ", ".join(
+            f"{key} {settings[key]}" for key in ("pair", "device", "dtype", "execution") if key in settings
+        )
+        table = Table("batch", "best gamma", "profiled gamma", "draft ms", "verify ms", "accepted", title=title)
+        best = best_gammas(trials)
+        for batch, by_gamma in sorted(trials.items()):
+            for gamma, trial in sorted(by_gamma.items()):
+                times = (f"{1000 * trial.draft_s:.2f}", f"{1000 * trial.verify_s:.2f}")
+                mean = f"{trial.num_accepted / max(trial.num_row_rounds, 1):.2f}"
+                table.add_row(str(batch), str(best[batch]), str(gamma), *times, mean)
+        console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "results")))

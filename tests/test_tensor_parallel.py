@@ -1,0 +1,76 @@
+"""The target split over two processes by transformers' own plan, under torchrun: the tokens of one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec.errors import PairError
+from specdec.loading import _split
+from specdec.results import read_lines
+from tests.conftest import perturbed
+
+ROOT = Path(__file__).parent.parent
+
+
+def save_pair(folder: Path) -> list[str]:
+    """A random Llama with four attention heads over two key-value heads, and a draft that agrees some of the time."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.25,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    target = LlamaForCausalLM(config).to(torch.float64)
+    target.save_pretrained(folder / "target")
+    perturbed(target, 0.02).save_pretrained(folder / "draft")
+    names = [f"pair.{role}={folder}/{role}" for role in ("target", "draft")]
+    return [*names, "pair.tokenizer=asset:tiny/tokenizer", "stop_tokens=[]"]
+
+
+def decode(command: list[str], results: Path, *overrides: str) -> tuple[dict, list[dict]]:
+    arguments = [*overrides, f"results_dir={results}", "runner.accelerator=cpu", "runner.dtype=float64"]
+    result = subprocess.run([*command, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    document = next(line for line in result.stdout.splitlines() if line.startswith("{"))
+    summary = json.loads(document)
+    return summary, list(read_lines(Path(summary["path"]) / "samples.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_target_and_give_the_tokens_of_one(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers places the parts of a model through accelerate")
+    small = [*save_pair(tmp_path), "data.num_prompts=4", "data.max_input_tokens=30", "data.overlong=truncate"]
+    small += ["max_new_tokens=12", "batch=3", "scheduler=exspec", "alignment=inplace", "baseline=false"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    split, samples = decode(torchrun, tmp_path / "results", *small, "runner.devices=2", "runner.tensor_parallel=true")
+    alone, expected = decode([sys.executable], tmp_path / "results", *small)
+    assert split["hash"] != alone["hash"]
+    assert split["reference"] != alone["reference"], "a reference of its own, with the same split"
+    assert [s["output_ids"] for s in samples] == [s["output_ids"] for s in expected]
+    assert [s["accepted_lengths"] for s in samples] == [s["accepted_lengths"] for s in expected]
+    assert 0 < split["acceptance_rate"] < 1
+    assert split["num_exact"] == alone["num_exact"] == 4
+    assert len(split["ranks"]) == 1, "one share of the prompts, and one process that writes"
+
+
+def test_heads_that_cannot_be_shared_are_refused():
+    pytest.importorskip("accelerate", reason="transformers places the parts of a model through accelerate")
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2)
+    with pytest.raises(PairError, match="4 attention and 2 key-value heads, which 4 processes cannot share"):
+        _split("target", "some/model", config, 4)
+    assert _split("target", "some/model", config, 1) == {}

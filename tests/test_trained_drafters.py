@@ -1,0 +1,201 @@
+"""Drafters over the target's hidden states: lossless with every alignment, lawful drafts, and training that helps."""
+
+import pytest
+import torch
+from conftest import VOCAB, greedy_alone, small_llama
+from harness import ALIGNMENTS, make_engine, run_all
+
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.clock import Clock
+from specdec.drafters.context import DrafterContext
+from specdec.drafters.ppd import PpdDrafter
+from specdec.errors import ConfigError, ContractError
+from specdec.heads import save_heads
+from specdec.model import CausalLM
+from specdec.reading import Reader
+from specdec.registry import create
+from specdec.sampling import SamplingParams
+from specdec.sequence import Sequence, SequencePool
+from specdec.training.blocks import Batch
+from specdec.training.config import HeadsConfig
+from specdec.training.heads import KINDS, HeadsObjective
+from specdec.verifiers.naive import NaiveVerifier
+from specdec.verifiers.rejection import RejectionVerifier
+
+TRAINED = ("medusa", "eagle", "ppd", "early_exit")
+NEW_TOKENS = 14
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalLM:
+    return CausalLM(small_llama(0, torch.float64))
+
+
+@pytest.fixture(scope="module")
+def own_text(model) -> torch.Tensor:
+    """Greedy outputs of the target, which is what it will be asked for again."""
+    generator = torch.Generator().manual_seed(3)
+    starts = torch.randint(VOCAB, (24, 1), generator=generator)
+    return model.module.generate(starts, max_new_tokens=28, do_sample=False, pad_token_id=0, eos_token_id=None)
+
+
+@pytest.fixture(scope="module")
+def folders(model, own_text, tmp_path_factory):
+    """Each kind trained for a few dozen steps: the folder, the first and the last loss."""
+    made = {}
+    for kind in TRAINED:
+        cfg = HeadsConfig(kind=kind, num_heads=3, layer=2, num_insertions=8)
+        torch.manual_seed(0)
+        module = KINDS[kind].build(model.module, cfg).double().train()
+        objective = HeadsObjective(KINDS[kind], model.module, cfg, seed=0)
+        trained = [weight for weight in module.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-1 if kind == "ppd" else 1e-2)
+        counted = torch.ones_like(own_text, dtype=torch.bool)
+        losses = []
+        for step in range(60):
+            loss = objective(module, Batch(own_text, counted, {"batches": step}), step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        folder = tmp_path_factory.mktemp(kind)
+        save_heads(folder, kind, KINDS[kind].settings(cfg), module, model)
+        made[kind] = (str(folder), losses[0], losses[-1])
+    model.module.requires_grad_(False)
+    return made
+
+
+def context_for(model: CausalLM, alignment: str) -> tuple[DrafterContext, Clock]:
+    clock = Clock()
+    model.probes_MD = None
+    return DrafterContext(model, None, lambda other: ALIGNMENTS[alignment](other, clock), clock), clock
+
+
+def engine_for(model, alignment, kind, *, scheduler="static", verifier=None, **settings):
+    context, _ = context_for(model, alignment)
+    drafter = create("drafter", kind, context, **settings)
+    return make_engine(
+        model,
+        drafter=drafter,
+        alignment=ALIGNMENTS[alignment],
+        scheduler=scheduler,
+        verifier=verifier,
+        batch=3,
+        gamma=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def truth(model, prompts):
+    return [greedy_alone(model, prompt, NEW_TOKENS, frozenset()) for prompt in prompts]
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("kind", TRAINED)
+def test_lossless_with_every_alignment(model, prompts, truth, folders, kind, alignment):
+    engine = engine_for(model, alignment, kind, scheduler="exspec", path=folders[kind][0])
+    budgets = [NEW_TOKENS - i % 4 for i in range(len(prompts))]
+    rows, rounds = run_all(engine, prompts, budgets)
+    for row, expected in zip(rows, truth, strict=True):
+        assert row.output_ids == expected[: row.max_new_tokens]
+    for outcome in rounds:  # probes are not counted as drafted
+        assert all(map(int.__le__, outcome.num_accepted, outcome.num_drafted))
+        assert max(outcome.num_drafted) <= 3
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_a_batch_is_refilled_while_others_draft(model, prompts, truth, folders, kind):
+    engine = engine_for(model, "inplace", kind, scheduler="continuous", path=folders[kind][0])
+    rows, _ = run_all(engine, prompts, [NEW_TOKENS - i % 5 for i in range(len(prompts))])
+    assert [row.output_ids for row in rows] == [t[: r.max_new_tokens] for r, t in zip(rows, truth, strict=True)]
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_training_lowers_the_loss_and_lifts_acceptance(model, own_text, folders, kind):
+    folder, first, last = folders[kind]
+    assert last < 0.8 * first
+    asked = [row[:3].tolist() for row in own_text[:8]]
+    shape = {"num_heads": 3} if kind == "medusa" else {"num_tokens": 3} if kind == "ppd" else {}
+    accepted = []
+    for settings in (shape, {"path": folder}):
+        rows, _ = run_all(engine_for(model, "inplace", kind, **settings), asked, 20)
+        accepted.append(sum(row.num_accepted for row in rows) / sum(row.num_drafted for row in rows))
+    assert accepted[1] > accepted[0]
+
+
+def sampled(engine, prompts, seed):
+    params = SamplingParams(temperature=1.0, seed=seed)
+    rows = [Sequence(i, list(prompt), 8, sampling=params) for i, prompt in enumerate(prompts)]
+    pool = SequencePool(rows)
+    while not pool.done:
+        engine.step(pool)
+    return [row.output_ids for row in rows]
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_naive_sampling_gives_the_tokens_of_plain_sampling(model, prompts, folders, kind):
+    plain = sampled(make_engine(model, alignment=ALIGNMENTS["inplace"], verifier=NaiveVerifier()), prompts, 5)
+    engine = engine_for(model, "inplace", kind, verifier=NaiveVerifier(), path=folders[kind][0])
+    assert sampled(engine, prompts, 5) == plain
+
+
+@pytest.mark.parametrize("kind", ["medusa", "eagle"])
+def test_drafts_come_with_the_law_they_were_drawn_from(model, folders, kind):
+    """With rejection sampling proved for any draft law, the law that is told being the law of the draw is the rest."""
+    prompt, num_draws, counts = [5, 9, 2, 40], 3000, torch.zeros(VOCAB)
+    context, _ = context_for(model, "inplace")
+    drafter = create("drafter", kind, context, path=folders[kind][0])
+    reader = Reader(context.align(model), drafter.see)
+    rows = [Sequence(i, prompt, 8, sampling=SamplingParams(temperature=1.3, seed=i // 100)) for i in range(num_draws)]
+    drafter.admit(rows)
+    reader.read(rows, [len(prompt) - 1] * num_draws)
+    draft = drafter.propose(rows, [1] * num_draws)
+    assert draft.probs_BGV is not None
+    law_V = draft.probs_BGV[0, 0]
+    torch.testing.assert_close(draft.probs_BGV[:, 0], law_V.expand(num_draws, -1))
+    counts.index_add_(0, draft.tokens_BG[:, 0], torch.ones(num_draws))
+    expected_V = num_draws * law_V
+    large_V = expected_V >= 5
+    chi2 = (((counts - expected_V) ** 2 / expected_V)[large_V]).sum()
+    freedom = int(large_V.sum()) - 1
+    assert float(chi2) < freedom + 5 * (2 * max(freedom, 1)) ** 0.5
+
+
+def test_rejection_runs_with_heads_and_refuses_probes(model, prompts, folders):
+    assert all(sampled(engine_for(model, "eqspec", "eagle", verifier=RejectionVerifier()), prompts, 1))
+    with pytest.raises(ContractError, match="verifier=naive"):
+        sampled(engine_for(model, "eqspec", "ppd", verifier=RejectionVerifier(), path=folders["ppd"][0]), prompts, 1)
+
+
+@torch.inference_mode()
+def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
+    """Prompt tokens behind the last verified token, in one plain forward over embeddings."""
+    context, _ = context_for(model, "masked")
+    drafter = PpdDrafter(context, path=folders["ppd"][0])
+    engine = make_engine(model, drafter=drafter, alignment=ALIGNMENTS["masked"], batch=2, gamma=3)
+    pool = SequencePool([Sequence(0, [4, 8, 15, 16], 12), Sequence(1, [23, 42], 12)])
+    while not pool.done:
+        engine.step(pool)
+        for row in pool.active:
+            seen = torch.tensor([row.tokens(0)[:-1]])
+            embeds = torch.cat([model.module.get_input_embeddings()(seen), model.probes_MD[None]], dim=1)
+            logits = model.module(inputs_embeds=embeds).logits[0, -3:]
+            assert drafter._guesses[row.index] == logits.argmax(-1).tolist()
+
+
+def test_folders_that_do_not_fit_are_one_line(model, folders, tmp_path):
+    context, _ = context_for(model, "inplace")
+    with pytest.raises(ConfigError, match=r"was trained for drafter=medusa, not drafter=eagle"):
+        create("drafter", "eagle", context, path=folders["medusa"][0])
+    with pytest.raises(ConfigError, match=r"no folder of `python train.py task=heads heads.kind=ppd`"):
+        create("drafter", "ppd", context, path=str(tmp_path))
+    other, _ = context_for(CausalLM(small_llama(0, torch.float64, layers=2)), "inplace")
+    with pytest.raises(ConfigError, match="num_target_layers 3; this one has 2"):
+        create("drafter", "medusa", other, path=folders["medusa"][0])
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        data = (tmp_path.parent / folders["medusa"][0].rsplit("/", 1)[-1] / name).read_bytes()
+        (broken / name).write_bytes(data if name == "config.json" else data[: len(data) // 2])
+    with pytest.raises(ConfigError, match=r"model.safetensors cannot be loaded"):
+        create("drafter", "medusa", context, path=str(broken))
