@@ -119,6 +119,7 @@ def trained_card(record: dict[str, Any], title: str, use: str, learned: str) -> 
     """Markdown text of the card of a draft, or of what is trained beside a target."""
     acceptance, fit, data, config = record["acceptance"], record["stages"]["fit"], record["data"], record["config"]
     names = ("gamma", "new_tokens", "num_prompts", "acceptance_rate", "mean_acceptance_length")
+    license = f" ({data['license']})" if data["license"] else ""
     return _TRAINED.format(
         title=title,
         use=use,
@@ -126,7 +127,7 @@ def trained_card(record: dict[str, Any], title: str, use: str, learned: str) -> 
         task=config["task"],
         frozen=config["frozen"],
         seed=config["seed"],
-        data=f"{data['source']}{' (PSF-2.0)' if data['license'] else ''}: {data['num_train']:,} documents, {data['num_heldout']:,} more held out by a hash.",
+        data=f"{data['source']}{license}: {data['num_train']:,} documents, {data['num_heldout']:,} held out by hash.",
         steps=fit["steps"],
         tokens=fit["tokens"],
         wall_s=fit["wall_s"],
