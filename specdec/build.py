@@ -68,6 +68,17 @@ def build_draft_length(cfg: DictConfig) -> DraftLength:
     return policy
 
 
+def executions(cfg: DictConfig, pair: Pair) -> dict[str, Any]:
+    """How the pair's models are executed, and the seconds that it took to prepare them for it."""
+    chosen = {"target": pair.target.execute(cfg.execution)}
+    if pair.draft is not None:
+        chosen["draft"] = pair.draft.execute(cfg.execution)
+    return {
+        **{role: execution.name for role, execution in chosen.items()},
+        "prepare_s": sum(execution.prepare_s for execution in chosen.values()),
+    }
+
+
 def build_batching(cfg: DictConfig) -> BatchingPolicy:
     """The batching policy of a config."""
     policy: BatchingPolicy = plugin(cfg, "batching")

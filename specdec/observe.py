@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from specdec.execution.fused import within_window
 from specdec.model import CausalLM, KVWriter
 
 
@@ -62,7 +63,9 @@ def watch(model: CausalLM) -> Iterator[list[Observed]]:
         answer = forward(tokens_BT, positions_BT, mask_BTS, watched, num_logits)
         assert watched.keys_BHSE is not None
         keys_MSE = watched.keys_BHSE.transpose(1, 2).flatten(2)
-        seen.append(Observed(tokens_BT, positions_BT, mask_BTS, keys_MSE))
+        window = None if model.mixed_layers else model.window  # where some layers see all, these hold the promise
+        seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
+        seen.append(Observed(tokens_BT, positions_BT, seen_BTS, keys_MSE))
         return answer
 
     model.forward = recording  # type: ignore[method-assign]

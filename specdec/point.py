@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 
-from specdec.build import build_engine, plugin
+from specdec.build import build_engine, executions, plugin
 from specdec.clock import Clock
 from specdec.decode import complete_reference, reference_settings, row_sampling
 from specdec.equivalence import ReferenceStore
@@ -57,6 +57,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
         store = _reference(cfg, pair, prompts, ranks) if cfg.reference and has_reference(cfg) else None
         baseline = _baseline(cfg, overrides, ranks) if cfg.baseline and not is_baseline(cfg) else None
         env = environment(cfg, overrides, pair.fingerprint, pair.notes + notes)
+        env["execution"] = executions(cfg, pair)
         attempt = _begin(cfg, folder, env, store, prompts, ranks)
         logger.start(folder.hash, folder.settings, overrides, env)
         todo = [prompt for prompt in prompts if prompt.index in attempt.todo]

@@ -47,6 +47,7 @@ def begin(
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "batch": batch,
         "num_kept": len(kept),
+        "execution": env.get("execution"),
         "conditions": conditions,
     }
     append_line(folder.path / "attempts.jsonl", record)

@@ -42,6 +42,8 @@ def summarize(cfg: DictConfig, folder: RunFolder, reference: str | None, num_ran
         **read_bound(folder.path),
         "speedup_vs_ar": None,
         "baseline": None,
+        "execution": _execution(attempts, "target"),
+        "compile_s": _execution(attempts, "prepare_s"),
         "num_attempts": len({line["attempt"] for line in rounds}),
         "smallest_batch": min((attempt["batch"] for attempt in attempts), default=cfg.batch),
         "ranks": [_rank_figures(rank, samples, rounds) for rank in range(num_ranks)],
@@ -118,6 +120,11 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "arrivals": cfg.arrivals.name,
         "experiments": [cfg.experiment] if cfg.experiment else [],
     }
+
+
+def _execution(attempts: Records, key: str) -> Any:
+    """What the last attempt ran in; the machine may be another one than at the first."""
+    return ((attempts[-1].get("execution") if attempts else None) or {}).get(key)
 
 
 def _data_label(cfg: DictConfig) -> str:

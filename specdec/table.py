@@ -50,7 +50,7 @@ def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> No
 
 
 _TITLE = ("pair", "data", "num_prompts", "max_new_tokens", "temperature", "dtype", "alignment", "drafter", "verifier")
-_VARIED = ("draft_length", "lengths", "batching", "window")  # shown where the points differ in them
+_VARIED = ("execution", "draft_length", "lengths", "batching", "window")  # shown where the points differ in them
 _LEFT = ("method", *_VARIED, "alignment", "drafter", "verifier", "pair")
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: further threads would only get in the way
 
 import pytest
 import torch

@@ -36,8 +36,8 @@ class Mutation:
 def rebuilt(entry: str, mutation: Mutation | None = None) -> ModuleType:
     """Execute the entry's source, and those it is built on, as fresh modules; the real ones stay as they are."""
     group = entry.partition(".")[0]
-    shared = [f"alignment.{name}" for name in SHARED] if group == "alignment" else ["drafters.steps"]
-    names = [f"specdec.{name}" for name in (*shared, entry)]
+    below = {"alignment": [f"alignment.{name}" for name in SHARED], "engine": ["reading", "prefill"]}
+    names = [f"specdec.{name}" for name in (*below.get(group, ["drafters.steps"]), entry)]
     kept = {name: importlib.import_module(name) for name in names}
     try:
         for name in names:
@@ -141,19 +141,20 @@ ALIGNMENT = [
 ]  # fmt: skip
 DRAFTER = [
     Mutation("draft cache not rolled back", "drafters.model", "drafters.steps",
-             "max(row.length - LAG, 0) if row.index in self._fed", "row.length if row.index in self._fed"),
+             "[_settled(row, row.length) for row in fed]", "[row.length for row in fed]"),
     Mutation("draft cache of a row that drafted nothing cut all the same", "drafters.model", "drafters.steps",
-             "if row.index in self._fed else self._alignment.length(row.index) for", "for"),
+             "self._fed = drafting", "self._fed = rows"),
     Mutation("the draft reads the last column of a ragged feed", "drafters.model", "drafters.steps",
              "last_B = torch.tensor(counts, device=device).clamp(min=1) - 1",
              "last_B = torch.tensor([max(counts)] * len(counts), device=device) - 1"),
     Mutation("only one token of the lag is fed", "drafters.model", "drafters.steps",
-             "missing = [row.tokens(self._alignment.length(row.index)) for row in rows]",
-             "missing = [row.tokens(row.length - 1) for row in rows]"),
+             "missing = [row.tokens(self._reader.length(row)) for row in fed]",
+             "missing = [row.tokens(row.length - 1) for row in fed]"),
 ]  # fmt: skip
 ENGINE = [
-    Mutation("bonus token fed twice", "engine", "engine",
-             "[row.tokens(0)[:-1] for row in newcomers]", "[row.tokens(0) for row in newcomers]"),
+    Mutation("last token of the prompt fed twice", "engine", "prefill",
+             "stops.append(len(row.prompt_ids) - 1 - self._unread[row.index])",
+             "stops.append(len(row.prompt_ids) - self._unread[row.index])"),
     Mutation("one accepted token too many committed", "engine", "engine",
              "[[0, *(node + 1 for node in path)] for _, path in alive]",
              "[[0, *(node + 1 for node in path), *([len(path) + 1] if path else [])] for _, path in alive]"),

@@ -87,7 +87,7 @@ def test_a_drafter_that_listens_to_its_neighbours_is_caught():
             return super().propose(rows, [gamma + 1 for gamma in gammas])
 
     for drafter, promise in ((Nosy, "neighbours"), (Verbose, "shape")):
-        findings = explore(drafter_suite(drafter, SCALE), BY_GROUP["drafter"], shrink=False)
+        findings = explore(drafter_suite(drafter, 0.1), BY_GROUP["drafter"], shrink=False)
         assert promise in {finding.promise for finding in findings if not finding.kept}
 
 
@@ -176,7 +176,7 @@ def test_assertion_for_plug_in_authors():
 def test_pytest_plugin(tmp_path):
     """Option and fixture, in a project of another author."""
     (tmp_path / "test_mine.py").write_text(
-        "def test_it(conformance):\n    conformance(scheduler='static', scale=0.1)\n"
+        "def test_it(conformance):\n    conformance(scheduler='static', scale=0.05)\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
     if not _is_installed():
@@ -187,7 +187,7 @@ def test_pytest_plugin(tmp_path):
         "--conformance",
         "scheduler=lockstep",
         "--conformance-scale",
-        "0.1",
+        "0.05",
     ]
     command.append(str(tmp_path))
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -60,8 +60,8 @@ def test_rebuilt_without_a_bug_passes(monkeypatch):
     from specdec.alignment.eqspec import EqspecAlignment
 
     for entry in sorted({mutation.entry for mutation in ALIGNMENT}):
-        assert broken(alignment_suite(plugged(rebuilt(entry), Alignment), 0.2), "alignment") == []
-    assert broken(drafter_suite(plugged(rebuilt("drafters.model"), Drafter), 0.2), "drafter") == []
+        assert broken(alignment_suite(plugged(rebuilt(entry), Alignment), 0.05), "alignment") == []
+    assert broken(drafter_suite(plugged(rebuilt("drafters.model"), Drafter), 0.1), "drafter") == []
     monkeypatch.setattr(decoding, "Engine", rebuilt("engine").Engine)
     assert broken(alignment_suite(EqspecAlignment, 0.1), "alignment") == []
 

@@ -119,8 +119,8 @@ def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, 
 @pytest.mark.parametrize("alignment", ["eqspec", "inplace"])
 def test_correct_strategies_have_no_failure_in_bfloat16(monkeypatch, capsys, tmp_path, alignment):
     code, point, _ = run(
-        monkeypatch, capsys, *COMMON, f"alignment={alignment}", "runner.dtype=bfloat16", "data.num_prompts=16",
-        "max_new_tokens=48", f"results_dir={tmp_path}",
+        monkeypatch, capsys, *COMMON, f"alignment={alignment}", "runner.dtype=bfloat16", "data.num_prompts=10",
+        "max_new_tokens=32", f"results_dir={tmp_path}",
     )  # fmt: skip
     assert code == 0
     assert point["num_failures"] == 0

@@ -132,7 +132,7 @@ def written(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_a_killed_run_takes_its_processes_with_it_and_is_gone_on_with(tmp_path):
-    several = [*SIX, "runner.devices=2", "baseline=false", "reference=false", "max_new_tokens=400", "drafter=none"]
+    several = [*SIX, "runner.devices=2", "baseline=false", "reference=false", "max_new_tokens=160", "drafter=none"]
     command = [sys.executable, "run.py", f"results_dir={tmp_path}", *several]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     until = time.monotonic() + 240

@@ -70,12 +70,12 @@ def outputs(samples: dict[int, dict]) -> dict[int, tuple]:
 
 @pytest.mark.slow
 def test_killed_processes_lose_nothing_and_double_nothing(tmp_path):
-    script = [sys.executable, "scripts/fault_injection.py", "--kills", "10", "--folder", str(tmp_path)]
+    script = [sys.executable, "scripts/fault_injection.py", "--kills", "4", "--folder", str(tmp_path)]
     result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     findings = summary_of(result.stdout)
-    assert findings["kills"] >= 10
-    assert findings["samples_checked"] > 36
+    assert findings["kills"] >= 4
+    assert findings["samples_checked"] >= 12
     assert (findings["lost"], findings["doubled"], findings["problems"]) == (0, 0, 0)
 
 

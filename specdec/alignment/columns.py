@@ -12,7 +12,6 @@ from specdec.alignment.layout import causal, padded
 from specdec.errors import ContractError
 from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
 
-
 GONE = -1
 """Stands in the batch for a released row, whose number may be admitted again."""
 

@@ -45,13 +45,17 @@ class RMSNorm:
     def __init__(self, module: Any) -> None:
         self.weight = module.weight.detach()
         self.eps: float = module.variance_epsilon
+        self._eps = torch.tensor(self.eps, dtype=torch.float32, device=self.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Over the last dimension."""
-        if x.dtype == torch.float32:
-            return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        normed: Tensor = torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
-        return normed
+        if x.dtype != torch.float32:
+            normed: Tensor = torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+            return normed
+        # torch.rms_norm is a dozen operations on a CPU; for a few tokens these five take half of its time.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(self.weight)
 
 
 class Layer:
