@@ -50,6 +50,7 @@ def main() -> None:
         state.clear()
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
+    sys.argv = flags_first(sys.argv)
     if {"--help", "-h"} & set(sys.argv[1:]):
         _help()
         return
@@ -65,6 +66,12 @@ def main() -> None:
         if failure is not None:
             raise failure
         _check()
+
+
+def flags_first(argv: list[str]) -> list[str]:
+    """The same command with ``-m`` in front: argparse would refuse overrides on both sides of it."""
+    multirun = [word for word in argv[1:] if word in ("-m", "--multirun")]
+    return [argv[0], *multirun[:1], *(word for word in argv[1:] if word not in multirun)]
 
 
 def _run() -> Exception | None:

@@ -248,3 +248,8 @@ def test_run_py_works_from_the_shell_and_ends_with_json(tmp_path):
     assert last_json(result.stdout)["num_exact"] == 5
     assert result.stderr.strip() == ""
     assert time.perf_counter() - started < 120
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere():
+    assert cli.flags_first(["run.py", "batch=1,2", "-m", "gamma=3"]) == ["run.py", "-m", "batch=1,2", "gamma=3"]
+    assert cli.flags_first(["run.py", "batch=1"]) == ["run.py", "batch=1"]

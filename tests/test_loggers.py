@@ -298,7 +298,7 @@ def test_runs_are_named_by_what_tells_them_apart():
 
 
 def test_the_wandb_sweep_file_names_settings_that_exist():
-    sweep = yaml.safe_load((ROOT / "experiments" / "wandb" / "sweep.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "experiments" / "dashboard" / "sweep.yaml").read_text())
     assert (ROOT / sweep["program"]).is_file()
     assert sweep["method"] in ("grid", "random", "bayes")
     assert "${args_no_hyphens}" in sweep["command"]
