@@ -35,9 +35,17 @@ _INTERRUPTED = "what is finished is kept, run the same command again to go on"
 def ends_in_one_line() -> Iterator[None]:
     """Whatever ends the block early leaves one line on stderr and the exit code that a shell expects."""
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if in_main else None
+    asked: list[int] = []  # what was asked for holds, also where a library swallowed the exception in passing
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate) if in_main else None
     try:
         yield
+        if asked:
+            raise _Terminated
     except _Terminated:
         _fail(f"terminated; {_INTERRUPTED}", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
@@ -45,6 +53,8 @@ def ends_in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
+        if asked:
+            _fail(f"terminated; {_INTERRUPTED}", 128 + signal.SIGTERM)
         if os.environ.get("SPECDEC_TRACEBACK"):
             raise
         _fail(explain(error), 1)
@@ -55,10 +65,6 @@ def ends_in_one_line() -> Iterator[None]:
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM: a batch system takes the machine back. It ends a run as Ctrl-C does."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 def _fail(message: str, code: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 
 from specdec import cli, point
 from specdec.alignment.inplace import InplaceAlignment
+from specdec.cli_errors import ends_in_one_line
 from specdec.lock import locked
 from specdec.ranks import Ranks
 from specdec.registry import register
@@ -242,3 +245,17 @@ def test_a_failed_point_leaves_its_error_and_what_it_finished(run, monkeypatch):
     assert code == 0
     assert "6 of 6 prompts are finished" in out
     assert not (Path(summary_of(out)["path"]) / "failure.json").exists()
+
+
+def swallow_a_termination() -> None:
+    with ends_in_one_line():
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        raise ValueError("half a config")
+
+
+def test_a_termination_that_a_library_swallows_still_ends_the_run_as_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        swallow_a_termination()
+    assert end.value.code == 128 + signal.SIGTERM
+    assert "terminated; what is finished is kept" in capsys.readouterr().err
