@@ -116,7 +116,7 @@ def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, 
     assert kinds == [FAILURE] * point["num_failures"]
 
 
-@pytest.mark.parametrize("alignment", ["eqspec", "inplace"])
+@pytest.mark.parametrize("alignment", ["inplace", pytest.param("eqspec", marks=pytest.mark.nightly)])
 def test_correct_strategies_have_no_failure_in_bfloat16(monkeypatch, capsys, tmp_path, alignment):
     code, point, _ = run(
         monkeypatch, capsys, *COMMON, f"alignment={alignment}", "runner.dtype=bfloat16", "data.num_prompts=10",

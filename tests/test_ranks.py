@@ -130,7 +130,7 @@ def written(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*/rounds*.jsonl"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_takes_its_processes_with_it_and_is_gone_on_with(tmp_path):
     several = [*SIX, "runner.devices=2", "baseline=false", "reference=false", "max_new_tokens=160", "drafter=none"]
     command = [sys.executable, "run.py", f"results_dir={tmp_path}", *several]
