@@ -3,8 +3,8 @@
     python scripts/make_docs.py            # write both
     python scripts/make_docs.py --check    # exit with an error if one of them is not up to date
 
-A setting's description is the comment behind its field, in specdec/config.py, specdec/builtin.py and
-specdec/training/config.py.
+A setting's description is the comment behind its field, in specdec/config.py, specdec/builtin.py,
+specdec/builtin_drafting.py and specdec/training/config.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-import specdec.builtin  # noqa: F401  (declares the built-in plug-ins)
+import specdec.builtin
+import specdec.builtin_drafting  # noqa: F401
 
 
 @dataclass

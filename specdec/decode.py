@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from omegaconf import DictConfig
 
-from specdec.bound import ForwardLog, recording
 from specdec.build import build_arrivals, build_batching, build_draft_length, build_engine
 from specdec.clock import Clock
 from specdec.draft_lengths.base import DraftLength
@@ -22,6 +21,7 @@ from specdec.placement import num_processes
 from specdec.profiling import profiler
 from specdec.prompts import Prompt
 from specdec.reference import method_settings, reference_key, reference_run, sampling_params
+from specdec.replay import ForwardLog, recording
 from specdec.sampling import SamplingParams
 from specdec.sequence import Sequence, SequencePool
 from specdec.serving.conversations import Conversations
@@ -98,7 +98,7 @@ def decode(
 
     ``observe`` is called after every round, outside the clock. ``known_output`` is for a drafter that replays.
     ``witness`` keeps what an explanation of a divergence needs, ``serving`` the queue and the waits, ``forwards``
-    the model forwards, for a bound (specdec.bound).
+    the model forwards, for a bound (specdec.replay).
     """
     synchronize = torch.cuda.synchronize if pair.target.device.type == "cuda" else None
     if cfg.warmup:

@@ -7,7 +7,7 @@ import gc
 import torch
 from omegaconf import DictConfig, open_dict
 
-from specdec.bound import BOUND, ForwardLog, bound_counts
+from specdec.bound import BOUND, bound_counts
 from specdec.clock import Clock
 from specdec.decode import Observer, complete_reference, decode
 from specdec.engine import Round
@@ -23,6 +23,7 @@ from specdec.prompts import Prompt
 from specdec.ranks import Ranks
 from specdec.recorder import Recorder
 from specdec.reference import reference_key
+from specdec.replay import ForwardLog
 from specdec.results import RunFolder, append_line, plain_copy
 from specdec.sequence import Sequence
 from specdec.serving.figures import ServingLog

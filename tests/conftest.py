@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import random
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: further threads would only get in the way
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specdec import cli
 from specdec.model import CausalLM
 
 VOCAB = 61
@@ -81,3 +84,21 @@ def greedy_alone(model: CausalLM, prompt: list[int], max_new_tokens: int, stop_i
         pad_token_id=0,
     )
     return output[0, len(prompt) :].tolist()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments: str, results: Path | None = tmp_path / "results") -> tuple[int, str, str]:
+        place = [f"results_dir={results}"] if results else []
+        monkeypatch.setattr(sys, "argv", ["run.py", *place, *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

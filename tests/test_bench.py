@@ -1,4 +1,4 @@
-"""The benchmark suite: statistics, order, resuming, peers, claims, and the forward-only bound."""
+"""The benchmark suite: statistics, order, resuming, peers and claims."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ from specdec.bench.prompts import cell_prompts
 from specdec.bench.statistics import median, ratio_of_medians
 from specdec.bench.suite import FOLDER, Claim, load_suite
 from specdec.bench.summary import judge
-from specdec.bound import ForwardLog, bound_counts, bound_figures, work
-from specdec.decode import decode
 from specdec.errors import ConfigError
-from specdec.pair import load_pair
-from specdec.prompts import Prompt, load_prompts
+from specdec.prompts import Prompt
 from specdec.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
@@ -292,80 +289,3 @@ def test_a_claim_is_judged_by_its_median():
     assert (line["value"]["value"], line["verdict"]) == (2.0, "met")
     claim.at_least = 2.1
     assert judge(claim, suite, library, cells)[0]["verdict"] == "NOT MET"
-
-
-# --- the forward-only bound -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "alignment"),
-    [("static", "inplace"), ("static", "eqspec"), ("exspec", "eqspec"), ("static", "masked")],
-)
-def test_the_replay_runs_the_same_forwards(scheduler, alignment):
-    cfg = composed(
-        *(f"scheduler={scheduler}", f"alignment={alignment}", "batch=3", "max_new_tokens=8", "data.num_prompts=5"),
-        *("warmup=false", "execution=eager"),
-    )
-    pair = load_pair(cfg)
-    prompts, _ = load_prompts(cfg.data, pair.tokenizer, 100)
-    seen: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
-
-    def watch(module, args, kwargs):
-        seen.append((id(module), tuple(kwargs["input_ids"].shape), tuple(kwargs["attention_mask"].shape)))
-
-    hooks = [
-        model.module.register_forward_pre_hook(watch, with_kwargs=True) for model in (pair.target, pair.draft) if model
-    ]
-    try:
-        log = ForwardLog()
-        _, tally, clock, _ = decode(cfg, pair, prompts, forwards=log)
-        ran = seen.copy()
-        assert len(log.shapes) == len(ran) > tally.num_verify_calls
-        assert [(s.num_rows, s.num_tokens) for s in log.shapes] == [ids for _, ids, _ in ran]
-        seen.clear()
-        log.replay()
-        log.replay(prefill=True)
-        rounds = [call for call, shape in zip(ran, log.shapes, strict=True) if not shape.prefill]
-        starts = [call for call, shape in zip(ran, log.shapes, strict=True) if shape.prefill]
-        assert 0 < len(starts) < len(rounds)
-        num_warm = len(seen) - len(rounds) - len(starts)
-        assert 0 < num_warm <= 8, "a few calls warm the caches"
-        assert seen[4 : 4 + len(rounds)] == rounds, "in the same order, with the same shapes"
-        assert seen[-len(starts) :] == starts
-    finally:
-        for hook in hooks:
-            hook.remove()
-    figures = bound_figures([bound_counts(log, clock, pair.target.device)])
-    assert figures["num_forwards"] == len(rounds)
-    assert 0.05 < figures["loop_efficiency"] < 3.0
-    assert figures["bandwidth_share"] > 0
-
-
-def test_recording_leaves_no_trace_and_is_charged_to_nobody():
-    from specdec.bound import recording
-    from specdec.clock import Clock
-    from specdec.model import CausalLM
-
-    original = CausalLM.forward
-    clock = Clock()
-    with pytest.raises(KeyError), recording(ForwardLog(), clock):
-        {}[CausalLM.forward is not original]
-    assert CausalLM.forward is original
-    with clock.stage("verify"):
-        clock.discount(5.0)
-    assert clock.seconds["verify"] < -4.9
-
-
-def test_the_work_of_a_forward_is_that_of_its_weights_and_its_cache():
-    pair = load_pair(composed())
-    target = pair.target
-    from specdec.bound import Shape
-
-    def of(num_rows, num_tokens, num_columns):
-        return work(target, Shape(id(target), num_rows, num_tokens, num_columns, 0, False))
-
-    weights = sum(p.numel() for p in target.module.parameters()) - target.module.get_input_embeddings().weight.numel()
-    per_column = 2 * target.num_layers * target.num_kv_heads * target.head_dim
-    assert of(1, 1, 0) == (4 * weights, 2 * weights)
-    assert of(3, 2, 10)[0] == 4 * (weights + 3 * 10 * per_column)
-    assert of(3, 2, 0)[1] == 6 * of(1, 1, 0)[1]

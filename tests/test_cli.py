@@ -26,24 +26,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments: str, results: Path | None = tmp_path / "results") -> tuple[int, str, str]:
-        extra = [f"results_dir={results}"] if results else []
-        monkeypatch.setattr(sys, "argv", ["run.py", *extra, *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 def last_json(out: str):
     return json.loads(out.strip().splitlines()[-1])
 

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
-from specdec import cli
 from specdec.clock import Clock
 from specdec.config import RunConfig
 from specdec.engine import Round
@@ -37,20 +36,15 @@ SMALL = [
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the command line in this process, with a secret in the environment; returns exit code and stderr."""
+def logged(run, tmp_path, monkeypatch):
+    """Run the command line with a secret in the environment; returns exit code and stderr."""
     monkeypatch.setenv("SOME_API_KEY", SECRET)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(meter_module, "EVERY_S", 0.0)
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *SMALL, f"results_dir={tmp_path}", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capsys.readouterr().err
+        code, _, err = run(*SMALL, *arguments, results=tmp_path)
+        return code, err
 
     return call
 
@@ -92,8 +86,8 @@ def merged(updates: list[dict]) -> dict:
     return {key: value for update in updates for key, value in update.items()}
 
 
-def test_an_offline_wandb_run_holds_everything_but_secrets(run, tmp_path):
-    code, _ = run("logger=wandb", "logger.mode=offline", f"logger.group={SECRET}x", "gamma=3", "batch=2", "-m")
+def test_an_offline_wandb_run_holds_everything_but_secrets(logged, tmp_path):
+    code, _ = logged("logger=wandb", "logger.mode=offline", f"logger.group={SECRET}x", "gamma=3", "batch=2", "-m")
     assert code == 0
     records = wandb_records(tmp_path)
     (summary,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
@@ -133,14 +127,14 @@ def test_an_offline_wandb_run_holds_everything_but_secrets(run, tmp_path):
     assert json.loads(env.read_text())["sweep"] == sweeps[0]
 
 
-def test_a_point_that_fails_closes_its_run(run, tmp_path, monkeypatch):
+def test_a_point_that_fails_closes_its_run(logged, tmp_path, monkeypatch):
     import specdec.point
 
     def broken(*_: object) -> None:
         raise RuntimeError(f"the machine says {SECRET}")
 
     monkeypatch.setattr(specdec.point, "decode_rows", broken)
-    code, _ = run("logger=wandb", "logger.mode=offline")
+    code, _ = logged("logger=wandb", "logger.mode=offline")
     assert code == 1
     records = wandb_records(tmp_path)
     (exit_record,) = [record.exit for record in records if record.WhichOneof("record_type") == "exit"]
@@ -170,10 +164,10 @@ def test_wandb_is_offline_unless_a_key_is_there(monkeypatch, tmp_path):
         WandbLogger(mode="onlin")
 
 
-def test_tensorboard_events_are_read_back(run, tmp_path):
+def test_tensorboard_events_are_read_back(logged, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    code, _ = run("logger=tensorboard")
+    code, _ = logged("logger=tensorboard")
     assert code == 0
     (summary,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     events = EventAccumulator(str(tmp_path / "tensorboard" / "runs" / summary["hash"])).Reload()
@@ -312,8 +306,8 @@ def test_the_wandb_sweep_file_names_settings_that_exist():
     assert sweep["metric"]["name"] == "tokens_per_s"
 
 
-def test_the_dashboard_shows_figures_that_runs_have(run, tmp_path):
-    code, _ = run()
+def test_the_dashboard_shows_figures_that_runs_have(logged, tmp_path):
+    code, _ = logged()
     assert code == 0
     (summary,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     printed = subprocess.run(

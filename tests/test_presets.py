@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
 from importlib.resources import files
 
@@ -11,7 +10,6 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from specdec import cli
 from specdec.errors import ConfigError
 from specdec.paper import PAPER, ours
 from specdec.prompts import load_prompts
@@ -99,22 +97,19 @@ def test_other_commands_are_left_as_they_are():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def sweep(run, tmp_path):
+    """A sweep in a debug size; returns exit code and stdout."""
+
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments, *TINY, f"results_dir={tmp_path}", "-m"])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capsys.readouterr().out
+        code, out, _ = run(*arguments, *TINY, "-m", results=tmp_path)
+        return code, out
 
     return call
 
 
-def test_presets_run_one_after_the_other_each_with_its_own_sweep(run, tmp_path):
+def test_presets_run_one_after_the_other_each_with_its_own_sweep(sweep, tmp_path):
     """The command of the README, in a debug size, with one batch size and one window."""
-    code, out = run("experiment=paper_table1,paper_table2,paper_figure5c", "batch=2", "batching.window=16")
+    code, out = sweep("experiment=paper_table1,paper_table2,paper_figure5c", "batch=2", "batching.window=16")
     assert code == 0, out
     points = json.loads(out.strip().splitlines()[-1])["points"]
     by_preset = {name: [p for p in points if p["preset"] == name] for name in PAPERS}
@@ -127,9 +122,9 @@ def test_presets_run_one_after_the_other_each_with_its_own_sweep(run, tmp_path):
     assert {"identical", "random"} == {p["lengths"] for p in by_preset["paper_figure5c"]}
 
 
-def test_points_that_presets_share_are_computed_once_and_listed_under_all(run, tmp_path):
+def test_points_that_presets_share_are_computed_once_and_listed_under_all(sweep, tmp_path):
     """paper_table4 runs in test_serving.py."""
-    code, out = run("experiment=paper_figure1,paper_figure5a,paper_figure5b", "batch=2", "baseline=false")
+    code, out = sweep("experiment=paper_figure1,paper_figure5a,paper_figure5b", "batch=2", "baseline=false")
     assert code == 0, out
     points = json.loads(out.strip().splitlines()[-1])["points"]
     assert all(p["num_exact"] == p["num_prompts"] == 2 for p in points)

@@ -15,7 +15,6 @@ from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdec import cli
 from specdec.errors import ConfigError
 from specdec.placement import is_main_process, world_size
 from specdec.prompts import Prompt
@@ -85,21 +84,6 @@ def test_what_the_runner_group_cannot_mean(overrides, message):
     with pytest.raises(ConfigError) as refused:
         composed(*overrides)
     assert message in str(refused.value)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", f"results_dir={tmp_path}/results", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from specdec import cli, point
+from specdec import point
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.cli_errors import ends_in_one_line
 from specdec.lock import locked
@@ -40,23 +40,6 @@ class HungryAlignment(InplaceAlignment):
         if len(rows) > 2:
             torch.empty(1 << 50, dtype=torch.uint8)
         return super().forward(rows, *args, **kwargs)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments: str, results: Path = tmp_path / "results") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", f"results_dir={results}", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def summary_of(out: str) -> dict:
