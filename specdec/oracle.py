@@ -27,7 +27,7 @@ from torch import Tensor
 from specdec.drafters.base import Draft
 from specdec.engine import Round
 from specdec.model import CausalLM
-from specdec.rounding import MIN_POSITIONS, measure, rms
+from specdec.rounding import rms, rounding_of
 from specdec.sequence import Sequence
 from specdec.verifiers.base import Verdict, Verifier
 
@@ -129,8 +129,8 @@ def explain(
         return {"kind": FAILURE, "reason": reason, "position": at}
     if logits_V is None:
         return {"kind": FAILURE, "reason": "what the run decided by is not known", "position": at}
-    rounding = measure(model, prompt, reference[: max(at + 1, MIN_POSITIONS)], batch, chunk)
-    expected_V = rounding.logits_nV[at]
+    rounding = rounding_of(model, prompt, reference, at, batch, chunk)
+    expected_V = rounding.logits_nV[at].double()
     token, own = output[at], reference[at]
     values = {
         "margin": float(expected_V[own] - expected_V[token]),

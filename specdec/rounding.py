@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,24 +21,41 @@ from specdec.model import CausalLM
 
 NUM_PADS = 3  # masked columns before the measured row in a batch
 MIN_POSITIONS = 32  # measured at least, where the row has them: a maximum over few positions is too small
+KEPT_BYTES = 256 << 20  # of measurements that are kept per model: strategies of one sweep differ at the same places
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
     """Teacher-forced logits of a row, and the spread of the correct computations of it."""
 
-    logits_nV: Tensor  # computed token by token over a cache, as the reference decodes; float64, on the CPU
+    logits_nV: Tensor  # computed token by token over a cache, as the reference decodes; on the CPU
     largest: float  # largest difference of one logit, over all positions and pairs of computations
     rms: float  # root mean square difference over the vocabulary, at the position and pair where it is largest
 
 
-@torch.inference_mode()
-def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
-    """Run prompt and output through the model in every way; position i is the one that decides ``output[i]``.
+def rounding_of(model: CausalLM, prompt: list[int], output: list[int], at: int, batch: int, chunk: int) -> Rounding:
+    """Measure a row as far as position ``at`` of its output, and at least MIN_POSITIONS; what was measured is kept.
 
     Args:
         batch, chunk: rows of the run's batches, and tokens that one of its rounds feeds (gamma + 1).
     """
+    num_positions = -(-(at + 1) // MIN_POSITIONS) * MIN_POSITIONS
+    key = (tuple(prompt), tuple(output[:num_positions]), batch, chunk)
+    kept = _KEPT.setdefault(model, {})
+    if key in kept:
+        return kept[key]
+    rounding = measure(model, prompt, output[:num_positions], batch, chunk)
+    if sum(other.logits_nV.nbytes for other in kept.values()) + rounding.logits_nV.nbytes <= KEPT_BYTES:
+        kept[key] = rounding
+    return rounding
+
+
+_KEPT: WeakKeyDictionary[CausalLM, dict[tuple[object, ...], Rounding]] = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
+    """Run prompt and output through the model in every way; position i is the one that decides ``output[i]``."""
     tokens, first = prompt + output[:-1], len(prompt)
     ways: list[Callable[[], Tensor]] = [
         lambda: _token_by_token(model, tokens, first),
@@ -45,8 +63,8 @@ def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, c
         lambda: _in_a_batch(model, tokens, first, batch, chunk),
         lambda: _in_a_batch(model, tokens, first, batch, 1),
     ]
-    logits = [way().double().cpu() for way in ways]
-    differences = [(a - b) for a, b in combinations(logits, 2)]
+    logits = [way().cpu() for way in ways]
+    differences = [a.double() - b.double() for a, b in combinations(logits, 2)]
     return Rounding(
         logits[0],
         max(float(difference.abs().max()) for difference in differences),
@@ -75,30 +93,30 @@ def _token_by_token(model: CausalLM, tokens: list[int], first: int) -> Tensor:
 
 
 def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chunk: int) -> Tensor:
-    """The row behind masked columns, beside rows that are longer by these; their content means nothing to it."""
+    """The row behind masked columns, in a batch. Its neighbours are copies of it, so that its prompt is read once."""
     pad = NUM_PADS if len(tokens) + NUM_PADS <= model.context_length else 0
-    neighbour = (tokens[:pad] + tokens + tokens)[: pad + len(tokens)]
-    neighbour += tokens[:1] * (pad + len(tokens) - len(neighbour))
-    ids_BS = _ids(model, [[tokens[0]] * pad + tokens] + [neighbour] * (batch - 1))
-    num_columns = ids_BS.shape[1]
+    ids_1S = _ids(model, [[tokens[0]] * pad + tokens])
+    num_columns = ids_1S.shape[1]
     columns_S = torch.arange(num_columns, device=model.device)
-    starts_B1 = torch.tensor([pad] + [0] * (batch - 1), device=model.device)[:, None]
-    positions_BS = (columns_S - starts_B1).clamp(min=0)
-    mask_BSS = (columns_S <= columns_S[:, None]) & (columns_S >= starts_B1)[:, None]
-    mask_BSS |= torch.eye(num_columns, dtype=torch.bool, device=model.device)
+    positions_1S = (columns_S - pad).clamp(min=0)[None]
+    mask_1SS = ((columns_S <= columns_S[:, None]) & (columns_S >= pad))[None]
+    mask_1SS |= torch.eye(num_columns, dtype=torch.bool, device=model.device)
     cache, logits, start = DynamicCache(), [], 0
     for stop in [pad + first, *range(pad + first + chunk, num_columns + chunk, chunk)]:
         stop = min(stop, num_columns)
         if start == stop:
             break
+        num_rows = 1 if start == 0 else batch
         part = model.module(
-            input_ids=ids_BS[:, start:stop],
-            position_ids=positions_BS[:, start:stop],
-            attention_mask=model.masks(mask_BSS[:, start:stop, :stop]),
+            input_ids=ids_1S[:, start:stop].expand(num_rows, -1),
+            position_ids=positions_1S[:, start:stop].expand(num_rows, -1),
+            attention_mask=model.masks(mask_1SS[:, start:stop, :stop].expand(num_rows, -1, -1)),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1 if start == 0 else 0,
         )
+        if start == 0:
+            cache.batch_repeat_interleave(batch)
         logits.append(part.logits[0])
         start = stop
     return torch.cat(logits)

@@ -13,7 +13,7 @@ from specdec.cli import main
 from specdec.model import CausalLM
 from specdec.oracle import FACTOR, FAILURE, NEAR_TIE, explain
 from specdec.results import read_lines
-from specdec.rounding import measure
+from specdec.rounding import measure, rounding_of
 
 NEW = 24
 PROMPT = [3, 1, 4, 1, 5]
@@ -49,7 +49,7 @@ def test_correct_computations_differ_by_rounding_only(model, reference):
 
 def test_a_tie_that_rounding_decides_is_explained(model, reference):
     tied = tie(model, reference)
-    decided_V = measure(tied, PROMPT, reference, 4, 6).logits_nV[0].clone()
+    decided_V = measure(tied, PROMPT, reference, 4, 6).logits_nV[0].double()
     other = (reference[0] + 1) % VOCAB
     decided_V[other] += 1e-9
     result = explain(tied, PROMPT, [other, *reference[1:]], reference, decided_V, batch=4, chunk=6)
@@ -63,7 +63,7 @@ def test_a_bug_at_a_tie_is_a_failure(model, reference):
     rounding = measure(tied, PROMPT, reference, 4, 6)
     other = (reference[0] + 1) % VOCAB
     shift_V = torch.randn(VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    buggy_V = rounding.logits_nV[0] + 3 * FACTOR * rounding.largest * shift_V
+    buggy_V = rounding.logits_nV[0].double() + 3 * FACTOR * rounding.largest * shift_V
     buggy_V[other] = buggy_V.max() + 1e-9
     result = explain(tied, PROMPT, [other, *reference[1:]], reference, buggy_V, batch=4, chunk=6)
     assert result["margin"] <= 2 * result["noise"]
@@ -144,3 +144,10 @@ def test_invariants_can_be_switched_on_for_a_run(monkeypatch, capsys, tmp_path):
     err = capsys.readouterr().err
     assert "invariant 'position' is broken in round" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_what_was_measured_is_kept_as_long_as_the_model(model, reference):
+    first = rounding_of(model, PROMPT, reference, 0, 4, 6)
+    assert rounding_of(model, PROMPT, reference, NEW - 1, 4, 6) is first, "the same stretch of the row"
+    assert rounding_of(model, PROMPT, reference, 0, 3, 6) is not first
+    assert rounding_of(model, PROMPT, [*reference[:-1], reference[-1] ^ 1], 0, 4, 6) is not first

@@ -12,16 +12,18 @@ _STRIDE = 37
 
 
 def data_overrides(data: str) -> list[str]:
-    """Overrides that choose the data group: the built-in prompts, or a file.
+    """Overrides that choose the data group: the built-in prompts, or a file; shuffled, always in the same way.
+
+    The built-in prompts are stored by length: in that order batches are nearly even, and sorting gains nothing.
 
     Raises:
         ConfigError: it is neither.
     """
     if data == "heldout":
-        return ["data=heldout"]
+        return ["data=heldout", "data.shuffle=true"]
     if not Path(data).is_file():
         raise ConfigError(f"data={data}: no such file; give a JSONL file in Spec-Bench's schema, or heldout")
-    return ["data=jsonl", f"data.path={data}", "data.overlong=truncate"]
+    return ["data=jsonl", f"data.path={data}", "data.overlong=truncate", "data.shuffle=true"]
 
 
 def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int) -> list[Prompt]:
