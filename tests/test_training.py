@@ -15,9 +15,17 @@ from specdec.model import CausalLM
 from specdec.training import TrainingError, run_recipe
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.budget import Budget
-from specdec.training.config import CorpusConfig, StageConfig, TrainConfig, ValidationConfig, shrink_to_rehearse
+from specdec.training.config import (
+    CorpusConfig,
+    DeviceConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+    shrink_to_rehearse,
+)
 from specdec.training.corpus import is_heldout, read_corpus
 from specdec.training.heldout import read_prompts
+from specdec.training.loop import precision_of
 from specdec.training.model import load_model
 
 ASSETS = Path(specdec.__file__).parent / "assets"
@@ -177,6 +185,16 @@ def test_budget_ends_by_steps_or_by_the_clock():
     assert by_steps.lr_factor(10) == pytest.approx(0.05 * 11 / 100)  # still in warmup: 10 steps of 100
     endless = Budget(StageConfig(steps=10, minutes=None), step=1, earlier_s=1e9)
     assert endless.fraction == 0.1
+
+
+def test_precision_follows_the_processor_unless_named(monkeypatch):
+    cfg = TrainConfig(device=DeviceConfig(accelerator="cpu"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert precision_of(cfg) == "bf16-mixed"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert precision_of(cfg) == "32-true"
+    cfg.precision = "64-true"
+    assert precision_of(cfg) == "64-true"
 
 
 def test_help_is_quick_and_torch_free():

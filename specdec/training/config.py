@@ -179,7 +179,7 @@ class TrainConfig:
     export_dir: str | None = None  # None: <output_dir>/export
     vocab_size: int = 2048
     context_length: int = 2048
-    precision: str = "bf16-mixed"
+    precision: str = "auto"  # Lightning's names; auto: bf16-mixed where the device computes in bfloat16, else 32-true
     max_export_bytes: int = 12_000_000
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     target_model: ModelConfig = field(default_factory=ModelConfig)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from specdec.training.checkpoints import BEST, LAST, KeepLast, WholeCheckpoints, check_resumable, read_checkpoint
@@ -40,7 +41,7 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
         strategy=cfg.device.strategy,
         max_steps=stage.steps,
         max_epochs=-1,
-        precision=cfg.precision,  # type: ignore[arg-type]
+        precision=precision_of(cfg),  # type: ignore[arg-type]
         accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.clip or None,
         logger=logger or False,
@@ -61,12 +62,27 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
     if not trainer.is_global_zero:
         sys.exit(0)  # the other devices' processes are done; the first one measures and exports
     return {
+        "precision": str(trainer.precision),
         "steps": module.budget.step,
         "tokens": module.num_tokens,
         "wall_s": round(module.budget.spent_s, 1),
         "train_loss": _mean(module.losses[-100:]),
         "loss_curve": _curve(module.losses),
     }
+
+
+def precision_of(cfg: TrainConfig) -> str:
+    """The precision by Lightning's name; ``auto`` is bfloat16 only where the device has instructions for it.
+
+    Without them a product in bfloat16 is emulated: 9 instead of 55 GFLOP/s on a core with AVX2.
+    """
+    if cfg.precision != "auto":
+        return cfg.precision
+    if cfg.device.accelerator != "cpu" and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "bf16-mixed" if native else "32-true"
 
 
 def take_best(module: TrainingModule, folder: Path) -> int | None:
