@@ -1,4 +1,8 @@
-"""Reading: feeding tokens that are known already, whole or in chunks, to one model's alignment."""
+"""Reading: feeding tokens that are known already, whole or in chunks, to one model's alignment.
+
+Rows of very different lengths are read in several forwards: one long prompt would otherwise pad all others to its
+length, and a padded token costs as much as a real one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
 from specdec.sequence import Sequence
+
+FORWARD_TOKENS = {"cpu": 32, "cuda": 512}
+"""Tokens whose reading costs as much as one more forward: its weights are read and its kernels launched once more."""
 
 See = Callable[[list[Sequence], Tensor, list[list[int]]], None]
 
@@ -38,19 +45,27 @@ class Reader:
         old = [
             (row, stop) for row, stop in zip(rows, stops, strict=True) if self.admitted(row) and stop > self.length(row)
         ]
-        if new:
+        if self._see is not None:
             # An admission answers nothing: where hidden states are wanted, the first tokens are fed like all others.
-            first = [row.tokens(0)[:stop] if self._see is None else [] for row, stop in new]
-            self.alignment.admit([row.index for row, _ in new], first)
+            self._admit(new, [[] for _ in new])
+            old, new = old + [(row, stop) for row, stop in new if stop], []
+        for group in self._groups([stop for _, stop in new]):
+            part = [new[i] for i in group]
+            self._admit(part, [row.tokens(0)[:stop] for row, stop in part])
+        missing = [row.tokens(0)[self.length(row) : stop] for row, stop in old]
+        for group in self._groups([len(tokens) for tokens in missing]):
+            rows = [old[i][0] for i in group]
+            self._feed(rows, [missing[i] for i in group], [list(range(len(missing[i]))) for i in group])
+            kept: list[Kept] = [old[i][1] for i in group]
+            self.alignment.commit([row.index for row in rows], kept)
+
+    def _admit(self, new: list[tuple[Sequence, int]], contents: list[list[int]]) -> None:
+        if new:
+            self.alignment.admit([row.index for row, _ in new], contents)
             self._admitted.update(row.index for row, _ in new)
-            if self._see is not None:
-                old += [(row, stop) for row, stop in new if stop]
-        if old:
-            keys = [row.index for row, _ in old]
-            missing = [row.tokens(0)[self.length(row) : stop] for row, stop in old]
-            self._feed([row for row, _ in old], missing, [list(range(len(part))) for part in missing])
-            kept: list[Kept] = [stop for _, stop in old]
-            self.alignment.commit(keys, kept)
+
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        return groups_of_length(lengths, FORWARD_TOKENS.get(self.alignment.model.device.type, 0))
 
     def probe(self, rows: list[Sequence], ids: tuple[int, ...]) -> None:
         """Feed ``ids`` behind what the rows' caches hold, for the sake of their hidden states, and drop them."""
@@ -71,3 +86,23 @@ class Reader:
         if known:
             self.alignment.release(known)
             self._admitted.difference_update(known)
+
+
+def groups_of_length(lengths: list[int], fixed: int) -> list[list[int]]:
+    """Split rows so that reading costs least; returns indices, in their order within a group.
+
+    A group costs its longest row times its rows, and ``fixed`` on top. The best groups are stretches of the rows in
+    order of length, found from the shortest row on: cost(j) = min over i < j of cost(i) + fixed + (j - i) x length(j).
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    costs, starts = [0], [0]
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cost, start = min((costs[i] + fixed + (end - i) * longest, i) for i in range(end))
+        costs.append(cost)
+        starts.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[starts[end] : end]))
+        end = starts[end]
+    return groups
