@@ -95,6 +95,10 @@ class CheckedAlignment(Alignment):
         self._report = report
         self._records: dict[int, _Record] = {}
 
+    def expect(self, num_rows: int) -> None:
+        """Pass on."""
+        self.inner.expect(num_rows)
+
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill, and check every position and mask of it."""
         with watch(self.model) as seen:

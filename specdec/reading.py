@@ -49,6 +49,8 @@ class Reader:
             # An admission answers nothing: where hidden states are wanted, the first tokens are fed like all others.
             self._admit(new, [[] for _ in new])
             old, new = old + [(row, stop) for row, stop in new if stop], []
+        if new:
+            self.alignment.expect(len(new))
         for group in self._groups([stop for _, stop in new]):
             part = [new[i] for i in group]
             self._admit(part, [row.tokens(0)[:stop] for row, stop in part])

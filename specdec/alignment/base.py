@@ -43,6 +43,9 @@ class Alignment(ABC):
         """
         return in_flight + batch
 
+    def expect(self, num_rows: int) -> None:  # noqa: B027 (a hint; most strategies have no use for it)
+        """So many new rows are about to be admitted, in one or more calls: room for all can be taken at once."""
+
     @abstractmethod
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Take new rows in and prefill their tokens (an empty content is allowed)."""

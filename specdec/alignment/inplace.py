@@ -35,6 +35,11 @@ class InplaceAlignment(Alignment):
         self._contents = Contents()
         self._slots = SlotStorage(model)
 
+    def expect(self, num_rows: int) -> None:
+        """Take the slots now: storage that grows group by group is copied every time."""
+        with self.clock.stage("align"):
+            self._slots.reserve(len(self._slots.slot) + num_rows)
+
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows from column 0 of their slots."""
         self._contents.admit(rows)

@@ -21,7 +21,7 @@ class SlotStorage:
         taken = set(self.slot.values())
         free = [slot for slot in range(len(taken) + len(rows)) if slot not in taken]
         self.slot.update(zip(rows, free[: len(rows)], strict=True))
-        self._reserve_slots(max(self.slot.values(), default=-1) + 1)
+        self.reserve(max(self.slot.values(), default=-1) + 1)
 
     def free(self, rows: list[int]) -> None:
         """Give the rows' slots back; the next newcomers take them."""
@@ -39,7 +39,7 @@ class SlotStorage:
             data_NBHSD[:, slot, :, :width] = data_NBHSD[:, self.slot[row], :, :width]
             self.slot[row] = slot
 
-    def _reserve_slots(self, count: int) -> None:
+    def reserve(self, count: int) -> None:
         """Room for ``count`` slots."""
         have = self.kv.num_rows
         if count > have:
