@@ -289,3 +289,21 @@ def test_a_claim_is_judged_by_its_median():
     assert (line["value"]["value"], line["verdict"]) == (2.0, "met")
     claim.at_least = 2.1
     assert judge(claim, suite, library, cells)[0]["verdict"] == "NOT MET"
+
+
+def test_a_figure_of_another_machine_is_scaled_by_what_ran_on_both():
+    suite, library = load_suite(["suite=quick"])
+    library.published = {
+        "code": {"tokens_per_s": {"tiny": {8: 30.0}}},
+        "hf": {"tokens_per_s": {"tiny": {8: 100.0}}},
+    }
+    cells = {
+        Cell("quick", "tiny", None, 8, method): [{"repeat": 0, "status": "done", "tokens_per_s": rate}]
+        for method, rate in (("inplace", 60.0), ("eqspec", 50.0))
+    }
+    claim = Claim("faster", "quick", "inplace", over="published:code", batches=[8])
+    assert judge(claim, suite, library, cells)[0]["value"]["value"] == 2.0
+    claim.yardstick = "eqspec=hf"  # this machine gives half of what that one did
+    assert judge(claim, suite, library, cells)[0]["value"]["value"] == 4.0
+    claim.yardstick = "masked=hf"
+    assert judge(claim, suite, library, cells)[0]["verdict"] == "not measured"

@@ -49,6 +49,7 @@ class Claim:
     method: str = MISSING
     metric: str = "tokens_per_s"
     over: str | None = None  # the ratio to this method in the same cell; or published:NAME
+    yardstick: str | None = None  # METHOD=NAME, measured here and published there: scales what another machine gave
     pairs: list[str] | None = None  # null: every one of the study
     batches: list[int] | None = None
     contexts: list[int | None] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from specdec.bench.plan import Cell
@@ -125,10 +125,28 @@ def _claimed(claim: Claim, library: Library, cells: Records, cell: Cell) -> Esti
         return median(values)
     kind, _, name = claim.over.partition(":")
     if kind == "published" and name:
-        figure = library.published.get(name, {}).get("tokens_per_s", {}).get(cell.pair, {}).get(cell.batch)
-        return ratio_of_medians(values, [float(figure)] * len(values)) if figure else None
+        return _over_published(claim, library, cells, cell, name)
     other = Cell(cell.study, cell.pair, cell.context, cell.batch, claim.over)
     return _ratio(cells, cell, other, claim.metric)
+
+
+def _over_published(claim: Claim, library: Library, cells: Records, cell: Cell, name: str) -> Estimate | None:
+    """The ratio to a figure from another machine: as it is, or as a yardstick that ran on both scales it."""
+
+    def published(of: str) -> float | None:
+        figure = library.published.get(of, {}).get("tokens_per_s", {}).get(cell.pair, {}).get(cell.batch)
+        return float(figure) if figure else None
+
+    figure, values = published(name), _by_turn(cells, cell, claim.metric)
+    if figure is None:
+        return None
+    others = dict.fromkeys(values, figure)
+    if claim.yardstick is not None:
+        method, _, there = claim.yardstick.partition("=")
+        here, then = _by_turn(cells, replace(cell, method=method), claim.metric), published(there)
+        others = {turn: figure * here[turn] / then for turn in values.keys() & here.keys()} if then else {}
+    turns = sorted(others)
+    return ratio_of_medians([values[t] for t in turns], [others[t] for t in turns]) if turns else None
 
 
 def _holds(claim: Claim, value: Estimate) -> bool:
