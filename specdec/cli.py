@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.cli_errors import ends_in_one_line, explain
 from specdec.errors import SpecdecError
+from specdec.pair_folder import folder_words
 from specdec.placement import is_main_process
 from specdec.registry import load_entry_points
 from specdec.results import ELSEWHERE, append_line, read_lines, read_summary
@@ -50,7 +51,7 @@ def main() -> None:
         state.clear()
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
-    sys.argv = flags_first(sys.argv)
+    sys.argv = [sys.argv[0], *folder_words(flags_first(sys.argv)[1:])]
     if {"--help", "-h"} & set(sys.argv[1:]):
         _help()
         return

@@ -29,6 +29,7 @@ class PairConfig:
     """A target, a draft and a tokenizer: Hub names or local folders in Hub format."""
 
     name: str = MISSING
+    folder: str | None = None  # what train.py exported: fills target, draft and tokenizer; `pair=FOLDER` sets it
     target: str | None = None  # Hub name or local folder
     draft: str | None = None  # Hub name or local folder
     tokenizer: str | None = None  # Hub name or local folder; null means the target's

@@ -16,6 +16,7 @@ from specdec.cli_errors import explain
 from specdec.config import RunConfig
 from specdec.errors import ConfigError
 from specdec.lock import locked
+from specdec.pair_folder import fill_from_folder
 from specdec.placement import check_runner, launched_from_outside
 from specdec.reference import follows_plain, has_reference, sampling_params
 from specdec.registry import PLUGIN_GROUPS, lookup, unknown
@@ -105,6 +106,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
     for key in ("batch", "max_new_tokens"):
         if cfg[key] < 1:
             raise ConfigError(f"{key}={cfg[key]}: it must be at least 1")
+    fill_from_folder(cfg.pair)
     check_runner(cfg)
     check_serving(cfg)
     _refuse_incorrect(cfg)

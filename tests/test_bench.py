@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -293,10 +294,8 @@ def test_a_claim_is_judged_by_its_median():
 
 def test_a_figure_of_another_machine_is_scaled_by_what_ran_on_both():
     suite, library = load_suite(["suite=quick"])
-    library.published = {
-        "code": {"tokens_per_s": {"tiny": {8: 30.0}}},
-        "hf": {"tokens_per_s": {"tiny": {8: 100.0}}},
-    }
+    published = {"code": {"tokens_per_s": {"tiny": {8: 30.0}}}, "hf": {"tokens_per_s": {"tiny": {8: 100.0}}}}
+    library = replace(library, published=published)
     cells = {
         Cell("quick", "tiny", None, 8, method): [{"repeat": 0, "status": "done", "tokens_per_s": rate}]
         for method, rate in (("inplace", 60.0), ("eqspec", 50.0))

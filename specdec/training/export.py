@@ -64,7 +64,7 @@ def export_model(cfg: TrainConfig, folder: Path, model: Any, sources: Sources, r
         save_model(model, staged)
         sources.tokenizer.save_pretrained(str(staged))
         if record["acceptance"] is not None:
-            use = "Use it with `python run.py pair.draft=FOLDER` and the same target."
+            use = "Use it, with the target that it was trained for, as `python run.py pair=FOLDER`."
             learned = f"{cfg.distill.data} ({_losses(cfg)})"
             (staged / "README.md").write_text(trained_card(record, "A draft model", use, learned))
         else:
