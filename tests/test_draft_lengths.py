@@ -161,6 +161,24 @@ def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
     assert low < policy.choose(rows)[0] <= high
 
 
+def test_a_row_that_is_about_to_end_is_not_read_for_its_last_tokens():
+    policy = GoodputLength()
+    for gamma, seconds in ((0, 1.0), (0, 1.0), (0, 1.0), (4, 1.2)):
+        policy.costs.observe(2, gamma, seconds)
+    for row in (0, 1):
+        for _ in range(40):
+            policy.acceptance.observe(row, 4, 4)
+    policy.reading.postpone(51.2, 100)  # half a second for each token that the draft has to read
+    policy.reading.settle(0.8, 2)
+    assert policy.reading.s_per_token == pytest.approx(0.5)
+    ending, beginning = Sequence(0, [1] * 40, 2), Sequence(1, [1] * 40, 200)
+    wished = policy.choose([ending, beginning])
+    assert wished[0] == 0
+    assert wished[1] > 0
+    assert policy.drafting, "newcomers' prompts are read from now on"
+    assert GoodputLength().reading.repays(ending, 0.0, usual=9), "as long as no reading was measured, none is feared"
+
+
 def test_costs_are_medians_and_a_line_between_what_was_measured():
     costs = RoundCosts()
     with pytest.raises(ValueError, match="no plain round"):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 WINDOW = 15  # last measurements of a bucket that its median is taken of
 MIN_SLOPE = 0.01
-STREAM_ROUNDS = 64  # as long as the last newcomer is not longer ago, more are expected
-STREAM_ROWS = 8  # rows per place, to which the cost of switching drafting on is spread
 
 
 class RoundCosts:
@@ -91,15 +89,12 @@ class ReadingCosts:
         self._read_to: dict[int, int] = {}  # tokens of each row that the draft's cache is known to hold
         self._num_read, self._read_s = 0, 0.0
         self._postponed: tuple[float, int] | None = None
-        self._num_finished, self._num_prompt_tokens, self._num_output_tokens = 0, 0, 0  # of rows that are done
-        self._since_newcomer = 0
+        self._num_prompt_tokens, self._num_output_tokens = 0, 0  # of rows that are done
 
     def meet(self, rows: list[Sequence], already_read: bool) -> None:
         """Note which newcomers' prompts the draft has read."""
-        self._since_newcomer += 1
         for row in rows:
             if row.index not in self._read_to:
-                self._since_newcomer = 0
                 self._read_to[row.index] = len(row.prompt_ids) if already_read else 0
 
     def lacking(self, outcome: Round, asked: list[int], usual: int) -> int:
@@ -130,19 +125,23 @@ class ReadingCosts:
     def finish(self, row: Sequence) -> None:
         """A row is done."""
         self._read_to.pop(row.index, None)
-        self._num_finished += 1
         self._num_prompt_tokens += len(row.prompt_ids)
         self._num_output_tokens += len(row.output_ids)
 
-    def per_output_token(self, rows: list[Sequence], going_on: bool) -> float:
-        """Seconds of reading per emitted token, if drafting goes on, or if it starts now."""
-        s_per_token = self._read_s / max(self._num_read, 1)
-        finished = self._num_output_tokens
-        steady = self._num_prompt_tokens / finished if finished else 0.0
-        if going_on:
-            return s_per_token * steady
-        num_lacking = sum(row.length - self._read_to.get(row.index, 0) for row in rows)
-        if finished and self._since_newcomer <= STREAM_ROUNDS:  # more will come, and profit from what is begun now
-            num_served = STREAM_ROWS * len(rows) * finished / self._num_finished
-            return s_per_token * (steady + num_lacking / num_served)
-        return s_per_token * num_lacking / max(sum(row.num_remaining for row in rows), 1)
+    @property
+    def s_per_token(self) -> float:
+        """Seconds that reading one token takes; 0 until it was measured."""
+        return self._read_s / max(self._num_read, 1)
+
+    def of_newcomers(self) -> float:
+        """Seconds of reading prompts per emitted token, where every row drafts from its start."""
+        return self.s_per_token * self._num_prompt_tokens / max(self._num_output_tokens, 1)
+
+    def repays(self, row: Sequence, saving_s: float, usual: int) -> bool:
+        """Whether what the draft lacks of a row is read in less time than drafting saves on the rest of its output.
+
+        Args:
+            saving_s: seconds that drafting saves per emitted token. usual: tokens that any round's draft lacks.
+        """
+        lag = row.length - self._read_to.get(row.index, 0)
+        return lag <= usual or lag * self.s_per_token <= row.num_remaining * saving_s

@@ -2,8 +2,9 @@
 
 Idea: a round of gamma drafted steps emits, per row, 1 + a + ... + a^gamma tokens if its drafts are accepted with chance
 a, and costs what rounds of that shape have cost so far. The gamma of the best quotient wins, and 0 is one of them: then
-nothing is drafted, the draft's cache stays behind, and a round is a plain one. What it would cost to bring the cache up
-again is weighed too, so drafting is not switched on for a row's last few tokens.
+nothing is drafted, the draft's cache stays behind, and a round is a plain one. A row whose cache would have to be
+brought up first drafts only if that takes less time than drafting saves on the rest of its output: so drafting is not
+switched on for rows that are about to end, and comes with the newcomers.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
@@ -96,7 +97,7 @@ class GoodputLength(DraftLength):
             self.drafting = gamma > 0
             if gamma:
                 self._probes.reset()
-                return [self._reachable(row, gamma) for row in rows]
+                return [self._reachable(row, gamma) if self._repays(row) else 0 for row in rows]
             if explored and not (self._probes.due() and self._could_pay(rows)):
                 return nothing
             self._probes.start(rows, first=not explored)
@@ -108,17 +109,21 @@ class GoodputLength(DraftLength):
         if self._decision.num_rows == len(rows) and self._decision.rounds_left > 0:
             self._decision.rounds_left -= 1
             return self._decision.gamma
-        rates = [self.acceptance.rate(row.index) for row in rows]
-        read_s = self.reading.per_output_token(rows, going_on=self.drafting)
-        goodputs = self._goodputs(rows, rates, read_s)
+        goodputs = self._goodputs(rows, [self.acceptance.rate(row.index) for row in rows])
+        self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, 1 / goodputs[0] - 1 / max(goodputs))
+        rates = [self.acceptance.rate(row.index) if self._repays(row) else 0.0 for row in rows]
+        goodputs = self._goodputs(rows, rates)
         best = max(range(1, self.max_gamma + 1), key=goodputs.__getitem__)
         needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
-        gamma = best if goodputs[best] > needed * goodputs[0] else 0
-        self._decision = _Decision(len(rows), gamma, KEPT_ROUNDS)
-        return gamma
+        if goodputs[best] > needed * goodputs[0]:
+            self._decision.gamma = best
+        return self._decision.gamma
 
-    def _goodputs(self, rows: list[Sequence], rates: list[float], read_s: float) -> list[float]:
-        """Expected tokens per second of rounds with 0 to max_gamma drafted steps."""
+    def _repays(self, row: Sequence) -> bool:
+        return self.reading.repays(row, self._decision.saving_s, usual=self.max_gamma + 1)
+
+    def _goodputs(self, rows: list[Sequence], rates: list[float]) -> list[float]:
+        """Expected tokens per second of rounds with 0 to max_gamma drafted steps, newcomers' reading included."""
         emitted = [0.0] * (self.max_gamma + 1)
         for row, rate in zip(rows, rates, strict=True):
             tokens = chance = 1.0
@@ -129,6 +134,7 @@ class GoodputLength(DraftLength):
                     tokens += chance
                 emitted[gamma] += tokens
         seconds = [self.costs.estimate(len(rows), gamma) for gamma in range(self.max_gamma + 1)]
+        read_s = self.reading.of_newcomers()
         reading = [0.0] + [read_s * tokens for tokens in emitted[1:]]
         return [e / (s + r) for e, s, r in zip(emitted, seconds, reading, strict=True)]
 
@@ -139,14 +145,15 @@ class GoodputLength(DraftLength):
 
     def _could_pay(self, rows: list[Sequence]) -> bool:
         """Whether the best acceptance that can be hoped for would make drafting pay; if not, why probe?"""
-        goodputs = self._goodputs(rows, [BEST_RATE] * len(rows), 0.0)
+        goodputs = self._goodputs(rows, [BEST_RATE] * len(rows))
         return max(goodputs) > GAIN_TO_START * goodputs[0]
 
 
 @dataclass(slots=True)
 class _Decision:
-    """The last choice of gamma, the batch size that it was made for, and how long it holds."""
+    """The last choice of gamma, the batch size that it was made for, how long it holds, and what it would save."""
 
     num_rows: int
     gamma: int
     rounds_left: int = 0
+    saving_s: float = 0.0  # per emitted token, if all rows drafted
