@@ -151,7 +151,7 @@ def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
     for _ in range(40):
         acceptance.observe(0, 4, 0)
         acceptance.observe(1, 4, 4)
-    assert acceptance.rate(0) < 0.2 < 0.8 < acceptance.rate(1)
+    assert acceptance.rate(0) < 0.3 < 0.8 < acceptance.rate(1)
     rows = [Sequence(index, [1], 50) for index in range(2)]
     for gamma, seconds in ((0, 1.0), (0, 1.0), (0, 1.0), (4, 1.2)):
         policy.costs.observe(2, gamma, seconds)
@@ -192,8 +192,25 @@ def test_costs_are_medians_and_a_line_between_what_was_measured():
     with pytest.raises(ValueError, match="no round with a draft"):
         costs.estimate(4, 2)
     costs.observe(4, 2, 1.5)
-    assert costs.estimate(4, 4) == pytest.approx(2.0)
+    assert costs.estimate(4, 4) == pytest.approx(1.85), "a part of what the draft adds comes with its first step"
     assert costs.estimate(8, 2) == pytest.approx(4.5)
+    costs.observe(4, 4, 1.8)
+    assert costs.estimate(4, 6) == pytest.approx(2.1), "a line through the nearest two"
+    costs.observe(4, 4, 1.4)
+    costs.observe(4, 4, 1.4)
+    assert costs.estimate(4, 6) == pytest.approx(1.4), "more steps never cost less"
+
+
+def test_later_places_of_a_draft_are_accepted_as_they_were():
+    acceptance = Acceptance()
+    for _ in range(200):  # half of the drafts fail at once, the others are accepted whole
+        acceptance.observe(0, 4, 0)
+        acceptance.observe(0, 4, 4)
+    chances = acceptance.chances(0, 6)
+    assert chances[0] == pytest.approx(0.5, abs=0.1)
+    assert min(chances[1:4]) > 0.85
+    assert chances[4] == chances[5] == chances[3], "where nothing was tried, as the place before"
+    assert Acceptance().chances(0, 2) == [Acceptance().rate(0)] * 2
 
 
 @pytest.mark.parametrize("settings", [{"max_gamma": 0}, {"probe_share": 1.0}])

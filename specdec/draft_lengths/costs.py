@@ -2,9 +2,9 @@
 
 Rounds: medians of what was measured, and a model where nothing was.
 
-The model is a plain round's cost times (1 + slope x drafted steps), with the slope of the nearest batch size and draft
-length that were measured. Between two measured batch sizes a plain round's cost is linear; beyond them half of it is
-taken as fixed and half as proportional to the batch, until that size is measured too.
+The model is a plain round's cost times 1 + what the draft adds: a line in the drafted steps through the nearest lengths
+that were measured, at the nearest batch size. Between two measured batch sizes a plain round's cost is linear; beyond
+them half of it is taken as fixed and half as proportional to the batch, until that size is measured too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from specdec.engine import Round
 
 WINDOW = 15  # last measurements of a bucket that its median is taken of
-MIN_SLOPE = 0.01
+MIN_SLOPE = 0.01  # of a plain round, that one drafted step costs at least
+FIRST_STEP_SHARE = 0.3  # of a draft's cost, that comes with its first step, as long as one length only was measured
 
 
 class RoundCosts:
@@ -55,7 +56,7 @@ class RoundCosts:
         if known is not None:
             return known
         plain_s = self._plain(num_rows)
-        return plain_s if num_steps == 0 else plain_s * (1 + self._slope(num_rows, num_steps) * num_steps)
+        return plain_s if num_steps == 0 else plain_s * (1 + self._extra(num_rows, num_steps))
 
     def _plain(self, num_rows: int) -> float:
         known = sorted(rows for rows, steps in self._medians if steps == 0)
@@ -70,13 +71,26 @@ class RoundCosts:
         low_s, high_s = self._medians[below, 0], self._medians[above, 0]
         return low_s if below == above else low_s + (high_s - low_s) * (num_rows - below) / (above - below)
 
-    def _slope(self, num_rows: int, num_steps: int) -> float:
-        """Cost of one drafted step (its draft, and its place in the verification) as a share of a plain round's."""
+    def _extra(self, num_rows: int, num_steps: int) -> float:
+        """Cost of the drafted steps (drafting them, and their places in the verification) as a share of a plain round.
+
+        A line through the nearest measured lengths of the nearest measured batch size. Through one point only, a part
+        of the cost is taken as the first step's alone: if that is too hopeful, the first such round tells.
+        """
         drafted = [key for key in self._medians if key[1] > 0]
         if not drafted:
             raise ValueError("no round with a draft was measured")
-        rows, steps = min(drafted, key=lambda key: (abs(log2(key[0] / num_rows)), abs(key[1] - num_steps), key))
-        return max((self._medians[rows, steps] / self._plain(rows) - 1) / steps, MIN_SLOPE)
+        rows = min((key[0] for key in drafted), key=lambda size: (abs(log2(size / num_rows)), size))
+        extras = {steps: self._medians[rows, steps] / self._plain(rows) - 1 for size, steps in drafted if size == rows}
+        nearest = sorted(sorted(extras), key=lambda steps: abs(steps - num_steps))[:2]
+        known = extras[nearest[0]]
+        share = (1 - FIRST_STEP_SHARE) * known / nearest[0]  # of one more step
+        if len(nearest) == 2:
+            other = (extras[nearest[1]] - known) / (nearest[1] - nearest[0])
+            share = min(
+                max(other, 0.0), known / nearest[0]
+            )  # noise makes lines that fall, or begin below a plain round
+        return max(known + share * (num_steps - nearest[0]), MIN_SLOPE * num_steps)
 
 
 class ReadingCosts:

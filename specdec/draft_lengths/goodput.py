@@ -1,10 +1,10 @@
 """Goodput: the draft length of the most tokens per second, from what this run has accepted and what its rounds cost.
 
-Idea: a round of gamma drafted steps emits, per row, 1 + a + ... + a^gamma tokens if its drafts are accepted with chance
-a, and costs what rounds of that shape have cost so far. The gamma of the best quotient wins, and 0 is one of them: then
-nothing is drafted, the draft's cache stays behind, and a round is a plain one. A row whose cache would have to be
-brought up first drafts only if that takes less time than drafting saves on the rest of its output: so drafting is not
-switched on for rows that are about to end, and comes with the newcomers.
+Idea: a round of gamma drafted steps emits, per row, 1 + a1 + a1 a2 + ... tokens if the places of its draft are accepted
+with chances a1, a2, ..., and costs what rounds of that shape have cost so far. The gamma of the best quotient wins, and
+0 is one of them: then nothing is drafted, the draft's cache stays behind, and a round is a plain one. A row whose cache
+would have to be brought up first drafts only if that takes less time than drafting saves on the rest of its output: so
+drafting is not switched on for rows that are about to end, and comes with the newcomers.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from specdec.engine import Round
 
 PLAIN_FIRST = 3  # plain rounds that are measured before anything is drafted
-GAIN_TO_START, GAIN_TO_STAY = 1.05, 1.0
+GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
 KEPT_ROUNDS = 7  # rounds that a choice is kept for while the batch size stays the same
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
 BEST_RATE = 0.98  # if not even such acceptance pays, there is nothing to probe for
@@ -80,6 +80,8 @@ class GoodputLength(DraftLength):
             scale = (len(self._asked) / num_drafting) ** 0.5 if self._probes.running and num_drafting else 1.0
             seconds_of_all = seconds + (scale - 1) * outcome.seconds["draft"]
             self.costs.observe(len(outcome.rows), num_steps, seconds_of_all)
+        if self._probes.running and self.costs.knows(drafted=True) and not self._could_pay(outcome.rows):
+            self._probes.end_early()
         self._probes.observe(outcome, seconds, self.costs)
         for row, drafted, accepted in zip(outcome.rows, outcome.num_drafted, outcome.num_accepted, strict=True):
             self.acceptance.observe(row.index, drafted, accepted)
@@ -109,10 +111,13 @@ class GoodputLength(DraftLength):
         if self._decision.num_rows == len(rows) and self._decision.rounds_left > 0:
             self._decision.rounds_left -= 1
             return self._decision.gamma
-        goodputs = self._goodputs(rows, [self.acceptance.rate(row.index) for row in rows])
+        chances = [self.acceptance.chances(row.index, self.max_gamma) for row in rows]
+        goodputs = self._goodputs(rows, chances)
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, 1 / goodputs[0] - 1 / max(goodputs))
-        rates = [self.acceptance.rate(row.index) if self._repays(row) else 0.0 for row in rows]
-        goodputs = self._goodputs(rows, rates)
+        nothing = [0.0] * self.max_gamma
+        goodputs = self._goodputs(
+            rows, [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]
+        )
         best = max(range(1, self.max_gamma + 1), key=goodputs.__getitem__)
         needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
         if goodputs[best] > needed * goodputs[0]:
@@ -122,15 +127,15 @@ class GoodputLength(DraftLength):
     def _repays(self, row: Sequence) -> bool:
         return self.reading.repays(row, self._decision.saving_s, usual=self.max_gamma + 1)
 
-    def _goodputs(self, rows: list[Sequence], rates: list[float]) -> list[float]:
+    def _goodputs(self, rows: list[Sequence], chances: list[list[float]]) -> list[float]:
         """Expected tokens per second of rounds with 0 to max_gamma drafted steps, newcomers' reading included."""
         emitted = [0.0] * (self.max_gamma + 1)
-        for row, rate in zip(rows, rates, strict=True):
+        for row, at_places in zip(rows, chances, strict=True):
             tokens = chance = 1.0
             emitted[0] += tokens
             for gamma in range(1, self.max_gamma + 1):
                 if gamma < row.num_remaining:
-                    chance *= rate
+                    chance *= at_places[gamma - 1]
                     tokens += chance
                 emitted[gamma] += tokens
         seconds = [self.costs.estimate(len(rows), gamma) for gamma in range(self.max_gamma + 1)]
@@ -140,12 +145,16 @@ class GoodputLength(DraftLength):
 
     def _reachable(self, row: Sequence, gamma: int) -> int:
         """As many of gamma tokens as have a fair chance to be reached and accepted, at least one."""
-        rate = self.acceptance.rate(row.index)
-        return next((length for length in range(1, gamma) if rate ** (length + 1) < LEAST_CHANCE), gamma)
+        chance = 1.0
+        for length, at_place in enumerate(self.acceptance.chances(row.index, gamma)):
+            chance *= at_place
+            if chance < LEAST_CHANCE:
+                return max(length, 1)
+        return gamma
 
     def _could_pay(self, rows: list[Sequence]) -> bool:
         """Whether the best acceptance that can be hoped for would make drafting pay; if not, why probe?"""
-        goodputs = self._goodputs(rows, [BEST_RATE] * len(rows))
+        goodputs = self._goodputs(rows, [[BEST_RATE] * self.max_gamma] * len(rows))
         return max(goodputs) > GAIN_TO_START * goodputs[0]
 
 

@@ -1,4 +1,8 @@
-"""Probes: while nothing is drafted, a few rows draft for a round or two, to see whether it would pay by now."""
+"""Probes: while nothing is drafted, a few rows draft for a few rounds, to see whether it would pay by now.
+
+A few rows of a large batch say enough in two rounds. A single row is asked for longer: one rejection early in its text
+says little, and to stop drafting on its account would cost the whole pause that follows.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ if TYPE_CHECKING:
     from specdec.engine import Round
 
 PROBE_ROWS, PROBE_STEPS = 4, 2
-FIRST_ROUNDS, ROUNDS = 3, 2  # of a probe; the first of them reads what the draft's cache lacks
+FIRST_ROUNDS, ROUNDS = 3, 2  # of a probe, at least; the first of them reads what the draft's cache lacks
+FIRST_TRIALS, TRIALS = 24, 8  # drafted tokens that a probe wants to see tried,
+MOST_ROUNDS = 10  # and rounds after which it ends without them
 SHORTEST_PAUSE, LONGEST_PAUSE = 16, 1024  # rounds between probes; doubled after each
 
 
@@ -21,14 +27,14 @@ class Probes:
     def __init__(self, share: float) -> None:
         self._share = share
         self._rows: list[int] = []
-        self._rounds_left = 0
+        self._rounds_left = self._trials_left = self._num_rounds = 0
         self._pause, self._since = SHORTEST_PAUSE, 0
         self._elapsed_s = self._spent_s = self._last_s = 0.0
 
     @property
     def running(self) -> bool:
         """Whether a probe is under way."""
-        return self._rounds_left > 0
+        return self._rounds_left > 0 or (self._trials_left > 0 and self._num_rounds < MOST_ROUNDS)
 
     def includes(self, row: Sequence) -> bool:
         """Whether a row drafts in the probe under way."""
@@ -42,8 +48,14 @@ class Probes:
         """Let the rows with the most left to emit draft, if any can; the ``first`` probe measures costs too."""
         able = sorted((row for row in rows if row.num_remaining > 1), key=lambda row: -row.num_remaining)
         self._rows = [row.index for row in able[:PROBE_ROWS]]
-        self._rounds_left = (FIRST_ROUNDS if first else ROUNDS) if able else 0
+        self._num_rounds = self._rounds_left = self._trials_left = 0
+        if able:
+            self._rounds_left, self._trials_left = (FIRST_ROUNDS, FIRST_TRIALS) if first else (ROUNDS, TRIALS)
         self._last_s = 0.0
+
+    def end_early(self) -> None:
+        """Ask no longer than for the costs: no acceptance would make drafting pay."""
+        self._trials_left = 0
 
     def reset(self) -> None:
         """Drafting pays: when it stops doing so, the pauses begin from the shortest."""
@@ -58,8 +70,11 @@ class Probes:
         num_emitted = sum(map(len, outcome.emitted))
         plain_s = costs.estimate(len(outcome.rows), 0) * num_emitted / len(outcome.rows)
         self._last_s += max(seconds - plain_s, 0.0)
+        self._num_rounds += 1
         self._rounds_left -= 1
+        for row, drafted, accepted in zip(outcome.rows, outcome.num_drafted, outcome.num_accepted, strict=True):
+            self._trials_left -= min(accepted + 1, drafted) if self.includes(row) else 0
         if not self.running or all(row.finished for row in outcome.rows if self.includes(row)):
-            self._rounds_left = 0
+            self._rounds_left = self._trials_left = 0
             self._spent_s += self._last_s
             self._pause, self._since = min(2 * self._pause, LONGEST_PAUSE), 0
