@@ -22,6 +22,7 @@ from specdec.bench.statistics import median, ratio_of_medians
 from specdec.bench.suite import FOLDER, Claim, load_suite
 from specdec.bench.summary import judge
 from specdec.errors import ConfigError
+from specdec.lock import locked
 from specdec.prompts import Prompt
 from specdec.runner import resolve
 
@@ -105,6 +106,13 @@ def test_wrong_words_are_one_line(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_two_benchmarks_at_once_are_refused(tmp_path, capsys):
+    with locked(tmp_path, "bench"):
+        assert main(["suite=quick", f"cache={tmp_path}", f"out={tmp_path / 'out'}"]) == 1
+    assert "another benchmark is running" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_prompts_of_a_set_length_are_ragged_and_repeatable():

@@ -11,7 +11,8 @@ from typing import Any
 
 from specdec.bench.machine import pin
 from specdec.bench.suite import Library, Suite, load_suite
-from specdec.errors import SpecdecError
+from specdec.errors import ConfigError, SpecdecError
+from specdec.lock import locked
 
 _HELP = """usage: python -m specdec.bench suite=NAME [KEY=VALUE ...]
 
@@ -33,13 +34,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         suite, library = load_suite(words)
-        return _measure(suite, library, pin(suite.threads))
+        with locked(str(suite.cache), "bench", on_wait=_refuse):
+            return _measure(suite, library, pin(suite.threads))
     except SpecdecError as error:
         print(f"specdec: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("specdec: interrupted; what was measured is kept, run the same command to go on", file=sys.stderr)
         return 130
+
+
+def _refuse() -> bool:
+    raise ConfigError("another benchmark is running with this cache; two at once would measure each other: wait for it")
 
 
 def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
