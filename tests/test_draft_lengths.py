@@ -161,6 +161,22 @@ def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
     assert low < policy.choose(rows)[0] <= high
 
 
+def test_what_drafting_rounds_gave_corrects_what_is_expected_of_them():
+    """Costs and acceptance look right one by one, and rounds emit a tenth of what follows from them all the same."""
+    policy, rows = GoodputLength(), [Sequence(0, [1], 1000)]
+    for gamma, seconds in ((0, 1.0), (0, 1.0), (0, 1.0), (4, 1.2)):
+        policy.costs.observe(1, gamma, seconds)
+    for _ in range(40):
+        policy.acceptance.observe(0, 4, 4)
+    assert policy.choose(rows)[0] > 0
+    for _ in range(60):
+        policy._compare(expected=30.0, emitted=3)
+    policy._decision.rounds_left = 0
+    rates = policy._goodputs(rows, [policy.acceptance.chances(0, policy.max_gamma)])
+    assert max(rates) > 1.05 * rates[0], "by its estimates alone it would go on"
+    assert policy.choose(rows) == [0]
+
+
 def test_a_row_that_is_about_to_end_is_not_read_for_its_last_tokens():
     policy = GoodputLength()
     for gamma, seconds in ((0, 1.0), (0, 1.0), (0, 1.0), (4, 1.2)):

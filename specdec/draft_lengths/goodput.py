@@ -5,6 +5,8 @@ with chances a1, a2, ..., and costs what rounds of that shape have cost so far. 
 0 is one of them: then nothing is drafted, the draft's cache stays behind, and a round is a plain one. A row whose cache
 would have to be brought up first drafts only if that takes less time than drafting saves on the rest of its output: so
 drafting is not switched on for rows that are about to end, and comes with the newcomers.
+The best of several estimates is seldom as good as it looks: what drafting rounds really emit per second, as a share of
+what was expected of them, corrects what is expected of the next ones.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
@@ -32,6 +34,8 @@ PLAIN_FIRST = 3  # plain rounds that are measured before anything is drafted
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
 KEPT_ROUNDS = 7  # rounds that a choice is kept for while the batch size stays the same
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
+FIRST_TRUST = 0.95  # of what is expected is believed before any round has drafted
+TRUST_TOKENS, TRUST_MEMORY = 64.0, 1024.0  # expected tokens that this belief weighs, and that are remembered
 BEST_RATE = 0.98  # if not even such acceptance pays, there is nothing to probe for
 
 
@@ -55,6 +59,7 @@ class GoodputLength(DraftLength):
         self.reading = ReadingCosts()
         self._probes = Probes(probe_share)
         self._decision = _Decision(0, 0)
+        self._expected, self._emitted = TRUST_TOKENS, FIRST_TRUST * TRUST_TOKENS  # tokens of drafting rounds, fading
         self._asked: list[int] = []  # gammas of the round, as cut to what the rows may still emit
 
     def choose(self, rows: list[Sequence]) -> list[int]:
@@ -80,6 +85,8 @@ class GoodputLength(DraftLength):
             scale = (len(self._asked) / num_drafting) ** 0.5 if self._probes.running and num_drafting else 1.0
             seconds_of_all = seconds + (scale - 1) * outcome.seconds["draft"]
             self.costs.observe(len(outcome.rows), num_steps, seconds_of_all)
+            if num_steps and not self._probes.running:
+                self._compare(self._decision.expected * seconds, sum(map(len, outcome.emitted)))
         if self._probes.running and self.costs.knows(drafted=True) and not self._could_pay(outcome.rows):
             self._probes.end_early()
         self._probes.observe(outcome, seconds, self.costs)
@@ -88,6 +95,12 @@ class GoodputLength(DraftLength):
         for row in outcome.finished:
             self.acceptance.forget(row.index)
             self.reading.finish(row)
+
+    def _compare(self, expected: float, emitted: int) -> None:
+        """Note what a drafting round should have emitted, and what it did."""
+        fade = max(1 - expected / TRUST_MEMORY, 0.0)
+        self._expected = self._expected * fade + expected
+        self._emitted = self._emitted * fade + emitted
 
     def _wish(self, rows: list[Sequence]) -> list[int]:
         nothing = [0] * len(rows)
@@ -120,8 +133,8 @@ class GoodputLength(DraftLength):
         )
         best = max(range(1, self.max_gamma + 1), key=goodputs.__getitem__)
         needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
-        if goodputs[best] > needed * goodputs[0]:
-            self._decision.gamma = best
+        if goodputs[best] * min(self._emitted / self._expected, 1.0) > needed * goodputs[0]:
+            self._decision.gamma, self._decision.expected = best, goodputs[best]
         return self._decision.gamma
 
     def _repays(self, row: Sequence) -> bool:
@@ -166,3 +179,4 @@ class _Decision:
     gamma: int
     rounds_left: int = 0
     saving_s: float = 0.0  # per emitted token, if all rows drafted
+    expected: float = 0.0  # tokens per second of the chosen gamma
