@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import VOCAB, small_llama
 from test_cli import SMALL, last_json
-from test_cli import run as run
 from test_drafters import characters
 
 from specdec.results import read_lines
