@@ -12,6 +12,7 @@ from specdec.bench.statistics import Estimate, median, ratio_of_medians
 from specdec.bench.suite import Claim, Library, Study, Suite
 
 Records = dict[Cell, list[dict[str, Any]]]
+_OF_THE_MACHINE = ("cache", "peers")  # settings that name folders of it
 _MEDIANS = (
     *(
         "tokens_per_s",
@@ -49,7 +50,7 @@ def summarize(suite: Suite, library: Library, records: dict[str, dict[str, Any]]
                         cell = Cell(name, pair, context, batch, method)
                         figures.append(_figures(cell, study, cells))
     return {
-        "suite": asdict(suite),
+        "suite": {key: value for key, value in asdict(suite).items() if key not in _OF_THE_MACHINE},
         "cells": figures,
         "max_load_average": max((record.get("load_average") or 0.0 for record in records.values()), default=None),
         "claims": [line for claim in suite.claims for line in judge(claim, suite, library, cells)],
