@@ -61,7 +61,7 @@ def choose_gamma(target: CausalLM, draft: CausalLM | None) -> int:
     With acceptance a and cost ratio c, gamma tokens give (1 - a^(gamma + 1)) / ((1 - a) (gamma c + 1)) times the
     speed. Source: Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8. The choice depends on the models alone.
     """
-    ratio = 0.0 if draft is None else _num_read(draft) / _num_read(target)
+    ratio = 0.0 if draft is None else draft.num_read_weights / target.num_read_weights
     return max(
         range(1, MAX_GAMMA + 1),
         key=lambda gamma: (1 - EXPECTED_ACCEPTANCE ** (gamma + 1)) / (gamma * ratio + 1),
@@ -86,11 +86,3 @@ def _modes_kept(modules: list[Any]) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def _num_read(model: CausalLM) -> int:
-    """Weights that one forward reads: all but the input embedding, unless that is the output's too."""
-    embedding, head = model.module.get_input_embeddings(), model.module.get_output_embeddings()
-    total = sum(weight.numel() for weight in model.module.parameters())
-    tied = head is not None and head.weight is embedding.weight
-    return int(total if tied else total - embedding.weight.numel())

@@ -73,23 +73,16 @@ def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
     Of an embedding table only the rows of the tokens are read, unless it is the head too. Experts of a mixture are
     all counted.
     """
-    module = model.module
-    head = module.get_output_embeddings()
+    head = model.module.get_output_embeddings()
     head_weights = head.weight.numel() if head is not None else 0
-    table = module.get_input_embeddings()
-    tied = head is not None and table is not None and head.weight is table.weight
-    weights = sum(p.numel() for p in module.parameters())
-    if table is not None and not tied:
-        weights -= table.weight.numel()
-    itemsize = torch.empty((), dtype=model.dtype).element_size()
-    width = model.num_kv_heads * model.head_dim
-    cells = 2 * model.num_layers * shape.num_rows * shape.num_columns * width
+    weights = model.num_read_weights
+    cache_bytes = shape.num_rows * shape.num_columns * model.token_bytes
     queries = model.num_heads * model.head_dim
     num_tokens = shape.num_rows * shape.num_tokens
     num_logits = shape.num_rows * (shape.num_logits or shape.num_tokens)
     products = 2 * ((weights - head_weights) * num_tokens + head_weights * num_logits)
     attention = 4 * model.num_layers * num_tokens * shape.num_columns * queries
-    return (weights + cells) * itemsize, products + attention
+    return weights * model.dtype.itemsize + cache_bytes, products + attention
 
 
 _peaks: dict[tuple[str, torch.dtype, int], tuple[float, float]] = {}

@@ -132,6 +132,7 @@ class CausalLM:
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         num_parts = getattr(module, "tp_size", None) or 1  # tensor parallel: each process has a part of the heads
         self.num_heads, self.num_kv_heads = self.num_heads // num_parts, self.num_kv_heads // num_parts
+        self.num_read_weights = _num_read_weights(module)
         self.gives: Gives = "logits"  # the one tensor that alignments pass on, whatever it holds
         self.probes_MD: Tensor | None = None  # embeddings of further ids, from vocab_size on, that a drafter feeds
         self._additive = config._attn_implementation == "eager"
@@ -141,6 +142,11 @@ class CausalLM:
         self.mixed_layers = getattr(config, "layer_types", None) is not None
         self.execution: Execution = EagerExecution(self)
         self._executions: dict[str, Execution] = {"eager": self.execution}
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     def empty_storage(self, num_rows: int, columns: int) -> KVStorage:
         """Storage for ``num_rows`` rows with room for ``columns``, nothing in use."""
@@ -229,3 +235,11 @@ def check_supported(config: Any, name: str) -> None:
             f"{name} ({config.model_type}) keeps a recurrent state that cannot be cut back to the accepted tokens; "
             "speculative decoding here needs attention layers with a KV cache"
         )
+
+
+def _num_read_weights(module: Any) -> int:
+    """Weights that one forward reads: all but the input embedding, unless that is the output's too."""
+    parts = (module.get_input_embeddings(), module.get_output_embeddings())
+    table, head = (getattr(part, "weight", None) for part in parts)  # an EAGLE layer has no table of its own
+    total = sum(int(weight.numel()) for weight in module.parameters())
+    return total if table is None or table is head else total - int(table.numel())

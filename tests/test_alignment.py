@@ -166,8 +166,39 @@ def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, monk
         alignment.commit(rows, kept)
         assert torch.equal(alignment._slots.kv.data_NBHSD, before)
     assert all(isinstance(writer.slots, slice) for writer in writers)
-    alignment.forward([7, 9], torch.tensor([[1], [2]]))
-    assert not isinstance(writers[-1].slots, slice), "rows 7 and 9 are in slots 0 and 2"
+
+
+@pytest.mark.parametrize("cheap", [True, False], ids=["fed along", "copied around"])
+@pytest.mark.parametrize("released", [True, False], ids=["free slot", "idle row"])
+def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, released):
+    """Rows of slots 0 and 2 decode; slot 1 is free, or its row waits with tokens that are not committed yet."""
+    shapes = []
+    forward = CausalLM.forward
+    monkeypatch.setattr(
+        CausalLM, "forward", lambda *args: shapes.append((len(args[1]), type(args[4].slots))) or forward(*args)
+    )
+    monkeypatch.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: cheap)
+    alignment = InplaceAlignment(model, Clock())
+    alignment.admit([7, 8, 9], [[1, 2, 3], [4, 5, 6, 7, 8], [5, 6]])
+    if released:
+        alignment.release([8])
+        alignment.admit([10], [[1, 2]])  # takes the free slot, so that the forward below is over some rows only
+        alignment.release([10])
+        alignment.admit([11, 12], [[2], [3]])
+        alignment.release([11])
+    else:
+        alignment.forward([8], torch.tensor([[9, 10]]))
+        before = alignment.content(8)
+    logits_BTV = alignment.forward([9, 7], torch.tensor([[1, 2], [3, 4]]))
+    assert shapes[-1] == ((3, slice) if cheap else (2, torch.Tensor))
+    for b, tokens in enumerate(((5, 6, 1, 2), (1, 2, 3, 3, 4))):
+        torch.testing.assert_close(logits_BTV[b, 1], fresh(*tokens)[0], rtol=0, atol=1e-10)
+    alignment.commit([9, 7], [[0, 1], [0]])
+    torch.testing.assert_close(alignment.content(9), fresh(5, 6, 1, 2)[1], rtol=0, atol=1e-10)
+    if not released:
+        assert torch.equal(alignment.content(8), before)
+        alignment.commit([8], [[0, 1]])
+        torch.testing.assert_close(alignment.content(8), fresh(4, 5, 6, 7, 8, 9, 10)[1], rtol=0, atol=1e-10)
 
 
 def test_inplace_reuses_slots_and_closes_up(model):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from statistics import mode
+from statistics import mean, median, mode
 
 import pytest
 from conftest import greedy_alone
@@ -107,11 +108,20 @@ def compute_bound(rate: float) -> World:
 @pytest.mark.parametrize("batch", [1, 8, 32])
 @pytest.mark.parametrize("rate", [0.3, 0.7, 0.9])
 def test_goodput_comes_near_the_best_fixed_length(rate, batch):
-    best, gamma = max((memory_bound(rate).run(Always(gamma), batch, 400), gamma) for gamma in (0, 1, 2, 4, 6, 8))
-    world = memory_bound(rate)
-    assert world.run(GoodputLength(), batch, 400) > 0.93 * best
-    if best > 1.2 * memory_bound(rate).run(Always(0), batch, 400):  # below that, it may as well stay off
-        assert abs(mode(world.gammas[200:]) - gamma) <= 2
+    """On the average of a few runs: a single one is a matter of luck."""
+
+    def speed(make: Callable[[], DraftLength]) -> float:
+        worlds[:] = [memory_bound(rate) for _ in range(4)]
+        for seed, world in enumerate(worlds):
+            world.random = random.Random(seed)
+        return mean(world.run(make(), batch, 400) for world in worlds)
+
+    worlds: list[World] = []
+    best, gamma = max((speed(partial(Always, gamma)), gamma) for gamma in (0, 1, 2, 4, 6, 8))
+    plain = speed(partial(Always, 0))
+    assert speed(GoodputLength) > 0.93 * best
+    if best > 1.2 * plain:  # below that, it may as well stay off
+        assert abs(median(mode(world.gammas[200:]) for world in worlds) - gamma) <= 2
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])
@@ -159,6 +169,26 @@ def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
     assert 1 <= low < high
     acceptance.forget(0)
     assert low < policy.choose(rows)[0] <= high
+
+
+def test_a_length_that_no_round_has_had_is_believed_less(monkeypatch):
+    """Drafting begins with what was measured, unless a longer draft promises clearly more."""
+
+    def first_choice(rate: float) -> int:
+        policy = GoodputLength()
+        policy.acceptance.rate = lambda row: rate
+        policy.acceptance.chances = lambda row, length: [rate] * length
+        for gamma, seconds in [(0, 1.0)] * 5 + [(2, 1.3)]:
+            policy.costs.observe(2, gamma, seconds)
+        return max(policy.choose([Sequence(index, [1], 50) for index in (1, 2)]))
+
+    rates = (0.56, 0.58, 0.6, 0.97)
+    careful = [first_choice(rate) for rate in rates]
+    monkeypatch.setattr("specdec.draft_lengths.goodput.GUESS_TRUST", 1.0)
+    careless = [first_choice(rate) for rate in rates]
+    assert careful[:3] == [2, 2, 2]
+    assert careless[2] > 2
+    assert careful[3] == careless[3] == 8
 
 
 def test_what_drafting_rounds_gave_corrects_what_is_expected_of_them():

@@ -7,10 +7,10 @@ from conftest import small_llama
 from torch import nn
 
 from specdec.drafters.eagle import EagleLayer
-from specdec.training.blocks import BlockStream
+from specdec.training.blocks import Batch, BlockStream
 from specdec.training.budget import Budget
-from specdec.training.config import PhaseConfig, StageConfig
-from specdec.training.heads import unroll
+from specdec.training.config import HeadsConfig, PhaseConfig, StageConfig
+from specdec.training.heads import KINDS, HeadsObjective, unroll
 from specdec.training.losses import (
     SOFT,
     cross_entropy,
@@ -140,3 +140,42 @@ def test_unrolled_steps_are_those_of_drafting():
             output_BTD = layer.body(inputs_embeds=entries).last_hidden_state
             torch.testing.assert_close(steps[step][:, start + step], output_BTD[:, -1])
             fed = torch.cat([fed, output_BTD[:, -1:]], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["early_exit", "medusa", "eagle"])
+@pytest.mark.parametrize("num_prompt", [1, 2, 4, 11])
+def test_heads_leave_out_prompts_without_changing_loss_or_gradient(kind, num_prompt, monkeypatch):
+    """The same as with logits for all tokens, of which the mask then counts some."""
+    target = small_llama(1, torch.float64)
+    cfg = HeadsConfig(kind=kind, num_heads=3, layer=1)
+    torch.manual_seed(0)
+    module = KINDS[kind].build(target, cfg).double()
+    ids_BT = torch.randint(0, target.config.vocab_size, (3, 16))
+    counted_BT = output_mask([num_prompt, num_prompt + 1, num_prompt], [16, 15, 12], 16)
+
+    def found() -> list[torch.Tensor]:
+        loss = HeadsObjective(KINDS[kind], target, cfg, 1)(module, Batch(ids_BT, counted_BT, {"batches": 0}), 0)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return [loss, *torch.autograd.grad(loss, trained)]
+
+    cut = found()
+    monkeypatch.setattr("specdec.training.heads._first", lambda batch: 1)
+    for short, whole in zip(cut, found(), strict=True):
+        torch.testing.assert_close(short.float(), whole.float(), rtol=1e-5, atol=1e-6)  # losses are in float32
+
+
+@pytest.mark.parametrize(("num_prompt", "width"), [(1, 16), (9, 16), (14, 16)])
+def test_prompt_tokens_stand_where_their_law_is_counted(num_prompt, width, monkeypatch):
+    """Only behind tokens from which they say an output token; all of a row's places, where it has few."""
+    seen = []
+    monkeypatch.setattr("specdec.training.heads._probe_mask", lambda places, *_: seen.append(places) or None)
+    target = small_llama(1, torch.float64)
+    cfg = HeadsConfig(kind="ppd", num_heads=2, num_insertions=5)
+    module = KINDS["ppd"].build(target, cfg).double()
+    counted_BT = output_mask([num_prompt] * 2, [width] * 2, width)
+    batch = Batch(torch.randint(0, target.config.vocab_size, (2, width)), counted_BT, {"batches": 0})
+    assert float(HeadsObjective(KINDS["ppd"], target, cfg, 1)(module, batch, 0).detach()) > 0
+    (places,) = seen
+    assert places.shape[1] == min(5, width - 3 - max(0, num_prompt - 2)) >= 1
+    assert int(places.min()) >= num_prompt - 2
+    assert int(places.max()) < width - 3

@@ -1,6 +1,7 @@
 """All drafters on the built-in target: what they accept, what they cost, how fast they are; and what distilling adds.
 
     python experiments/drafters/study.py              # trains what has to be trained first; goes on where it stopped
+    python experiments/drafters/study.py --part heads # these fits only; on another core: --part distilled
     python experiments/drafters/study.py --rehearse   # every line of it at small sizes; the figures mean nothing
 
 Trains weights for early_exit, medusa, eagle and ppd on the target's own outputs (`train.py task=heads`), and for three
@@ -152,12 +153,18 @@ def main() -> None:
     """Train, decode, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--part", choices=["heads", "distilled", "all"], default="all", help="train only these fits")
     parser.add_argument("--results", type=Path, default=Path("results/drafters"))
     parser.add_argument("--out", type=Path, default=None, help="where the tables go (default: beside this file)")
     arguments = parser.parse_args()
     results = arguments.results / ("rehearsal" if arguments.rehearse else "full")
     out = arguments.out or (results if arguments.rehearse else FOLDER)
+    if arguments.part == "distilled":
+        distilled(results, arguments.rehearse)
+        return
     folders = train_heads(results, arguments.rehearse)
+    if arguments.part == "heads":
+        return
     rows = distilled(results, arguments.rehearse)
     summaries = measure(results, folders, arguments.rehearse)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,10 @@ Idea: column j of a row's slot holds token j, so a position is a column and a ro
 rejected stays where it is, behind the cursor, until the next tokens overwrite it; an explicit mask (a query sees the
 columns up to its own) hides it until then. A batch is rectangular because its storage is, not because its rows are.
 Cost: a commit is host arithmetic. Only a tree's path that is not a prefix of the nodes is moved together, column by
-column. A round over all admitted rows reads the storage as it is; one over some of them (EXSPEC) copies what it
-reads, once per layer and forward: for a draft, which feeds token by token, that is more than one regrouping per round
-once rows are long (1.2 times EQSPEC's round at 800 tokens on CPU; a verifying forward 0.84 times). A
-released row leaves a free slot; a row moves into it, once, when no newcomer takes it before the next round over all
+column. A forward over rows with consecutive slots reads the storage as it is. Where slots between them are idle (their
+rows' prompts are still being read, or they are not in this group), either those are fed along, a padding token each
+that nobody ever sees, or what is read is copied, once per layer: whichever costs less.
+A released row leaves a free slot; a row moves into it, once, when no newcomer takes it before the next round over all
 rows.
 Source: the reference (arXiv 2510.22876) holds that a masked layout would have to move the cache every round; with
 one cursor per row it need not. Static caches with per-row positions are common in serving engines.
@@ -21,7 +21,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, consecutive, padded
-from specdec.alignment.slots import SlotStorage, chain_columns, feed_chains
+from specdec.alignment.slots import SlotStorage, chain_columns, feed_chains, idle_are_cheap
 from specdec.clock import Clock
 from specdec.model import CausalLM
 
@@ -109,7 +109,7 @@ class InplaceAlignment(Alignment):
             for b, (content, count) in enumerate(zip(contents, counts, strict=True))
         ]
         if all(content.is_chain() for content in contents):
-            return feed_chains(self.model, self._slots.kv, self._slot_of(rows), starts, tokens_BT)
+            return self._feed_chains(rows, starts, tokens_BT)
         num_new = tokens_BT.shape[1]
         num_columns = max(starts) + num_new
         lengths = [content.length for content in contents]
@@ -124,6 +124,26 @@ class InplaceAlignment(Alignment):
         columns_BT = chain_columns(starts, num_new, self.model.device)
         writer = self._slots.kv.scatter(self._slot_of(rows), columns_BT, num_columns)
         return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer)
+
+    def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor) -> Tensor:
+        """Feed chains, with a padding token for each idle slot between the rows' where that is cheaper than a copy.
+
+        What such a slot is fed goes behind its row's cursor, as the padding of a short row does.
+        """
+        slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
+        span = range(slots[0], slots[-1] + 1)
+        num_idle = len(span) - len(slots)
+        if not num_idle:
+            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
+        start_of = {self._slots.slot[row]: c.length + len(c.parents) for row, c in self._contents.items()}
+        start_of.update(zip(slots, starts, strict=True))
+        span_starts = [start_of.get(slot, 0) for slot in span]
+        if not idle_are_cheap(self.model, len(slots), num_idle, num_new, max(span_starts) + num_new):
+            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
+        places_B = torch.tensor(slots, device=self.model.device) - span[0]
+        span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])
+        span_BT[places_B] = tokens_BT
+        return feed_chains(self.model, self._slots.kv, list(span), span_starts, span_BT)[places_B]
 
     def _slot_of(self, rows: list[int]) -> list[int]:
         return [self._slots.slot[row] for row in rows]

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
 
+OPERATIONS_PER_BYTE = {"cpu": 10, "cuda": 200}
+"""Operations of a product that take as long as moving one byte of the cache."""
+
 
 class SlotStorage:
     """Rows and their slots, over a KVStorage that grows by doubling its slots and in steps of columns."""
@@ -48,6 +51,18 @@ class SlotStorage:
             grown.data_NBHSD[:, :have, :, : self.kv.width] = self.kv.data_NBHSD[..., : self.kv.width, :]
             grown.width = self.kv.width
             self.kv = grown
+
+
+def idle_are_cheap(model: CausalLM, num_rows: int, num_idle: int, num_new: int, num_columns: int) -> bool:
+    """Whether feeding ``num_new`` padding tokens to each idle slot costs less than copying the caches of the rows.
+
+    An idle slot costs the products of its tokens and the reading of its columns; a copy reads and writes all columns of
+    all rows.
+    """
+    operations_per_byte = OPERATIONS_PER_BYTE.get(model.device.type, OPERATIONS_PER_BYTE["cpu"])
+    products = num_new * 2 * model.num_read_weights / operations_per_byte
+    cache = num_columns * model.token_bytes
+    return num_idle * (products + cache) < 2 * num_rows * cache
 
 
 def chain_columns(starts: list[int], num_new: int, device: torch.device) -> Tensor:

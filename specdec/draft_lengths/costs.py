@@ -42,6 +42,11 @@ class RoundCosts:
         """Measurements that the estimate of this bucket stands on."""
         return len(self._measured.get((num_rows, num_steps), ()))
 
+    @property
+    def longest(self) -> int:
+        """The most drafted steps of a round that was measured."""
+        return max((steps for _, steps in self._medians), default=0)
+
     def knows(self, drafted: bool) -> bool:
         """Whether any round with (or without) a draft was measured."""
         return any((steps > 0) == drafted for _, steps in self._medians)

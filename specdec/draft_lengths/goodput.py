@@ -30,10 +30,12 @@ from specdec.sequence import Sequence
 if TYPE_CHECKING:
     from specdec.engine import Round
 
-PLAIN_FIRST = 3  # plain rounds that are measured before anything is drafted
+PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted
+DRAFT_SCALING = 0.5  # a drafted step of n times as many rows is expected to take n to this power as long
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
-KEPT_ROUNDS = 7  # rounds that a choice is kept for while the batch size stays the same
+KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # rounds that a choice is kept for: usually, and when its costs are a guess
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
+GUESS_TRUST = 0.97  # of what is expected of drafts longer than any that was measured is believed
 FIRST_TRUST = 0.95  # of what is expected is believed before any round has drafted
 TRUST_TOKENS, TRUST_MEMORY = 64.0, 1024.0  # expected tokens that this belief weighs, and that are remembered
 BEST_RATE = 0.98  # if not even such acceptance pays, there is nothing to probe for
@@ -79,10 +81,9 @@ class GoodputLength(DraftLength):
         else:
             if num_steps:
                 self.reading.settle(outcome.seconds["draft"], num_steps)
-            # A probe's draft counts as if all rows had drafted: half-way, on a log scale, between costing the same for
-            # any number of rows and being proportional to it.
+            # A probe's draft counts as if all rows had drafted.
             num_drafting = sum(map(bool, self._asked))
-            scale = (len(self._asked) / num_drafting) ** 0.5 if self._probes.running and num_drafting else 1.0
+            scale = (len(self._asked) / num_drafting) ** DRAFT_SCALING if self._probes.running and num_drafting else 1.0
             seconds_of_all = seconds + (scale - 1) * outcome.seconds["draft"]
             self.costs.observe(len(outcome.rows), num_steps, seconds_of_all)
             if num_steps and not self._probes.running:
@@ -126,15 +127,20 @@ class GoodputLength(DraftLength):
             return self._decision.gamma
         chances = [self.acceptance.chances(row.index, self.max_gamma) for row in rows]
         goodputs = self._goodputs(rows, chances)
-        self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, 1 / goodputs[0] - 1 / max(goodputs))
+        trust = min(self._emitted / self._expected, 1.0)
+        saving_s = max(1 / goodputs[0] - 1 / (trust * max(goodputs)), 0.0)
+        self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
         goodputs = self._goodputs(
             rows, [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]
         )
+        longest = self.costs.longest
+        goodputs = [g if gamma <= longest else GUESS_TRUST * g for gamma, g in enumerate(goodputs)]
         best = max(range(1, self.max_gamma + 1), key=goodputs.__getitem__)
         needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
-        if goodputs[best] * min(self._emitted / self._expected, 1.0) > needed * goodputs[0]:
+        if trust * goodputs[best] > needed * goodputs[0]:
             self._decision.gamma, self._decision.expected = best, goodputs[best]
+            self._decision.rounds_left = KEPT_ROUNDS if self.costs.num_measured(len(rows), best) else KEPT_AT_FIRST
         return self._decision.gamma
 
     def _repays(self, row: Sequence) -> bool:

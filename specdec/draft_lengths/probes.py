@@ -14,7 +14,7 @@ from specdec.sequence import Sequence
 if TYPE_CHECKING:
     from specdec.engine import Round
 
-PROBE_ROWS, PROBE_STEPS = 4, 2
+PROBE_ROWS, PROBE_SHARE, PROBE_STEPS = 4, 0.25, 2  # rows, at least and of the batch, and tokens that each drafts
 FIRST_ROUNDS, ROUNDS = 3, 2  # of a probe, at least; the first of them reads what the draft's cache lacks
 FIRST_TRIALS, TRIALS = 24, 8  # drafted tokens that a probe wants to see tried,
 MOST_ROUNDS = 10  # and rounds after which it ends without them
@@ -47,7 +47,7 @@ class Probes:
     def start(self, rows: list[Sequence], first: bool) -> None:
         """Let the rows with the most left to emit draft, if any can; the ``first`` probe measures costs too."""
         able = sorted((row for row in rows if row.num_remaining > 1), key=lambda row: -row.num_remaining)
-        self._rows = [row.index for row in able[:PROBE_ROWS]]
+        self._rows = [row.index for row in able[: max(PROBE_ROWS, round(PROBE_SHARE * len(rows)))]]
         self._num_rounds = self._rounds_left = self._trials_left = 0
         if able:
             self._rounds_left, self._trials_left = (FIRST_ROUNDS, FIRST_TRIALS) if first else (ROUNDS, TRIALS)

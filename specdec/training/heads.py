@@ -2,6 +2,7 @@
 
 Shapes: B rows, T tokens, V vocabulary, D hidden size, G heads, K insertions, M prompt tokens, S = columns seen.
 All objectives learn the target's own law (forward KL) at the counted tokens; the i-th token ahead weighs decay ** i.
+Logits are computed from the first counted column on, for what comes before, a prompt, adds nothing to any loss.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ class HeadsObjective:
 
 def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """Head k at token t learns the law of token t + 2 + k."""
-    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT)
-    logits_BTGV = module(hidden_BTD)
+    start = max(0, _first(batch) - cfg.num_heads - 1)  # the last head at this token says the first counted one
+    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
+    logits_BTGV = module(hidden_BTD[:, start:])
     total = torch.zeros((), device=hidden_BTD.device)
     for k in range(logits_BTGV.shape[2]):
         ahead = k + 1  # the target's own head says token t + 1
         student_BTV = logits_BTGV[:, : -ahead - 1, k].float()
-        counted = batch.counted_BT[:, ahead + 1 :]
+        counted = batch.counted_BT[:, start + ahead + 1 :]
         values = forward_kl(student_BTV, teacher_BTV[:, ahead:-1])
         total = total + cfg.decay**k * masked_mean(values, counted)
     return total
@@ -62,25 +64,29 @@ def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig
 
 def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """The exit learns the law that the whole target has."""
+    start = _first(batch) - 1
+    keep = batch.ids_BT.shape[1] - start
     with torch.no_grad():
-        output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True)
+        output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
     if not 1 <= cfg.layer < len(output.hidden_states) - 1:
         raise TrainingError(f"heads.layer={cfg.layer}: choose 1 to {len(output.hidden_states) - 2}")
-    student_BTV = module.head(module.norm(output.hidden_states[cfg.layer])).float()
-    values = forward_kl(student_BTV[:, :-1], output.logits[:, :-1].float())
-    return masked_mean(values, batch.counted_BT[:, 1:])
+    student_BTV = module.head(module.norm(output.hidden_states[cfg.layer][:, start:-1])).float()
+    values = forward_kl(student_BTV, output.logits[:, :-1].float())
+    return masked_mean(values, batch.counted_BT[:, start + 1 :])
 
 
 def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """Entry t of every unrolled step learns the law of token t + 2, and the target's hidden state of token t + 1."""
-    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT)
+    start = max(0, _first(batch) - 2)
+    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
     embeds_BTD, head = target.get_input_embeddings()(batch.ids_BT[:, 1:]), target.get_output_embeddings()
     total = torch.zeros((), device=batch.ids_BT.device)
     for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads)):
-        counted = batch.counted_BT[:, 2 + step :]  # the entries in front of `step` have no true ones to go on from
-        values = forward_kl(head(output_BTD[:, step:-1]).float(), teacher_BTV[:, 1 + step : -1])
+        first = max(start, step)  # the entries in front of `step` have no true ones to go on from
+        counted = batch.counted_BT[:, 2 + first :]
+        values = forward_kl(head(output_BTD[:, first:-1]).float(), teacher_BTV[:, 1 + first - start : -1])
         near = nn.functional.smooth_l1_loss(
-            output_BTD[:, step:-1].float(), hidden_BTD[:, 1 + step : -1].float(), reduction="none"
+            output_BTD[:, first:-1].float(), hidden_BTD[:, 1 + first : -1].float(), reduction="none"
         )
         loss = masked_mean(values, counted) + cfg.feature_weight * masked_mean(near.mean(-1), counted)
         total = total + cfg.decay**step * loss
@@ -123,12 +129,14 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
     """Prompt tokens behind some tokens of each row: the i-th, behind token t, learns the law of token t + 2 + i."""
     ids_BT, num_probes = batch.ids_BT, len(module.embeddings_MD)
     num_rows, width = ids_BT.shape
-    places = max(1, min(cfg.num_insertions, width - num_probes - 2))
     generator = torch.Generator().manual_seed(seed)
     last = width - num_probes - 1  # the last token that has enough behind it
-    places_BK = torch.rand(num_rows, last, generator=generator).topk(places, dim=1).indices.to(ids_BT.device)
+    start = min(max(0, _first(batch) - 2), last - 1)  # the first prompt token behind it says the first counted one
+    places = max(1, min(cfg.num_insertions, last - start))
+    places_BK = start + torch.rand(num_rows, last - start, generator=generator).topk(places, dim=1).indices
+    places_BK = places_BK.to(ids_BT.device)
     with torch.no_grad():
-        teacher_BTV = target(input_ids=ids_BT, use_cache=False).logits.float()
+        teacher_BTV = target(input_ids=ids_BT, use_cache=False, logits_to_keep=width - start).logits.float()
         embeds_BTD = target.get_input_embeddings()(ids_BT)
     probes_BSD = module.embeddings_MD.to(embeds_BTD.dtype).repeat(places, 1).expand(num_rows, -1, -1)
     ahead_M = torch.arange(num_probes, device=ids_BT.device)
@@ -143,7 +151,7 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
     )
     student_BKMV = output.logits.float().unflatten(1, (places, num_probes))
     rows_B11 = torch.arange(num_rows, device=ids_BT.device)[:, None, None]
-    values_BKM = forward_kl(student_BKMV, teacher_BTV[rows_B11, positions_BKM])
+    values_BKM = forward_kl(student_BKMV, teacher_BTV[rows_B11, positions_BKM - start])
     counted_BKM = batch.counted_BT[rows_B11, positions_BKM + 1]
     weights = [cfg.decay**i * masked_mean(values_BKM[..., i], counted_BKM[..., i]) for i in range(num_probes)]
     return torch.stack(weights).sum()
@@ -163,10 +171,16 @@ def _probe_mask(places_BK: Tensor, width: int, num_probes: int) -> Tensor:
     return mask_BSS[:, None]
 
 
+def _first(batch: Batch) -> int:
+    """The first counted column, of any row; never 0, which nothing stands before."""
+    return max(1, int(batch.counted_BT.any(0).nonzero()[0]))
+
+
 @torch.no_grad()
-def _read(target: Any, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The target's last hidden states (B, T, D) and logits (B, T, V)."""
-    output = target(input_ids=ids_BT, use_cache=False, output_hidden_states=True)
+def _read(target: Any, ids_BT: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The target's last hidden states (B, T, D), and its logits from column ``start`` on (B, T - start, V)."""
+    keep = ids_BT.shape[1] - start
+    output = target(input_ids=ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
     return output.hidden_states[-1], output.logits.float()
 
 
