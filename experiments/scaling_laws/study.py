@@ -59,7 +59,7 @@ def config(run: Run, out: Path, rehearse: bool, steps: int) -> Any:
     cfg.distill = LossConfig(argmax=0.0, forward_kl=0.0)
     setattr(cfg.distill, run.loss, 1.0)
     cfg.validation = ValidationConfig(num_prompts=32, new_tokens=64, gamma=max(GAMMAS), batch=8)
-    cfg.greedy.num_batches, cfg.greedy.minutes = 96, None
+    cfg.greedy.num_batches, cfg.greedy.minutes = 48, None  # a row is seen once
     if rehearse:
         cfg.greedy.num_batches, cfg.greedy.batch, cfg.greedy.new_tokens, cfg.greedy.max_prompt_tokens = 2, 8, 16, 32
         cfg.validation = ValidationConfig(num_prompts=2, new_tokens=8, gamma=max(GAMMAS), batch=2)
@@ -85,7 +85,7 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     from specdec.training.tasks import heldout_prompts, new_draft
 
     torch.set_num_threads(1)
-    grid = [2, 4, 8] if rehearse else [5, 10, 20, 40, 80, 160, 320]
+    grid = [2, 4, 8] if rehearse else [5, 10, 20, 40, 80, 160]
     folder = out / run.name
     path = folder / "points.json"
     points: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
