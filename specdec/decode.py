@@ -42,7 +42,11 @@ def stop_ids(cfg: DictConfig, pair: Pair) -> frozenset[int]:
 def make_rows(cfg: DictConfig, pair: Pair, prompts: list[Prompt], arrived_s: float = 0.0) -> list[Sequence]:
     """A fresh row for every prompt."""
     stops, params = stop_ids(cfg, pair), row_sampling(cfg)
-    rows = [Sequence(p.index, p.ids, cfg.max_new_tokens, stops, params, arrived_s=arrived_s) for p in prompts]
+    budgets = [p.max_new_tokens or cfg.max_new_tokens for p in prompts]
+    rows = [
+        Sequence(p.index, p.ids, budget, stops, params, arrived_s=arrived_s)
+        for p, budget in zip(prompts, budgets, strict=True)
+    ]
     if cfg.stop_strings:
         for row in rows:
             row.stop_text = StopText(tuple(cfg.stop_strings), pair.decode)

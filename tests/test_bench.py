@@ -17,9 +17,9 @@ from specdec.bench import machine
 from specdec.bench.__main__ import main
 from specdec.bench.peers import PeerError, PeerProcess
 from specdec.bench.plan import Cell, pairs, steps, turn
-from specdec.bench.prompts import cell_prompts
+from specdec.bench.prompts import cell_prompts, uneven
 from specdec.bench.statistics import median, ratio_of_medians
-from specdec.bench.suite import FOLDER, Claim, load_suite
+from specdec.bench.suite import FOLDER, Claim, Study, load_suite
 from specdec.bench.summary import judge
 from specdec.errors import ConfigError
 from specdec.lock import locked
@@ -89,6 +89,7 @@ def test_a_key_changes_with_what_decides_the_measurement():
     assert keys() < keys("repeats=5")
     assert not keys() & keys("threads=2")
     assert not keys() & keys("studies.quick.max_new_tokens=7")
+    assert not keys() & keys("studies.quick.spread=0.5", "without=[hf-generate]")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,8 @@ def test_a_key_changes_with_what_decides_the_measurement():
         (["suite=quick", "repeat=3"], "repeat"),
         (["suite=quick", "studies.quick.methods=[inplce]"], "did you mean 'inplace'"),
         (["suite=quick", "threads"], "KEY=VALUE"),
+        (["suite=quick", "studies.quick.spread=1.5"], "spread=1.5: it must be from 0 to below 1"),
+        (["suite=two_core", "studies.engines.spread=0.5"], "other engines take one max_new_tokens"),
         (["suite=quick", "folder=/nowhere"], "methods.yaml"),
     ],
 )
@@ -113,6 +116,16 @@ def test_two_benchmarks_at_once_are_refused(tmp_path, capsys):
         assert main(["suite=quick", f"cache={tmp_path}", f"out={tmp_path / 'out'}"]) == 1
     assert "another benchmark is running" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_outputs_of_uneven_length_spread_evenly_around_the_usual_one():
+    prompts = uneven([Prompt(i, i, "c", [1]) for i in range(400)], longest=150, spread=0.5)
+    budgets = sorted(prompt.max_new_tokens for prompt in prompts)
+    assert budgets[0] == 50
+    assert budgets[-1] in (149, 150)
+    assert abs(sum(budgets) / len(budgets) - 100) < 1
+    assert abs(budgets[100] - 75) <= 2, "a quarter of them is done at a quarter of the range"
+    assert Study("t", [], [], [], max_new_tokens=100, spread=0.5).longest_output == 150
 
 
 def test_prompts_of_a_set_length_are_ragged_and_repeatable():
@@ -238,6 +251,17 @@ def test_a_suite_measures_every_cell_once_and_says_why_it_did_not(folder, capsys
     bench(folder)
     taken = [record for record in records_of(folder) if record["status"] == "done"][len(kept) :]
     assert sorted(record["key"] for record in taken) == sorted(record["key"] for record in done[-3:])
+
+
+@pytest.mark.slow
+def test_outputs_of_uneven_length_are_compared_up_to_their_own_ends(folder):
+    words = ("studies.s.spread=0.5", "studies.s.methods=[plain,eqspec]", "studies.s.batches=[2]", "claims=[]")
+    assert bench(folder, *words) == 0
+    ends = [prompt.max_new_tokens for prompt in uneven([Prompt(i, i, "c", [1]) for i in range(4)], 9, 0.5)]
+    assert 3 <= min(ends) < max(ends) <= 9
+    for record in records(folder):
+        assert record["num_exact"] == record["num_prompts"] == 4
+        assert record["num_output_tokens"] == sum(ends)
 
 
 def records_of(folder):

@@ -41,6 +41,7 @@ HEADS = {
     "eagle": HeadsConfig(kind="eagle", num_heads=4),
     "ppd": HeadsConfig(kind="ppd", num_heads=3),
 }
+STEPS = {"early_exit": 400, "medusa": 400, "eagle": 200, "ppd": 200}  # about the same time for all
 UNTRAINED = ("model", "self", "prompt_lookup", "trigram")
 SEEDS = (1, 2, 3)
 T_95 = 4.303  # two-sided 95% of Student's t with two degrees of freedom: three seeds
@@ -50,8 +51,7 @@ def settings(task: str, folder: Path, rehearse: bool, seed: int = 1) -> TrainCon
     """What all fits share."""
     cfg = TrainConfig(task=task, seed=seed, threads=1, progress=True, precision="32-true", output_dir=str(folder))
     cfg.device.accelerator = "cpu"
-    steps = 400 if task == "heads" else 200  # of drafts there are six, and all that counts is their difference
-    cfg.fit = StageConfig(steps=steps, minutes=None, lr=2e-3, warmup_steps=30, ema=0.98)
+    cfg.fit = StageConfig(steps=200, minutes=None, lr=2e-3, warmup_steps=30, ema=0.98)
     cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 16)], 50
     cfg.greedy = GreedyConfig(minutes=None, num_batches=48)
     cfg.validation = ValidationConfig(every=100, num_prompts=24)
@@ -79,6 +79,7 @@ def train_heads(results: Path, rehearse: bool) -> dict[str, Path]:
         outputs(results, folder)
         cfg = settings("heads", folder, rehearse)
         cfg.heads = heads
+        cfg.fit.steps = 4 if rehearse else STEPS[kind]
         if kind == "ppd":
             cfg.fit.lr, cfg.fit.weight_decay = 1e-2, 0.0
         folders[kind] = Path(run_task("", cfg)["export"])

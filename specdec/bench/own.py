@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, open_dict
 
-from specdec.bench.prompts import cell_prompts, data_overrides
+from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
 from specdec.bound import bound_counts, bound_figures
 from specdec.decode import complete_reference, decode, reference_settings
@@ -28,7 +29,7 @@ def config(suite: Suite, study: Study, pair: list[str], method: list[str], batch
     """The run config of a method in a cell, checked as a run's is."""
     overrides = [
         *("baseline=false", "progress=false", "warmup=false", f"runner.threads={suite.threads}"),
-        *(f"batch={batch}", f"max_new_tokens={study.max_new_tokens}", f"results_dir={suite.cache}"),
+        *(f"batch={batch}", f"max_new_tokens={study.longest_output}", f"results_dir={suite.cache}"),
         *data_overrides(suite.data),
         *pair,
         *study.overrides,
@@ -50,24 +51,27 @@ class Bench:
 
     def load(self, study: Study, method: list[str], batch: int) -> tuple[DictConfig, Pair]:
         """A cell's config and the pair, which is loaded once."""
-        key = (study.title, study.max_new_tokens, *study.overrides, *method, batch)
+        key = (study.title, study.longest_output, *study.overrides, *method, batch)
         if key not in self._configs:
             self._configs[key] = config(self.suite, study, self.overrides, method, batch)
         cfg = self._configs[key]
         return cfg, load_pair(cfg)
 
-    def prompts(self, cfg: DictConfig, pair: Pair, count: int, context: int | None) -> list[Prompt]:
+    def prompts(
+        self, cfg: DictConfig, pair: Pair, count: int, context: int | None, spread: float = 0.0
+    ) -> list[Prompt]:
         """The prompts of a cell."""
         limit = pair.context_length - int(cfg.max_new_tokens)
         if limit not in self._pools:
             self._pools[limit] = load_prompts(cfg.data, pair.tokenizer, limit)[0]
-        return cell_prompts(self._pools[limit], count, context, limit)
+        prompts = cell_prompts(self._pools[limit], count, context, limit)
+        return uneven(prompts, int(cfg.max_new_tokens), spread) if spread else prompts
 
     def reference(self, cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> ReferenceStore:
-        """What the target alone says to the prompts, at batch 1; computed where it is not on disk."""
+        """What the target alone says to the prompts, at batch 1, at full length; computed where it is not on disk."""
         settings = reference_settings(cfg, pair)
         store = self._stores.setdefault(str(settings), ReferenceStore(Path(self.suite.cache) / "reference", settings))
-        complete_reference(cfg, pair, prompts, store)
+        complete_reference(cfg, pair, [replace(prompt, max_new_tokens=None) for prompt in prompts], store)
         return store
 
     def warm_up(
@@ -111,7 +115,10 @@ class Bench:
 def outcome(cfg: DictConfig, outputs: list[list[int]], prompts: list[Prompt], store: ReferenceStore) -> dict[str, Any]:
     """How many rows say exactly what the target alone says."""
     known = [store.get(reference_key(cfg, prompt.index, prompt.ids)) for prompt in prompts]
-    matches = [compare(ids, reference or []) for ids, reference in zip(outputs, known, strict=True)]
+    matches = [
+        compare(ids, (reference or [])[: prompt.max_new_tokens])
+        for ids, reference, prompt in zip(outputs, known, prompts, strict=True)
+    ]
     return {
         "num_prompts": len(prompts),
         "num_prompt_tokens": sum(len(prompt.ids) for prompt in prompts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from specdec.errors import ConfigError
@@ -9,6 +10,7 @@ from specdec.prompts import Prompt
 
 _SPREAD = 5  # a context of N tokens means N - N / 5 to N, so that a batch stays ragged
 _STRIDE = 37
+_GOLDEN = 0.6180339887498949
 
 
 def data_overrides(data: str) -> list[str]:
@@ -45,6 +47,19 @@ def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int
             ids = _joined(pool, index, wanted)
         chosen.append(Prompt(index, prompt.question_id, prompt.category, ids[:limit]))
     return chosen
+
+
+def uneven(prompts: list[Prompt], longest: int, spread: float) -> list[Prompt]:
+    """The prompts, each with an end of its own: evenly spread from (1 - spread) / (1 + spread) of ``longest`` up to it.
+
+    Outputs that all have one length flatter what never drafts: its rows end together and are refilled together.
+    """
+    shortest = longest * (1 - spread) / (1 + spread)
+    places = [(prompt.index * _GOLDEN) % 1 for prompt in prompts]  # neighbours are far apart, and no two are equal
+    return [
+        replace(prompt, max_new_tokens=max(1, round(shortest + place * (longest - shortest))))
+        for prompt, place in zip(prompts, places, strict=True)
+    ]
 
 
 def _joined(pool: list[Prompt], index: int, num_tokens: int) -> list[int]:

@@ -105,7 +105,7 @@ class Measuring:
         cfg, pair = self._bench.load(study, method.overrides, cell.batch)
         if self._exports:
             self._export(step)
-        prompts = self._bench.prompts(cfg, pair, num_prompts(study, cell.batch), cell.context)
+        prompts = self._bench.prompts(cfg, pair, num_prompts(study, cell.batch), cell.context, study.spread)
         store = self._bench.reference(cfg, pair, prompts)
         warm_up_s = None
         if cell not in self._warm:

@@ -31,6 +31,7 @@ class Study:
     batches: list[int] = MISSING
     contexts: list[int | None] = field(default_factory=lambda: [None])  # prompt tokens, about; null: as they are
     max_new_tokens: int = 32
+    spread: float = 0.0  # outputs end at max_new_tokens +- this share of it, each at its own; 0: all at max_new_tokens
     min_prompts: int = 8  # prompts of a cell: at least these,
     prompts_per_row: int = 2  # and this many for each row of the batch
     repeats: int | None = None  # null: the suite's
@@ -38,6 +39,11 @@ class Study:
     baseline: str | None = None  # the method that ratios are quoted against
     published: list[str] = field(default_factory=list)  # figures of published.yaml that stand below, labelled so
     overrides: list[str] = field(default_factory=list)  # for every method that runs here
+
+    @property
+    def longest_output(self) -> int:
+        """Tokens of the longest output."""
+        return round(self.max_new_tokens * (1 + self.spread))
 
 
 @dataclass
@@ -202,6 +208,10 @@ def _check(suite: Suite, library: Library) -> None:
             if method not in library.methods:
                 raise ConfigError(unknown("method of methods.yaml", method, library.methods))
         study.methods = [method for method in study.methods if method not in suite.without]
+        if not 0 <= study.spread < 1:
+            raise ConfigError(f"spread={study.spread}: it must be from 0 to below 1")
+        if study.spread and any(library.methods[method].peer for method in study.methods):
+            raise ConfigError(f"spread={study.spread}: other engines take one max_new_tokens for all; set spread=0")
         for name in study.published:
             if name not in library.published:
                 raise ConfigError(unknown("figures of published.yaml", name, library.published))
