@@ -55,11 +55,11 @@ def config(run: Run, out: Path, rehearse: bool, steps: int) -> Any:
     heads = max(1, run.width // 32)
     cfg.draft_model = ModelConfig(run.layers, run.width, 16 * round(run.width * 7 / 48), heads, max(1, heads // 3))
     cfg.fit = StageConfig(steps=steps, minutes=None, schedule="constant", warmup_steps=20, lr=2e-3, ema=0.98)
-    cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 16)], 10_000
+    cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 8)], 10_000
     cfg.distill = LossConfig(argmax=0.0, forward_kl=0.0)
     setattr(cfg.distill, run.loss, 1.0)
     cfg.validation = ValidationConfig(num_prompts=32, new_tokens=64, gamma=max(GAMMAS), batch=8)
-    cfg.greedy.num_batches, cfg.greedy.minutes = 48, None  # a row is seen once
+    cfg.greedy.num_batches, cfg.greedy.minutes = 24, None  # no row is seen twice
     if rehearse:
         cfg.greedy.num_batches, cfg.greedy.batch, cfg.greedy.new_tokens, cfg.greedy.max_prompt_tokens = 2, 8, 16, 32
         cfg.validation = ValidationConfig(num_prompts=2, new_tokens=8, gamma=max(GAMMAS), batch=2)
