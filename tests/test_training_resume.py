@@ -113,6 +113,32 @@ def same(ours: object, theirs: object) -> bool:
     return ours == theirs
 
 
+@pytest.mark.slow
+def test_two_devices_learn_what_one_learns_from_the_same_rows(root):
+    """Two processes with half of the batch each: the same losses and weights, up to the order of sums."""
+    shape = "draft_model={num_layers: 1, hidden_size: 24, intermediate_size: 32, num_heads: 2, num_kv_heads: 1}"
+    for devices, rows in ((1, 8), (2, 4)):
+        command = [
+            *(sys.executable, "train.py", "task=distill", f"frozen={root / 'target'}", f"tokenizer={TOKENIZER}", shape),
+            *("precision=32-true", "threads=1", "progress=false", "keep=last", "validation.every=0", "log.every=1"),
+            *("corpus.source=text", f"corpus.path={root / 'text'}", "corpus.heldout_percent=20", "heldout.max_tokens=40"),
+            *("heldout.num_prompts=4", "validation.num_prompts=2", "validation.new_tokens=4", "distill.data=corpus"),
+            *("fit.steps=6", "fit.warmup_steps=1", f"fit.phases=[{{share: 1.0, block: 24, batch: {rows}}}]"),
+            *("device.accelerator=cpu", f"device.devices={devices}", "device.strategy=" + ("auto", "ddp")[devices - 1]),
+            f"output_dir={root / f'devices{devices}'}",
+        ]
+        subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, capture_output=True)
+    one, two = (curve(root / f"devices{devices}") for devices in (1, 2))
+    assert [line[0] for line in one] == [line[0] for line in two] == [str(step) for step in range(1, 7)]
+    weights = [
+        AutoModelForCausalLM.from_pretrained(root / f"devices{devices}/fit/model").state_dict() for devices in (1, 2)
+    ]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-3, atol=1e-5)
+    records = [json.loads((root / f"devices{devices}/fit/record.json").read_text()) for devices in (1, 2)]
+    assert records[0]["tokens"] == records[1]["tokens"] == 6 * 8 * 24
+
+
 def test_stops_early_and_keeps_the_best(root):
     cfg = settings(root, "early")
     cfg.fit.lr, cfg.fit.ema, cfg.keep = 1e-12, None, "best"  # nothing can get better
