@@ -121,8 +121,9 @@ def test_two_devices_learn_what_one_learns_from_the_same_rows(root):
         command = [
             *(sys.executable, "train.py", "task=distill", f"frozen={root / 'target'}", f"tokenizer={TOKENIZER}", shape),
             *("precision=32-true", "threads=1", "progress=false", "keep=last", "validation.every=0", "log.every=1"),
-            *("corpus.source=text", f"corpus.path={root / 'text'}", "corpus.heldout_percent=20", "heldout.max_tokens=40"),
-            *("heldout.num_prompts=4", "validation.num_prompts=2", "validation.new_tokens=4", "distill.data=corpus"),
+            *("corpus.source=text", f"corpus.path={root / 'text'}", "corpus.heldout_percent=20"),
+            *("heldout.max_tokens=40", "heldout.num_prompts=4"),
+            *("validation.num_prompts=2", "validation.new_tokens=4", "distill.data=corpus"),
             *("fit.steps=6", "fit.warmup_steps=1", f"fit.phases=[{{share: 1.0, block: 24, batch: {rows}}}]"),
             *("device.accelerator=cpu", f"device.devices={devices}", "device.strategy=" + ("auto", "ddp")[devices - 1]),
             f"output_dir={root / f'devices{devices}'}",
