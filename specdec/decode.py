@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
@@ -42,7 +43,8 @@ def stop_ids(cfg: DictConfig, pair: Pair) -> frozenset[int]:
 def make_rows(cfg: DictConfig, pair: Pair, prompts: list[Prompt], arrived_s: float = 0.0) -> list[Sequence]:
     """A fresh row for every prompt."""
     stops, params = stop_ids(cfg, pair), row_sampling(cfg)
-    budgets = [p.max_new_tokens or cfg.max_new_tokens for p in prompts]
+    own = [p.max_new_tokens for p in prompts]
+    budgets = [cfg.max_new_tokens if budget is None else min(budget, cfg.max_new_tokens) for budget in own]
     rows = [
         Sequence(p.index, p.ids, budget, stops, params, arrived_s=arrived_s)
         for p, budget in zip(prompts, budgets, strict=True)
@@ -186,7 +188,8 @@ def complete_reference(
 ) -> None:
     """Decode what the store lacks, one row at a time, nothing padded: see specdec.reference for what.
 
-    Of a conversation every turn, with the reference's own answers as history.
+    All of them at full length, whatever a prompt's own ``max_new_tokens`` is. Of a conversation every turn, with the
+    reference's own answers as history.
     """
     talks = conversations(cfg, pair, prompts)
 
@@ -203,6 +206,6 @@ def complete_reference(
     while todo:
         missing = [prompt for prompt in todo if known(prompt) is None]
         if missing:
-            decode(reference_run(cfg), pair, missing, keep)
+            decode(reference_run(cfg), pair, [replace(prompt, max_new_tokens=None) for prompt in missing], keep)
         after = [talks.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
         todo = [prompt for prompt in after if prompt is not None]

@@ -34,7 +34,7 @@ class Prompt:
     ids: list[int]
     turn: int = 0  # place in its conversation; a later turn waits for the answer to the prompt before it
     text: str = ""  # of the turn alone
-    max_new_tokens: int | None = None  # where this prompt's output ends; None: where the run's do
+    max_new_tokens: int | None = None  # where this prompt's output ends, if before the run's
 
 
 def load_prompts(cfg: DictConfig, tokenizer: Any, max_input_tokens: int) -> tuple[list[Prompt], list[str]]:

@@ -25,6 +25,8 @@ def test_a_log_law_is_found_and_extrapolated(fits):
     x = [1e4, 2e4, 4e4, 8e4, 1.6e5]
     line = fits.fit_log_line(x, [0.5 + 0.7 * np.log10(value) for value in x])
     assert (line.a, line.b, line.r_squared) == pytest.approx((0.5, 0.7, 1.0))
+    assert line.r_squared_linear < 0.9
+    assert fits.fit_log_line(x, [2 + 1e-5 * value for value in x]).r_squared_linear == pytest.approx(1.0)
     assert line.left_out_rmse == pytest.approx(0.0, abs=1e-9)
     assert line.largest_predicted == pytest.approx(line.largest_y)
 

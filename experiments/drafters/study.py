@@ -162,6 +162,8 @@ def main() -> None:
     results = arguments.results / ("rehearsal" if arguments.rehearse else "full")
     out = arguments.out or (results if arguments.rehearse else FOLDER)
     if arguments.part == "distilled":
+        if not (results / "early_exit" / "outputs" / "record.json").exists():
+            parser.error("--part distilled: --part heads has not finished the target's outputs yet; start this later")
         distilled(results, arguments.rehearse)
         return
     folders = train_heads(results, arguments.rehearse)

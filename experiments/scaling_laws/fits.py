@@ -16,6 +16,7 @@ class LogLine:
     a: float
     b: float
     r_squared: float
+    r_squared_linear: float  # of a line in x itself, for comparison
     num_points: int
     left_out_rmse: float | None  # each point predicted by the line through all the others
     largest_x: float
@@ -40,13 +41,12 @@ def fit_log_line(x: Sequence[float], y: Sequence[float]) -> LogLine:
     if len(set(xs.tolist())) < 2:
         raise ValueError("a line needs two different x")
     a, b = _line(xs, ys)
-    spread = float(((ys - ys.mean()) ** 2).sum())
-    rest = float(((ys - a - b * xs) ** 2).sum())
     largest = int(xs.argmax())
     return LogLine(
         a=a,
         b=b,
-        r_squared=1 - rest / spread if spread else 0.0,
+        r_squared=_r_squared(xs, ys),
+        r_squared_linear=_r_squared(10**xs, ys),
         num_points=len(xs),
         left_out_rmse=_left_out(xs, ys),
         largest_x=float(10 ** xs[largest]),
@@ -76,6 +76,13 @@ def best_draft_length(
 def _line(xs: np.ndarray, ys: np.ndarray) -> tuple[float, float]:
     b, a = np.polyfit(xs, ys, 1)
     return float(a), float(b)
+
+
+def _r_squared(xs: np.ndarray, ys: np.ndarray) -> float:
+    """Share of the variance that a line explains."""
+    a, b = _line(xs, ys)
+    spread = float(((ys - ys.mean()) ** 2).sum())
+    return 1 - float(((ys - a - b * xs) ** 2).sum()) / spread if spread else 0.0
 
 
 def _without(xs: np.ndarray, ys: np.ndarray, index: int) -> float | None:

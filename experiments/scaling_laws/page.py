@@ -49,17 +49,18 @@ def size_fit(points: list[dict[str, Any]]) -> LogLine | None:
     return fit_log_line([p["inner_parameters"] for p in sizes], [length(p) for p in sizes])
 
 
-def optima(points: list[dict[str, Any]], verify_s: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def optima(
+    points: list[dict[str, Any]], verify_s: dict[str, dict[str, float]], draft_step_s: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
     """The best draft and draft length at each batch size, from measured times."""
     rows = []
     for batch, times in sorted(verify_s.items(), key=lambda item: int(item[0])):
-        found = []
+        found = [{"batch": int(batch), "draft": "none", "gamma": 0, "speed": 1.0}]
         for p in last_points(points, loss="forward_kl", seed=1):
             rates = p["acceptance"]["acceptance_by_place"]
-            gamma, speed = best_draft_length(rates, p["draft_step_s"][batch], lambda n, t=times: t[str(n)])
-            found.append(
-                {"batch": int(batch), "draft": f"{p['layers']} x {p['width']}", "gamma": gamma, "speed": speed}
-            )
+            shape = f"{p['layers']} x {p['width']}"
+            gamma, speed = best_draft_length(rates, draft_step_s[shape][batch], lambda n, t=times: t[str(n)])
+            found.append({"batch": int(batch), "draft": shape, "gamma": gamma, "speed": speed})
         rows.append(max(found, key=lambda row: row["speed"]))
     return rows
 
@@ -69,7 +70,8 @@ def write_page(out: Path, points: list[dict[str, Any]], prepared: dict[str, Any]
     prepared = json.loads(json.dumps(prepared))  # keys as they are when read back
     points = json.loads(json.dumps(points))
     out.mkdir(parents=True, exist_ok=True)
-    tokens, size, best = token_fits(points), size_fit(points), optima(points, prepared["verify_s"])
+    tokens, size = token_fits(points), size_fit(points)
+    best = optima(points, prepared["verify_s"], prepared["draft_step_s"])
     (out / "results.json").write_text(json.dumps({"points": points, **prepared}, indent=1) + "\n")
     pictures(out / "pictures", points, tokens, size)
     (out / "results.md").write_text(_text(points, tokens, size, best))
@@ -135,14 +137,17 @@ def _text(
         "![acceptance against tokens and size](pictures/laws.svg)",
         "## Training tokens",
         "\n".join([head, *(_row(name, line) for name, line in tokens.items())]),
-        f"The base draft at the most tokens, by seed: {seeds}. Differences of that size are chance.",
+        f"The base draft at the most tokens, by seed: {seeds}. Seeds alone make that difference, and "
+        f"{points[0]['acceptance']['num_prompts']} prompts have a noise of their own on top: smaller differences "
+        "mean nothing. The points of a run lie on one trajectory: the errors above are a curve's, not new runs'.",
         "## Draft size",
         "\n".join([head, _row("parameters behind the embedding", size)]) if size else "Too few sizes for a line.",
         "## Loss",
         "\n".join(["| loss | acceptance length | acceptance rate |", "|---|---|---|", *losses]),
         "## Batch size",
         "The draft and gamma of the best speed that measured times and acceptance predict. Acceptance itself does not "
-        "depend on the batch; what changes is the price of verifying.",
+        "depend on the batch; what changes is the price of verifying. Times are those of single forwards, with nothing "
+        "else running.",
         "\n".join(
             [
                 "| batch | draft | gamma | predicted speed-up |",
@@ -151,19 +156,20 @@ def _text(
             ]
         ),
         "## What of the published laws holds here",
-        _verdict(tokens, size, best),
+        _verdict(tokens, size, best, max(p["tokens"] for p in points)),
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def _verdict(tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[str, Any]]) -> str:
+def _verdict(tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[str, Any]], most: int) -> str:
     """Said from the figures alone, so that it cannot flatter them."""
-    fits = [line.r_squared for line in tokens.values()]
+    fits, straight = ([getattr(line, name) for line in tokens.values()] for name in ("r_squared", "r_squared_linear"))
     overshoot = [
         line.largest_predicted - line.largest_y for line in tokens.values() if line.largest_predicted is not None
     ]
     parts = [
-        f"- Tokens: R^2 from {min(fits):.3f} to {max(fits):.3f} (published: about 0.99). At the largest point the "
+        f"- Tokens: R^2 from {min(fits):.3f} to {max(fits):.3f} (published: about 0.99); of lines in the tokens "
+        f"themselves, without a logarithm, from {min(straight):.3f} to {max(straight):.3f}. At the largest point the "
         f"lines miss by {min(overshoot):+.3f} to {max(overshoot):+.3f}; above zero means that growth slows down, "
         "below that it speeds up."
     ]
@@ -178,7 +184,7 @@ def _verdict(tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[s
         f"- Batch: the best draft length {trend} from batch {best[0]['batch']} to {best[-1]['batch']} ({gammas})."
     )
     parts.append(
-        "- Scale: the target has 4.7M parameters and the drafts saw at most a few million tokens; nothing here speaks "
+        f"- Scale: the target has 4.7M parameters and the drafts saw at most {most:,} tokens; nothing here speaks "
         "of billions. Source of the laws: Yan et al. 2025, arXiv 2505.07858."
     )
     return "\n".join(parts)

@@ -54,7 +54,8 @@ def config(run: Run, out: Path, rehearse: bool, steps: int) -> Any:
     cfg.output_dir, cfg.device.accelerator = str(out / run.name), "cpu"
     heads = max(1, run.width // 32)
     cfg.draft_model = ModelConfig(run.layers, run.width, 16 * round(run.width * 7 / 48), heads, max(1, heads // 3))
-    cfg.fit = StageConfig(steps=steps, minutes=None, schedule="constant", warmup_steps=20, lr=2e-3, ema=0.98)
+    # No average of the weights: over few steps it would lag far behind what was learned.
+    cfg.fit = StageConfig(steps=steps, minutes=None, schedule="constant", warmup_steps=5, lr=2e-3, ema=None)
     cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 8)], 10_000
     cfg.distill = LossConfig(argmax=0.0, forward_kl=0.0)
     setattr(cfg.distill, run.loss, 1.0)
@@ -76,7 +77,6 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     from specdec.training.acceptance import measure_acceptance
     from specdec.training.budget import Budget
     from specdec.training.loop import fit
-    from specdec.training.measure import measure_step_s
     from specdec.training.module import TrainingModule
     from specdec.training.objectives import Distill
     from specdec.training.outputs import OutputStream
@@ -85,10 +85,11 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     from specdec.training.tasks import heldout_prompts, new_draft
 
     torch.set_num_threads(1)
-    grid = [2, 4, 8] if rehearse else [5, 10, 20, 40, 80, 160]
+    grid = [2, 4, 8] if rehearse else [10, 20, 40, 80, 160]
     folder = out / run.name
     path = folder / "points.json"
     points: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    same_settings(folder, config(run, out, rehearse, grid[-1]))
     if len(points) == len(grid):
         return points
     (folder / "fit").mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,6 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
         model.set_attn_implementation("sdpa")
         target.module.set_attn_implementation("sdpa")
         acceptance = measure_acceptance(target, make, prompts, cfg.validation, draft=CausalLM(model))
-        step_s = {batch: measure_step_s(model, batch, 3 if rehearse else 30) for batch in BATCHES}
         inner = sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name)
         points.append(
             {
@@ -117,12 +117,42 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
                 "inner_parameters": inner,
                 "train_loss": record["train_loss"],
                 "acceptance": {key: value for key, value in acceptance.items() if key != "categories"},
-                "draft_step_s": step_s,
             }
         )
         write_json(path, points)
         print(f"[{run.name}] {record['tokens']:,} tokens: {acceptance['mean_acceptance_length']}", flush=True)
     return points
+
+
+def same_settings(folder: Path, cfg: Any) -> None:
+    """A run goes on only with the settings that it began with."""
+    from specdec.training.stages import write_json
+
+    path, now = folder / "settings.json", json.loads(json.dumps({**asdict(cfg), "output_dir": None}))
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+    elif json.loads(path.read_text()) != now:
+        sys.exit(f"{folder} holds a run with other settings: delete it, or give another --results")
+
+
+def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
+    """Seconds of a step of each shape of draft by batch size; after the training, when nothing runs beside it."""
+    from specdec.training.measure import measure_step_s
+    from specdec.training.sources import Sources
+    from specdec.training.stages import run_stage
+    from specdec.training.tasks import new_draft
+
+    def times(folder: Path) -> dict[str, Any]:
+        found = {}
+        for run in RUNS:
+            if (shape := f"{run.layers} x {run.width}") not in found:
+                cfg = config(run, out, rehearse, 1)
+                model = new_draft(cfg, Sources(cfg, out).target).eval()
+                found[shape] = {batch: measure_step_s(model, batch, 3 if rehearse else 30) for batch in BATCHES}
+        return {"draft_step_s": found}
+
+    return run_stage("draft_times", out, False, times)
 
 
 def prepare(out: Path, rehearse: bool) -> dict[str, Any]:
@@ -171,6 +201,7 @@ def main() -> None:
     runs = RUNS[:6] if arguments.rehearse else RUNS
     todo = [(i, run) for i, run in enumerate(runs)]
     _run_all([i for i, _ in todo], arguments)
+    prepared |= draft_times(results, arguments.rehearse)
     points = [point for _, run in todo for point in json.loads((results / run.name / "points.json").read_text())]
     sys.path.insert(0, str(FOLDER))
     from page import write_page

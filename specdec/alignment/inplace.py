@@ -128,7 +128,8 @@ class InplaceAlignment(Alignment):
     def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor) -> Tensor:
         """Feed chains, with a padding token for each idle slot between the rows' where that is cheaper than a copy.
 
-        What such a slot is fed goes behind its row's cursor, as the padding of a short row does.
+        What such a slot is fed goes behind its row's cursor, as the padding of a short row does. Its position is one
+        that the fed rows have too: some rotary embeddings depend on the longest position of a forward.
         """
         slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
         span = range(slots[0], slots[-1] + 1)
@@ -138,12 +139,15 @@ class InplaceAlignment(Alignment):
         start_of = {self._slots.slot[row]: c.length + len(c.parents) for row, c in self._contents.items()}
         start_of.update(zip(slots, starts, strict=True))
         span_starts = [start_of.get(slot, 0) for slot in span]
-        if not idle_are_cheap(self.model, len(slots), num_idle, num_new, max(span_starts) + num_new):
+        num_columns, with_idle = max(starts) + num_new, max(span_starts) + num_new
+        grows = with_idle > max(num_columns, self._slots.kv.data_NBHSD.shape[3])
+        if grows or not idle_are_cheap(self.model, len(slots), num_idle, num_new, num_columns, with_idle):
             return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
         places_B = torch.tensor(slots, device=self.model.device) - span[0]
         span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])
         span_BT[places_B] = tokens_BT
-        return feed_chains(self.model, self._slots.kv, list(span), span_starts, span_BT)[places_B]
+        logits = feed_chains(self.model, self._slots.kv, list(span), span_starts, span_BT, num_positions=num_columns)
+        return logits[places_B]
 
     def _slot_of(self, rows: list[int]) -> list[int]:
         return [self._slots.slot[row] for row in rows]

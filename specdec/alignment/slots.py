@@ -7,8 +7,9 @@ from torch import Tensor
 
 from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
 
-OPERATIONS_PER_BYTE = {"cpu": 10, "cuda": 200}
-"""Operations of a product that take as long as moving one byte of the cache."""
+OPERATIONS_PER_BYTE = {"cpu": 6, "cuda": 200}
+"""Operations of a product that take as long as moving one byte of the cache; on a CPU in bfloat16 or float16, which
+many of them emulate, 1."""
 
 
 class SlotStorage:
@@ -53,16 +54,20 @@ class SlotStorage:
             self.kv = grown
 
 
-def idle_are_cheap(model: CausalLM, num_rows: int, num_idle: int, num_new: int, num_columns: int) -> bool:
+def idle_are_cheap(
+    model: CausalLM, num_rows: int, num_idle: int, num_new: int, num_columns: int, num_columns_with_idle: int
+) -> bool:
     """Whether feeding ``num_new`` padding tokens to each idle slot costs less than copying the caches of the rows.
 
-    An idle slot costs the products of its tokens and the reading of its columns; a copy reads and writes all columns of
-    all rows.
+    Idle slots cost the products of their tokens, and then all rows read as many columns as the longest of all has; a
+    copy reads, writes and reads again the columns of the rows. More idle slots than rows are never fed: logits and
+    scores would take more memory than the plan of the run allows for (specdec.memory_plan).
     """
-    operations_per_byte = OPERATIONS_PER_BYTE.get(model.device.type, OPERATIONS_PER_BYTE["cpu"])
-    products = num_new * 2 * model.num_read_weights / operations_per_byte
-    cache = num_columns * model.token_bytes
-    return num_idle * (products + cache) < 2 * num_rows * cache
+    narrow = model.device.type == "cpu" and model.dtype not in (torch.float32, torch.float64)
+    operations_per_byte = 1 if narrow else OPERATIONS_PER_BYTE.get(model.device.type, OPERATIONS_PER_BYTE["cpu"])
+    products = num_idle * num_new * 2 * model.num_read_weights / operations_per_byte
+    along = products + (num_rows + num_idle) * num_columns_with_idle * model.token_bytes
+    return num_idle <= num_rows and along < 3 * num_rows * num_columns * model.token_bytes
 
 
 def chain_columns(starts: list[int], num_new: int, device: torch.device) -> Tensor:
@@ -71,7 +76,13 @@ def chain_columns(starts: list[int], num_new: int, device: torch.device) -> Tens
 
 
 def feed_chains(
-    model: CausalLM, kv: KVStorage, slots: list[int], starts: list[int], tokens_BT: Tensor, num_logits: int = 0
+    model: CausalLM,
+    kv: KVStorage,
+    slots: list[int],
+    starts: list[int],
+    tokens_BT: Tensor,
+    num_logits: int = 0,
+    num_positions: int | None = None,
 ) -> Tensor:
     """Feed chains whose columns are positions: a token goes to the next column and sees all up to its own.
 
@@ -81,12 +92,13 @@ def feed_chains(
     Args:
         slots: the storage's row of each row. starts: column of each row's first token; what stands before it is
             the row's content. tokens_BT: (B, T) ids. num_logits: as in CausalLM.forward.
+        num_positions: what stands behind so many is fed as if it stood at the last of them.
     """
     num_new = tokens_BT.shape[1]
     num_columns = max(starts) + num_new
     columns_BT = chain_columns(starts, num_new, model.device)
     mask_BTS = torch.arange(num_columns, device=model.device) <= columns_BT[..., None]
     # Only a token that is not really fed can stand beyond the context; learned positions would not find it.
-    positions_BT = columns_BT.clamp(max=model.context_length - 1)
+    positions_BT = columns_BT.clamp(max=min(model.context_length, num_positions or model.context_length) - 1)
     writer = kv.scatter(slots, columns_BT, num_columns)
     return model.forward(tokens_BT, positions_BT, mask_BTS, writer, num_logits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,10 @@ class Bench:
         return uneven(prompts, int(cfg.max_new_tokens), spread) if spread else prompts
 
     def reference(self, cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> ReferenceStore:
-        """What the target alone says to the prompts, at batch 1, at full length; computed where it is not on disk."""
+        """What the target alone says to the prompts, at batch 1; computed where it is not on disk."""
         settings = reference_settings(cfg, pair)
         store = self._stores.setdefault(str(settings), ReferenceStore(Path(self.suite.cache) / "reference", settings))
-        complete_reference(cfg, pair, [replace(prompt, max_new_tokens=None) for prompt in prompts], store)
+        complete_reference(cfg, pair, prompts, store)
         return store
 
     def warm_up(

@@ -6,7 +6,7 @@ with chances a1, a2, ..., and costs what rounds of that shape have cost so far. 
 would have to be brought up first drafts only if that takes less time than drafting saves on the rest of its output: so
 drafting is not switched on for rows that are about to end, and comes with the newcomers.
 The best of several estimates is seldom as good as it looks: what drafting rounds really emit per second, as a share of
-what was expected of them, corrects what is expected of the next ones.
+what was expected of them, corrects what is expected of the next ones, and a length that no round has had counts less.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted
 DRAFT_SCALING = 0.5  # a drafted step of n times as many rows is expected to take n to this power as long
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
-KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # rounds that a choice is kept for: usually, and when its costs are a guess
+KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # more rounds of a batch size that a choice is kept for; if its costs are a guess
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
 GUESS_TRUST = 0.97  # of what is expected of drafts longer than any that was measured is believed
 FIRST_TRUST = 0.95  # of what is expected is believed before any round has drafted
@@ -135,10 +135,10 @@ class GoodputLength(DraftLength):
             rows, [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]
         )
         longest = self.costs.longest
-        goodputs = [g if gamma <= longest else GUESS_TRUST * g for gamma, g in enumerate(goodputs)]
-        best = max(range(1, self.max_gamma + 1), key=goodputs.__getitem__)
+        believed = [g if gamma <= longest else GUESS_TRUST * g for gamma, g in enumerate(goodputs)]
+        best = max(range(1, self.max_gamma + 1), key=believed.__getitem__)
         needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
-        if trust * goodputs[best] > needed * goodputs[0]:
+        if trust * believed[best] > needed * believed[0]:
             self._decision.gamma, self._decision.expected = best, goodputs[best]
             self._decision.rounds_left = KEPT_ROUNDS if self.costs.num_measured(len(rows), best) else KEPT_AT_FIRST
         return self._decision.gamma

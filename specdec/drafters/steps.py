@@ -115,7 +115,7 @@ class ChainDrafts:
         behind = [row for row in drafting if row.length - self._reader.length(row) > MAX_TOGETHER]
         if behind:
             self._reader.read(behind, [_settled(row, row.length) for row in behind])
-        # Leaving a few rows out of the forwards would cost a copy of the others, which is more than it would save.
+        # Leaving a few rows out of the forwards would leave idle slots between the others, and save nothing.
         fed = rows if 2 * len(drafting) > len(rows) and all(map(self._reader.admitted, rows)) else drafting
         new = [row for row in fed if not self._reader.admitted(row)]
         if new:

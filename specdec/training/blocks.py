@@ -33,6 +33,12 @@ class Batch(NamedTuple):
     top_ids_BTK: Tensor | None = None  # the target's most probable tokens for each place, where they were kept
     top_logps_BTK: Tensor | None = None
 
+    @property
+    def first_counted(self) -> int:
+        """The first column in which a token of any row counts; never 0, which nothing stands before."""
+        columns = self.counted_BT.any(0).nonzero()
+        return max(1, int(columns[0])) if len(columns) else self.counted_BT.shape[1] - 1
+
 
 class Stream(IterableDataset[Batch]):
     """Endless batches, a pure function of seed and place; `share` picks one of several devices' rows."""

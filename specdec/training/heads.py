@@ -2,7 +2,7 @@
 
 Shapes: B rows, T tokens, V vocabulary, D hidden size, G heads, K insertions, M prompt tokens, S = columns seen.
 All objectives learn the target's own law (forward KL) at the counted tokens; the i-th token ahead weighs decay ** i.
-Logits are computed from the first counted column on, for what comes before, a prompt, adds nothing to any loss.
+Logits are computed where they say a counted token: what only says tokens of a prompt adds nothing to any loss.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class HeadsObjective:
 
 def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """Head k at token t learns the law of token t + 2 + k."""
-    start = max(0, _first(batch) - cfg.num_heads - 1)  # the last head at this token says the first counted one
+    start = max(
+        0, batch.first_counted - len(module.heads) - 1
+    )  # the last head at this token says the first counted one
     hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
     logits_BTGV = module(hidden_BTD[:, start:])
     total = torch.zeros((), device=hidden_BTD.device)
@@ -64,7 +66,7 @@ def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig
 
 def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """The exit learns the law that the whole target has."""
-    start = _first(batch) - 1
+    start = batch.first_counted - 1
     keep = batch.ids_BT.shape[1] - start
     with torch.no_grad():
         output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
@@ -77,7 +79,7 @@ def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConf
 
 def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """Entry t of every unrolled step learns the law of token t + 2, and the target's hidden state of token t + 1."""
-    start = max(0, _first(batch) - 2)
+    start = max(0, batch.first_counted - 2)
     hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
     embeds_BTD, head = target.get_input_embeddings()(batch.ids_BT[:, 1:]), target.get_output_embeddings()
     total = torch.zeros((), device=batch.ids_BT.device)
@@ -131,7 +133,11 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
     num_rows, width = ids_BT.shape
     generator = torch.Generator().manual_seed(seed)
     last = width - num_probes - 1  # the last token that has enough behind it
-    start = min(max(0, _first(batch) - 2), last - 1)  # the first prompt token behind it says the first counted one
+    if last < 1:
+        raise TrainingError(f"heads.kind=ppd: a row of {width} tokens is too short for {num_probes} prompt tokens")
+    start = min(
+        max(0, batch.first_counted - 2), last - 1
+    )  # the first prompt token behind it says the first counted one
     places = max(1, min(cfg.num_insertions, last - start))
     places_BK = start + torch.rand(num_rows, last - start, generator=generator).topk(places, dim=1).indices
     places_BK = places_BK.to(ids_BT.device)
@@ -169,11 +175,6 @@ def _probe_mask(places_BK: Tensor, width: int, num_probes: int) -> Tensor:
     chain_MM = torch.ones(num_probes, num_probes, dtype=torch.bool, device=places_BK.device).tril()
     mask_BSS[:, width:, width:] = torch.block_diag(*[chain_MM] * places)
     return mask_BSS[:, None]
-
-
-def _first(batch: Batch) -> int:
-    """The first counted column, of any row; never 0, which nothing stands before."""
-    return max(1, int(batch.counted_BT.any(0).nonzero()[0]))
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ class Distill:
         if self._is_on_policy(batch.place["batches"]):
             batch = self._sampled(model, batch)
         choose_attention(batch.ids_BT.shape[1], model, self.target)
-        first = int(batch.counted_BT.any(0).nonzero()[0])  # what comes before needs no logits
+        first = batch.first_counted  # what comes before needs no logits
         mask_BX = batch.counted_BT[:, first:]
         draft_XV = _logits(model, batch.ids_BT, first)[mask_BX]
         tokens_X = batch.ids_BT[:, first:][mask_BX]
