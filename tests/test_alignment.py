@@ -17,6 +17,7 @@ from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
+from specdec.alignment.slots import idle_are_cheap
 from specdec.clock import Clock
 from specdec.errors import ConfigError, ContractError
 from specdec.invariants import CheckedAlignment
@@ -172,11 +173,15 @@ def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, monk
 @pytest.mark.parametrize("released", [True, False], ids=["free slot", "idle row"])
 def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, released):
     """Rows of slots 0 and 2 decode; slot 1 is free, or its row waits with tokens that are not committed yet."""
-    shapes = []
+    shapes, last_positions = [], []
     forward = CausalLM.forward
-    monkeypatch.setattr(
-        CausalLM, "forward", lambda *args: shapes.append((len(args[1]), type(args[4].slots))) or forward(*args)
-    )
+
+    def recorded(*args):
+        shapes.append((len(args[1]), type(args[4].slots)))
+        last_positions.append(int(args[2].max()))
+        return forward(*args)
+
+    monkeypatch.setattr(CausalLM, "forward", recorded)
     monkeypatch.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: cheap)
     alignment = InplaceAlignment(model, Clock())
     alignment.admit([7, 8, 9], [[1, 2, 3], [4, 5, 6, 7, 8], [5, 6]])
@@ -191,6 +196,7 @@ def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, r
         before = alignment.content(8)
     logits_BTV = alignment.forward([9, 7], torch.tensor([[1, 2], [3, 4]]))
     assert shapes[-1] == ((3, slice) if cheap else (2, torch.Tensor))
+    assert last_positions[-1] == 4, "the rows' own: an idle row's would change some rotary embeddings"
     for b, tokens in enumerate(((5, 6, 1, 2), (1, 2, 3, 3, 4))):
         torch.testing.assert_close(logits_BTV[b, 1], fresh(*tokens)[0], rtol=0, atol=1e-10)
     alignment.commit([9, 7], [[0, 1], [0]])
@@ -199,6 +205,26 @@ def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, r
         assert torch.equal(alignment.content(8), before)
         alignment.commit([8], [[0, 1]])
         torch.testing.assert_close(alignment.content(8), fresh(4, 5, 6, 7, 8, 9, 10)[1], rtol=0, atol=1e-10)
+
+
+def test_idle_slots_never_make_the_storage_grow_nor_outnumber_the_rows(model, monkeypatch):
+    """The memory that a run is planned with counts neither."""
+    shapes = []
+    forward = CausalLM.forward
+    monkeypatch.setattr(CausalLM, "forward", lambda *args: shapes.append(len(args[1])) or forward(*args))
+    alignment = InplaceAlignment(model, Clock())
+    alignment.admit([7, 8, 9], [[1, 2, 3], [4] * 126, [5, 6]])
+    num_columns = alignment._slots.kv.data_NBHSD.shape[3]
+    assert 126 < num_columns < 130
+    with monkeypatch.context() as patched:
+        patched.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: True)
+        alignment.forward([7, 9], torch.tensor([[1, 2, 3, 4], [3, 4, 5, 6]]))
+    assert shapes[-1] == 2
+    assert alignment._slots.kv.data_NBHSD.shape[3] == num_columns
+    assert idle_are_cheap(model, num_rows=2, num_idle=2, num_new=1, num_columns=10**6, num_columns_with_idle=10**6)
+    assert not idle_are_cheap(model, num_rows=2, num_idle=3, num_new=1, num_columns=10**6, num_columns_with_idle=10**6)
+    assert not idle_are_cheap(model, num_rows=2, num_idle=1, num_new=1, num_columns=10, num_columns_with_idle=1000)
+    assert not idle_are_cheap(model, num_rows=2, num_idle=1, num_new=10**6, num_columns=100, num_columns_with_idle=100)
 
 
 def test_inplace_reuses_slots_and_closes_up(model):
