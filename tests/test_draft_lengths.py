@@ -17,8 +17,8 @@ from specdec.draft_lengths.acceptance import PRIOR_RATE, Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.batch_table import BatchTableLength, powers_of_two
 from specdec.draft_lengths.costs import RoundCosts
-from specdec.draft_lengths.goodput import GoodputLength
-from specdec.draft_lengths.probes import SHORTEST_PAUSE
+from specdec.draft_lengths.goodput import KEPT_AT_FIRST, KEPT_ROUNDS, GoodputLength
+from specdec.draft_lengths.probes import SHORTEST_PAUSE, Probes
 from specdec.draft_lengths.profile import Profiler, Trial, best_gammas
 from specdec.engine import Round
 from specdec.errors import ConfigError
@@ -189,6 +189,31 @@ def test_a_length_that_no_round_has_had_is_believed_less(monkeypatch):
     assert careful[:3] == [2, 2, 2]
     assert careless[2] > 2
     assert careful[3] == careless[3] == 8
+
+
+@pytest.mark.parametrize(("batch", "asked"), [(1, 1), (4, 4), (8, 4), (32, 8), (64, 16)])
+def test_a_probe_asks_a_few_rows_or_a_share_of_them(batch, asked):
+    rows = [Sequence(index, [1], 50) for index in range(batch)]
+    probes = Probes(0.01)
+    probes.start(rows, first=True)
+    assert sum(map(probes.includes, rows)) == asked
+
+
+def test_a_choice_that_was_never_tried_is_looked_at_again_soon_and_saves_what_is_believed():
+    policy, rows = GoodputLength(), [Sequence(index, [1], 500) for index in (1, 2)]
+    policy.acceptance.chances = lambda row, length: [0.95] * length
+    for gamma, seconds in [(0, 1.0)] * 5 + [(2, 1.01)]:
+        policy.costs.observe(2, gamma, seconds)
+    policy._expected, policy._emitted = 1000.0, 900.0
+    gamma = max(policy.choose(rows))
+    assert gamma == 8
+    assert policy._decision.rounds_left == KEPT_AT_FIRST
+    best = max(policy._goodputs(rows, [[0.95] * 8] * 2))
+    assert policy._decision.saving_s == pytest.approx(1 / 2.0 - 1 / (0.9 * best))
+    policy.costs.observe(2, 8, 1.02)
+    policy._decision.rounds_left = 0
+    assert max(policy.choose(rows)) == 8
+    assert policy._decision.rounds_left == KEPT_ROUNDS
 
 
 def test_what_drafting_rounds_gave_corrects_what_is_expected_of_them():
