@@ -83,6 +83,7 @@ def pictures(folder: Path, points: list[dict[str, Any]], tokens: dict[str, LogLi
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     folder.mkdir(exist_ok=True)
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
@@ -93,6 +94,7 @@ def pictures(folder: Path, points: list[dict[str, Any]], tokens: dict[str, LogLi
         drawn = axes[0].plot(xs, [length(p) for p in own], "o", markersize=3, label=name)[0]
         axes[0].plot(xs, line(xs), color=drawn.get_color(), linewidth=1)
     axes[0].set(xscale="log", xlabel="training tokens", ylabel="mean acceptance length")
+    axes[0].xaxis.set_minor_formatter(NullFormatter())  # over one or two decades their labels would overlap
     axes[0].legend(fontsize=6)
     sizes = last_points(points, loss="forward_kl", seed=1)
     axes[1].plot([p["inner_parameters"] for p in sizes], [length(p) for p in sizes], "o")
