@@ -1,6 +1,7 @@
 """The forward-only bound: the time of a run's own forwards without the loop, and what that says of loop and device.
 
-``loop_efficiency`` = bound / decode time: how much of the time was the models' own (specdec.replay).
+``loop_efficiency`` = bound / decode time: how much of the time was the models' own (specdec.replay). Padding that a
+strategy feeds (short rows of a batch, idle slots) is part of its forwards, so part of the bound.
 """
 
 from __future__ import annotations
