@@ -113,7 +113,7 @@ def same(ours: object, theirs: object) -> bool:
     return ours == theirs
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_devices_learn_what_one_learns_from_the_same_rows(root):
     """Two processes with half of the batch each: the same losses and weights, up to the order of sums."""
     shape = "draft_model={num_layers: 1, hidden_size: 24, intermediate_size: 32, num_heads: 2, num_kv_heads: 1}"
