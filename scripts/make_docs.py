@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from specdec.cli_help import GROUPS, describe
 from specdec.config import RunConfig
 from specdec.descriptions import comments
@@ -25,6 +27,7 @@ from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "specdec" / "conf"
 PAGE, OPTIONS = ROOT / "docs" / "config.md", ROOT / "tests" / "cli_options.txt"
 HEADER = """# Configuration
 
@@ -63,7 +66,8 @@ def config_page() -> str:
         )
         if inspect.isclass(node):
             parts.append(_table(f"{group}.", node, {"name"}))
-    parts += ["## Training: `python train.py`\n", _table("", TrainConfig, {"pair"})]
+    set_by = dict(_flat(OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))))
+    parts += ["## Training: `python train.py`\n", _table("", TrainConfig, {"pair"}, set_by)]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
 
 
@@ -74,10 +78,39 @@ def _options(group: str) -> str:
     for option, description in sorted(describe(group).items()):
         if (config := _plugin(group, option)) is not None and not _is_ours(config):
             continue
-        lines.append(f"| `{option}` | {description} |")
+        default = " (default)" if _defaults().get(group) == option else ""
+        lines.append(f"| `{option}`{default} | {description}{_also(group, option)} |")
         if config is not None and (table := _table(f"{group}.", config, {"name", "label"})):
             tables.append(f"\nWith `{group}={option}`:\n\n{table}")
     return "\n".join(lines) + "\n" + "".join(tables)
+
+
+def _defaults() -> dict[str, str]:
+    """The option of each group that a run has where nothing is said."""
+    entries = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").defaults)
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def _also(group: str, option: str) -> str:
+    """What a preset chooses in other groups."""
+    path = CONF / group / f"{option}.yaml"
+    entries = OmegaConf.load(path).get("defaults", []) if path.exists() else []
+    chosen = [
+        f"`{key.removeprefix('override /')}={value}`"
+        for entry in entries
+        if isinstance(entry, DictConfig)
+        for key, value in entry.items()
+        if key.startswith("override /")
+    ]
+    return f" Sets {', '.join(chosen)} unless you say otherwise." if chosen else ""
+
+
+def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names, as on the command line."""
+    for key, value in settings.items():
+        yield prefix + key, value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def _plugin(group: str, option: str) -> type | None:
@@ -92,10 +125,11 @@ def _is_ours(config: type) -> bool:
     return config.__module__.partition(".")[0] == "specdec"
 
 
-def _table(prefix: str, config: type, left_out: set[str]) -> str:
-    """Settings of a dataclass; those of nested dataclasses under dotted names."""
+def _table(prefix: str, config: type, left_out: set[str], set_by: dict[str, Any] | None = None) -> str:
+    """Settings of a dataclass, those of nested dataclasses under dotted names; ``set_by`` a file has the last word."""
     lines = [
-        f"| `{prefix}{name}` | {kind} | `{default}` | {text} |" for name, kind, default, text in _rows(config, left_out)
+        f"| `{prefix}{name}` | {kind} | `{_written(set_by[name]) if set_by and name in set_by else default}` | {text} |"
+        for name, kind, default, text in _rows(config, left_out)
     ]
     return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *lines]) + "\n" if lines else ""
 
@@ -113,7 +147,7 @@ def _rows(config: type, left_out: set[str], prefix: str = "") -> Iterator[tuple[
                 prefix + field.name,
                 _kind(field.type),
                 _default(field),
-                meanings.get(field.name, "").replace("|", r"\|"),
+                re.sub(r"\bNone\b", "null", meanings.get(field.name, "")).replace("|", r"\|"),
             )
 
 
@@ -140,6 +174,8 @@ def _written(value: Any) -> str:
         return f"[{','.join(map(_written, value))}]"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return "{" + ",".join(f"{key}:{_written(part)}" for key, part in dataclasses.asdict(value).items()) + "}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(part)}" for key, part in value.items()) + "}"
     return "required" if value == "???" else str(value)
 
 

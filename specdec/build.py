@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,12 +12,14 @@ from specdec.alignment.base import Alignment
 from specdec.clock import Clock
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.engine import Engine
 from specdec.errors import ConfigError
 from specdec.model import CausalLM
 from specdec.pair import Pair
 from specdec.registry import create
+from specdec.replay import unrecorded
 from specdec.schedulers.order import BatchingPolicy
 from specdec.sequence import Sequence
 from specdec.serving.base import Arrivals
@@ -51,15 +54,34 @@ def build_engine(
             f"temperature={cfg.temperature}: verifier={cfg.verifier.name} decides greedy rows only; "
             "set verifier=rejection|block, or temperature=0"
         )
+    drafter: Drafter = plugin(cfg, "drafter", context)
+    if cfg.temperature > 0 and drafter.probe_ids and verifier.chains_only:
+        raise ConfigError(
+            f"drafter={cfg.drafter.name} drafts trees and verifier={cfg.verifier.name} samples along chains only: "
+            "set verifier=naive, or temperature=0"
+        )
     return Engine(
         target=align(pair.target),
-        drafter=plugin(cfg, "drafter", context),
+        drafter=drafter,
         verifier=verifier,
         scheduler=plugin(cfg, "scheduler", cfg.batch, build_batching(cfg).window),
         draft_length=build_draft_length(cfg),
         clock=clock,
         prefill_chunk=cfg.runner.prefill_chunk,
     )
+
+
+@contextmanager
+def kept_as_it_is(pair: Pair) -> Iterator[None]:
+    """Let the block decode in the midst of another run of the same pair, which then goes on as if nothing had been."""
+    models = [model for model in (pair.target, pair.draft) if model is not None]
+    before = [(model, model.execution, model.probes_MD) for model in models]
+    try:
+        with unrecorded():
+            yield
+    finally:
+        for model, execution, probes_MD in before:
+            model.execution, model.probes_MD = execution, probes_MD
 
 
 def build_draft_length(cfg: DictConfig) -> DraftLength:

@@ -152,8 +152,8 @@ def _show() -> None:
 
 def _check() -> None:
     """The exit code: non-zero if something failed, is missing, or is not as it was demanded to be."""
-    failures = [outcome["num_failures"] for outcome in _outcomes if outcome.get("strict") and outcome["num_failures"]]
-    if failures:
+    failures = [outcome.get("num_failures") or 0 for outcome in _outcomes if outcome.get("strict")]
+    if any(failures):
         raise SpecdecError(
             f"strict=true: {sum(failures)} divergences that rounding does not explain; see `explanation` in "
             "samples.jsonl"

@@ -30,11 +30,6 @@ class Clock:
         """Let time pass until ``moment`` on the clock's own scale."""
         time.sleep(max(0.0, moment - self.now()))
 
-    def reset(self) -> None:
-        """Forget everything measured so far; open stages stay open."""
-        self._charge()
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
     def within(self, name: str) -> bool:
         """Whether a stage is open, at any depth."""
         return name in self._stack

@@ -58,7 +58,7 @@ class DataConfig:
     num_prompts: int | None = None  # null means all (8 with weights=random)
     category: list[str] | None = None  # keep only these categories
     prompt_tokens: int | None = None  # cut or lengthen every prompt to exactly so many tokens; null: as they are
-    max_input_tokens: int | None = None  # null means: context length minus max_new_tokens
+    max_input_tokens: int | None = None  # null: context length minus max_new_tokens; a history counts too
     overlong: str = "refuse"  # a longer prompt: refuse (stop), truncate (keep its first tokens), skip
     empty: str = "refuse"  # a prompt without tokens: refuse or skip
     broken: str = "refuse"  # a line that is not valid: refuse or skip
@@ -134,6 +134,9 @@ class RunConfig:
     force: bool = False  # run again although a finished result exists
     progress: bool = True  # a progress bar, where stdout is a terminal
 
+
+RANDOM_WEIGHTS_PROMPTS = 8
+"""data.num_prompts of weights=random where nothing is said: nobody waits an hour for noise."""
 
 NOT_IDENTITY = (
     *("experiment", "logger", "results_dir", "force", "progress", "debug", "reference", "baseline"),

@@ -21,7 +21,7 @@ from specdec.pair import Pair
 from specdec.placement import num_processes
 from specdec.profiling import profiler
 from specdec.prompts import Prompt
-from specdec.reference import method_settings, reference_key, reference_run, sampling_params
+from specdec.reference import follows_plain, method_settings, reference_key, reference_run, sampling_params
 from specdec.replay import ForwardLog, recording
 from specdec.sampling import SamplingParams
 from specdec.sequence import Sequence, SequencePool
@@ -43,12 +43,7 @@ def stop_ids(cfg: DictConfig, pair: Pair) -> frozenset[int]:
 def make_rows(cfg: DictConfig, pair: Pair, prompts: list[Prompt], arrived_s: float = 0.0) -> list[Sequence]:
     """A fresh row for every prompt."""
     stops, params = stop_ids(cfg, pair), row_sampling(cfg)
-    own = [p.max_new_tokens for p in prompts]
-    budgets = [cfg.max_new_tokens if budget is None else min(budget, cfg.max_new_tokens) for budget in own]
-    rows = [
-        Sequence(p.index, p.ids, budget, stops, params, arrived_s=arrived_s)
-        for p, budget in zip(prompts, budgets, strict=True)
-    ]
+    rows = [Sequence(p.index, p.ids, p.budget(cfg.max_new_tokens), stops, params, arrived_s=arrived_s) for p in prompts]
     if cfg.stop_strings:
         for row in rows:
             row.stop_text = StopText(tuple(cfg.stop_strings), pair.decode)
@@ -63,7 +58,7 @@ def conversations(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> Convers
         stop_ids(cfg, pair),
         chat_template=cfg.data.chat_template,
         overlong=cfg.data.overlong,
-        limit=pair.context_length - cfg.max_new_tokens,
+        limit=min(pair.context_length - cfg.max_new_tokens, cfg.data.max_input_tokens or pair.context_length),
     )
 
 
@@ -179,6 +174,7 @@ def reference_settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
         "max_new_tokens": cfg.max_new_tokens,
         "stop_ids": sorted(stop_ids(cfg, pair)),
         **method_settings(cfg),
+        **({} if follows_plain(cfg) else {"draft": pair.draft_fingerprint}),
         **({"tensor_parallel": num_processes(cfg.runner)} if cfg.runner.tensor_parallel else {}),
     }
 

@@ -57,10 +57,10 @@ class Engine:
         self.draft_length = draft_length
         self.clock = clock or Clock()
         self.prefill = Prefill(target, drafter, self.clock, scheduler.prefill_share, prefill_chunk)
+        self._counted = dict(self.clock.seconds)
 
     def step(self, pool: SequencePool) -> Round:
         """Run one round and retire the rows that it finished."""
-        before = dict(self.clock.seconds)
         with self.clock.stage("other"):
             rows = self._select(pool)
             same_length = len({row.length for row in rows}) == 1
@@ -73,7 +73,9 @@ class Engine:
             outcome.same_length = same_length
             self._commit(rows, verdict)
             outcome.finished = pool.retire()
-        outcome.seconds = {stage: total - before[stage] for stage, total in self.clock.seconds.items()}
+        now = dict(self.clock.seconds)
+        outcome.seconds = {stage: total - self._counted[stage] for stage, total in now.items()}
+        self._counted = now  # what follows belongs to the next round, so that no moment is lost
         with self.clock.stage("schedule"):
             self.prefill.decoded(sum(outcome.seconds.values()) - outcome.seconds["prefill"])
             self.draft_length.observe(outcome)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from specdec import assets
+from specdec.build import build_batching
 from specdec.memory import free_bytes, used_bytes
 from specdec.memory_plan import MemoryPlan, require_weights, size_of
 from specdec.pair import DTYPES, WEIGHTS, Pair, choose_device
@@ -69,7 +70,7 @@ def plan_run(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan:
         alignment=lookup("alignment", cfg.alignment.name).load(),
         base_bytes=max(used_bytes(pair.target.device), sum(weights.values())),
         batch=cfg.batch,
-        window=cfg.batching.window if cfg.scheduler.name == "exspec" else None,
+        window=build_batching(cfg).window if cfg.scheduler.name == "exspec" else None,
         longest_prompt=max(len(prompt.ids) for prompt in prompts),
         max_new_tokens=cfg.max_new_tokens,
         gamma=int(cfg.draft_length.get("max_gamma", cfg.gamma)) if drafts else 0,

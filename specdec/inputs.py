@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from specdec import assets
+from specdec.registry import PLUGIN_GROUPS
 
 _HASHED_BYTES = 64 * 1024 * 1024
 
 
 def signature(cfg: DictConfig) -> dict[str, str]:
-    """Per local input: a hash of its content (of names, sizes and times, for large files)."""
-    named = {f"pair.{role}": cfg.pair[role] for role in ("target", "draft", "tokenizer")}
+    """Per local input: a hash of its content (of names, sizes and times, for large files).
+
+    Inputs are the pair's models and tokenizers, the prompts, and the files and folders that settings of the chosen
+    plug-ins name: whatever is called path or corpus, and words with a slash or a suffix (not of loggers: they write).
+    """
+    named = {f"pair.{role}": cfg.pair[role] for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
     named["data.path"] = cfg.data.path
-    return {key: _hash(Path(assets.resolve(name))) for key, name in named.items() if name and _exists(name)}
+    for group in PLUGIN_GROUPS:
+        settings = [(key, value) for key, value in cfg[group].items() if key not in ("name", "label")]
+        named |= {f"{group}.{key}": value for key, value in settings if group != "logger" and _is_path(key, value)}
+    return {key: _hash(local(name)) for key, name in named.items() if name and os.path.exists(local(name))}
 
 
-def _exists(name: str) -> bool:
-    return Path(assets.resolve(name)).exists()
+def _is_path(key: str, value: object) -> bool:
+    return isinstance(value, str) and (key in ("path", "corpus") or "/" in value or bool(Path(value).suffix))
+
+
+def local(name: str) -> Path:
+    """Where a name leads if it is a local file or folder: ``asset:`` and ``~`` are resolved."""
+    return Path(os.path.expanduser(assets.resolve(name)))
 
 
 def _hash(path: Path) -> str:

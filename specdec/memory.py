@@ -35,14 +35,16 @@ class PeakMemory:
 
     def sample(self) -> None:
         """Look at the memory now."""
-        if self._device.type != "cuda":
+        if self._device.type == "cuda":  # another PeakMemory may reset the allocator's record
+            self._peak = max(self._peak, int(torch.cuda.max_memory_allocated(self._device)))
+        else:
             self._peak = max(self._peak, (_status("VmHWM") if self._recorded else None) or resident_bytes())
 
     @property
     def bytes(self) -> int:
         """The peak."""
         if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
+            self.sample()
         return self._peak
 
 

@@ -1,6 +1,7 @@
 """Peak memory of a run, predicted before it: weights, keys and values, and the largest forward.
 
-What strategies copy is theirs to say (``Alignment.peak_rows``); what a forward holds is an upper estimate from shapes.
+What strategies copy and feed is theirs to say (``Alignment.peak_rows``, ``fed_rows``); what a forward holds is an upper
+estimate from shapes.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class MemoryPlan:
             newcomers = in_flight  # at the start all places are filled at once
             forwards.append(model.forward_bytes(newcomers, chunk, columns, 1 if whole else chunk, sampled=False))
             step = fed if model is self.target else 2
-            forwards.append(model.forward_bytes(self.batch, step, columns, step, self.sampled))
+            fed_rows = self.alignment.fed_rows(in_flight, self.batch)
+            forwards.append(model.forward_bytes(fed_rows, step, columns, step, self.sampled))
         return int(SLACK * (total + max(forwards)))
 
     @property

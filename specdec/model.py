@@ -125,7 +125,7 @@ class CausalLM:
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         self.vocab_size: int = config.vocab_size
-        self.context_length: int = config.max_position_embeddings
+        self.context_length: int = _context_length(config)
         self.num_layers: int = config.num_hidden_layers
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
@@ -235,6 +235,19 @@ def check_supported(config: Any, name: str) -> None:
             f"{name} ({config.model_type}) keeps a recurrent state that cannot be cut back to the accepted tokens; "
             "speculative decoding here needs attention layers with a KV cache"
         )
+
+
+def _context_length(config: Any) -> int:
+    """Longest row in tokens: the config's; with longrope rotations the length that the model was first trained at.
+
+    Beyond that, such a model rotates all rows of a forward by other frequencies as soon as one of them is longer: a row
+    would depend on its neighbours, and keys that are cached would be of the wrong kind.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one, or one per kind of layer
+    key = "original_max_position_embeddings"
+    lengths = [kind.get(key, getattr(config, key, None)) for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(int(length) for length in (config.max_position_embeddings, *lengths) if length is not None)
 
 
 def _num_read_weights(module: Any) -> int:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
 from specdec.errors import ConfigError, PairError
+from specdec.inputs import local
 from specdec.loading import load_model, load_tokenizer
 from specdec.model import CausalLM
 from specdec.placement import num_processes
@@ -36,6 +37,7 @@ class Pair:
     tokenizer: Any
     stop_ids: frozenset[int]
     fingerprint: str  # changes whenever the target's weights do
+    draft_fingerprint: str | None  # the same of the draft; None without one
     notes: list[str]
     draft_tokenizer: Any = None  # where the draft has a vocabulary of its own (drafter=retokenize)
 
@@ -88,7 +90,8 @@ def _load(cfg: DictConfig) -> Pair:
         draft=supported(draft, f"pair.draft={cfg.pair.draft or cfg.pair.name}") if draft is not None else None,
         tokenizer=tokenizer,
         stop_ids=_stop_ids(target, tokenizer) if cfg.weights == "pretrained" else frozenset(),
-        fingerprint=_fingerprint(cfg, target),
+        fingerprint=_fingerprint(cfg, "target", target),
+        draft_fingerprint=_fingerprint(cfg, "draft", draft) if draft is not None else None,
         notes=notes,
     )
     if _retokenizes(cfg) and pair.draft is not None:
@@ -171,11 +174,11 @@ def _compare_tokenizers(target: Any, draft: Any) -> None:
             raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to say which holds")
 
 
-def _fingerprint(cfg: DictConfig, target: Any) -> str:
-    """A hash of what decides the target's weights: file contents (names, sizes and times of large ones)."""
+def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
+    """A hash of what decides a model's weights: file contents (names, sizes and times of large ones)."""
     digest = hashlib.sha256()
     described = OmegaConf.to_container(cfg.pair)
-    folder = Path(assets.resolve(cfg.pair.target or ""))
+    folder = local(cfg.pair[role] or "")
     if cfg.weights != "pretrained":
         digest.update(json.dumps([described, cfg.weights, cfg.seed, torch.__version__], sort_keys=True).encode())
     elif folder.is_dir():
@@ -186,5 +189,5 @@ def _fingerprint(cfg: DictConfig, target: Any) -> str:
                 small = stat.st_size <= _HASHED_BYTES
                 digest.update(path.read_bytes() if small else str(stat.st_mtime_ns).encode())
     else:
-        digest.update(f"{cfg.pair.target}@{getattr(target.config, '_commit_hash', None)}".encode())
+        digest.update(f"{cfg.pair[role]}@{getattr(module.config, '_commit_hash', None)}".encode())
     return digest.hexdigest()[:16]

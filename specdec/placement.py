@@ -16,7 +16,7 @@ _CHOICES = {
     "on_out_of_memory": ("fail", "shrink"),
     "on_locked": ("wait", "skip"),
 }
-_PER_ROW_DRAFT_LENGTHS = ("fixed", "lockstep")
+_CLOCKLESS_DRAFT_LENGTHS = ("fixed", "lockstep")
 
 
 def num_processes(runner: DictConfig) -> int:
@@ -66,6 +66,8 @@ def check_runner(cfg: DictConfig) -> None:
             f"{world_size()} processes were started and runner.devices={runner.devices}, "
             f"runner.num_nodes={runner.num_nodes} make {size}: set runner.devices to the processes per machine"
         )
+    if runner.prefill_chunk is not None and runner.prefill_chunk < 1:
+        raise ConfigError(f"runner.prefill_chunk={runner.prefill_chunk}: give tokens from 1 on, or null for no chunks")
     if runner.num_nodes > 1 and not launched_from_outside():
         raise ConfigError(f"runner.num_nodes={runner.num_nodes}: start it with torchrun or srun, on every machine")
     if runner.tensor_parallel:
@@ -78,7 +80,7 @@ def _check_tensor_parallel(cfg: DictConfig, size: int) -> None:
         raise ConfigError("runner.tensor_parallel=true splits the target over processes: set runner.devices=2 or more")
     if cfg.weights != "pretrained":
         raise ConfigError(f"runner.tensor_parallel=true with weights={cfg.weights}: only checkpoints can be split")
-    if cfg.draft_length.name not in _PER_ROW_DRAFT_LENGTHS:
+    if cfg.draft_length.name not in _CLOCKLESS_DRAFT_LENGTHS:
         raise ConfigError(
             f"runner.tensor_parallel=true with draft_length={cfg.draft_length.name}: it looks at the clock, which "
             "differs between processes; set draft_length=fixed"
@@ -87,6 +89,11 @@ def _check_tensor_parallel(cfg: DictConfig, size: int) -> None:
         raise ConfigError(
             f"runner.tensor_parallel=true with scheduler.prefill_share={cfg.scheduler.prefill_share}: it looks at the "
             "clock, which differs between processes; set scheduler.prefill_share=1"
+        )
+    if cfg.arrivals.name != "none":
+        raise ConfigError(
+            f"runner.tensor_parallel=true with arrivals={cfg.arrivals.name}: requests come by the clock, which differs "
+            "between processes; set arrivals=none"
         )
     if cfg.runner.on_out_of_memory != "fail":
         raise ConfigError("runner.tensor_parallel=true: its processes go in step; set runner.on_out_of_memory=fail")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from specdec.build import build_engine, executions, plugin
 from specdec.clock import Clock
+from specdec.config import RANDOM_WEIGHTS_PROMPTS
 from specdec.decode import complete_reference, reference_settings, row_sampling
 from specdec.equivalence import ReferenceStore
 from specdec.errors import ConfigError
@@ -28,15 +29,13 @@ from specdec.prompts import Prompt, load_prompts
 from specdec.provenance import environment
 from specdec.ranks import Ranks
 from specdec.reference import baseline_run, has_reference, is_baseline, reference_key
-from specdec.results import RunFolder
+from specdec.results import RunFolder, plain_copy
 from specdec.resume import Attempt, begin
 from specdec.sequence import Sequence
 from specdec.serving.online import is_serving
 from specdec.shrink import decode_rows
 from specdec.summary import summarize
 from specdec.witnesses import WitnessFiles
-
-RANDOM_WEIGHTS_PROMPTS = 8
 
 
 def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], ranks: Ranks) -> dict[str, Any]:
@@ -47,6 +46,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
     logger: Logger = Discreet(plugin(cfg, "logger")) if ranks.is_main else NoLogger()
     try:
         check_weights(cfg)
+        asked = plain_copy(cfg)  # what memory makes of it below is not the baseline's business
         pair = load_pair(cfg)
         prompts, notes = _prompts(cfg, pair)
         build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
@@ -55,8 +55,8 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
         for note in pair.notes + notes:
             ranks.say(f"note: {note}")
         store = _reference(cfg, pair, prompts, ranks) if cfg.reference and has_reference(cfg) else None
-        baseline = _baseline(cfg, overrides, ranks) if cfg.baseline and not is_baseline(cfg) else None
         env = environment(cfg, overrides, pair.fingerprint, pair.notes + notes)
+        baseline = _baseline(asked, overrides, ranks, env) if cfg.baseline and not is_baseline(asked) else None
         env["execution"] = executions(cfg, pair)
         attempt = _begin(cfg, folder, env, store, prompts, ranks)
         logger.start(folder.hash, folder.settings, overrides, env)
@@ -74,11 +74,8 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
 
 
 def _prompts(cfg: DictConfig, pair: Pair) -> tuple[list[Prompt], list[str]]:
-    few = cfg.weights == "random" and cfg.data.num_prompts is None  # nobody waits an hour for noise
-    with open_dict(cfg):
-        cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS if few else cfg.data.num_prompts
     prompts, notes = load_prompts(cfg.data, pair.tokenizer, _input_budget(cfg, pair))
-    if few:
+    if cfg.weights == "random" and cfg.data.num_prompts == RANDOM_WEIGHTS_PROMPTS:
         notes.append(f"random weights: the first {len(prompts)} prompts (data.num_prompts=N for another number)")
     return prompts, notes
 
@@ -117,8 +114,8 @@ def _reference(cfg: DictConfig, pair: Pair, prompts: list[Prompt], ranks: Ranks)
     return store
 
 
-def _baseline(cfg: DictConfig, overrides: list[str], ranks: Ranks) -> dict[str, Any]:
-    """scheduler=plain at the same batch size, as a point of its own that is skipped when it is there."""
+def _baseline(cfg: DictConfig, overrides: list[str], ranks: Ranks, env: dict[str, Any]) -> dict[str, Any]:
+    """scheduler=plain at the same batch size, as a point of its own; one of this code and machine is not run again."""
     from specdec.runner import run_in_ranks
 
     without = baseline_run(cfg)
@@ -128,7 +125,7 @@ def _baseline(cfg: DictConfig, overrides: list[str], ranks: Ranks) -> dict[str, 
         without.baseline = False
         without.runner.on_locked = "wait"
     title = f"measuring the baseline: scheduler=plain, batch {cfg.batch}"
-    return run_in_ranks(ranks, without, overrides, title)
+    return run_in_ranks(ranks, without, overrides, title, env)
 
 
 def _begin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median_low
 
@@ -15,6 +16,7 @@ from specdec.clock import Clock
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
 from specdec.engine import Round
+from specdec.inputs import signature
 from specdec.pair import Pair
 from specdec.results import plain_copy
 from specdec.sequence import Sequence, SequencePool
@@ -57,7 +59,7 @@ def profiler(
             rounds.append(engine.step(pool))
         return _trial(rounds, batch)
 
-    return Profiler(run, Path(cfg.results_dir), _settings(cfg, pair))
+    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair))
 
 
 def _trial(rounds: list[Round], batch: int) -> Trial:
@@ -80,7 +82,8 @@ def _settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "pair": pair.fingerprint,
+        "pair": [pair.fingerprint, pair.draft_fingerprint],
+        "drafter_inputs": {key: value for key, value in signature(cfg).items() if key.startswith("drafter.")},
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

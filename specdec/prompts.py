@@ -36,6 +36,10 @@ class Prompt:
     text: str = ""  # of the turn alone
     max_new_tokens: int | None = None  # where this prompt's output ends, if before the run's
 
+    def budget(self, most: int) -> int:
+        """Tokens that its output may have, of a run's ``most``."""
+        return most if self.max_new_tokens is None else min(self.max_new_tokens, most)
+
 
 def load_prompts(cfg: DictConfig, tokenizer: Any, max_input_tokens: int) -> tuple[list[Prompt], list[str]]:
     """Read, select and encode the prompts of ``cfg`` (the data group).

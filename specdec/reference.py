@@ -53,6 +53,8 @@ def baseline_run(cfg: DictConfig) -> DictConfig:
         if cfg.scheduler.name != "continuous":
             without.scheduler = OmegaConf.structured(lookup("scheduler", "continuous").config)
         without.scheduler.label = "plain"
+        if cfg.runner.tensor_parallel:
+            without.scheduler.prefill_share = 1.0  # less would look at a clock, which differs between processes
         without.alignment = {"name": "inplace"}
     return plain_copy(without)
 

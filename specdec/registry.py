@@ -3,7 +3,7 @@
 Two forms, for the same effect:
 
 - on a config dataclass, with a lazy ``target="module:Class"``: nothing heavy is imported before a job starts
-  (this is how the built-in plug-ins are declared, in :mod:`specdec.config`);
+  (this is how the built-in plug-ins are declared, in :mod:`specdec.builtin` and `specdec.builtin_drafting`);
 - on the implementing class itself: its keyword-only ``__init__`` parameters become the config. This is the short
   form for a plug-in that lives in one file of another package.
 
@@ -94,8 +94,11 @@ def register(
         if name in _ENTRIES[group]:
             raise ConfigError(f"{group}={name} is registered twice: rename the plug-in in {cls.__module__}")
         config = cls if dataclasses.is_dataclass(cls) else _config_from_signature(cls)
+        own = {"name": name}
+        if group == "scheduler" and all(field.name != "label" for field in dataclasses.fields(config)):
+            own["label"] = "${.name}"  # how tables call it
         node = dataclasses.make_dataclass(
-            cls.__name__, [("name", str, dataclasses.field(default=name))], bases=(config,)
+            cls.__name__, [(key, str, dataclasses.field(default=value)) for key, value in own.items()], bases=(config,)
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
         _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, known_incorrect, lossy)
@@ -150,11 +153,11 @@ def load_entry_points() -> None:
 
 
 def _config_from_signature(cls: type) -> type:
-    """A dataclass with one field for each keyword-only parameter of ``cls.__init__``."""
-    initializer = cls.__dict__.get("__init__")
-    if initializer is None:
+    """A dataclass with one field for each keyword-only parameter of ``cls.__init__``, its own or an inherited one."""
+    initializer: Any = inspect.unwrap(cls.__init__)  # type: ignore[misc]
+    scope = getattr(initializer, "__globals__", None)
+    if scope is None:  # object's own
         return dataclasses.make_dataclass(cls.__name__, [])
-    scope = vars(sys.modules[cls.__module__])
     fields = []
     for parameter in inspect.signature(initializer).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:

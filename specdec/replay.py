@@ -152,6 +152,20 @@ class ForwardLog:
         return flat[:num_elements].view(value.shape)
 
 
+_paused = 0
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Leave out the forwards of the block: they belong to something else than the run, such as a missing reference."""
+    global _paused
+    _paused += 1
+    try:
+        yield
+    finally:
+        _paused -= 1
+
+
 @contextmanager
 def recording(log: ForwardLog | None, clock: Clock) -> Iterator[None]:
     """Write down every forward of the block; the time it takes is charged to no stage. None: nothing happens."""
@@ -161,6 +175,8 @@ def recording(log: ForwardLog | None, clock: Clock) -> Iterator[None]:
     original = CausalLM.forward
 
     def forward(model: CausalLM, *args: Any, **kwargs: Any) -> Tensor:
+        if _paused:
+            return original(model, *args, **kwargs)
         started = time.perf_counter()
         log.add(model, clock.within("prefill"), args, kwargs)
         spent = time.perf_counter() - started

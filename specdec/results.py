@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from specdec.config import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER
 
 HASH_LENGTH = 12
+CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
+"""Keys of env.json that decide speeds beside the settings."""
 ELSEWHERE = "running elsewhere"
 """Status of a point that another process was computing."""
 

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from specdec.prompts import Prompt
-from specdec.results import RunFolder, append_line, digest
+from specdec.results import CODE_AND_MACHINE, RunFolder, append_line, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def begin(
 
 def _conditions(env: dict[str, Any], reference: str | None, prompts: list[Prompt]) -> dict[str, Any]:
     """What must be the same for two attempts to make one run."""
-    names = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint", "inputs")
+    names = (*CODE_AND_MACHINE, "inputs")
     encoded = [[prompt.index, prompt.ids] for prompt in prompts]
     return {**{name: env.get(name) for name in names}, "prompts": digest(encoded), "reference": reference}
 

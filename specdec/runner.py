@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from specdec.cli_errors import explain
-from specdec.config import RunConfig
+from specdec.config import RANDOM_WEIGHTS_PROMPTS, RunConfig
 from specdec.errors import ConfigError
 from specdec.lock import locked
 from specdec.pair_folder import fill_from_folder
 from specdec.placement import check_runner, launched_from_outside
 from specdec.reference import follows_plain, has_reference, sampling_params
 from specdec.registry import PLUGIN_GROUPS, lookup, unknown
-from specdec.results import ELSEWHERE, RunFolder, identity, plain_copy
+from specdec.results import CODE_AND_MACHINE, ELSEWHERE, RunFolder, identity, plain_copy
 from specdec.serving.online import check_serving
 
 if TYPE_CHECKING:
@@ -39,16 +38,23 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     return launch(cfg, run_in_ranks, cfg, overrides)
 
 
-def run_in_ranks(ranks: Ranks, cfg: DictConfig, overrides: list[str], part_of: str | None = None) -> dict[str, Any]:
+def run_in_ranks(
+    ranks: Ranks,
+    cfg: DictConfig,
+    overrides: list[str],
+    part_of: str | None = None,
+    env: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Run a resolved config in every process of a run, under the lock of its folder.
 
     A point that another process is computing is waited for, or reported as running elsewhere, as ``runner.on_locked``
-    says. ``part_of`` names what a point is computed for, where it is not one of the user's own.
+    says. ``part_of`` names what a point is computed for, where it is not one of the user's own; a finished one is
+    then taken only if it ran under the same code and on the same machine as ``env`` tells.
     """
     folder = RunFolder(cfg.results_dir, identity(cfg))
     try:
         with ExitStack() as stack:
-            held, summary = ranks.from_main(lambda: _enter(cfg, folder, stack, ranks, part_of is None))
+            held, summary = ranks.from_main(lambda: _enter(cfg, folder, stack, ranks, env))
             if summary is not None:
                 return summary
             if not held:
@@ -72,7 +78,7 @@ def run_in_ranks(ranks: Ranks, cfg: DictConfig, overrides: list[str], part_of: s
 
 
 def _enter(
-    cfg: DictConfig, folder: RunFolder, stack: ExitStack, ranks: Ranks, say_skipped: bool
+    cfg: DictConfig, folder: RunFolder, stack: ExitStack, ranks: Ranks, env: dict[str, Any] | None
 ) -> tuple[bool, dict[str, Any] | None]:
     """Lock a folder; whether it is held, and the summary if there is nothing left to do."""
 
@@ -83,15 +89,15 @@ def _enter(
         return waits
 
     held = stack.enter_context(locked(cfg.results_dir, folder.hash, on_wait))
-    return held, _finished(cfg, folder, say_skipped)
+    return held, _finished(cfg, folder, env)
 
 
-def _finished(cfg: DictConfig, folder: RunFolder, say: bool = True) -> dict[str, Any] | None:
-    """The summary of a finished run that answers what is asked."""
+def _finished(cfg: DictConfig, folder: RunFolder, env: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The summary of a finished run that answers what is asked, under the conditions that are asked for."""
     summary = None if cfg.force else folder.finished()
-    if summary is None or not _answers(cfg, summary):
+    if summary is None or not _answers(cfg, folder, summary, env):
         return None
-    if say:
+    if env is None:
         print(f"finished already, skipped: {folder.path} (force=true runs it again)", flush=True)
     return {**folder.list_preset(summary, cfg.experiment), "skipped": True}
 
@@ -107,6 +113,8 @@ def resolve(cfg: DictConfig) -> DictConfig:
         if cfg[key] < 1:
             raise ConfigError(f"{key}={cfg[key]}: it must be at least 1")
     fill_from_folder(cfg.pair)
+    if cfg.weights == "random" and cfg.data.num_prompts is None:
+        cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS
     check_runner(cfg)
     check_serving(cfg)
     _refuse_incorrect(cfg)
@@ -154,7 +162,7 @@ def _record(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     return {"overrides": overrides, "pair": cfg.pair.name, "scheduler": cfg.scheduler.label, "batch": cfg.batch}
 
 
-def _answers(cfg: DictConfig, summary: dict[str, Any]) -> bool:
+def _answers(cfg: DictConfig, folder: RunFolder, summary: dict[str, Any], env: dict[str, Any] | None) -> bool:
     """Whether a finished run holds what is asked for now, of the inputs as they are now."""
     from specdec.inputs import signature
 
@@ -162,6 +170,8 @@ def _answers(cfg: DictConfig, summary: dict[str, Any]) -> bool:
         return False
     if cfg.baseline and summary.get("speedup_vs_ar") is None:
         return False
-    env = Path(cfg.results_dir) / str(summary["hash"]) / "env.json"
-    recorded = json.loads(env.read_text()).get("inputs") if env.exists() else None
-    return bool(recorded == signature(cfg))
+    path = folder.path / "env.json"
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    if env is not None and any(recorded.get(name) != env[name] for name in CODE_AND_MACHINE):
+        return False
+    return bool(recorded.get("inputs") == signature(cfg))

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from specdec.bound import BOUND, bound_counts
+from specdec.build import kept_as_it_is
 from specdec.clock import Clock
 from specdec.decode import Observer, complete_reference, decode
 from specdec.engine import Round
@@ -52,7 +53,8 @@ def decode_rows(
             return None
         key = reference_key(cfg, row.index, row.prompt_ids)
         if store.get(key) is None and is_serving(cfg):  # its history is not the reference's: an earlier turn differs
-            complete_reference(cfg, pair, [Prompt(row.index, "", "", row.prompt_ids)], store)
+            with kept_as_it_is(pair):
+                complete_reference(cfg, pair, [Prompt(row.index, "", "", row.prompt_ids)], store)
         return store.get(key)
 
     finished: set[int] = set()

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from specdec.bound import read_bound
+from specdec.build import build_batching
 from specdec.clock import STAGES
 from specdec.metrics import Tally, percentiles, ratio, timing
 from specdec.oracle import NEAR_TIE
@@ -115,7 +116,7 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "max_new_tokens": cfg.max_new_tokens,
         "dtype": cfg.runner.dtype,
         "weights": cfg.weights,
-        "window": cfg.batching.window,
+        "window": build_batching(cfg).window,
         "lengths": "random" if cfg.data.prompt_tokens is None else "identical",
         "arrivals": cfg.arrivals.name,
         "experiments": [cfg.experiment] if cfg.experiment else [],

@@ -102,3 +102,18 @@ def run(tmp_path, monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+COSTLY_FIXTURES = ("docs", "report", "serving", "trained_drafters", "training", "training_resume")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With ``-n``: modules whose fixtures take long stay on one worker, all other tests go wherever there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if Path(module).stem.removeprefix("test_") in COSTLY_FIXTURES else nodeid
+
+    return ByFixture(config, log)

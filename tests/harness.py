@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
+from conftest import small_llama
 
 from specdec.alignment.base import Alignment
 from specdec.alignment.eqspec import EqspecAlignment
@@ -123,3 +125,17 @@ def run_all(
         rounds.append(engine.step(pool))
         assert len(rounds) < 10_000, "the engine does not come to an end"
     return rows, rounds
+
+
+@functools.cache
+def the_model() -> CausalLM:
+    return CausalLM(small_llama(1, torch.float64))
+
+
+@functools.lru_cache(maxsize=5000)
+def fresh(*tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (V) after the last token and KV (N, H, length, D) of one row alone; the same row is asked for often."""
+    with torch.inference_mode():
+        output = the_model().module(torch.tensor([tokens]), use_cache=True)
+    layers = output.past_key_values.layers
+    return output.logits[0, -1], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])

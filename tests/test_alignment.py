@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import random
 
 import pytest
 import torch
-from conftest import VOCAB, small_llama
-from harness import ALIGNMENTS
+from conftest import VOCAB
+from harness import ALIGNMENTS, fresh, the_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.alignment.content import Content
 from specdec.alignment.expansion import ExpansionAlignment
-from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
-from specdec.alignment.slots import idle_are_cheap
 from specdec.clock import Clock
 from specdec.errors import ConfigError, ContractError
 from specdec.invariants import CheckedAlignment
 from specdec.model import CausalLM
 
 
-@functools.cache
-def the_model() -> CausalLM:
-    return CausalLM(small_llama(1, torch.float64))
-
-
 @pytest.fixture(scope="module")
 def model() -> CausalLM:
     return the_model()
-
-
-@functools.lru_cache(maxsize=5000)
-def fresh(*tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (V) after the last token and KV (N, H, length, D) of one row alone; the same row is asked for often."""
-    with torch.inference_mode():
-        output = the_model().module(torch.tensor([tokens]), use_cache=True)
-    layers = output.past_key_values.layers
-    return output.logits[0, -1], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])
 
 
 def ancestors(parents: list[int], node: int) -> list[int]:
@@ -152,95 +135,6 @@ def test_content_positions_are_length_plus_depth(parents, length):
     for node, position in enumerate(positions):
         assert position == length + len(ancestors(parents, node)) - 1
         assert sorted(content.ancestors(node)) == ancestors(parents, node)
-
-
-def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, monkeypatch):
-    """Commits touch no column; a forward over all rows, in any order, reads the storage itself."""
-    writers = []
-    forward = CausalLM.forward
-    monkeypatch.setattr(CausalLM, "forward", lambda *args: writers.append(args[4]) or forward(*args))
-    alignment = InplaceAlignment(model, Clock())
-    alignment.admit([7, 8, 9], [[1, 2, 3], [4], [5, 6]])
-    for rows, kept in (([7, 8, 9], [4, 3, 2]), ([9, 7, 8], [[0], [0, 1], []])):
-        alignment.forward(rows, torch.tensor([[1, 2], [3, 4], [5, 6]]))
-        before = alignment._slots.kv.data_NBHSD.clone()
-        alignment.commit(rows, kept)
-        assert torch.equal(alignment._slots.kv.data_NBHSD, before)
-    assert all(isinstance(writer.slots, slice) for writer in writers)
-
-
-@pytest.mark.parametrize("cheap", [True, False], ids=["fed along", "copied around"])
-@pytest.mark.parametrize("released", [True, False], ids=["free slot", "idle row"])
-def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, released):
-    """Rows of slots 0 and 2 decode; slot 1 is free, or its row waits with tokens that are not committed yet."""
-    shapes, last_positions = [], []
-    forward = CausalLM.forward
-
-    def recorded(*args):
-        shapes.append((len(args[1]), type(args[4].slots)))
-        last_positions.append(int(args[2].max()))
-        return forward(*args)
-
-    monkeypatch.setattr(CausalLM, "forward", recorded)
-    monkeypatch.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: cheap)
-    alignment = InplaceAlignment(model, Clock())
-    alignment.admit([7, 8, 9], [[1, 2, 3], [4, 5, 6, 7, 8], [5, 6]])
-    if released:
-        alignment.release([8])
-        alignment.admit([10], [[1, 2]])  # takes the free slot, so that the forward below is over some rows only
-        alignment.release([10])
-        alignment.admit([11, 12], [[2], [3]])
-        alignment.release([11])
-    else:
-        alignment.forward([8], torch.tensor([[9, 10]]))
-        before = alignment.content(8)
-    logits_BTV = alignment.forward([9, 7], torch.tensor([[1, 2], [3, 4]]))
-    assert shapes[-1] == ((3, slice) if cheap else (2, torch.Tensor))
-    assert last_positions[-1] == 4, "the rows' own: an idle row's would change some rotary embeddings"
-    for b, tokens in enumerate(((5, 6, 1, 2), (1, 2, 3, 3, 4))):
-        torch.testing.assert_close(logits_BTV[b, 1], fresh(*tokens)[0], rtol=0, atol=1e-10)
-    alignment.commit([9, 7], [[0, 1], [0]])
-    torch.testing.assert_close(alignment.content(9), fresh(5, 6, 1, 2)[1], rtol=0, atol=1e-10)
-    if not released:
-        assert torch.equal(alignment.content(8), before)
-        alignment.commit([8], [[0, 1]])
-        torch.testing.assert_close(alignment.content(8), fresh(4, 5, 6, 7, 8, 9, 10)[1], rtol=0, atol=1e-10)
-
-
-def test_idle_slots_never_make_the_storage_grow_nor_outnumber_the_rows(model, monkeypatch):
-    """The memory that a run is planned with counts neither."""
-    shapes = []
-    forward = CausalLM.forward
-    monkeypatch.setattr(CausalLM, "forward", lambda *args: shapes.append(len(args[1])) or forward(*args))
-    alignment = InplaceAlignment(model, Clock())
-    alignment.admit([7, 8, 9], [[1, 2, 3], [4] * 126, [5, 6]])
-    num_columns = alignment._slots.kv.data_NBHSD.shape[3]
-    assert 126 < num_columns < 130
-    with monkeypatch.context() as patched:
-        patched.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: True)
-        alignment.forward([7, 9], torch.tensor([[1, 2, 3, 4], [3, 4, 5, 6]]))
-    assert shapes[-1] == 2
-    assert alignment._slots.kv.data_NBHSD.shape[3] == num_columns
-    assert idle_are_cheap(model, num_rows=2, num_idle=2, num_new=1, num_columns=10**6, num_columns_with_idle=10**6)
-    assert not idle_are_cheap(model, num_rows=2, num_idle=3, num_new=1, num_columns=10**6, num_columns_with_idle=10**6)
-    assert not idle_are_cheap(model, num_rows=2, num_idle=1, num_new=1, num_columns=10, num_columns_with_idle=1000)
-    assert not idle_are_cheap(model, num_rows=2, num_idle=1, num_new=10**6, num_columns=100, num_columns_with_idle=100)
-
-
-def test_inplace_reuses_slots_and_closes_up(model):
-    """A newcomer takes a freed slot; a hole that nobody takes is closed by one row's move."""
-    alignment = InplaceAlignment(model, Clock())
-    alignment.admit([0, 1, 2, 3], [[1, 2], [3], [4, 5, 6], [7]])
-    alignment.release([1])
-    alignment.admit([4], [[8, 9]])
-    assert alignment._slots.slot == {0: 0, 4: 1, 2: 2, 3: 3}
-    alignment.release([0, 4])
-    kept = alignment.content(3)
-    logits_BTV = alignment.forward([2, 3], torch.tensor([[1], [2]]))
-    assert sorted(alignment._slots.slot.values()) == [0, 1]
-    assert torch.equal(alignment.content(3), kept)
-    torch.testing.assert_close(logits_BTV[1, 0], fresh(7, 2)[0], rtol=0, atol=1e-10)
-    assert alignment._slots.kv.num_rows == 4
 
 
 def test_masked_squeezes_holes_out_when_they_exceed_the_share(model):

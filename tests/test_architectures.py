@@ -125,3 +125,20 @@ def test_what_cannot_work_is_refused_in_one_line(name, config, reason):
         supported(module.eval(), f"pair.target={name}")
     assert str(refusal.value).count("\n") == 0
     assert name in str(refusal.value)
+
+
+def test_rows_of_a_longrope_model_end_where_its_rotations_would_change(prompts):
+    """Beyond, one long row rotates its neighbours by other frequencies."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
+    config = transformers.Phi3Config(
+        **{**SIZES, "rope_parameters": rope, "original_max_position_embeddings": 32, **SPECIAL}
+    )
+    torch.manual_seed(0)
+    model = CausalLM(transformers.Phi3ForCausalLM(config).eval())
+    assert model.context_length == 32
+    short, long = torch.tensor([prompts[1][:6]]), torch.tensor([[5] * 40])
+    both = torch.cat([torch.nn.functional.pad(short, (0, 34)), long])
+    with torch.inference_mode():
+        alone, together = model.module(short).logits[0, 5], model.module(both).logits[0, 5]
+    assert (alone - together).abs().max() > 1e-3, "or there would be nothing to guard against"

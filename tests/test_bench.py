@@ -1,21 +1,17 @@
-"""The benchmark suite: statistics, order, resuming, peers and claims."""
+"""The benchmark suite: statistics, order, resuming and claims."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from specdec.bench import machine
 from specdec.bench.__main__ import main
-from specdec.bench.peers import PeerError, PeerProcess
 from specdec.bench.plan import Cell, pairs, steps, turn
 from specdec.bench.prompts import cell_prompts, uneven
 from specdec.bench.statistics import median, ratio_of_medians
@@ -271,42 +267,7 @@ def records_of(folder):
     return list(read_lines(folder / "out" / "measurements.jsonl"))
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_peer_that_dies_is_told_in_one_line(tmp_path):
-    script = tmp_path / "dies.py"
-    script.write_text("import sys\nsys.stdin.readline()\nprint('out of luck', file=sys.stderr)\nsys.exit(3)\n")
-    peer = PeerProcess("dies", Path(sys.executable), script, tmp_path / "log")
-    with pytest.raises(PeerError, match="dies ended: out of luck"):
-        peer.ask({"prompts": []}, timeout_s=60)
-    peer.close()
-    assert not peer.alive
-
-
-def test_a_peer_that_says_nothing_is_ended(tmp_path):
-    script = tmp_path / "silent.py"
-    script.write_text("import time\ntime.sleep(600)\n")
-    peer = PeerProcess("silent", Path(sys.executable), script, tmp_path / "log")
-    with pytest.raises(PeerError, match=r"no answer within 0\.2 s"):
-        peer.ask({"prompts": []}, timeout_s=0.2)
-    assert not peer.alive
-
-
-def test_what_a_library_prints_does_not_reach_the_replies(tmp_path):
-    script = tmp_path / "loud.py"
-    script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(FOLDER / 'peers')!r})\nfrom peer_protocol import serve\n"
-        "def handle(request):\n    print('noise')\n    os.write(1, b'more noise\\n')\n"
-        "    return [[1, 2]] * len(request['prompts']), 0.5\nserve(handle, ('torch', 'no-such-package'))\n"
-    )
-    peer = PeerProcess("loud", Path(sys.executable), script, tmp_path / "log")
-    reply = peer.ask({"prompts": [[1], [2]]}, timeout_s=60)
-    assert (reply["outputs"], reply["seconds"]) == ([[1, 2], [1, 2]], 0.5)
-    assert reply["versions"]["torch"] == torch.__version__
-    assert reply["versions"]["no-such-package"] is None
-    peer.close()
-    assert "more noise" in (tmp_path / "log").read_text()
+# --- claims -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_claim_is_judged_by_its_median():

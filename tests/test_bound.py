@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from specdec.bound import bound_counts, bound_figures, work
+from specdec.build import kept_as_it_is
 from specdec.clock import Clock
 from specdec.decode import decode
 from specdec.model import CausalLM
@@ -64,6 +65,26 @@ def test_the_replay_runs_the_same_forwards(scheduler, alignment):
     assert figures["num_forwards"] == len(rounds)
     assert 0.05 < figures["loop_efficiency"] < 3.0
     assert figures["bandwidth_share"] > 0
+
+
+def test_forwards_between_rounds_are_not_the_runs():
+    """A reference that is missing is decoded in between, by the same models."""
+    cfg = composed("max_new_tokens=4", "data.num_prompts=2", "warmup=false", "batch=2")
+    pair = load_pair(cfg)
+    prompts, _ = load_prompts(cfg.data, pair.tokenizer, 100)
+    alone = ForwardLog()
+    decode(cfg, pair, prompts, forwards=alone)
+    inner = composed("max_new_tokens=2", "data.num_prompts=2", "warmup=false", "batch=1", "execution=eager")
+
+    def decode_others(*_: object) -> None:
+        with kept_as_it_is(pair):
+            decode(inner, pair, prompts)
+            assert pair.target.execution.name == "eager"
+
+    log = ForwardLog()
+    decode(cfg, pair, prompts, decode_others, forwards=log)
+    assert log.shapes == alone.shapes
+    assert pair.target.execution.name == "fused"
 
 
 def test_recording_leaves_no_trace_and_is_charged_to_nobody():

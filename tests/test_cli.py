@@ -7,12 +7,16 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from specdec import cli
+from specdec.errors import SpecdecError
+from specdec.loggers.csv import CsvLogger
+from specdec.results import ELSEWHERE
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -175,6 +179,7 @@ def test_wandb_logger_writes_an_offline_run(run, tmp_path):
         ("data.overlong=cut", "unknown data.overlong 'cut'"),
         ("scheduler=exspec batching.window=2", "batching.window=2 is smaller than batch=4"),
         ("drafter=model pair.draft=null", "drafter=model needs a draft model"),
+        ("drafter=ppd verifier=rejection temperature=0.5", "drafter=ppd drafts trees and verifier=rejection samples"),
         ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
     ],
 )
@@ -235,3 +240,46 @@ def test_run_py_works_from_the_shell_and_ends_with_json(tmp_path):
 def test_the_flag_of_a_sweep_may_stand_anywhere():
     assert cli.flags_first(["run.py", "batch=1,2", "-m", "gamma=3"]) == ["run.py", "-m", "batch=1,2", "gamma=3"]
     assert cli.flags_first(["run.py", "batch=1"]) == ["run.py", "batch=1"]
+
+
+def test_a_baseline_of_other_code_or_another_machine_is_measured_again(run):
+    _, out, _ = run(*SMALL, "batch=2", "scheduler=static")
+    baseline = Path(last_json(out)["path"]).parent / last_json(out)["baseline"]
+    rounds = (baseline / "rounds.jsonl").read_text()
+    assert "measuring the baseline" not in run(*SMALL, "batch=2", "scheduler=exspec")[1]
+    assert (baseline / "rounds.jsonl").read_text() == rounds
+    python = json.loads((baseline / "env.json").read_text())["python"]
+    for name in ("env.json", "attempts.jsonl"):
+        path = baseline / name
+        path.write_text(path.read_text().replace(f'"python": "{python}"', '"python": "2.7.18"'))
+    code, out, _ = run(*SMALL, "batch=2", "scheduler=exspec", "gamma=2")
+    assert code == 0
+    assert "measuring the baseline" in out
+    assert "earlier samples are dropped, because other things hold now: python" in out
+    assert json.loads((baseline / "env.json").read_text())["python"] == python
+    assert (baseline / "rounds.jsonl").read_text() != rounds
+
+
+def test_random_weights_share_a_baseline(run):
+    small = ["pair=vicuna", "weights=random", "pair.num_layers=1", "pair.hidden_size=128", "pair.vocab_size=2048"]
+    small += ["max_new_tokens=4", "data.max_input_tokens=16", "data.overlong=truncate"]
+    code, out, _ = run(*small, "scheduler=plain,static", "-m")
+    assert code == 0
+    plain, static = last_json(out)["points"]
+    assert plain["num_prompts"] == static["num_prompts"] == 8
+    assert static["baseline"] == plain["hash"]
+
+
+def test_strict_says_which_points_run_elsewhere(monkeypatch):
+    monkeypatch.setattr(cli, "_outcomes", [{"status": ELSEWHERE, "strict": True}])
+    with pytest.raises(SpecdecError, match="1 points run elsewhere"):
+        cli._check()
+
+
+def test_points_that_finish_together_have_a_line_each(tmp_path):
+    logger = CsvLogger(path=str(tmp_path / "points.csv"))
+    logger.start("", {}, [], {})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: logger.finish({"number": number, "text": "x" * 999}, []), range(64)))
+    rows = list(csv.DictReader((tmp_path / "points.csv").open()))
+    assert sorted(int(row["number"]) for row in rows) == list(range(64))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from specdec.bound import bound_figures
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 REMEDY = "run `python scripts/make_docs.py`"
@@ -54,6 +56,12 @@ def documented(heading: str) -> set[str]:
 @pytest.mark.parametrize("name", ["summary.json", "env.json"])
 def test_documents_have_the_keys_that_the_docs_say(folder, name):
     assert set(json.loads((folder / name).read_text())) == documented(name)
+
+
+def test_the_bound_has_the_keys_that_the_docs_say():
+    text = (DOCS / "results.md").read_text().partition("Only with `bound=true`:")[2].partition("\n\nOnly where")[0]
+    counts = dict.fromkeys(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE), 1.0)
+    assert set(bound_figures([counts])) == set(counts)
 
 
 @pytest.mark.parametrize("name", ["samples.jsonl", "rounds.jsonl", "attempts.jsonl"])

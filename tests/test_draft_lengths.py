@@ -42,7 +42,7 @@ def test_a_table_is_profiled_once_and_shared_between_batch_sizes(tmp_path, capsy
         runs.append((batch, gamma))
         return trial(batch, gamma)
 
-    profiler = Profiler(run, tmp_path, {"pair": "x"})
+    profiler = Profiler(run, tmp_path, lambda: {"pair": "x"})
     policy = BatchTableLength(max_gamma=4)
     with pytest.raises(ConfigError, match="no table yet"):
         policy.choose([Sequence(0, [1], 4)])
@@ -60,7 +60,7 @@ def test_a_table_is_profiled_once_and_shared_between_batch_sizes(tmp_path, capsy
     assert capsys.readouterr().out.count("profiled now") == 1
     BatchTableLength(max_gamma=4).prepare(profiler, 8)
     assert capsys.readouterr().out == ""
-    other = Profiler(run, tmp_path, {"pair": "y"})
+    other = Profiler(run, tmp_path, lambda: {"pair": "y"})
     runs.clear()
     BatchTableLength(max_gamma=4).prepare(other, 1)
     assert runs, "another pair has a table of its own"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 
 import pytest
 from conftest import VOCAB, greedy_alone
 from harness import ALIGNMENTS, ScriptedDrafter, make_engine, run_all
 
+from specdec.draft_lengths.fixed import FixedLength
 from specdec.model import CausalLM
+from specdec.sequence import Sequence, SequencePool
 
 NEW = 24
 
@@ -209,3 +212,21 @@ def test_static_batch_runs_until_its_last_row_ends(target, draft, prompts):
     batches = [tuple(row.index // 4 for row in outcome.rows) for outcome in rounds]
     assert all(len(set(batch)) == 1 for batch in batches)
     assert [batch[0] for batch in batches] == sorted(batch[0] for batch in batches)
+
+
+def test_no_moment_of_a_run_is_lost(target, draft, prompts):
+    """What a policy takes to learn from a round is counted too: by the next one."""
+
+    class Slow(FixedLength):
+        def observe(self, outcome):
+            time.sleep(0.01)
+
+    engine = make_engine(target, draft, scheduler="continuous", batch=4, gamma=2)
+    engine.draft_length = Slow(gamma=2)
+    pool = SequencePool([Sequence(i, list(prompt), 8) for i, prompt in enumerate(prompts)])
+    rounds = []
+    while not pool.done:
+        rounds.append(engine.step(pool))
+    counted = sum(sum(outcome.seconds.values()) for outcome in rounds)
+    assert 0.01 * (len(rounds) - 1) < counted
+    assert 0.0 <= sum(engine.clock.seconds.values()) - counted < 0.05, "only what followed the last round"

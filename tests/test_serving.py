@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,17 +11,18 @@ import torch
 from conftest import greedy_alone
 from harness import make_engine
 from hydra import compose, initialize_config_module
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from omegaconf import DictConfig
 
 from specdec import assets
+from specdec import pair as pair_module
 from specdec.clock import Clock
+from specdec.decode import conversations
 from specdec.errors import ConfigError, DataError
 from specdec.loading import load_tokenizer
+from specdec.pair import load_pair
 from specdec.prompts import Prompt
 from specdec.results import read_lines
 from specdec.runner import resolve, run_point
-from specdec.schedulers.exspec import ExspecScheduler
 from specdec.schedulers.order import Fifo, Sorted
 from specdec.sequence import Sequence, SequencePool
 from specdec.serving.clock import VirtualClock
@@ -31,80 +31,6 @@ from specdec.serving.figures import ServingLog
 from specdec.serving.poisson import PoissonArrivals
 from specdec.serving.queue import ArrivalQueue
 from specdec.serving.trace import TraceArrivals
-
-# --- EXSPEC's waiting bound ---------------------------------------------------------------------------------------
-
-
-def longest_waits(scheduler: ExspecScheduler, prompts: list[int], growth: random.Random, budget: int) -> dict[int, int]:
-    """Run the scheduler over rows that grow at random; per row, the most rounds that passed it over in the window."""
-    rows = [Sequence(i, [0] * length, budget) for i, length in enumerate(prompts)]
-    pool, waited, longest = SequencePool(rows), {}, {}
-    while not pool.done:
-        chosen = scheduler.select(pool)
-        assert 0 < len(chosen) <= scheduler.batch
-        assert len({row.index for row in chosen}) == len(chosen)
-        assert all(row in pool.active for row in chosen)
-        for row in pool.active:
-            waited[row.index] = 0 if row in chosen else waited.get(row.index, 0) + 1
-            longest[row.index] = max(longest.get(row.index, 0), waited[row.index])
-        for row in chosen:
-            row.emit([0] * growth.randint(1, 6))
-        pool.retire()
-    return longest
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=40),
-    st.integers(1, 5),
-    st.integers(0, 12),
-    st.integers(0, 6),
-    st.integers(0, 2**16),
-)
-def test_no_row_of_the_window_waits_for_longer_than_the_bound(prompts, batch, extra, slack, seed):
-    window = batch + extra
-    bound = -(-window // batch) - 1 + slack
-    scheduler = ExspecScheduler(batch, window, max_wait_rounds=bound)
-    assert max(longest_waits(scheduler, prompts, random.Random(seed), budget=20).values()) <= bound
-
-
-def test_without_the_bound_a_row_without_partners_waits_for_the_others():
-    """One row of another length among many that stay equal: they run to their end first."""
-    prompts = [7, *[3] * 15]
-
-    class Steady(random.Random):
-        def randint(self, a: int, b: int) -> int:
-            return 1
-
-    free = longest_waits(ExspecScheduler(2, 16), prompts, Steady(), budget=20)
-    bound = longest_waits(ExspecScheduler(2, 16, max_wait_rounds=8), prompts, Steady(), budget=20)
-    assert free[0] > 50
-    assert max(bound.values()) == 8
-
-
-def test_a_loose_bound_changes_nothing():
-    prompts = [random.Random(1).randint(1, 9) for _ in range(30)]
-    free = longest_waits(ExspecScheduler(3, 9), prompts, random.Random(5), budget=20)
-    assert longest_waits(ExspecScheduler(3, 9, max_wait_rounds=10_000), prompts, random.Random(5), budget=20) == free
-
-
-def test_a_bound_that_cannot_be_kept_is_refused():
-    with pytest.raises(ConfigError, match=r"max_wait_rounds=10 cannot be kept.*11 or more.*window=44 or less"):
-        ExspecScheduler(4, 48, max_wait_rounds=10)
-    ExspecScheduler(4, 44, max_wait_rounds=10)
-
-
-def test_the_bound_does_not_change_outputs(target, draft, prompts):
-    wanted = None
-    for bound in (None, 2):
-        engine = make_engine(target, draft, scheduler="exspec", batch=4, window=8, max_wait_rounds=bound)
-        rows = [Sequence(i, list(prompt), 8) for i, prompt in enumerate(prompts)]
-        pool = SequencePool(rows)
-        while not pool.done:
-            engine.step(pool)
-        wanted = wanted or [row.output_ids for row in rows]
-        assert [row.output_ids for row in rows] == wanted
-
 
 # --- arrivals and the queue ---------------------------------------------------------------------------------------
 
@@ -277,12 +203,15 @@ def results(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-def serve(results: Path, *overrides: str) -> tuple[dict, list[dict]]:
-    arguments = ["experiment=paper_table4", "data.num_prompts=9", "max_new_tokens=5", "data.max_input_tokens=24"]
-    arguments += ["progress=false", f"results_dir={results}", *overrides]
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
-        cfg = compose(config_name="config", overrides=arguments)
-    summary = run_point(cfg, arguments)
+        return compose(config_name="config", overrides=list(overrides))
+
+
+def serve(results: Path, *overrides: str) -> tuple[dict, list[dict]]:
+    arguments = ["experiment=paper_table4", "data.num_prompts=9", "max_new_tokens=5"]
+    arguments += ["progress=false", f"results_dir={results}", *overrides]
+    summary = run_point(composed(*arguments), arguments)
     return summary, list(read_lines(Path(summary["path"]) / "samples.jsonl"))
 
 
@@ -323,6 +252,8 @@ def test_a_wrong_method_is_compared_with_the_target_on_the_same_history(results)
     )
     summary, samples = serve(results, *overrides)
     assert summary["num_exact"] < 4
+    (pair,) = pair_module._cache.values()
+    assert pair.target.execution.name == "fused", "a reference that was decoded in between leaves no trace"
     model = AutoModelForCausalLM.from_pretrained(assets.resolve("asset:tiny/target")).eval()
     later = [sample for sample in samples if "prompt_ids" in sample]
     assert later
@@ -333,7 +264,12 @@ def test_a_wrong_method_is_compared_with_the_target_on_the_same_history(results)
 
 
 def test_several_processes_cannot_serve_one_queue():
-    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
-        cfg = compose(config_name="config", overrides=["arrivals=poisson", "runner.devices=2"])
     with pytest.raises(ConfigError, match=r"arrivals=poisson.*runner.devices=1"):
-        resolve(cfg)
+        resolve(composed("arrivals=poisson", "runner.devices=2"))
+
+
+def test_later_turns_keep_to_the_longest_input_too():
+    cfg = resolve(composed("data=conversations", "data.turns=conversation", "data.max_input_tokens=30"))
+    prompts = [Prompt(0, 1, "a", [3] * 20), Prompt(1, 1, "a", [], turn=1, text="and then?")]
+    follow_up = conversations(cfg, load_pair(cfg), prompts).follow_up(0, prompts[0].ids, [4] * 20)
+    assert len(follow_up.ids) == 30, "the oldest tokens are dropped"

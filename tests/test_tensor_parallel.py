@@ -55,7 +55,7 @@ def decode(command: list[str], results: Path, *overrides: str) -> tuple[dict, li
 def test_two_processes_share_the_target_and_give_the_tokens_of_one(tmp_path):
     pytest.importorskip("accelerate", reason="transformers places the parts of a model through accelerate")
     small = [*save_pair(tmp_path), "data.num_prompts=4", "data.max_input_tokens=30", "data.overlong=truncate"]
-    small += ["max_new_tokens=12", "batch=3", "scheduler=exspec", "alignment=inplace", "baseline=false"]
+    small += ["max_new_tokens=12", "batch=3", "scheduler=exspec", "alignment=inplace"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     split, samples = decode(torchrun, tmp_path / "results", *small, "runner.devices=2", "runner.tensor_parallel=true")
     alone, expected = decode([sys.executable], tmp_path / "results", *small)
@@ -65,6 +65,7 @@ def test_two_processes_share_the_target_and_give_the_tokens_of_one(tmp_path):
     assert [s["accepted_lengths"] for s in samples] == [s["accepted_lengths"] for s in expected]
     assert 0 < split["acceptance_rate"] < 1
     assert split["num_exact"] == alone["num_exact"] == 4
+    assert split["speedup_vs_ar"] > 0, "the baseline looks at no clock either"
     assert len(split["ranks"]) == 1, "one share of the prompts, and one process that writes"
 
 

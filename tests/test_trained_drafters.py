@@ -7,6 +7,7 @@ from harness import ALIGNMENTS, make_engine, run_all
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.clock import Clock
+from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.ppd import PpdDrafter
 from specdec.errors import ConfigError, ContractError
@@ -21,6 +22,7 @@ from specdec.training.config import HeadsConfig
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier
+from specdec.verifiers.typical import TypicalVerifier
 
 TRAINED = ("medusa", "eagle", "ppd", "early_exit")
 NEW_TOKENS = 14
@@ -199,3 +201,20 @@ def test_folders_that_do_not_fit_are_one_line(model, folders, tmp_path):
         (broken / name).write_bytes(data if name == "config.json" else data[: len(data) // 2])
     with pytest.raises(ConfigError, match=r"model.safetensors cannot be loaded"):
         create("drafter", "medusa", context, path=str(broken))
+
+
+def test_what_eagle_keeps_while_nothing_is_drafted_holds_no_logits(model, folders, prompts):
+    engine = engine_for(model, "inplace", "eagle", path=folders["eagle"][0])
+    engine.draft_length = FixedLength(gamma=0)
+    pool = SequencePool([Sequence(i, list(prompt), NEW_TOKENS) for i, prompt in enumerate(prompts[1:4])])
+    for _ in range(6):
+        engine.step(pool)
+    kept = [part for parts in engine.drafter._unread.values() for part in parts]
+    assert len(kept) >= 18
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in kept[-6:])
+
+
+def test_typical_acceptance_overlooks_probes(model, folders, prompts):
+    """Their ids are beyond the vocabulary, so no law has a place for them."""
+    engine = engine_for(model, "inplace", "ppd", verifier=TypicalVerifier(), path=folders["ppd"][0])
+    assert all(len(output) == 8 for output in sampled(engine, prompts[:3], seed=1))

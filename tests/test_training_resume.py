@@ -237,8 +237,9 @@ def test_sources_of_text(tmp_path):
         (lambda cfg: setattr(cfg, "frozen", "./nowhere"), "frozen=./nowhere"),
     ],
 )
-def test_wrong_settings_are_one_line(root, change, message):
+def test_wrong_settings_are_one_line(root, change, message, tmp_path):
     cfg = settings(root, "wrong")
+    cfg.output_dir = str(tmp_path)
     change(cfg)
     with pytest.raises(TrainingError, match=message) as caught:
         run_task("", cfg)

@@ -181,7 +181,8 @@ def _verdict(tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[s
             "points cannot tell a log-linear law from others."
         )
     gammas = [row["gamma"] for row in best]
-    trend = "shrinks" if gammas[-1] < gammas[0] else "does not shrink"
+    steadily = "" if gammas == sorted(gammas, reverse=True) else ", though not at every step,"
+    trend = f"shrinks{steadily}" if gammas[-1] < gammas[0] else "does not shrink"
     parts.append(
         f"- Batch: the best draft length {trend} from batch {best[0]['batch']} to {best[-1]['batch']} ({gammas})."
     )

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,14 +127,20 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
 
 def same_settings(folder: Path, cfg: Any) -> None:
     """A run goes on only with the settings that it began with."""
-    from specdec.training.stages import write_json
+    from specdec.training import TrainingError
+    from specdec.training.config import deciding
+    from specdec.training.stages import keep_settings
 
-    path, now = folder / "settings.json", json.loads(json.dumps({**asdict(cfg), "output_dir": None}))
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
-    elif json.loads(path.read_text()) != now:
-        sys.exit(f"{folder} holds a run with other settings: delete it, or give another --results")
+    try:
+        keep_settings(folder, deciding(cfg), force=False, remedy="delete it, or give another --results")
+    except TrainingError as error:
+        sys.exit(str(error))
+
+
+def in_turns(cells: list[tuple[Any, int]], measure: Callable[[tuple[Any, int]], float], rehearse: bool) -> Any:
+    """Least seconds of each cell over several turns through all of them: a slow minute hits a turn, not a cell."""
+    turns = [{cell: measure(cell) for cell in cells} for _ in range(1 if rehearse else 9)]
+    return {cell: min(turn[cell] for turn in turns) for cell in cells}
 
 
 def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
@@ -144,13 +151,13 @@ def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
     from specdec.training.tasks import new_draft
 
     def times(folder: Path) -> dict[str, Any]:
-        found = {}
+        models = {}
         for run in RUNS:
-            if (shape := f"{run.layers} x {run.width}") not in found:
-                cfg = config(run, out, rehearse, 1)
-                model = new_draft(cfg, Sources(cfg, out).target).eval()
-                found[shape] = {batch: measure_step_s(model, batch, 3 if rehearse else 30) for batch in BATCHES}
-        return {"draft_step_s": found}
+            cfg = config(run, out, rehearse, 1)
+            models[f"{run.layers} x {run.width}"] = new_draft(cfg, Sources(cfg, out).target).eval()
+        cells = [(shape, batch) for shape in models for batch in BATCHES]
+        seconds = in_turns(cells, lambda cell: measure_step_s(models[cell[0]], cell[1], 5), rehearse)
+        return {"draft_step_s": {shape: {b: seconds[shape, b] for b in BATCHES} for shape in models}}
 
     return run_stage("draft_times", out, False, times)
 
@@ -171,13 +178,10 @@ def prepare(out: Path, rehearse: bool) -> dict[str, Any]:
         )
 
     def times(folder: Path) -> dict[str, Any]:
-        repeats = 2 if rehearse else 15
-        module = sources.target.module
-        grid = {
-            b: {t: measure_step_s(module, b, repeats, num_tokens=t) for t in (1, *(g + 1 for g in GAMMAS))}
-            for b in BATCHES
-        }
-        return {"verify_s": grid}
+        module, lengths = sources.target.module, (1, *(g + 1 for g in GAMMAS))
+        cells = [(b, t) for b in BATCHES for t in lengths]
+        seconds = in_turns(cells, lambda cell: measure_step_s(module, cell[0], 3, num_tokens=cell[1]), rehearse)
+        return {"verify_s": {b: {t: seconds[b, t] for t in lengths} for b in BATCHES}}
 
     outputs = run_stage("outputs", out, False, generate)
     return {"outputs": outputs, **run_stage("times", out, False, times)}

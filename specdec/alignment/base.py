@@ -43,6 +43,14 @@ class Alignment(ABC):
         """
         return in_flight + batch
 
+    @classmethod
+    def fed_rows(cls, in_flight: int, batch: int) -> int:
+        """Rows of one forward, at most, those included that a strategy feeds along: for the prediction of memory.
+
+        By default the rows that the caller names.
+        """
+        return batch
+
     def expect(self, num_rows: int) -> None:  # noqa: B027 (a hint; most strategies have no use for it)
         """So many new rows are about to be admitted, in one or more calls: room for all can be taken at once."""
 

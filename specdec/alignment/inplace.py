@@ -35,6 +35,11 @@ class InplaceAlignment(Alignment):
         self._contents = Contents()
         self._slots = SlotStorage(model)
 
+    @classmethod
+    def fed_rows(cls, in_flight: int, batch: int) -> int:
+        """Idle slots may be fed along, at most as many as rows (``idle_are_cheap``)."""
+        return min(in_flight, 2 * batch)
+
     def expect(self, num_rows: int) -> None:
         """Take the slots now: storage that grows group by group is copied every time."""
         with self.clock.stage("align"):
@@ -132,22 +137,30 @@ class InplaceAlignment(Alignment):
         that the fed rows have too: some rotary embeddings depend on the longest position of a forward.
         """
         slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
+        span_starts = self._span_starts(slots, starts, num_new)
+        if span_starts is None:
+            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
+        span = list(range(slots[0], slots[-1] + 1))
+        places_B = torch.tensor(slots, device=self.model.device) - span[0]
+        span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])  # (B, T, D) where embeddings are fed
+        span_BT[places_B] = tokens_BT
+        longest = max(starts) + num_new
+        return feed_chains(self.model, self._slots.kv, span, span_starts, span_BT, num_positions=longest)[places_B]
+
+    def _span_starts(self, slots: list[int], starts: list[int], num_new: int) -> list[int] | None:
+        """Cursors of all slots from the first fed one to the last; None where idle ones are better left out."""
         span = range(slots[0], slots[-1] + 1)
         num_idle = len(span) - len(slots)
         if not num_idle:
-            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
+            return None
         start_of = {self._slots.slot[row]: c.length + len(c.parents) for row, c in self._contents.items()}
         start_of.update(zip(slots, starts, strict=True))
         span_starts = [start_of.get(slot, 0) for slot in span]
         num_columns, with_idle = max(starts) + num_new, max(span_starts) + num_new
         grows = with_idle > max(num_columns, self._slots.kv.data_NBHSD.shape[3])
         if grows or not idle_are_cheap(self.model, len(slots), num_idle, num_new, num_columns, with_idle):
-            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
-        places_B = torch.tensor(slots, device=self.model.device) - span[0]
-        span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])
-        span_BT[places_B] = tokens_BT
-        logits = feed_chains(self.model, self._slots.kv, list(span), span_starts, span_BT, num_positions=num_columns)
-        return logits[places_B]
+            return None
+        return span_starts
 
     def _slot_of(self, rows: list[int]) -> list[int]:
         return [self._slots.slot[row] for row in rows]

@@ -9,7 +9,8 @@ from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
 
 OPERATIONS_PER_BYTE = {"cpu": 6, "cuda": 200}
 """Operations of a product that take as long as moving one byte of the cache; on a CPU in bfloat16 or float16, which
-many of them emulate, 1."""
+many of them emulate, 1. Constants, although specdec.bound.device_peaks could measure them: the same run shall make the
+same forwards everywhere."""
 
 
 class SlotStorage:
@@ -60,8 +61,8 @@ def idle_are_cheap(
     """Whether feeding ``num_new`` padding tokens to each idle slot costs less than copying the caches of the rows.
 
     Idle slots cost the products of their tokens, and then all rows read as many columns as the longest of all has; a
-    copy reads, writes and reads again the columns of the rows. More idle slots than rows are never fed: logits and
-    scores would take more memory than the plan of the run allows for (specdec.memory_plan).
+    copy reads, writes and reads again the columns of the rows. More idle slots than rows are never fed, so that a
+    forward's logits and scores take at most twice the memory (``Alignment.fed_rows``).
     """
     narrow = model.device.type == "cpu" and model.dtype not in (torch.float32, torch.float64)
     operations_per_byte = 1 if narrow else OPERATIONS_PER_BYTE.get(model.device.type, OPERATIONS_PER_BYTE["cpu"])

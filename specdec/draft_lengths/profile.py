@@ -29,7 +29,7 @@ class Profiler:
 
     run: Callable[[int, int], Trial]  # batch size and draft length
     results_dir: Path
-    settings: dict[str, Any]
+    settings: Callable[[], dict[str, Any]]
 
 
 class Profile:
@@ -37,7 +37,8 @@ class Profile:
 
     def __init__(self, profiler: Profiler) -> None:
         self._profiler = profiler
-        self.path = profiler.results_dir / FOLDER / f"{digest(profiler.settings)}.json"
+        self._settings = profiler.settings()
+        self.path = profiler.results_dir / FOLDER / f"{digest(self._settings)}.json"
         self.trials = read_trials(self.path)
 
     def complete(self, batches: list[int], gammas: list[int]) -> bool:
@@ -57,7 +58,7 @@ class Profile:
             str(batch): {str(gamma): asdict(trial) for gamma, trial in sorted(trials.items())}
             for batch, trials in sorted(self.trials.items())
         }
-        write_json(self.path, {"settings": self._profiler.settings, "trials": trials})
+        write_json(self.path, {"settings": self._settings, "trials": trials})
 
 
 def read_trials(path: Path) -> dict[int, dict[int, Trial]]:

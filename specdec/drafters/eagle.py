@@ -89,7 +89,9 @@ class EagleDrafter(Drafter):
         for b, row in enumerate(rows):
             first, last = kept[b][0], kept[b][-1]
             chain = last - first + 1 == len(kept[b])
-            self._unread[row.index].append(hidden_BTD[b, first : last + 1] if chain else hidden_BTD[b, kept[b]])
+            # A copy: a view would keep the logits beside them alive for as long as nothing is drafted.
+            stays = hidden_BTD[b, first : last + 1].clone() if chain else hidden_BTD[b, kept[b]]
+            self._unread[row.index].append(stays)
 
     @torch.inference_mode()
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:

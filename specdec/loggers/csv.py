@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.errors import ConfigError
+from specdec.lock import locked
 from specdec.loggers.base import Logger
 
 
@@ -27,7 +28,7 @@ class CsvLogger(Logger):
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Append the point's figures; nested ones get dotted names."""
         flat = _flatten(summary)
-        with self._path.open("r+", newline="", encoding="utf-8") as stream:
+        with locked(self._path.parent, self._path.name), self._path.open("r+", newline="", encoding="utf-8") as stream:
             header = next(csv.reader(stream), None)
             stream.seek(0, 2)
             writer = csv.DictWriter(stream, fieldnames=header or list(flat), extrasaction="ignore")

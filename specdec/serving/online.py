@@ -23,5 +23,5 @@ def check_serving(cfg: DictConfig) -> None:
     if is_serving(cfg) and num_devices * runner.num_nodes > 1 and not runner.tensor_parallel:
         raise ConfigError(
             f"arrivals={cfg.arrivals.name} with data.turns={cfg.data.turns} is served by one process: set "
-            "runner.devices=1, or runner.tensor_parallel=true"
+            "runner.devices=1"
         )

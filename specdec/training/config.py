@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ class TrainConfig:
     stages: list[str] | None = None  # only these stages, and no export; None: all
     rehearse: bool = False  # all stages at minimal size, under a minute
     progress: bool = True
-    output_dir: str | None = None  # None: outputs/train/<pair or task>
+    output_dir: str | None = None  # None: outputs/train/<pair, task or heads.kind>, rehearsals apart
     export_dir: str | None = None  # None: <output_dir>/export
     vocab_size: int = 2048
     context_length: int = 2048
@@ -202,6 +202,19 @@ class TrainConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
 
+_NOT_DECIDING = (
+    "device",
+    "export_dir",
+    "force",
+    "log",
+    "max_export_bytes",
+    "output_dir",
+    "progress",
+    "stages",
+    "threads",
+)
+
+
 def register_schema() -> None:
     """Make `TrainConfig` the schema that conf/train.yaml is checked against."""
     from hydra.core.config_store import ConfigStore
@@ -210,11 +223,11 @@ def register_schema() -> None:
 
 
 def selected_pair(cfg: Any) -> str:
-    """Name of the pair: the chosen option where `pair` is a config group, else the plain value."""
+    """Name of the pair: the chosen option where `pair` is a config group, even one that is not there, or its value."""
     from hydra.core.hydra_config import HydraConfig
 
     choice = HydraConfig.get().runtime.choices.get("pair") if HydraConfig.initialized() else None
-    return str(choice or cfg.pair)
+    return str(choice or (cfg.pair if isinstance(cfg.pair, str) else cfg.pair.name))
 
 
 def to_dataclass(cfg: Any) -> TrainConfig:
@@ -223,6 +236,7 @@ def to_dataclass(cfg: Any) -> TrainConfig:
 
     resolved = OmegaConf.to_object(cfg)
     assert isinstance(resolved, TrainConfig)
+    resolved.pair = selected_pair(cfg)
     return shrink_to_rehearse(resolved) if resolved.rehearse else resolved
 
 
@@ -243,5 +257,11 @@ def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
 
 
 def output_folder(cfg: TrainConfig) -> Path:
-    """Where a run keeps its stages."""
-    return Path(cfg.output_dir or f"outputs/train/{cfg.pair if cfg.task == 'pair' else cfg.task}")
+    """Where a run keeps its stages: by default a folder for each pair, task or kind of heads, rehearsals apart."""
+    name = {"pair": cfg.pair, "heads": cfg.heads.kind}.get(cfg.task, cfg.task)
+    return Path(cfg.output_dir or f"outputs/train/{name}{'-rehearsal' if cfg.rehearse else ''}")
+
+
+def deciding(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings that decide what comes out, as far as settings do."""
+    return {key: value for key, value in asdict(cfg).items() if key not in _NOT_DECIDING}

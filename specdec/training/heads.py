@@ -49,9 +49,8 @@ class HeadsObjective:
 
 def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
     """Head k at token t learns the law of token t + 2 + k."""
-    start = max(
-        0, batch.first_counted - len(module.heads) - 1
-    )  # the last head at this token says the first counted one
+    # From the token on at which the last head says the first counted one.
+    start = max(0, batch.first_counted - len(module.heads) - 1)
     hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
     logits_BTGV = module(hidden_BTD[:, start:])
     total = torch.zeros((), device=hidden_BTD.device)
@@ -135,9 +134,8 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
     last = width - num_probes - 1  # the last token that has enough behind it
     if last < 1:
         raise TrainingError(f"heads.kind=ppd: a row of {width} tokens is too short for {num_probes} prompt tokens")
-    start = min(
-        max(0, batch.first_counted - 2), last - 1
-    )  # the first prompt token behind it says the first counted one
+    # From the token on behind which the first prompt token says the first counted one.
+    start = min(max(0, batch.first_counted - 2), last - 1)
     places = max(1, min(cfg.num_insertions, last - start))
     places_BK = start + torch.rand(num_rows, last - start, generator=generator).topk(places, dim=1).indices
     places_BK = places_BK.to(ids_BT.device)

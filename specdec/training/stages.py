@@ -10,6 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from specdec.training import TrainingError
+
+_DATA = ("tokens", "tokenizer", "heldout", "outputs", "greedy")  # stages that make data
+_OF_FITS = (  # settings that those stages do not depend on
+    *("fit.", "target.", "draft.", "distill.", "heads.", "validation.", "measure.", "draft_model."),
+    *("new_draft", "start", "keep", "precision"),
+)
+
 Record = dict[str, Any]
 """A stage's figures, as they lie in its record.json."""
 
@@ -34,8 +42,43 @@ def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[
     return record
 
 
+def keep_settings(
+    folder: Path, settings: Record, force: bool, remedy: str = "choose another output_dir, or force=true"
+) -> None:
+    """Note what decides a run beside its stages, so that a run with other settings does not take them for its own.
+
+    Raises:
+        TrainingError: work in the folder was done with other settings; it names those, and what to do.
+    """
+    path, now = folder / "settings.json", _flat(json.loads(json.dumps(settings)))
+    done = {record.parent.name for record in folder.glob("*/record.json")}
+    if path.exists() and not force and (done or _fitted(folder)):
+        before = json.loads(path.read_text())
+        free = () if done - set(_DATA) or _fitted(folder) else _OF_FITS
+        other = [key for key in now if before.get(key) != now[key] and not key.startswith(free)]
+        if other:
+            named = ", ".join(f"{key}={before.get(key)} there, {now[key]} now" for key in other[:3])
+            more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+            raise TrainingError(f"{folder} holds a run with other settings ({named}{more}): {remedy}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
+
+
+def _fitted(folder: Path) -> bool:
+    """Whether a fit has begun that a run would go on from."""
+    return any(path.suffix == ".ckpt" or path.name == "points.json" for path in folder.rglob("*"))
+
+
+def _flat(settings: Record, prefix: str = "") -> Record:
+    """Dotted names, as on the command line."""
+    flat: Record = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write and rename, so that a file that exists is whole."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same
     partial.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(partial, path)

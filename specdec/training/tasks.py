@@ -19,7 +19,7 @@ from specdec.training import TrainingError
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.blocks import BlockStream, Stream, fixed_blocks
 from specdec.training.budget import Budget
-from specdec.training.config import TrainConfig, output_folder
+from specdec.training.config import TrainConfig, deciding, output_folder
 from specdec.training.export import export_model, export_trained, provenance_of
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.training.heldout import read_prompts
@@ -29,7 +29,7 @@ from specdec.training.module import Objective, TrainingModule
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream, generate_outputs
 from specdec.training.sources import Sources
-from specdec.training.stages import Record, run_stage
+from specdec.training.stages import Record, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
 
 
@@ -40,6 +40,9 @@ def train(cfg: TrainConfig) -> Record:
         torch.set_num_threads(cfg.threads)
     if cfg.keep not in ("best", "last"):
         raise TrainingError(f"keep={cfg.keep}: choose best (by measured acceptance) or last")
+    if cfg.task == "heads" and cfg.heads.kind not in KINDS:
+        raise TrainingError(f"heads.kind={cfg.heads.kind} is unknown; choose from {', '.join(sorted(KINDS))}")
+    keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
     report = TASKS[cfg.task](cfg, output_folder(cfg))
     print(json.dumps(report))
     return report
@@ -98,8 +101,6 @@ def train_draft(cfg: TrainConfig, folder: Path) -> Record:
 
 def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     """Heads, a layer or prompt tokens beside a frozen target."""
-    if cfg.heads.kind not in KINDS:
-        raise TrainingError(f"heads.kind={cfg.heads.kind} is unknown; choose from {', '.join(sorted(KINDS))}")
     kind, sources = KINDS[cfg.heads.kind], Sources(cfg, folder)
     target = sources.target
     prompts = heldout_prompts(cfg, folder, sources)

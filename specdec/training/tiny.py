@@ -22,7 +22,7 @@ from specdec.training import TrainingError
 from specdec.training.acceptance import measure_acceptance
 from specdec.training.blocks import BlockStream, fixed_blocks
 from specdec.training.budget import Budget
-from specdec.training.config import LossConfig, TrainConfig, ValidationConfig, output_folder
+from specdec.training.config import LossConfig, TrainConfig, ValidationConfig, deciding, output_folder
 from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.export import export_pair
 from specdec.training.heldout import make_prompts, read_prompts, write_prompts
@@ -30,7 +30,7 @@ from specdec.training.measure import measure_steps
 from specdec.training.model import build_model, load_model, start_from_target
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream, generate_outputs
-from specdec.training.stages import Record, run_stage
+from specdec.training.stages import Record, keep_settings, run_stage
 from specdec.training.tasks import encoded, fit_model
 from specdec.training.tokenizer import END_OF_TEXT_ID, encode_files, load_tokenizer, train_tokenizer
 
@@ -53,6 +53,8 @@ def train_tiny(cfg: TrainConfig) -> Record:
         "step_times": partial(report_step_times, cfg, folder),
     }
     chosen = _chosen_stages(cfg, list(stages))
+    if cfg.stages is None:  # whoever names stages says what belongs together
+        keep_settings(folder, deciding(cfg), cfg.force)
     records = {name: run_stage(name, folder, cfg.force, stages[name]) for name in chosen}
     if cfg.stages is not None:
         return records

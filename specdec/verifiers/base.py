@@ -30,6 +30,9 @@ class Verdict:
 class Verifier(ABC):
     """Decides a round. Pure, so that its law can be enumerated exactly in a test."""
 
+    chains_only: bool = False
+    """Whether sampled rows must be drafted as chains; greedy ones may be trees for everybody."""
+
     @abstractmethod
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """Decide for rows that are all greedy; whoever is exact does this by ``longest_match``.

@@ -30,6 +30,8 @@ class Acceptance:
 class ChainVerifier(Verifier):
     """Independent tests of the drafted tokens, and a residual law for the token that ends the round."""
 
+    chains_only = True
+
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """At temperature 0 the rule becomes the longest match."""
         return longest_match(draft, logits_BTV.argmax(-1))

@@ -35,7 +35,13 @@ class TypicalVerifier(Verifier):
         plausible = self._plausible(probs_BTV)
         tokens = draft.tokens_BG.tolist()
         paths = [
-            descend(row, [bool(plausible[b, parent + 1, tokens[b][child]]) for child, parent in enumerate(row)])
+            descend(
+                row,
+                [
+                    child < draft.num_candidates[b] and bool(plausible[b, parent + 1, tokens[b][child]])
+                    for child, parent in enumerate(row)
+                ],
+            )
             for b, row in enumerate(parents)
         ]
         rows_B = torch.arange(len(paths), device=probs_BTV.device)
