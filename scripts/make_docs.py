@@ -15,6 +15,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def _options(group: str) -> str:
     return "\n".join(lines) + "\n" + "".join(tables)
 
 
+@cache
 def _defaults() -> dict[str, str]:
     """The option of each group that a run has where nothing is said."""
     entries = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").defaults)

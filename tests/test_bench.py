@@ -20,6 +20,7 @@ from specdec.bench.summary import judge
 from specdec.errors import ConfigError
 from specdec.lock import locked
 from specdec.prompts import Prompt
+from specdec.results import read_lines
 from specdec.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
@@ -198,7 +199,7 @@ def bench(folder, *words):
 
 
 def records(folder):
-    return [json.loads(line) for line in (folder / "out" / "measurements.jsonl").read_text().splitlines()]
+    return list(read_lines(folder / "out" / "measurements.jsonl"))  # all but a torn last line
 
 
 @pytest.mark.slow
@@ -245,7 +246,7 @@ def test_a_suite_measures_every_cell_once_and_says_why_it_did_not(folder, capsys
     kept = done[:-3]  # as if the run had been stopped before the last three
     (folder / "out" / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept) + '{"key')
     bench(folder)
-    taken = [record for record in records_of(folder) if record["status"] == "done"][len(kept) :]
+    taken = [record for record in records(folder) if record["status"] == "done"][len(kept) :]
     assert sorted(record["key"] for record in taken) == sorted(record["key"] for record in done[-3:])
 
 
@@ -258,13 +259,6 @@ def test_outputs_of_uneven_length_are_compared_up_to_their_own_ends(folder):
     for record in records(folder):
         assert record["num_exact"] == record["num_prompts"] == 4
         assert record["num_output_tokens"] == sum(ends)
-
-
-def records_of(folder):
-    """Records of a file with a torn line in it."""
-    from specdec.results import read_lines
-
-    return list(read_lines(folder / "out" / "measurements.jsonl"))
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,13 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def sweep(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The points of a sweep that nothing went wrong in."""
+    result = run(folder, "-m", *arguments, f"results_dir={folder}/results")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.strip().splitlines()[-1])["points"]
+
+
 def drafters(page: str) -> list[str]:
     """The drafters that a help page lists."""
     block = re.search(r"^drafter\n((?:  .*\n)+)", page, re.MULTILINE)
@@ -103,27 +111,23 @@ def drafters(page: str) -> list[str]:
     return [line.split()[0] for line in block[1].splitlines()]
 
 
-def test_an_installed_plug_in_appears_in_help_and_runs_in_a_sweep(installed, tmp_path):
+def test_an_installed_plug_in_appears_in_help_and_runs_in_a_sweep(installed):
     assert "bigram" in drafters(run(installed, "--help").stdout)
-    result = run(
+    bigram, model = sweep(
         installed,
-        "-m",
         "scheduler=exspec",
         "drafter=bigram,model",
         "data.num_prompts=4",
         "max_new_tokens=24",
         "baseline=false",
-        f"results_dir={tmp_path}/results",
     )
-    assert result.returncode == 0, result.stderr
-    bigram, model = json.loads(result.stdout.strip().splitlines()[-1])["points"]
     assert (bigram["drafter"], model["drafter"]) == ("bigram", "model")
     assert bigram["num_exact"] == model["num_exact"] == 4
     assert bigram["num_drafted"] > 0
 
 
-def test_a_broken_plug_in_is_left_out_and_named(installed, tmp_path):
-    (tmp_path / "specdec_bigram.py").write_text("raise RuntimeError('oh no')\n")
+def test_a_broken_plug_in_is_left_out_and_named(installed):
+    (installed / "specdec_bigram.py").write_text("raise RuntimeError('oh no')\n")
     result = run(installed, "--help")
     assert result.returncode == 0
     assert "plug-in specdec_bigram is left out: RuntimeError('oh no')" in result.stderr
@@ -163,20 +167,12 @@ class Stubborn(BatchingPolicy):
 """
 
 
-def test_schedulers_and_policies_of_one_class_run_in_a_sweep(installed, tmp_path):
+def test_schedulers_and_policies_of_one_class_run_in_a_sweep(installed):
     """They bring neither the label that tables call them by, nor a window of their own."""
-    (tmp_path / "specdec_bigram.py").write_text(PLUGIN)
-    result = run(
-        installed,
-        "-m",
-        "scheduler=shortest",
-        "batching=longest,stubborn",
-        "data.num_prompts=3",
-        "max_new_tokens=6",
-        f"results_dir={tmp_path}/results",
+    (installed / "specdec_bigram.py").write_text(PLUGIN)
+    longest, stubborn = sweep(
+        installed, "scheduler=shortest", "batching=longest,stubborn", "data.num_prompts=3", "max_new_tokens=6"
     )
-    assert result.returncode == 0, result.stderr
-    longest, stubborn = json.loads(result.stdout.strip().splitlines()[-1])["points"]
     assert longest["scheduler"] == stubborn["scheduler"] == "shortest"
     assert (longest["window"], stubborn["window"]) == (48, 48)
     assert longest["num_exact"] == stubborn["num_exact"] == 3

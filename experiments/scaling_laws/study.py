@@ -137,7 +137,10 @@ def same_settings(folder: Path, cfg: Any) -> None:
         sys.exit(str(error))
 
 
-def in_turns(cells: list[tuple[Any, int]], measure: Callable[[tuple[Any, int]], float], rehearse: bool) -> Any:
+Cell = tuple[Any, int]
+
+
+def in_turns(cells: list[Cell], measure: Callable[[Cell], float], rehearse: bool) -> dict[Cell, float]:
     """Least seconds of each cell over several turns through all of them: a slow minute hits a turn, not a cell."""
     turns = [{cell: measure(cell) for cell in cells} for _ in range(1 if rehearse else 9)]
     return {cell: min(turn[cell] for turn in turns) for cell in cells}
@@ -151,10 +154,9 @@ def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
     from specdec.training.tasks import new_draft
 
     def times(folder: Path) -> dict[str, Any]:
-        models = {}
-        for run in RUNS:
-            cfg = config(run, out, rehearse, 1)
-            models[f"{run.layers} x {run.width}"] = new_draft(cfg, Sources(cfg, out).target).eval()
+        runs = {f"{run.layers} x {run.width}": run for run in RUNS}  # loss and seed change no time
+        target = Sources(config(RUNS[0], out, rehearse, 1), out).target
+        models = {shape: new_draft(config(run, out, rehearse, 1), target).eval() for shape, run in runs.items()}
         cells = [(shape, batch) for shape in models for batch in BATCHES]
         seconds = in_turns(cells, lambda cell: measure_step_s(models[cell[0]], cell[1], 5), rehearse)
         return {"draft_step_s": {shape: {b: seconds[shape, b] for b in BATCHES} for shape in models}}

@@ -52,9 +52,10 @@ def keep_settings(
     """
     path, now = folder / "settings.json", _flat(json.loads(json.dumps(settings)))
     done = {record.parent.name for record in folder.glob("*/record.json")}
-    if path.exists() and not force and (done or _fitted(folder)):
+    fitted = _fitted(folder)
+    if path.exists() and not force and (done or fitted):
         before = json.loads(path.read_text())
-        free = () if done - set(_DATA) or _fitted(folder) else _OF_FITS
+        free = () if done - set(_DATA) or fitted else _OF_FITS
         other = [key for key in now if before.get(key) != now[key] and not key.startswith(free)]
         if other:
             named = ", ".join(f"{key}={before.get(key)} there, {now[key]} now" for key in other[:3])

@@ -32,16 +32,13 @@ class TypicalVerifier(Verifier):
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
         """See the contract; siblings are looked at in draft order."""
         parents = [parents_of(draft, b) for b in range(len(draft.num_drafted))]
-        plausible = self._plausible(probs_BTV)
-        tokens = draft.tokens_BG.tolist()
+        plausible_BTV, tokens = self._plausible(probs_BTV), draft.tokens_BG.tolist()
+
+        def accepts(b: int, child: int, parent: int) -> bool:
+            return child < draft.num_candidates[b] and bool(plausible_BTV[b, parent + 1, tokens[b][child]])
+
         paths = [
-            descend(
-                row,
-                [
-                    child < draft.num_candidates[b] and bool(plausible[b, parent + 1, tokens[b][child]])
-                    for child, parent in enumerate(row)
-                ],
-            )
+            descend(row, [accepts(b, child, parent) for child, parent in enumerate(row)])
             for b, row in enumerate(parents)
         ]
         rows_B = torch.arange(len(paths), device=probs_BTV.device)
