@@ -163,6 +163,7 @@ class GoodputLengthConfig:
 
     max_gamma: int = 8  # longest draft considered
     probe_share: float = 0.01  # of the time, at most, to see whether drafting would pay again
+    profile: bool = True  # begin with what short runs show, made before the clock starts, once per pair and device
 
 
 @register("draft_length", "lockstep", target="specdec.draft_lengths.lockstep:LockstepLength")

@@ -137,9 +137,10 @@ def _prepared(
     """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
 
     def fresh(batch: int, max_new_tokens: int) -> list[Sequence]:
-        chosen = [prompts[i % len(prompts)] for i in range(batch)]
-        params = row_sampling(cfg)
-        return [Sequence(i, p.ids, max_new_tokens, sampling=params) for i, p in enumerate(chosen)]
+        params, budget = row_sampling(cfg), min(max_new_tokens, pair.context_length // 2)
+        room = pair.context_length - budget
+        fitting = [prompt.ids for prompt in prompts if len(prompt.ids) <= room] or [p.ids[-room:] for p in prompts]
+        return [Sequence(i, fitting[i % len(fitting)], budget, sampling=params) for i in range(batch)]
 
     policy = build_draft_length(cfg)
     policy.prepare(profiler(cfg, pair, fresh, synchronize, known_output), cfg.batch)

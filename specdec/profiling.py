@@ -15,13 +15,15 @@ from specdec.build import build_engine
 from specdec.clock import Clock
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
-from specdec.engine import Round
+from specdec.engine import Engine, Round
 from specdec.inputs import signature
 from specdec.pair import Pair
 from specdec.results import plain_copy
 from specdec.sequence import Sequence, SequencePool
 
-NUM_TOKENS = 32  # of each row of a trial
+NUM_TOKENS = 64  # of each row, at most; then the batch is begun again
+NUM_TURNS = 5  # through all draft lengths
+_FORM = 2  # of what a trial consists of
 _DECISIVE = (
     "alignment",
     "drafter",
@@ -46,32 +48,53 @@ def profiler(
 ) -> Profiler:
     """Trials of ``cfg``'s pair, alignment, drafter and execution, on the run's own prompts."""
 
-    def run(batch: int, gamma: int) -> Trial:
+    def start(batch: int) -> tuple[Engine, SequencePool, float]:
+        """A batch behind its first round, and the seconds of drafting a token in it, reading included."""
         alone = plain_copy(cfg)
         with open_dict(alone):
             alone.batch = batch
             alone.scheduler, alone.batching = {"name": "static"}, {"name": "fifo", "window": batch}
         engine = build_engine(alone, pair, Clock(synchronize), known_output)
-        engine.draft_length = FixedLength(gamma=gamma)
-        pool = SequencePool(make_rows(batch, min(NUM_TOKENS, cfg.max_new_tokens)))
-        rounds = []
-        while not pool.done:
-            rounds.append(engine.step(pool))
-        return _trial(rounds, batch)
+        pool = SequencePool(make_rows(batch, NUM_TOKENS))
+        first = FixedLength(gamma=1)
+        first.drafting = False  # so that the draft reads when it drafts, and the target alone before that
+        engine.draft_length = first
+        return engine, pool, engine.step(pool).seconds["draft"]
+
+    def run(batch: int, gammas: list[int]) -> dict[int, Trial]:
+        rounds: dict[int, list[Round]] = {gamma: [] for gamma in gammas}
+        reads = [start(batch)[-1]]  # what has to be prepared for shapes that are new is behind us after that
+        engine, pool, seconds = start(batch)
+        reads.append(seconds)
+        # From the longest down: the draft then has next to nothing to catch up with after a round that drafted nothing.
+        for gamma in NUM_TURNS * sorted(gammas, reverse=True):
+            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= gamma:
+                del engine, pool  # before the next batch takes as much memory
+                engine, pool, seconds = start(batch)
+                reads.append(seconds)
+            engine.draft_length = FixedLength(gamma=gamma)
+            rounds[gamma].append(engine.step(pool))
+        # Reading costs a forward, whatever it reads: that much is taken off, as the cost of a drafted step.
+        step_s = median_low(outcome.seconds["draft"] for outcome in rounds[1])
+        num_read = sum(len(row.prompt_ids) for row in make_rows(batch, NUM_TOKENS))
+        read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
+        return {gamma: _trial(of_gamma, read_s) for gamma, of_gamma in rounds.items()}
 
     return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair))
 
 
-def _trial(rounds: list[Round], batch: int) -> Trial:
-    """Medians over the rounds of full batches, but for the first, in which the draft reads the prompts."""
-    full = [outcome.seconds for outcome in rounds if len(outcome.rows) == batch]
-    full = full[1:] or full
-    rest = [sum(seconds.values()) - seconds["draft"] - seconds["prefill"] for seconds in full]
+def _trial(rounds: list[Round], read_s: float) -> Trial:
+    """Medians of the times, and what became of the drafted tokens at each place."""
+    seconds = [outcome.seconds for outcome in rounds]
+    drafts = [pair for outcome in rounds for pair in zip(outcome.num_drafted, outcome.num_accepted, strict=True)]
+    longest = max(drafted for drafted, _ in drafts)
     return Trial(
-        draft_s=median_low(seconds["draft"] for seconds in full),
-        verify_s=median_low(rest),
-        num_row_rounds=sum(len(outcome.rows) for outcome in rounds),
-        num_accepted=sum(sum(outcome.num_accepted) for outcome in rounds),
+        draft_s=median_low(stages["draft"] for stages in seconds),
+        verify_s=median_low(sum(stages.values()) - stages["draft"] - stages["prefill"] for stages in seconds),
+        num_row_rounds=len(drafts),
+        tried=[sum(place < min(accepted + 1, drafted) for drafted, accepted in drafts) for place in range(longest)],
+        accepted=[sum(place < accepted for _, accepted in drafts) for place in range(longest)],
+        read_s=read_s,
     )
 
 
@@ -82,6 +105,7 @@ def _settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
+        "form": _FORM,
         "pair": [pair.fingerprint, pair.draft_fingerprint],
         "drafter_inputs": {key: value for key, value in signature(cfg).items() if key.startswith("drafter.")},
         "device": name,

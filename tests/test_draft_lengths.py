@@ -7,16 +7,16 @@ from conftest import greedy_alone
 from harness import ALIGNMENTS, make_engine, run_all
 
 from specdec.draft_lengths.base import DraftLength
-from specdec.draft_lengths.batch_table import BatchTableLength, powers_of_two
-from specdec.draft_lengths.profile import Profiler, Trial, best_gammas
+from specdec.draft_lengths.batch_table import BatchTableLength
+from specdec.draft_lengths.profile import Profiler, Trial, best_gammas, powers_of_two
 from specdec.errors import ConfigError
 from specdec.sequence import Sequence
 
 
 def trial(batch: int, gamma: int) -> Trial:
     """Drafting costs 1 per step, a verification grows with the batch's tokens beyond 32; 0.6 accepted of each."""
-    accepted = sum(0.6**i for i in range(1, gamma + 1))
-    return Trial(0.1 * gamma, max(1.0, batch * (gamma + 1) / 32), 1000, round(1000 * accepted))
+    reached = [round(1000 * 0.6**place) for place in range(gamma + 1)]
+    return Trial(0.1 * gamma, max(1.0, batch * (gamma + 1) / 32), 1000, reached[:-1], reached[1:], 0.001)
 
 
 def test_the_table_holds_the_argmin_of_time_per_token():
@@ -36,27 +36,28 @@ def test_the_table_holds_the_argmin_of_time_per_token():
 
 
 def test_a_table_is_profiled_once_and_shared_between_batch_sizes(tmp_path, capsys):
-    runs: list[tuple[int, int]] = []
+    runs: list[tuple[int, list[int]]] = []
 
-    def run(batch: int, gamma: int) -> Trial:
-        runs.append((batch, gamma))
-        return trial(batch, gamma)
+    def run(batch: int, gammas: list[int]) -> dict[int, Trial]:
+        runs.append((batch, gammas))
+        return {gamma: trial(batch, gamma) for gamma in gammas}
 
     profiler = Profiler(run, tmp_path, lambda: {"pair": "x"})
     policy = BatchTableLength(max_gamma=4)
     with pytest.raises(ConfigError, match="no table yet"):
         policy.choose([Sequence(0, [1], 4)])
     policy.prepare(profiler, 6)
-    assert sorted({batch for batch, _ in runs}) == [1, 2, 4, 6]
-    assert sorted({gamma for _, gamma in runs}) == [0, 1, 2, 4]
-    assert "draft length by batch size, profiled now: 1: " in capsys.readouterr().out
+    assert runs == [(size, [0, 1, 2, 4]) for size in (1, 2, 4, 6)]
+    out = capsys.readouterr().out
+    assert "measuring draft lengths at batch size 1, 2, 4, 6, once per pair and device" in out
+    assert "draft length by batch size, profiled now: 1: " in out
     rows = [Sequence(index, [1], 20) for index in range(6)]
     assert policy.choose(rows) == [policy.table[6]] * 6
     assert policy.choose(rows[:3]) == [policy.table[4]] * 3, "the next larger size"
     runs.clear()
     again = BatchTableLength(max_gamma=4)
     again.prepare(profiler, 8)
-    assert {batch for batch, _ in runs} == {8}
+    assert [batch for batch, _ in runs] == [8]
     assert capsys.readouterr().out.count("profiled now") == 1
     BatchTableLength(max_gamma=4).prepare(profiler, 8)
     assert capsys.readouterr().out == ""

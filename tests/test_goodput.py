@@ -4,101 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from statistics import mean, median, mode
 
 import pytest
+from worlds import Always, World, compute_bound, memory_bound
 
 from specdec.draft_lengths.acceptance import PRIOR_RATE, Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.goodput import KEPT_AT_FIRST, KEPT_ROUNDS, GoodputLength
 from specdec.draft_lengths.probes import SHORTEST_PAUSE, Probes
-from specdec.engine import Round
 from specdec.errors import ConfigError
 from specdec.sequence import Sequence
-
-READ_S = 0.0002  # of the draft, per token
-
-
-@dataclass
-class World:
-    """Decoding without models: rows that accept at a set rate, rounds that cost what is said, continuous batches."""
-
-    rate: Callable[[int], float]  # chance that a drafted token is accepted, by round
-    plain_s: Callable[[int], float]  # a round without a draft, by its number of rows
-    step_s: Callable[[int], float]  # what each drafted step adds
-    noise: float = 0.0
-    length: int = 64
-    random: random.Random = field(default_factory=lambda: random.Random(0))
-    seconds: float = 0.0
-    tokens: int = 0
-    gammas: list[int] = field(default_factory=list)  # longest draft of every round
-
-    def run(self, policy: DraftLength, batch: int, num_rounds: int) -> float:
-        """Tokens per second; the draft reads rows that it lags behind of, and newcomers where the policy drafts."""
-        rows: list[Sequence] = []
-        read_to: dict[int, int] = {}
-        number = 0
-        for turn in range(num_rounds):
-            seconds = 0.0
-            while len(rows) < batch:
-                rows.append(Sequence(number, [1] * 50, self.length))
-                read_to[number] = 50 if policy.drafting else 0
-                seconds += READ_S * read_to[number]
-                number += 1
-            wished = policy.choose(rows)
-            asked = [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
-            accepted, emitted, reading = [], [], 0
-            for row, gamma in zip(rows, asked, strict=True):
-                if gamma:
-                    reading += row.length - read_to[row.index]
-                right = next((i for i in range(gamma) if self.random.random() > self.rate(turn)), gamma)
-                accepted.append(right)
-                emitted.append(row.emit([1] * (right + 1)))
-                if gamma:
-                    read_to[row.index] = row.length
-            steps = max(asked)
-            drafting = sum(map(bool, asked)) / len(asked)
-            noise = 1 + self.noise * self.random.random() ** 4
-            stages = {
-                "draft": READ_S * reading + steps * self.step_s(len(rows)) * (0.5 + 0.5 * drafting) * noise,
-                "verify": self.plain_s(len(rows)) * noise,
-                "prefill": seconds,
-            }
-            outcome = Round(list(rows), asked, accepted, emitted, False, stages, [r for r in rows if r.finished])
-            policy.observe(outcome)
-            rows = [row for row in rows if not row.finished]
-            self.seconds += sum(stages.values())
-            self.tokens += sum(map(len, emitted))
-            self.gammas.append(steps)
-        return self.tokens / self.seconds
-
-
-@dataclass
-class Always(DraftLength):
-    """A fixed gamma to compare with."""
-
-    gamma: int
-    drafting: bool = False
-
-    def choose(self, rows: list[Sequence]) -> list[int]:
-        self.drafting = self.gamma > 0
-        return [self.gamma] * len(rows)
-
-    def observe(self, outcome: Round) -> None: ...
-
-
-def memory_bound(rate: float) -> World:
-    """A verification costs the same for any length: drafting pays."""
-    return World(lambda turn: rate, lambda rows: 0.01, lambda rows: 0.001, noise=0.3)
-
-
-def compute_bound(rate: float) -> World:
-    """Every drafted token costs as much as a plain one: it cannot."""
-    return World(lambda turn: rate, lambda rows: 0.01 * rows, lambda rows: 0.011 * rows, noise=0.3)
 
 
 @pytest.mark.parametrize("batch", [1, 8, 32])
@@ -107,7 +26,7 @@ def test_goodput_comes_near_the_best_fixed_length(rate, batch):
     """On the average of a few runs: 0.86 to 1.00 of the best are seen among single ones (rate 0.3, batch 1)."""
 
     def speed(make: Callable[[], DraftLength]) -> float:
-        worlds[:] = [memory_bound(rate) for _ in range(4)]
+        worlds[:] = [memory_bound(rate) for _ in range(8)]
         for seed, world in enumerate(worlds):
             world.random = random.Random(seed)
         return mean(world.run(make(), batch, 400) for world in worlds)
@@ -191,7 +110,7 @@ def test_a_length_that_no_round_has_had_is_believed_less(monkeypatch):
 def test_a_probe_asks_a_few_rows_or_a_share_of_them(batch, asked):
     rows = [Sequence(index, [1], 50) for index in range(batch)]
     probes = Probes(0.01)
-    probes.start(rows, first=True)
+    probes.start(rows, batch, first=True)
     assert sum(map(probes.includes, rows)) == asked
 
 

@@ -16,7 +16,7 @@ def main(results_dir: Path) -> int:
     """Print every profile under ``results_dir``; returns the exit code."""
     paths = sorted((results_dir / FOLDER).glob("*.json"))
     if not paths:
-        print(f"specdec: {results_dir}: no profile here; draft_length=batch_table makes one", file=sys.stderr)
+        print(f"specdec: {results_dir}: no profile here; draft_length=batch_table|goodput makes one", file=sys.stderr)
         return 1
     console = Console()
     for path in paths:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 PRIOR_RATE, PRIOR_TRIALS = 0.7, 12.0  # what a run is believed to accept before its first round
+BELIEVED_TRIALS = 96.0  # that what was seen before a run weighs, at most
 RUN_MEMORY, ROW_MEMORY = 512.0, 64.0  # trials that an estimate remembers; older ones fade
 ROW_TRUST = 16.0  # trials of a row of its own that weigh as much as the run's
 PLACE_TRUST = 16.0  # trials at a place of the draft that weigh as much as the place before it
@@ -34,6 +35,19 @@ class Acceptance:
         self._run = _Counts(PRIOR_RATE * PRIOR_TRIALS, PRIOR_TRIALS)
         self._rows: dict[int, _Counts] = {}
         self._places: list[_Counts] = []
+
+    def believe(self, tried: list[int], accepted: list[int]) -> None:
+        """Begin with what short runs before this one have seen, by place of the draft, instead of with a guess.
+
+        Raises:
+            ValueError: nothing was tried.
+        """
+        if not sum(tried):
+            raise ValueError("no drafted token was tried")
+        rate, trials = sum(accepted) / sum(tried), min(sum(tried), BELIEVED_TRIALS)
+        self._run = _Counts(rate * trials, trials)
+        weights = [min(count, BELIEVED_TRIALS) for count in tried]
+        self._places = [_Counts(a / t * w, w) for a, t, w in zip(accepted, tried, weights, strict=True) if t]
 
     def observe(self, row: int, num_drafted: int, num_accepted: int) -> None:
         """Count one round of one row."""

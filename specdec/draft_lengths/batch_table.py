@@ -30,10 +30,8 @@ class BatchTableLength(DraftLength):
     def prepare(self, profiler: Profiler, batch: int) -> None:
         """Read the table, or make it: some seconds per batch size, the first time."""
         profile = Profile(profiler)
-        batches, gammas = powers_of_two(batch), [0, *powers_of_two(self.max_gamma)]
-        made = profile.complete(batches, gammas)
-        kept = {size: {gamma: profile.trials[size][gamma] for gamma in gammas} for size in batches}
-        self.table = best_gammas(kept)
+        made = profile.complete(batch, self.max_gamma)
+        self.table = best_gammas(profile.of(batch, self.max_gamma))
         if made:
             described = ", ".join(f"{size}: {gamma}" for size, gamma in sorted(self.table.items()))
             print(f"note: draft length by batch size, profiled now: {described} ({profile.path})", flush=True)
@@ -46,8 +44,3 @@ class BatchTableLength(DraftLength):
         size = next((size for size in sizes if size >= len(rows)), sizes[-1])
         self.drafting = self.table[size] > 0
         return [self.table[size]] * len(rows)
-
-
-def powers_of_two(limit: int) -> list[int]:
-    """1, 2, 4, ... below ``limit``, and ``limit`` itself."""
-    return [*(1 << i for i in range((limit - 1).bit_length())), limit]

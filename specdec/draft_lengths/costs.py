@@ -21,34 +21,52 @@ if TYPE_CHECKING:
 
 WINDOW = 15  # last measurements of a bucket that its median is taken of
 MIN_SLOPE = 0.01  # of a plain round, that one drafted step costs at least
+REPAID = 1.1  # times what reading takes, that drafting has to save: the saving is only expected
 FIRST_STEP_SHARE = 0.3  # of a draft's cost, that comes with its first step, as long as one length only was measured
 
 
 class RoundCosts:
-    """Seconds of a round by its number of rows and of drafted steps."""
+    """Seconds of a round by its number of rows and of drafted steps.
+
+    What short runs have measured before serves until a round of that kind was measured here; of these only the
+    proportions count, because the machine may have been slower or faster then.
+    """
 
     def __init__(self) -> None:
+        self._believed: dict[tuple[int, int], float] = {}
         self._measured: dict[tuple[int, int], deque[float]] = {}
-        self._medians: dict[tuple[int, int], float] = {}
+        self._here: dict[tuple[int, int], float] = {}  # medians of what was measured
+        self._medians: dict[tuple[int, int], float] = {}  # these, and what is believed of the others
+
+    def believe(self, num_rows: int, num_steps: int, seconds: float) -> None:
+        """Such a round took so long in an earlier short run."""
+        self._believed[num_rows, num_steps] = seconds
+        self._merge()
 
     def observe(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """A round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens, took so long."""
         key = (num_rows, num_steps)
         bucket = self._measured.setdefault(key, deque(maxlen=WINDOW))
         bucket.append(seconds)
-        self._medians[key] = median_low(bucket)  # of two the smaller: what disturbs a measurement makes it longer
+        self._here[key] = median_low(bucket)  # of two the smaller: what disturbs a measurement makes it longer
+        self._merge()
+
+    def _merge(self) -> None:
+        ratios = [seconds / self._believed[key] for key, seconds in self._here.items() if key in self._believed]
+        scale = median_low(ratios) if ratios else 1.0
+        self._medians = {**{key: scale * seconds for key, seconds in self._believed.items()}, **self._here}
 
     def num_measured(self, num_rows: int, num_steps: int) -> int:
-        """Measurements that the estimate of this bucket stands on."""
+        """Measurements of this run that the estimate of this bucket stands on."""
         return len(self._measured.get((num_rows, num_steps), ()))
 
     @property
     def longest(self) -> int:
-        """The most drafted steps of a round that was measured."""
+        """The most drafted steps of a round that was measured, here or before."""
         return max((steps for _, steps in self._medians), default=0)
 
     def knows(self, drafted: bool) -> bool:
-        """Whether any round with (or without) a draft was measured."""
+        """Whether any round with (or without) a draft was measured, here or before."""
         return any((steps > 0) == drafted for _, steps in self._medians)
 
     def estimate(self, num_rows: int, num_steps: int) -> float:
@@ -109,12 +127,23 @@ class ReadingCosts:
         self._num_read, self._read_s = 0, 0.0
         self._postponed: tuple[float, int] | None = None
         self._num_prompt_tokens, self._num_output_tokens = 0, 0  # of rows that are done
+        self._num_met, self._most_output = 0, 0  # prompt tokens of all rows, and what these may emit
+
+    def believe(self, s_per_token: float) -> None:
+        """Reading took so long per token before this run: for as long as no reading was measured here."""
+        self._num_read, self._read_s = 1, s_per_token
+
+    def lag(self, row: Sequence) -> int:
+        """Tokens of a row that the draft's cache is not known to hold."""
+        return row.length - self._read_to.get(row.index, 0)
 
     def meet(self, rows: list[Sequence], already_read: bool) -> None:
         """Note which newcomers' prompts the draft has read."""
         for row in rows:
             if row.index not in self._read_to:
                 self._read_to[row.index] = len(row.prompt_ids) if already_read else 0
+                self._num_met += len(row.prompt_ids)
+                self._most_output += row.num_remaining
 
     def lacking(self, outcome: Round, asked: list[int], usual: int) -> int:
         """Tokens that a round's drafts had to read first, beyond the ``usual`` few of any round."""
@@ -152,15 +181,19 @@ class ReadingCosts:
         """Seconds that reading one token takes; 0 until it was measured."""
         return self._read_s / max(self._num_read, 1)
 
-    def of_newcomers(self) -> float:
-        """Seconds of reading prompts per emitted token, where every row drafts from its start."""
-        return self.s_per_token * self._num_prompt_tokens / max(self._num_output_tokens, 1)
+    def newcomers_repay(self, saving_s: float) -> bool:
+        """Whether a prompt is read in clearly less time than drafting saves on an output, for the usual row."""
+        if self._num_output_tokens:
+            num_prompt, num_output = self._num_prompt_tokens, self._num_output_tokens
+        else:
+            num_prompt, num_output = self._num_met, self._most_output
+        return REPAID * num_prompt * self.s_per_token <= num_output * saving_s
 
     def repays(self, row: Sequence, saving_s: float, usual: int) -> bool:
-        """Whether what the draft lacks of a row is read in less time than drafting saves on the rest of its output.
+        """Whether what the draft lacks of a row is read in clearly less time than drafting then saves on its output.
 
         Args:
             saving_s: seconds that drafting saves per emitted token. usual: tokens that any round's draft lacks.
         """
-        lag = row.length - self._read_to.get(row.index, 0)
-        return lag <= usual or lag * self.s_per_token <= row.num_remaining * saving_s
+        lag = self.lag(row)
+        return lag <= usual or REPAID * lag * self.s_per_token <= row.num_remaining * saving_s

@@ -3,8 +3,11 @@
 Idea: a round of gamma drafted steps emits, per row, 1 + a1 + a1 a2 + ... tokens if the places of its draft are accepted
 with chances a1, a2, ..., and costs what rounds of that shape have cost so far. The gamma of the best quotient wins, and
 0 is one of them: then nothing is drafted, the draft's cache stays behind, and a round is a plain one. A row whose cache
-would have to be brought up first drafts only if that takes less time than drafting saves on the rest of its output: so
-drafting is not switched on for rows that are about to end, and comes with the newcomers.
+would have to be brought up first drafts only if that takes clearly less time than drafting saves on the rest of its
+output: so drafting is not switched on for rows that are about to end, and comes with the newcomers. What was read is
+read: rows that have paid for it go on drafting for as long as that alone pays.
+It begins with what a few rounds have shown before the clock started, once per pair and device and kept on disk. Without
+them (``profile=False``, or nobody called prepare) it begins with plain rounds and a probe.
 The best of several estimates is seldom as good as it looks: what drafting rounds really emit per second, as a share of
 what was expected of them, corrects what is expected of the next ones, and a length that no round has had counts less.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
@@ -23,11 +26,13 @@ from typing import TYPE_CHECKING
 from specdec.draft_lengths.acceptance import Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.costs import ReadingCosts, RoundCosts
-from specdec.draft_lengths.probes import PROBE_STEPS, Probes
+from specdec.draft_lengths.probes import MOST_ROUNDS, PROBE_STEPS, ROUNDS, Probes, num_asked
+from specdec.draft_lengths.profile import Profile, by_place
 from specdec.errors import ConfigError
 from specdec.sequence import Sequence
 
 if TYPE_CHECKING:
+    from specdec.draft_lengths.profile import Profiler
     from specdec.engine import Round
 
 PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted
@@ -36,7 +41,7 @@ GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
 KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # more rounds of a batch size that a choice is kept for; if its costs are a guess
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
 GUESS_TRUST = 0.97  # of what is expected of drafts longer than any that was measured is believed
-FIRST_TRUST = 0.95  # of what is expected is believed before any round has drafted
+FIRST_TRUST = 0.95  # of what is expected is believed before any round has drafted, here or for the profile
 TRUST_TOKENS, TRUST_MEMORY = 64.0, 1024.0  # expected tokens that this belief weighs, and that are remembered
 BEST_RATE = 0.98  # if not even such acceptance pays, there is nothing to probe for
 
@@ -47,14 +52,16 @@ class GoodputLength(DraftLength):
     Args:
         max_gamma: longest draft considered.
         probe_share: of the time, at most, that probes may cost.
+        profile: begin with what a few rounds show that are made before the run.
     """
 
-    def __init__(self, *, max_gamma: int = 8, probe_share: float = 0.01) -> None:
+    def __init__(self, *, max_gamma: int = 8, probe_share: float = 0.01, profile: bool = True) -> None:
         if max_gamma < 1:
             raise ConfigError(f"draft_length.max_gamma={max_gamma}: it must be at least 1")
         if not 0 <= probe_share < 1:
             raise ConfigError(f"draft_length.probe_share={probe_share}: it must be from 0 to below 1")
         self.max_gamma = max_gamma
+        self.profile = profile
         self.drafting = False
         self.acceptance = Acceptance()
         self.costs = RoundCosts()
@@ -63,6 +70,22 @@ class GoodputLength(DraftLength):
         self._decision = _Decision(0, 0)
         self._expected, self._emitted = TRUST_TOKENS, FIRST_TRUST * TRUST_TOKENS  # tokens of drafting rounds, fading
         self._asked: list[int] = []  # gammas of the round, as cut to what the rows may still emit
+
+    def prepare(self, profiler: Profiler, batch: int) -> None:
+        """Read what is known of the pair, or measure it: some seconds per batch size, the first time."""
+        if not self.profile:
+            return
+        profile = Profile(profiler)
+        profile.complete(batch, self.max_gamma)
+        trials = profile.of(batch, self.max_gamma)
+        for size, by_gamma in trials.items():
+            for gamma, trial in by_gamma.items():
+                self.costs.believe(size, gamma, trial.draft_s + trial.verify_s)
+        self.reading.believe(trials[batch][0].read_s)
+        places = [by_place(trials, "tried"), by_place(trials, "accepted")]
+        if sum(places[0]):  # a drafter may have had nothing to propose
+            self.acceptance.believe(*places)
+        self._emitted = self._expected  # no guess is in it that would have to be doubted
 
     def choose(self, rows: list[Sequence]) -> list[int]:
         """The best gamma at this batch size and acceptance, cut per row; zeros while drafting does not pay."""
@@ -110,15 +133,27 @@ class GoodputLength(DraftLength):
             if not explored and self.costs.num_measured(len(rows), 0) < PLAIN_FIRST:
                 return nothing
             gamma = self._decide(rows) if explored else 0
-            self.drafting = gamma > 0
+            self.drafting = gamma > 0 and self.reading.newcomers_repay(self._decision.saving_s)
             if gamma:
                 self._probes.reset()
                 return [self._reachable(row, gamma) if self._repays(row) else 0 for row in rows]
-            if explored and not (self._probes.due() and self._could_pay(rows)):
+            able = self._cheapest_to_ask(rows)
+            if explored and not (self._probes.due(self._probe_s(rows, able)) and self._could_pay(rows)):
                 return nothing
-            self._probes.start(rows, first=not explored)
+            self._probes.start(able, len(rows), first=not explored)
         self._decision = _Decision(0, 0)
         return [min(PROBE_STEPS, self.max_gamma) if self._probes.includes(row) else 0 for row in rows]
+
+    def _cheapest_to_ask(self, rows: list[Sequence]) -> list[Sequence]:
+        """Rows that can draft: those of which the draft lacks least first, and those that are about to end last."""
+        able = [row for row in rows if row.num_remaining > 1]
+        return sorted(able, key=lambda row: (row.num_remaining <= MOST_ROUNDS, self.reading.lag(row)))
+
+    def _probe_s(self, rows: list[Sequence], able: list[Sequence]) -> float:
+        """What a probe is expected to cost, as long as none was measured."""
+        drafting_s = self.costs.estimate(len(rows), PROBE_STEPS) - self.costs.estimate(len(rows), 0)
+        lacking = sum(map(self.reading.lag, able[: num_asked(len(rows))]))
+        return ROUNDS * drafting_s + lacking * self.reading.s_per_token
 
     def _decide(self, rows: list[Sequence]) -> int:
         """The gamma of the most tokens per second, 0 unless another is clearly better; kept for a few rounds."""
@@ -129,15 +164,14 @@ class GoodputLength(DraftLength):
         goodputs = self._goodputs(rows, chances)
         trust = min(self._emitted / self._expected, 1.0)
         saving_s = max(1 / goodputs[0] - 1 / (trust * max(goodputs)), 0.0)
+        needed = GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
-        goodputs = self._goodputs(
-            rows, [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]
-        )
+        chances = [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]
+        goodputs = self._goodputs(rows, chances)
         longest = self.costs.longest
         believed = [g if gamma <= longest else GUESS_TRUST * g for gamma, g in enumerate(goodputs)]
         best = max(range(1, self.max_gamma + 1), key=believed.__getitem__)
-        needed = GAIN_TO_STAY if self.drafting else GAIN_TO_START
         if trust * believed[best] > needed * believed[0]:
             self._decision.gamma, self._decision.expected = best, goodputs[best]
             self._decision.rounds_left = KEPT_ROUNDS if self.costs.num_measured(len(rows), best) else KEPT_AT_FIRST
@@ -147,7 +181,7 @@ class GoodputLength(DraftLength):
         return self.reading.repays(row, self._decision.saving_s, usual=self.max_gamma + 1)
 
     def _goodputs(self, rows: list[Sequence], chances: list[list[float]]) -> list[float]:
-        """Expected tokens per second of rounds with 0 to max_gamma drafted steps, newcomers' reading included."""
+        """Expected tokens per second of rounds with 0 to max_gamma drafted steps, if nothing has to be read."""
         emitted = [0.0] * (self.max_gamma + 1)
         for row, at_places in zip(rows, chances, strict=True):
             tokens = chance = 1.0
@@ -158,9 +192,7 @@ class GoodputLength(DraftLength):
                     tokens += chance
                 emitted[gamma] += tokens
         seconds = [self.costs.estimate(len(rows), gamma) for gamma in range(self.max_gamma + 1)]
-        read_s = self.reading.of_newcomers()
-        reading = [0.0] + [read_s * tokens for tokens in emitted[1:]]
-        return [e / (s + r) for e, s, r in zip(emitted, seconds, reading, strict=True)]
+        return [e / s for e, s in zip(emitted, seconds, strict=True)]
 
     def _reachable(self, row: Sequence, gamma: int) -> int:
         """As many of gamma tokens as have a fair chance to be reached and accepted, at least one."""
@@ -174,7 +206,8 @@ class GoodputLength(DraftLength):
     def _could_pay(self, rows: list[Sequence]) -> bool:
         """Whether the best acceptance that can be hoped for would make drafting pay; if not, why probe?"""
         goodputs = self._goodputs(rows, [[BEST_RATE] * self.max_gamma] * len(rows))
-        return max(goodputs) > GAIN_TO_START * goodputs[0]
+        saving_s = 1 / goodputs[0] - 1 / max(goodputs)
+        return max(goodputs) > GAIN_TO_START * goodputs[0] and self.reading.newcomers_repay(saving_s)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,11 @@ MOST_ROUNDS = 10  # and rounds after which it ends without them
 SHORTEST_PAUSE, LONGEST_PAUSE = 16, 1024  # rounds between probes; doubled after each
 
 
+def num_asked(num_rows: int) -> int:
+    """Rows that draft in a probe of a batch of so many."""
+    return max(PROBE_ROWS, round(PROBE_SHARE * num_rows))
+
+
 class Probes:
     """When to probe, and which rows: after longer and longer pauses, and never for more than a share of the time."""
 
@@ -40,14 +45,18 @@ class Probes:
         """Whether a row drafts in the probe under way."""
         return row.index in self._rows
 
-    def due(self) -> bool:
-        """Whether the pause is over, and another probe like the last one stays within its share of the time."""
-        return self._since >= self._pause and self._spent_s + self._last_s <= self._share * self._elapsed_s
+    def due(self, expected_s: float) -> bool:
+        """Whether the pause is over, and another probe like the last one stays within its share of the time.
 
-    def start(self, rows: list[Sequence], first: bool) -> None:
-        """Let the rows with the most left to emit draft, if any can; the ``first`` probe measures costs too."""
-        able = sorted((row for row in rows if row.num_remaining > 1), key=lambda row: -row.num_remaining)
-        self._rows = [row.index for row in able[: max(PROBE_ROWS, round(PROBE_SHARE * len(rows)))]]
+        Args:
+            expected_s: what the first one is expected to cost.
+        """
+        next_s = self._last_s or expected_s
+        return self._since >= self._pause and self._spent_s + next_s <= self._share * self._elapsed_s
+
+    def start(self, able: list[Sequence], num_rows: int, first: bool) -> None:
+        """Let the first of the rows that are able to draft do so, if any is; the ``first`` probe measures costs too."""
+        self._rows = [row.index for row in able[: num_asked(num_rows)]]
         self._num_rounds = self._rounds_left = self._trials_left = 0
         if able:
             self._rounds_left, self._trials_left = (FIRST_ROUNDS, FIRST_TRIALS) if first else (ROUNDS, TRIALS)

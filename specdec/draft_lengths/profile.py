@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,26 @@ FOLDER = "draft_tables"
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A short run at one batch size and one draft length."""
+    """A few rounds of a full batch of one size, with one draft length."""
 
-    draft_s: float  # median over rounds of full batches
-    verify_s: float  # the rest of such a round, likewise
+    draft_s: float  # median over the rounds
+    verify_s: float  # the rest of a round, likewise
     num_row_rounds: int
-    num_accepted: int
+    tried: list[int]  # drafted tokens by place that came to be judged: all up to the first that was rejected
+    accepted: list[int]  # of these
+    read_s: float  # per prompt token, that the draft takes to read a batch's prompts; the same for all its trials
+
+    @property
+    def num_accepted(self) -> int:
+        """Accepted tokens of all rows and rounds."""
+        return sum(self.accepted)
 
 
 @dataclass(frozen=True, slots=True)
 class Profiler:
     """How trials are run, where they are kept, and everything that decides what they come to."""
 
-    run: Callable[[int, int], Trial]  # batch size and draft length
+    run: Callable[[int, list[int]], dict[int, Trial]]  # batch size and draft lengths
     results_dir: Path
     settings: Callable[[], dict[str, Any]]
 
@@ -41,16 +49,25 @@ class Profile:
         self.path = profiler.results_dir / FOLDER / f"{digest(self._settings)}.json"
         self.trials = read_trials(self.path)
 
-    def complete(self, batches: list[int], gammas: list[int]) -> bool:
-        """Run what is missing and write it down after each batch size; returns whether anything was."""
-        missing = [batch for batch in batches if set(gammas) - set(self.trials.get(batch, {}))]
-        for batch in missing:
-            known = self.trials.setdefault(batch, {})
-            for gamma in gammas:
-                if gamma not in known:
-                    known[gamma] = self._profiler.run(batch, gamma)
+    def complete(self, batch: int, max_gamma: int) -> bool:
+        """Measure what is missing of powers of two up to both limits, and write it down; returns whether anything was.
+
+        A batch size is measured with all draft lengths in turn, so that a slow moment of the machine favours none.
+        """
+        batches, gammas = powers_of_two(batch), [0, *powers_of_two(max_gamma)]
+        missing = [size for size in batches if set(gammas) - set(self.trials.get(size, {}))]
+        if missing:
+            sizes = ", ".join(map(str, missing))
+            print(f"note: measuring draft lengths at batch size {sizes}, once per pair and device", flush=True)
+        for size in missing:
+            self.trials[size] = {**self.trials.get(size, {}), **self._profiler.run(size, gammas)}
             self._write()
         return bool(missing)
+
+    def of(self, batch: int, max_gamma: int) -> dict[int, dict[int, Trial]]:
+        """The trials of powers of two up to both limits, after complete()."""
+        gammas = [0, *powers_of_two(max_gamma)]
+        return {size: {gamma: self.trials[size][gamma] for gamma in gammas} for size in powers_of_two(batch)}
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +76,11 @@ class Profile:
             for batch, trials in sorted(self.trials.items())
         }
         write_json(self.path, {"settings": self._settings, "trials": trials})
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... below ``limit``, and ``limit`` itself."""
+    return [*(1 << i for i in range((limit - 1).bit_length())), limit]
 
 
 def read_trials(path: Path) -> dict[int, dict[int, Trial]]:
@@ -90,6 +112,12 @@ def best_gammas(trials: dict[int, dict[int, Trial]]) -> dict[int, int]:
 
         best[batch] = min(range(max(by_gamma) + 1), key=seconds_per_token)
     return best
+
+
+def by_place(trials: dict[int, dict[int, Trial]], what: str) -> list[int]:
+    """``tried`` or ``accepted`` tokens of all trials by place of the draft."""
+    counts: list[list[int]] = [getattr(trial, what) for by_gamma in trials.values() for trial in by_gamma.values()]
+    return [sum(places) for places in zip_longest(*counts, fillvalue=0)]
 
 
 def _mean_accepted(trials: dict[int, dict[int, Trial]]) -> dict[int, float]:

@@ -1,0 +1,147 @@
+"""What goodput knows before a run: a few rounds of the pair, made once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from hydra import compose, initialize_config_module
+from worlds import READ_S, Always, World, compute_bound, memory_bound
+
+from specdec.decode import decode
+from specdec.draft_lengths.acceptance import Acceptance
+from specdec.draft_lengths.costs import RoundCosts
+from specdec.draft_lengths.goodput import GoodputLength
+from specdec.draft_lengths.probes import SHORTEST_PAUSE
+from specdec.draft_lengths.profile import Profiler, Trial, read_trials
+from specdec.pair import load_pair
+from specdec.profiling import NUM_TOKENS, NUM_TURNS
+from specdec.prompts import Prompt
+from specdec.runner import resolve
+
+
+def profiled(world: Callable[[], World], batch: int, folder: Path) -> GoodputLength:
+    """A policy that has seen short runs of a world."""
+
+    def run(size: int, gammas: list[int]) -> dict[int, Trial]:
+        return {gamma: trial(gamma, world(), size) for gamma in gammas}
+
+    def trial(gamma: int, short: World, size: int) -> Trial:
+        drafts = [next((i for i in range(gamma) if short.random.random() > short.rate(0)), gamma) for _ in range(400)]
+        tried = [sum(place < min(accepted + 1, gamma) for accepted in drafts) for place in range(gamma)]
+        accepted = [sum(place < accepted for accepted in drafts) for place in range(gamma)]
+        return Trial(gamma * short.step_s(size), short.plain_s(size), 400, tried, accepted, READ_S)
+
+    policy = GoodputLength()
+    policy.prepare(Profiler(run, folder, lambda: {"world": "w"}), batch)
+    return policy
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_with_a_profile_nothing_is_spent_on_what_is_known_not_to_pay(batch, tmp_path):
+    for world, least in ((compute_bound, 1.0), (partial(memory_bound, 0.02), 0.985)):
+        make = partial(world, 0.4) if world is compute_bound else world
+        short, plain = make(), make()
+        policy = profiled(make, batch, tmp_path / str(least))
+        assert not policy.drafting
+        assert short.run(policy, batch, 60) >= least * plain.run(Always(0), batch, 60)
+        assert sum(map(bool, short.gammas[:SHORTEST_PAUSE])) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_with_a_profile_drafting_begins_at_once_where_it_pays(batch, tmp_path):
+    def speed(policy: GoodputLength, seed: int) -> float:
+        world = memory_bound(0.9)
+        world.random = random.Random(seed)
+        rate = world.run(policy, batch, 40)
+        assert not policy.profile or min(world.gammas[:3]) > 2
+        return rate
+
+    known = mean(speed(profiled(partial(memory_bound, 0.9), batch, tmp_path), seed) for seed in range(8))
+    assert known > 1.05 * mean(speed(GoodputLength(profile=False), seed) for seed in range(8))
+
+
+def test_a_profile_that_is_wrong_is_corrected_by_what_the_run_sees(tmp_path):
+    world = memory_bound(0.9)
+    world.run(profiled(partial(memory_bound, 0.02), 4, tmp_path / "low"), 4, 2500)
+    assert sum(world.gammas[-100:]) / 100 > 3, "a draft that is better than it was comes to be used"
+    world = compute_bound(0.2)
+    plain = compute_bound(0.2).run(Always(0), 4, 1000)
+    assert world.run(profiled(partial(memory_bound, 0.9), 4, tmp_path / "high"), 4, 1000) > 0.97 * plain
+    assert sum(map(bool, world.gammas[100:])) <= 9, "beyond a probe or two"
+
+
+def test_of_a_profile_only_the_proportions_count():
+    """The machine may be slower now than it was."""
+    costs = RoundCosts()
+    for rows, steps, seconds in ((2, 0, 1.0), (2, 4, 1.5), (4, 0, 1.2), (4, 4, 2.4)):
+        costs.believe(rows, steps, seconds)
+    assert costs.estimate(4, 4) == 2.4
+    assert costs.num_measured(4, 4) == 0
+    costs.observe(4, 0, 3.6)
+    assert costs.estimate(4, 4) == pytest.approx(7.2)
+    assert costs.estimate(2, 0) == pytest.approx(3.0)
+    costs.observe(4, 4, 4.0)
+    assert costs.estimate(4, 4) == 4.0, "what was measured here has the last word"
+
+
+def test_what_was_seen_before_a_run_is_where_acceptance_begins():
+    acceptance = Acceptance()
+    acceptance.believe(tried=[1000, 400, 200], accepted=[400, 200, 180])
+    chances = acceptance.chances(0, 4)
+    assert chances[0] < chances[1] < chances[2] == chances[3]
+    assert acceptance.rate(0) == pytest.approx(780 / 1600, abs=0.06)
+    for _ in range(200):
+        acceptance.observe(0, 3, 3)
+    assert acceptance.rate(1) > 0.8
+    with pytest.raises(ValueError, match="no drafted token"):
+        acceptance.believe([], [])
+
+
+def composed(folder: Path, *overrides: str):
+    words = [
+        *("pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"),
+        *("scheduler=continuous", "draft_length=goodput", f"results_dir={folder}", "max_new_tokens=12", "warmup=false"),
+    ]
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        return resolve(compose(config_name="config", overrides=[*words, *overrides]))
+
+
+def test_a_real_pair_is_measured_once_with_whole_drafts_only(tmp_path, capsys):
+    cfg = composed(tmp_path, "batch=3")
+    pair = load_pair(cfg)
+    prompts = [Prompt(i, i, "c", [(7 * i + j) % 50 for j in range(5 + 3 * i)]) for i in range(4)]
+    rows = decode(cfg, pair, prompts)[0]
+    assert capsys.readouterr().out.count("measuring draft lengths at batch size 1, 2, 3, once") == 1
+    (path,) = (tmp_path / "draft_tables").iterdir()
+    for size, by_gamma in read_trials(path).items():
+        assert sorted(by_gamma) == [0, 1, 2, 4, 8]
+        for gamma, trial in by_gamma.items():
+            assert trial.num_row_rounds == size * NUM_TURNS
+            assert len(trial.tried) == len(trial.accepted) == gamma, "no draft was cut"
+            assert trial.tried[:1] == [size * NUM_TURNS][:gamma]
+            assert trial.tried[1:] == trial.accepted[:-1], "a place is tried if all before it were accepted"
+            assert trial.verify_s > 0
+            assert trial.read_s >= 0
+        num_tokens = sum(trial.num_row_rounds + trial.num_accepted for trial in by_gamma.values())
+        assert num_tokens > size * NUM_TOKENS, "so that batches were begun again"
+
+    plain = composed(tmp_path, "batch=3", "drafter=none", "draft_length=fixed")
+    assert [row.output_ids for row in decode(plain, pair, prompts)[0]] == [row.output_ids for row in rows]
+    decode(cfg, pair, prompts)
+    decode(composed(tmp_path, "batch=3", "draft_length.profile=false"), pair, prompts)
+    assert "measuring" not in capsys.readouterr().out
+
+
+def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
+    cfg = composed(tmp_path, "batch=2", "max_new_tokens=2")
+    pair = load_pair(cfg)
+    prompts = [Prompt(i, i, "c", [i + 1] * (pair.context_length - 2)) for i in range(2)]
+    assert [len(row.output_ids) for row in decode(cfg, pair, prompts)[0]] == [2, 2]
+    (path,) = (tmp_path / "draft_tables").iterdir()
+    assert sorted(json.loads(path.read_text())["trials"]) == ["1", "2"]
