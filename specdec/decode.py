@@ -136,14 +136,28 @@ def _prepared(
 ) -> DraftLength:
     """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
 
-    def fresh(batch: int, max_new_tokens: int) -> list[Sequence]:
-        params, budget = row_sampling(cfg), min(max_new_tokens, pair.context_length // 2)
+    shortest = min(len(prompt.ids) for prompt in prompts)
+
+    def chosen(budget: int) -> list[Prompt]:
+        """Prompts that leave so much room; the ends of all where none does."""
         room = pair.context_length - budget
-        fitting = [prompt.ids for prompt in prompts if len(prompt.ids) <= room] or [p.ids[-room:] for p in prompts]
-        return [Sequence(i, fitting[i % len(fitting)], budget, sampling=params) for i in range(batch)]
+        fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
+        return fitting or [replace(prompt, ids=prompt.ids[-room:]) for prompt in prompts]
+
+    def fresh(batch: int, max_new_tokens: int) -> list[Sequence]:
+        left = pair.context_length - shortest
+        budget = min(max_new_tokens, max(left, pair.context_length // 4))
+        params, usable = row_sampling(cfg), chosen(budget)
+        return [Sequence(i, usable[i % len(usable)].ids, budget, sampling=params) for i in range(batch)]
+
+    def known(row: Sequence) -> list[int] | None:
+        """Of a row that is numbered anew: what its prompt's own row says."""
+        own = next((prompt for prompt in prompts if prompt.ids == row.prompt_ids), None)
+        return known_output(Sequence(own.index, own.ids, row.num_remaining)) if known_output and own else None
 
     policy = build_draft_length(cfg)
-    policy.prepare(profiler(cfg, pair, fresh, synchronize, known_output), cfg.batch)
+    mean = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
+    policy.prepare(profiler(cfg, pair, fresh, synchronize, known, mean), cfg.batch)
     return policy
 
 

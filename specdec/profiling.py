@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,6 @@ from specdec.sequence import Sequence, SequencePool
 
 NUM_TOKENS = 64  # of each row, at most; then the batch is begun again
 NUM_TURNS = 5  # through all draft lengths
-_FORM = 2  # of what a trial consists of
 _DECISIVE = (
     "alignment",
     "drafter",
@@ -33,6 +33,7 @@ _DECISIVE = (
     "top_k",
     "top_p",
     "min_p",
+    "repetition_penalty",
     "weights",
     "seed",
 )
@@ -45,6 +46,7 @@ def profiler(
     make_rows: MakeRows,
     synchronize: Callable[[], None] | None,
     known_output: Callable[[Sequence], list[int] | None] | None,
+    mean_prompt_tokens: float,
 ) -> Profiler:
     """Trials of ``cfg``'s pair, alignment, drafter and execution, on the run's own prompts."""
 
@@ -54,8 +56,11 @@ def profiler(
         with open_dict(alone):
             alone.batch = batch
             alone.scheduler, alone.batching = {"name": "static"}, {"name": "fifo", "window": batch}
+            alone.debug.invariants = False  # checks take time that no other run would take
+        gc.collect()  # of the batch before, which may be held in cycles
         engine = build_engine(alone, pair, Clock(synchronize), known_output)
-        pool = SequencePool(make_rows(batch, NUM_TOKENS))
+        num_tokens = min(NUM_TOKENS, cfg.max_new_tokens) if engine.drafter.replays else NUM_TOKENS
+        pool = SequencePool(make_rows(batch, num_tokens))
         first = FixedLength(gamma=1)
         first.drafting = False  # so that the draft reads when it drafts, and the target alone before that
         engine.draft_length = first
@@ -66,21 +71,26 @@ def profiler(
         reads = [start(batch)[-1]]  # what has to be prepared for shapes that are new is behind us after that
         engine, pool, seconds = start(batch)
         reads.append(seconds)
-        # From the longest down: the draft then has next to nothing to catch up with after a round that drafted nothing.
-        for gamma in NUM_TURNS * sorted(gammas, reverse=True):
-            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= gamma:
+        # Each turn begins with a round that is not counted: behind one without a draft, drafters have to catch up.
+        for gamma in NUM_TURNS * [None, *sorted(gammas, reverse=True)]:
+            longest = 1 if gamma is None else gamma
+            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= longest:
                 del engine, pool  # before the next batch takes as much memory
                 engine, pool, seconds = start(batch)
                 reads.append(seconds)
-            engine.draft_length = FixedLength(gamma=gamma)
-            rounds[gamma].append(engine.step(pool))
+            engine.draft_length = FixedLength(gamma=longest)
+            outcome = engine.step(pool)
+            if gamma is not None:
+                rounds[gamma].append(outcome)
+        del engine, pool
+        gc.collect()
         # Reading costs a forward, whatever it reads: that much is taken off, as the cost of a drafted step.
         step_s = median_low(outcome.seconds["draft"] for outcome in rounds[1])
         num_read = sum(len(row.prompt_ids) for row in make_rows(batch, NUM_TOKENS))
         read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
         return {gamma: _trial(of_gamma, read_s) for gamma, of_gamma in rounds.items()}
 
-    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair))
+    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, mean_prompt_tokens))
 
 
 def _trial(rounds: list[Round], read_s: float) -> Trial:
@@ -98,14 +108,14 @@ def _trial(rounds: list[Round], read_s: float) -> Trial:
     )
 
 
-def _settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
+def _settings(cfg: DictConfig, pair: Pair, mean_prompt_tokens: float) -> dict[str, object]:
     """Everything that decides what a trial comes to, but for its batch size and draft length."""
     settings = OmegaConf.to_container(plain_copy(cfg))
     assert isinstance(settings, dict)
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "form": _FORM,
+        "prompt_tokens": 1 << round(mean_prompt_tokens).bit_length(),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
         "drafter_inputs": {key: value for key, value in signature(cfg).items() if key.startswith("drafter.")},
         "device": name,

@@ -61,6 +61,9 @@ def test_a_table_is_profiled_once_and_shared_between_batch_sizes(tmp_path, capsy
     assert capsys.readouterr().out.count("profiled now") == 1
     BatchTableLength(max_gamma=4).prepare(profiler, 8)
     assert capsys.readouterr().out == ""
+    runs.clear()
+    BatchTableLength(max_gamma=6).prepare(profiler, 1)
+    assert runs == [(1, [0, 1, 2, 4, 6])], "all lengths anew, so that one moment's are compared"
     other = Profiler(run, tmp_path, lambda: {"pair": "y"})
     runs.clear()
     BatchTableLength(max_gamma=4).prepare(other, 1)

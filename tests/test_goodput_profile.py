@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_module
 from worlds import READ_S, Always, World, compute_bound, memory_bound
 
 from specdec.decode import decode
+from specdec.draft_lengths.__main__ import main as show_profiles
 from specdec.draft_lengths.acceptance import Acceptance
 from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.goodput import GoodputLength
@@ -76,6 +77,41 @@ def test_a_profile_that_is_wrong_is_corrected_by_what_the_run_sees(tmp_path):
     assert sum(map(bool, world.gammas[100:])) <= 9, "beyond a probe or two"
 
 
+@pytest.mark.parametrize("batch", [2, 8])
+def test_a_machine_that_is_slower_or_faster_now_changes_nothing(batch, tmp_path):
+    def gammas(factor: float) -> list[int]:
+        """In a world where all takes so many times the time, for a policy that knows the usual one."""
+        policy = profiled(partial(memory_bound, 0.5), batch, tmp_path)
+        slow = World(lambda _: 0.5, lambda _: 0.01 * factor, lambda _: 0.001 * factor, read_s=READ_S * factor)
+        slow.run(policy, batch, 120)
+        return slow.gammas
+
+    assert sum(map(bool, gammas(1.0))) > 60
+    assert gammas(0.25) == gammas(1.0) == gammas(4.0)
+
+
+def test_a_plain_round_that_was_slow_in_the_profile_is_measured_again(tmp_path):
+    """With it drafting looks as if it paid, and drafting rounds alone would never show that it does not."""
+    policy = profiled(partial(compute_bound, 0.4), 8, tmp_path)
+    for size in (1, 2, 4, 8):
+        policy.costs.believe(size, 0, 10 * 0.01 * size)
+    world, plain = compute_bound(0.4), compute_bound(0.4)
+    assert world.run(policy, 8, 200) > 0.93 * plain.run(Always(0), 8, 200)
+    assert world.gammas[0] > 0
+    assert sum(map(bool, world.gammas[12:100])) == 0
+
+
+def test_outputs_that_end_before_their_budget_do_not_repay_the_reading_of_their_prompts(tmp_path):
+    def world() -> World:
+        slow_to_read = memory_bound(0.6)
+        slow_to_read.length, slow_to_read.stop_at = 512, 12
+        return slow_to_read
+
+    world_, plain = world(), world()
+    assert world_.run(profiled(world, 16, tmp_path), 16, 600) > 0.97 * plain.run(Always(0), 16, 600)
+    assert sum(map(bool, world_.gammas[100:])) < 30
+
+
 def test_of_a_profile_only_the_proportions_count():
     """The machine may be slower now than it was."""
     costs = RoundCosts()
@@ -88,6 +124,12 @@ def test_of_a_profile_only_the_proportions_count():
     assert costs.estimate(2, 0) == pytest.approx(3.0)
     costs.observe(4, 4, 4.0)
     assert costs.estimate(4, 4) == 4.0, "what was measured here has the last word"
+    off_grid = RoundCosts()
+    for steps, seconds in ((0, 1.0), (2, 1.2), (4, 1.6)):
+        off_grid.believe(2, steps, seconds)
+    assert off_grid.estimate(2, 3) == pytest.approx(1.4)
+    off_grid.observe(2, 3, 2.8)
+    assert off_grid.estimate(2, 0) == pytest.approx(2.0), "a length between those of the profile tells the scale too"
 
 
 def test_what_was_seen_before_a_run_is_where_acceptance_begins():
@@ -145,3 +187,27 @@ def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
     assert [len(row.output_ids) for row in decode(cfg, pair, prompts)[0]] == [2, 2]
     (path,) = (tmp_path / "draft_tables").iterdir()
     assert sorted(json.loads(path.read_text())["trials"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize("drafter", ["prompt_lookup", "scripted", "self"])
+def test_other_drafters_are_measured_too(drafter, tmp_path):
+    cfg = composed(tmp_path, "batch=3", f"drafter={drafter}")
+    pair = load_pair(cfg)
+    prompts = [Prompt(10 + i, i, "c", [(7 * i + j) % 5 for j in range(9 + i)]) for i in range(2)]
+    plain = composed(tmp_path, "batch=1", "drafter=none", "draft_length=fixed")
+    expected = {row.index: row.output_ids for row in decode(plain, pair, prompts)[0]}
+    rows = decode(cfg, pair, prompts, known_output=lambda row: expected[row.index])[0]
+    assert {row.index: row.output_ids for row in rows} == expected
+    (path,) = (tmp_path / "draft_tables").iterdir()
+    assert sorted(read_trials(path)) == [1, 2, 3]
+
+
+def test_profiles_are_printed_and_those_of_another_form_are_not(tmp_path, capsys):
+    (tmp_path / "draft_tables").mkdir()
+    old = {"settings": {"pair": "x"}, "trials": {"1": {"0": {"draft_s": 0, "verify_s": 1, "num_accepted": 0}}}}
+    (tmp_path / "draft_tables" / "old.json").write_text(json.dumps(old))
+    assert show_profiles(tmp_path) == 1
+    assert "no profile here" in capsys.readouterr().err
+    profiled(partial(memory_bound, 0.5), 2, tmp_path)
+    assert show_profiles(tmp_path) == 0
+    assert capsys.readouterr().out.count("profiled gamma") == 1

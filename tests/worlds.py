@@ -11,6 +11,7 @@ from specdec.engine import Round
 from specdec.sequence import Sequence
 
 READ_S = 0.0002  # of the draft, per token
+STOP = 2
 
 
 @dataclass
@@ -22,10 +23,16 @@ class World:
     step_s: Callable[[int], float]  # what each drafted step adds
     noise: float = 0.0
     length: int = 64
+    stop_at: int | None = None  # output tokens after which a row ends by itself
+    read_s: float = READ_S
     random: random.Random = field(default_factory=lambda: random.Random(0))
     seconds: float = 0.0
     tokens: int = 0
     gammas: list[int] = field(default_factory=list)  # longest draft of every round
+
+    def words(self, start: int, count: int) -> list[int]:
+        """So many tokens behind the first ``start``."""
+        return [STOP if start + i + 1 == self.stop_at else 1 for i in range(count)]
 
     def run(self, policy: DraftLength, batch: int, num_rounds: int) -> float:
         """Tokens per second; the draft reads rows that it lags behind of, and newcomers where the policy drafts."""
@@ -35,9 +42,9 @@ class World:
         for turn in range(num_rounds):
             seconds = 0.0
             while len(rows) < batch:
-                rows.append(Sequence(number, [1] * 50, self.length))
+                rows.append(Sequence(number, [1] * 50, self.length, stop_ids=frozenset({STOP})))
                 read_to[number] = 50 if policy.drafting else 0
-                seconds += READ_S * read_to[number]
+                seconds += self.read_s * read_to[number]
                 number += 1
             wished = policy.choose(rows)
             asked = [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
@@ -47,14 +54,14 @@ class World:
                     reading += row.length - read_to[row.index]
                 right = next((i for i in range(gamma) if self.random.random() > self.rate(turn)), gamma)
                 accepted.append(right)
-                emitted.append(row.emit([1] * (right + 1)))
+                emitted.append(row.emit(self.words(len(row.output_ids), right + 1)))
                 if gamma:
                     read_to[row.index] = row.length
             steps = max(asked)
             drafting = sum(map(bool, asked)) / len(asked)
             noise = 1 + self.noise * self.random.random() ** 4
             stages = {
-                "draft": READ_S * reading + steps * self.step_s(len(rows)) * (0.5 + 0.5 * drafting) * noise,
+                "draft": self.read_s * reading + steps * self.step_s(len(rows)) * (0.5 + 0.5 * drafting) * noise,
                 "verify": self.plain_s(len(rows)) * noise,
                 "prefill": seconds,
             }

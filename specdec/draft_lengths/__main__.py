@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from specdec.draft_lengths.profile import FOLDER, best_gammas, read_trials
+from specdec.draft_lengths.profile import FOLDER, FORM, best_gammas, read_trials
 
 
 def main(results_dir: Path) -> int:
     """Print every profile under ``results_dir``; returns the exit code."""
-    paths = sorted((results_dir / FOLDER).glob("*.json"))
+    paths = [path for path in sorted((results_dir / FOLDER).glob("*.json")) if _settings(path).get("form") == FORM]
     if not paths:
         print(f"specdec: {results_dir}: no profile here; draft_length=batch_table|goodput makes one", file=sys.stderr)
         return 1
     console = Console()
     for path in paths:
-        settings, trials = json.loads(path.read_text())["settings"], read_trials(path)
+        settings, trials = _settings(path), read_trials(path)
         title = ", ".join(
             f"{key} {settings[key]}" for key in ("pair", "device", "dtype", "execution") if key in settings
         )
@@ -33,6 +34,12 @@ def main(results_dir: Path) -> int:
                 table.add_row(str(batch), str(best[batch]), str(gamma), *times, mean)
         console.print(table)
     return 0
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What decided a profile; older ones have another form."""
+    settings: dict[str, Any] = json.loads(path.read_text())["settings"]
+    return settings
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Goodput: the draft length of the most tokens per second, from what this run has accepted and what its rounds cost.
+"""Goodput: the draft length of the most tokens per second, from what rounds have accepted and what they have cost.
 
 Idea: a round of gamma drafted steps emits, per row, 1 + a1 + a1 a2 + ... tokens if the places of its draft are accepted
 with chances a1, a2, ..., and costs what rounds of that shape have cost so far. The gamma of the best quotient wins, and
@@ -8,14 +8,14 @@ output: so drafting is not switched on for rows that are about to end, and comes
 read: rows that have paid for it go on drafting for as long as that alone pays.
 It begins with what a few rounds have shown before the clock started, once per pair and device and kept on disk. Without
 them (``profile=False``, or nobody called prepare) it begins with plain rounds and a probe.
-The best of several estimates is seldom as good as it looks: what drafting rounds really emit per second, as a share of
-what was expected of them, corrects what is expected of the next ones, and a length that no round has had counts less.
+The best of several estimates is seldom as good as it looks: what drafting rounds really emit, as a share of what was
+expected of them, corrects what is expected of the next ones, and a length that no round has had counts less.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
-Source: Liu et al. 2024 (SmartSpec, arXiv 2406.14066) for goodput as the aim; costs are measured here and not fitted
-offline. The choice follows the clock, so it is not the same in every run; greedy output is, whatever gamma is. Sampled
-tokens depend on gamma under verifier=rejection and block, and only their law is the same.
+Source: Liu et al. 2024 (SmartSpec, arXiv 2406.14066) for goodput as the aim; costs are measured all the time and not
+fitted offline. The choice follows the clock, so it is not the same in every run; greedy output is, whatever gamma is.
+Sampled tokens depend on gamma under verifier=rejection and block, and only their law is the same.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 
 from specdec.draft_lengths.acceptance import Acceptance
 from specdec.draft_lengths.base import DraftLength
-from specdec.draft_lengths.costs import ReadingCosts, RoundCosts
+from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.probes import MOST_ROUNDS, PROBE_STEPS, ROUNDS, Probes, num_asked
 from specdec.draft_lengths.profile import Profile, by_place
+from specdec.draft_lengths.reading import ReadingCosts
 from specdec.errors import ConfigError
 from specdec.sequence import Sequence
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from specdec.draft_lengths.profile import Profiler
     from specdec.engine import Round
 
-PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted
+PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted, where no profile is known
+PLAIN_SOON = 2  # that are measured soon where a profile says to draft, because all that is saved is measured by them
 DRAFT_SCALING = 0.5  # a drafted step of n times as many rows is expected to take n to this power as long
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
 KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # more rounds of a batch size that a choice is kept for; if its costs are a guess
@@ -82,9 +84,10 @@ class GoodputLength(DraftLength):
             for gamma, trial in by_gamma.items():
                 self.costs.believe(size, gamma, trial.draft_s + trial.verify_s)
         self.reading.believe(trials[batch][0].read_s)
-        places = [by_place(trials, "tried"), by_place(trials, "accepted")]
-        if sum(places[0]):  # a drafter may have had nothing to propose
-            self.acceptance.believe(*places)
+        tried, accepted = by_place(trials, "tried"), by_place(trials, "accepted")
+        if sum(tried):  # a drafter may have had nothing to propose
+            self.acceptance.believe(tried, accepted)
+            self.max_gamma = min(self.max_gamma, len(tried))  # some cannot draft that far
         self._emitted = self._expected  # no guess is in it that would have to be doubted
 
     def choose(self, rows: list[Sequence]) -> list[int]:
@@ -109,8 +112,9 @@ class GoodputLength(DraftLength):
             scale = (len(self._asked) / num_drafting) ** DRAFT_SCALING if self._probes.running and num_drafting else 1.0
             seconds_of_all = seconds + (scale - 1) * outcome.seconds["draft"]
             self.costs.observe(len(outcome.rows), num_steps, seconds_of_all)
+            self.reading.scale = self.costs.scale
             if num_steps and not self._probes.running:
-                self._compare(self._decision.expected * seconds, sum(map(len, outcome.emitted)))
+                self._compare(self._decision.expected, sum(map(len, outcome.emitted)))
         if self._probes.running and self.costs.knows(drafted=True) and not self._could_pay(outcome.rows):
             self._probes.end_early()
         self._probes.observe(outcome, seconds, self.costs)
@@ -136,11 +140,17 @@ class GoodputLength(DraftLength):
             self.drafting = gamma > 0 and self.reading.newcomers_repay(self._decision.saving_s)
             if gamma:
                 self._probes.reset()
+                if self.costs.num_rounds(drafted=False) < PLAIN_SOON <= self.costs.num_rounds(drafted=True):
+                    return nothing
                 return [self._reachable(row, gamma) if self._repays(row) else 0 for row in rows]
+            if explored and not self._probes.rested:
+                return nothing
             able = self._cheapest_to_ask(rows)
-            if explored and not (self._probes.due(self._probe_s(rows, able)) and self._could_pay(rows)):
+            if explored and not (self._probes.affordable(self._probe_s(rows, able)) and self._could_pay(rows)):
                 return nothing
             self._probes.start(able, len(rows), first=not explored)
+            if explored:  # what went wrong once is believed less with each probe
+                self._expected, self._emitted = TRUST_TOKENS, TRUST_TOKENS * (1 + self._trust) / 2
         self._decision = _Decision(0, 0)
         return [min(PROBE_STEPS, self.max_gamma) if self._probes.includes(row) else 0 for row in rows]
 
@@ -162,8 +172,7 @@ class GoodputLength(DraftLength):
             return self._decision.gamma
         chances = [self.acceptance.chances(row.index, self.max_gamma) for row in rows]
         goodputs = self._goodputs(rows, chances)
-        trust = min(self._emitted / self._expected, 1.0)
-        saving_s = max(1 / goodputs[0] - 1 / (trust * max(goodputs)), 0.0)
+        saving_s = max(1 / goodputs[0] - 1 / (self._trust * max(goodputs)), 0.0)
         needed = GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
@@ -172,16 +181,25 @@ class GoodputLength(DraftLength):
         longest = self.costs.longest
         believed = [g if gamma <= longest else GUESS_TRUST * g for gamma, g in enumerate(goodputs)]
         best = max(range(1, self.max_gamma + 1), key=believed.__getitem__)
-        if trust * believed[best] > needed * believed[0]:
-            self._decision.gamma, self._decision.expected = best, goodputs[best]
+        if self._trust * believed[best] > needed * believed[0]:
+            self._decision.gamma, self._decision.expected = best, self._tokens(rows, chances)[best]
             self._decision.rounds_left = KEPT_ROUNDS if self.costs.num_measured(len(rows), best) else KEPT_AT_FIRST
         return self._decision.gamma
 
     def _repays(self, row: Sequence) -> bool:
         return self.reading.repays(row, self._decision.saving_s, usual=self.max_gamma + 1)
 
+    @property
+    def _trust(self) -> float:
+        return min(self._emitted / self._expected, 1.0)
+
     def _goodputs(self, rows: list[Sequence], chances: list[list[float]]) -> list[float]:
         """Expected tokens per second of rounds with 0 to max_gamma drafted steps, if nothing has to be read."""
+        tokens = self._tokens(rows, chances)
+        return [emitted / self.costs.estimate(len(rows), gamma) for gamma, emitted in enumerate(tokens)]
+
+    def _tokens(self, rows: list[Sequence], chances: list[list[float]]) -> list[float]:
+        """Expected tokens of the same rounds."""
         emitted = [0.0] * (self.max_gamma + 1)
         for row, at_places in zip(rows, chances, strict=True):
             tokens = chance = 1.0
@@ -191,8 +209,7 @@ class GoodputLength(DraftLength):
                     chance *= at_places[gamma - 1]
                     tokens += chance
                 emitted[gamma] += tokens
-        seconds = [self.costs.estimate(len(rows), gamma) for gamma in range(self.max_gamma + 1)]
-        return [e / s for e, s in zip(emitted, seconds, strict=True)]
+        return emitted
 
     def _reachable(self, row: Sequence, gamma: int) -> int:
         """As many of gamma tokens as have a fair chance to be reached and accepted, at least one."""
@@ -218,4 +235,4 @@ class _Decision:
     gamma: int
     rounds_left: int = 0
     saving_s: float = 0.0  # per emitted token, if all rows drafted
-    expected: float = 0.0  # tokens per second of the chosen gamma
+    expected: float = 0.0  # tokens of a round with the chosen gamma

@@ -45,14 +45,14 @@ class Probes:
         """Whether a row drafts in the probe under way."""
         return row.index in self._rows
 
-    def due(self, expected_s: float) -> bool:
-        """Whether the pause is over, and another probe like the last one stays within its share of the time.
+    @property
+    def rested(self) -> bool:
+        """Whether the pause is over."""
+        return self._since >= self._pause
 
-        Args:
-            expected_s: what the first one is expected to cost.
-        """
-        next_s = self._last_s or expected_s
-        return self._since >= self._pause and self._spent_s + next_s <= self._share * self._elapsed_s
+    def affordable(self, expected_s: float) -> bool:
+        """Whether a probe that costs as much as the last one, the first one ``expected_s``, keeps to its share."""
+        return self._spent_s + (self._last_s or expected_s) <= self._share * self._elapsed_s
 
     def start(self, able: list[Sequence], num_rows: int, first: bool) -> None:
         """Let the first of the rows that are able to draft do so, if any is; the ``first`` probe measures costs too."""

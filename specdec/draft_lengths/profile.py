@@ -9,9 +9,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from specdec.lock import locked
 from specdec.results import digest, write_json
 
 FOLDER = "draft_tables"
+FORM = 2  # of what a trial consists of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Profile:
 
     def __init__(self, profiler: Profiler) -> None:
         self._profiler = profiler
-        self._settings = profiler.settings()
+        self._settings = {"form": FORM, **profiler.settings()}
         self.path = profiler.results_dir / FOLDER / f"{digest(self._settings)}.json"
         self.trials = read_trials(self.path)
 
@@ -54,15 +56,24 @@ class Profile:
 
         A batch size is measured with all draft lengths in turn, so that a slow moment of the machine favours none.
         """
-        batches, gammas = powers_of_two(batch), [0, *powers_of_two(max_gamma)]
-        missing = [size for size in batches if set(gammas) - set(self.trials.get(size, {}))]
-        if missing:
-            sizes = ", ".join(map(str, missing))
-            print(f"note: measuring draft lengths at batch size {sizes}, once per pair and device", flush=True)
-        for size in missing:
-            self.trials[size] = {**self.trials.get(size, {}), **self._profiler.run(size, gammas)}
-            self._write()
+        if not self._missing(batch, max_gamma):
+            return False
+        with locked(self._profiler.results_dir, f"profile-{self.path.stem}"):
+            self.trials = read_trials(self.path)  # another process may have been faster
+            missing = self._missing(batch, max_gamma)
+            if missing:
+                sizes = ", ".join(map(str, missing))
+                print(f"note: measuring draft lengths at batch size {sizes}, once per pair and device", flush=True)
+            for size, gammas in missing.items():
+                self.trials[size] = self._profiler.run(size, gammas)
+                self._write()
         return bool(missing)
+
+    def _missing(self, batch: int, max_gamma: int) -> dict[int, list[int]]:
+        """Sizes that lack a length, and all lengths that are then measured: those that are known again, in turn."""
+        wanted = {0, *powers_of_two(max_gamma)}
+        known = {size: set(self.trials.get(size, {})) for size in powers_of_two(batch)}
+        return {size: sorted(wanted | lengths) for size, lengths in known.items() if wanted - lengths}
 
     def of(self, batch: int, max_gamma: int) -> dict[int, dict[int, Trial]]:
         """The trials of powers of two up to both limits, after complete()."""

@@ -52,6 +52,9 @@ class Drafter(ABC):
     reads_hidden: bool = False
     """Whether the engine hands over the target's last hidden states, by ``see``."""
 
+    replays: bool = False
+    """Whether it proposes what is known of a row beforehand, and nothing behind the end of that."""
+
     probe_ids: tuple[int, ...] = ()
     """Ids beyond the vocabulary that the drafter has taught the target to read (``CausalLM.probes_MD``). They are fed
     behind each prompt, and dropped, so that the first draft knows their hidden states. Never emitted by any verifier:
