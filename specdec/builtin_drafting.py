@@ -159,7 +159,7 @@ class BatchTableLengthConfig:
 @register("draft_length", "goodput", target="specdec.draft_lengths.goodput:GoodputLength")
 @dataclass
 class GoodputLengthConfig:
-    """What emits the most tokens per second by this run's own acceptance and costs; nothing where that is best."""
+    """What emits the most tokens per second by a profile and the run's own measurements; nothing where that is best."""
 
     max_gamma: int = 8  # longest draft considered
     probe_share: float = 0.01  # of the time, at most, to see whether drafting would pay again

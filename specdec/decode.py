@@ -19,7 +19,7 @@ from specdec.metrics import Tally
 from specdec.oracle import Witness
 from specdec.pair import Pair
 from specdec.placement import num_processes
-from specdec.profiling import profiler
+from specdec.profiling import Specimens, profiler
 from specdec.prompts import Prompt
 from specdec.reference import follows_plain, method_settings, reference_key, reference_run, sampling_params
 from specdec.replay import ForwardLog, recording
@@ -157,7 +157,7 @@ def _prepared(
 
     policy = build_draft_length(cfg)
     mean = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
-    policy.prepare(profiler(cfg, pair, fresh, synchronize, known, mean), cfg.batch)
+    policy.prepare(profiler(cfg, pair, Specimens(fresh, stop_ids(cfg, pair), known, mean), synchronize), cfg.batch)
     return policy
 
 

@@ -14,18 +14,20 @@ from specdec.registry import PLUGIN_GROUPS
 _HASHED_BYTES = 64 * 1024 * 1024
 
 
-def signature(cfg: DictConfig) -> dict[str, str]:
+def signature(cfg: DictConfig, prefix: str = "") -> dict[str, str]:
     """Per local input: a hash of its content (of names, sizes and times, for large files).
 
     Inputs are the pair's models and tokenizers, the prompts, and the files and folders that settings of the chosen
     plug-ins name: whatever is called path or corpus, and words with a slash or a suffix (not of loggers: they write).
+    Only settings that begin with ``prefix`` are looked at.
     """
     named = {f"pair.{role}": cfg.pair[role] for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
     named["data.path"] = cfg.data.path
     for group in PLUGIN_GROUPS:
         settings = [(key, value) for key, value in cfg[group].items() if key not in ("name", "label")]
         named |= {f"{group}.{key}": value for key, value in settings if group != "logger" and _is_path(key, value)}
-    return {key: _hash(local(name)) for key, name in named.items() if name and os.path.exists(local(name))}
+    wanted = {key: local(name) for key, name in named.items() if name and key.startswith(prefix)}
+    return {key: _hash(path) for key, path in wanted.items() if path.exists()}
 
 
 def _is_path(key: str, value: object) -> bool:

@@ -1,11 +1,12 @@
-"""Short runs that tell a draft-length policy what this pair costs and accepts on this device."""
+"""A few rounds that tell a draft-length policy what this pair costs and accepts on this device."""
 
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from math import log
 from pathlib import Path
 from statistics import median_low
 
@@ -16,13 +17,17 @@ from specdec.build import build_engine
 from specdec.clock import Clock
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
+from specdec.drafters.base import Drafter
 from specdec.engine import Engine, Round
 from specdec.inputs import signature
 from specdec.pair import Pair
+from specdec.provenance import processor
+from specdec.registry import lookup
 from specdec.results import plain_copy
 from specdec.sequence import Sequence, SequencePool
 
 NUM_TOKENS = 64  # of each row, at most; then the batch is begun again
+LEAST_TOKENS = 12  # of each row: fewer would cut most drafts
 NUM_TURNS = 5  # through all draft lengths
 _DECISIVE = (
     "alignment",
@@ -37,18 +42,24 @@ _DECISIVE = (
     "weights",
     "seed",
 )
-MakeRows = Callable[[int, int], list[Sequence]]  # so many fresh rows, with so many tokens to emit
+
+
+@dataclass(frozen=True, slots=True)
+class Specimens:
+    """What trials decode: rows like the run's, of its own prompts."""
+
+    make: Callable[[int, int], list[Sequence]]  # so many fresh rows, with so many tokens to emit, that nothing stops
+    stop_ids: frozenset[
+        int
+    ]  # what would stop them in the run: behind it a row still costs time, but its drafts do not count
+    known_output: Callable[[Sequence], list[int] | None]  # for a drafter that replays
+    mean_prompt_tokens: float
 
 
 def profiler(
-    cfg: DictConfig,
-    pair: Pair,
-    make_rows: MakeRows,
-    synchronize: Callable[[], None] | None,
-    known_output: Callable[[Sequence], list[int] | None] | None,
-    mean_prompt_tokens: float,
+    cfg: DictConfig, pair: Pair, specimens: Specimens, synchronize: Callable[[], None] | None = None
 ) -> Profiler:
-    """Trials of ``cfg``'s pair, alignment, drafter and execution, on the run's own prompts."""
+    """Trials of ``cfg``'s pair, alignment, drafter and execution."""
 
     def start(batch: int) -> tuple[Engine, SequencePool, float]:
         """A batch behind its first round, and the seconds of drafting a token in it, reading included."""
@@ -58,54 +69,74 @@ def profiler(
             alone.scheduler, alone.batching = {"name": "static"}, {"name": "fifo", "window": batch}
             alone.debug.invariants = False  # checks take time that no other run would take
         gc.collect()  # of the batch before, which may be held in cycles
-        engine = build_engine(alone, pair, Clock(synchronize), known_output)
-        num_tokens = min(NUM_TOKENS, cfg.max_new_tokens) if engine.drafter.replays else NUM_TOKENS
-        pool = SequencePool(make_rows(batch, num_tokens))
+        engine = build_engine(alone, pair, Clock(synchronize), specimens.known_output)
+        rows = specimens.make(batch, NUM_TOKENS)
+        if engine.drafter.replays:
+            known = min(len(specimens.known_output(row) or []) for row in rows)
+            rows = specimens.make(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
         first = FixedLength(gamma=1)
-        first.drafting = False  # so that the draft reads when it drafts, and the target alone before that
+        # So that the draft reads when it drafts, and the target alone before that; in parts it reads with the target.
+        first.drafting = cfg.runner.prefill_chunk is not None
         engine.draft_length = first
+        pool = SequencePool(rows)
         return engine, pool, engine.step(pool).seconds["draft"]
 
     def run(batch: int, gammas: list[int]) -> dict[int, Trial]:
-        rounds: dict[int, list[Round]] = {gamma: [] for gamma in gammas}
+        trials = {gamma: _Rounds(specimens.stop_ids) for gamma in gammas}
         reads = [start(batch)[-1]]  # what has to be prepared for shapes that are new is behind us after that
         engine, pool, seconds = start(batch)
         reads.append(seconds)
         # Each turn begins with a round that is not counted: behind one without a draft, drafters have to catch up.
         for gamma in NUM_TURNS * [None, *sorted(gammas, reverse=True)]:
-            longest = 1 if gamma is None else gamma
-            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= longest:
+            length = 1 if gamma is None else gamma
+            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= length:
                 del engine, pool  # before the next batch takes as much memory
                 engine, pool, seconds = start(batch)
                 reads.append(seconds)
-            engine.draft_length = FixedLength(gamma=longest)
+            engine.draft_length = FixedLength(gamma=length)
             outcome = engine.step(pool)
             if gamma is not None:
-                rounds[gamma].append(outcome)
+                trials[gamma].add(outcome)
+        longest = engine.drafter.max_length
         del engine, pool
         gc.collect()
         # Reading costs a forward, whatever it reads: that much is taken off, as the cost of a drafted step.
-        step_s = median_low(outcome.seconds["draft"] for outcome in rounds[1])
-        num_read = sum(len(row.prompt_ids) for row in make_rows(batch, NUM_TOKENS))
+        step_s = median_low(stages["draft"] for stages in trials[1].seconds)
+        num_read = sum(len(row.prompt_ids) for row in specimens.make(batch, NUM_TOKENS))
         read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
-        return {gamma: _trial(of_gamma, read_s) for gamma, of_gamma in rounds.items()}
+        return {gamma: rounds.trial(min(gamma, longest or gamma), read_s) for gamma, rounds in trials.items()}
 
-    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, mean_prompt_tokens))
+    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, specimens.mean_prompt_tokens))
 
 
-def _trial(rounds: list[Round], read_s: float) -> Trial:
-    """Medians of the times, and what became of the drafted tokens at each place."""
-    seconds = [outcome.seconds for outcome in rounds]
-    drafts = [pair for outcome in rounds for pair in zip(outcome.num_drafted, outcome.num_accepted, strict=True)]
-    longest = max(drafted for drafted, _ in drafts)
-    return Trial(
-        draft_s=median_low(stages["draft"] for stages in seconds),
-        verify_s=median_low(sum(stages.values()) - stages["draft"] - stages["prefill"] for stages in seconds),
-        num_row_rounds=len(drafts),
-        tried=[sum(place < min(accepted + 1, drafted) for drafted, accepted in drafts) for place in range(longest)],
-        accepted=[sum(place < accepted for _, accepted in drafts) for place in range(longest)],
-        read_s=read_s,
-    )
+class _Rounds:
+    """Rounds of one batch size and draft length."""
+
+    def __init__(self, stop_ids: frozenset[int]) -> None:
+        self.seconds: list[dict[str, float]] = []
+        self._stop_ids = stop_ids
+        self._drafts: list[tuple[int, int]] = []  # drafted and accepted tokens, of a row in a round
+
+    def add(self, outcome: Round) -> None:
+        """Note what a round took, and what it accepted of rows that the run would still decode."""
+        self.seconds.append(outcome.seconds)
+        counts = zip(outcome.rows, outcome.emitted, outcome.num_drafted, outcome.num_accepted, strict=True)
+        for row, emitted, drafted, accepted in counts:
+            if self._stop_ids.isdisjoint(row.output_ids[: len(row.output_ids) - len(emitted)]):
+                self._drafts.append((drafted, accepted))
+
+    def trial(self, length: int, read_s: float) -> Trial:
+        """Medians of the times, and what became of the drafted tokens at each of so many places."""
+        rest = (sum(stages.values()) - stages["draft"] - stages["prefill"] for stages in self.seconds)
+        tries = [(min(accepted + 1, drafted), accepted) for drafted, accepted in self._drafts]
+        return Trial(
+            draft_s=median_low(stages["draft"] for stages in self.seconds),
+            verify_s=median_low(rest),
+            num_row_rounds=len(tries),
+            tried=[sum(place < tried for tried, _ in tries) for place in range(length)],
+            accepted=[sum(place < accepted for _, accepted in tries) for place in range(length)],
+            read_s=read_s,
+        )
 
 
 def _settings(cfg: DictConfig, pair: Pair, mean_prompt_tokens: float) -> dict[str, object]:
@@ -113,11 +144,14 @@ def _settings(cfg: DictConfig, pair: Pair, mean_prompt_tokens: float) -> dict[st
     settings = OmegaConf.to_container(plain_copy(cfg))
     assert isinstance(settings, dict)
     device = pair.target.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    drafter: type[Drafter] = lookup("drafter", cfg.drafter.name).load()
     return {
-        "prompt_tokens": 1 << round(mean_prompt_tokens).bit_length(),
+        "prompt_tokens": 4
+        ** round(log(max(mean_prompt_tokens, 1), 4)),  # roughly: what is left of a run has another mean
+        **({"max_new_tokens": cfg.max_new_tokens} if drafter.replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
-        "drafter_inputs": {key: value for key, value in signature(cfg).items() if key.startswith("drafter.")},
+        "drafter_inputs": signature(cfg, "drafter."),
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -180,6 +180,30 @@ def test_a_real_pair_is_measured_once_with_whole_drafts_only(tmp_path, capsys):
     assert "measuring" not in capsys.readouterr().out
 
 
+def test_what_is_drafted_behind_a_stop_is_not_counted(tmp_path):
+    cfg = composed(tmp_path, "batch=2", "draft_length.max_gamma=2")
+    pair = load_pair(cfg)
+    prompts = [Prompt(i, i, "c", [(7 * i + j) % 50 for j in range(9)]) for i in range(2)]
+    firsts = [row.output_ids[0] for row in decode(cfg, pair, prompts)[0]]
+    stopping = composed(tmp_path / "stops", "batch=2", "draft_length.max_gamma=2", f"stop_tokens={firsts}")
+    assert [len(row.output_ids) for row in decode(stopping, pair, prompts)[0]] == [1, 1]
+    (path,) = (tmp_path / "stops" / "draft_tables").iterdir()
+    trials = read_trials(path)
+    assert [trial.num_row_rounds for by_gamma in trials.values() for trial in by_gamma.values()] == [0] * 6
+    assert min(trial.verify_s for by_gamma in trials.values() for trial in by_gamma.values()) > 0
+
+
+def test_a_few_rows_do_not_stand_for_many(tmp_path):
+    """Plain rounds of one row were measured here; those of eight are still as the profile believed."""
+    policy = profiled(partial(memory_bound, 0.9), 8, tmp_path)
+    one, eight = memory_bound(0.9), memory_bound(0.9)
+    one.run(policy, 1, 30)
+    eight.numbers = 1000
+    eight.run(policy, 8, 30)
+    assert one.gammas.count(0) >= 2
+    assert eight.gammas.count(0) >= 2
+
+
 def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
     cfg = composed(tmp_path, "batch=2", "max_new_tokens=2")
     pair = load_pair(cfg)
@@ -199,7 +223,12 @@ def test_other_drafters_are_measured_too(drafter, tmp_path):
     rows = decode(cfg, pair, prompts, known_output=lambda row: expected[row.index])[0]
     assert {row.index: row.output_ids for row in rows} == expected
     (path,) = (tmp_path / "draft_tables").iterdir()
-    assert sorted(read_trials(path)) == [1, 2, 3]
+    trials = read_trials(path)
+    assert sorted(trials) == [1, 2, 3]
+    assert all(len(trial.tried) == gamma for by_gamma in trials.values() for gamma, trial in by_gamma.items())
+    if drafter == "scripted":
+        for by_gamma in trials.values():
+            assert all(trial.tried[0] == trial.num_row_rounds for gamma, trial in by_gamma.items() if gamma)
 
 
 def test_profiles_are_printed_and_those_of_another_form_are_not(tmp_path, capsys):

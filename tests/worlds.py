@@ -25,6 +25,7 @@ class World:
     length: int = 64
     stop_at: int | None = None  # output tokens after which a row ends by itself
     read_s: float = READ_S
+    numbers: int = 0  # of the first row
     random: random.Random = field(default_factory=lambda: random.Random(0))
     seconds: float = 0.0
     tokens: int = 0
@@ -38,7 +39,7 @@ class World:
         """Tokens per second; the draft reads rows that it lags behind of, and newcomers where the policy drafts."""
         rows: list[Sequence] = []
         read_to: dict[int, int] = {}
-        number = 0
+        number = self.numbers
         for turn in range(num_rounds):
             seconds = 0.0
             while len(rows) < batch:

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from specdec.draft_lengths.profile import FOLDER, FORM, best_gammas, read_trials
 
+_TITLE = ("pair", "drafter", "alignment", "verifier", "temperature", "dtype", "execution", "prompt_tokens", "device")
+
 
 def main(results_dir: Path) -> int:
     """Print every profile under ``results_dir``; returns the exit code."""
@@ -22,9 +24,7 @@ def main(results_dir: Path) -> int:
     console = Console()
     for path in paths:
         settings, trials = _settings(path), read_trials(path)
-        title = ", ".join(
-            f"{key} {settings[key]}" for key in ("pair", "device", "dtype", "execution") if key in settings
-        )
+        title = ", ".join(f"{key} {_short(settings[key])}" for key in _TITLE if settings.get(key) is not None)
         table = Table("batch", "best gamma", "profiled gamma", "draft ms", "verify ms", "accepted", title=title)
         best = best_gammas(trials)
         for batch, by_gamma in sorted(trials.items()):
@@ -34,6 +34,13 @@ def main(results_dir: Path) -> int:
                 table.add_row(str(batch), str(best[batch]), str(gamma), *times, mean)
         console.print(table)
     return 0
+
+
+def _short(value: Any) -> str:
+    """A setting in few words: a plug-in's name, the hashes of a pair."""
+    if isinstance(value, dict):
+        return str(value.get("name", value))
+    return " + ".join(str(part)[:8] for part in value if part) if isinstance(value, list) else str(value)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -35,7 +35,6 @@ class RoundCosts:
         self._measured: dict[tuple[int, int], deque[float]] = {}
         self._here: Seconds = {}  # medians of what was measured
         self._known: Seconds = {}  # these, and what is believed of the others
-        self._num_rounds = [0, 0]  # without a draft, and with one
 
     def believe(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """Such a round took so long before this run."""
@@ -47,7 +46,6 @@ class RoundCosts:
         key = (num_rows, num_steps)
         bucket = self._measured.setdefault(key, deque(maxlen=WINDOW))
         bucket.append(seconds)
-        self._num_rounds[num_steps > 0] += 1
         self._here[key] = median_low(bucket)  # of two the smaller: what disturbs a measurement makes it longer
         if not self._believed:
             self._known[key] = self._here[key]
@@ -61,9 +59,10 @@ class RoundCosts:
         """Measurements of this run that the estimate of this bucket stands on."""
         return len(self._measured.get((num_rows, num_steps), ()))
 
-    def num_rounds(self, drafted: bool) -> int:
-        """Rounds of this run that were measured."""
-        return self._num_rounds[drafted]
+    def num_rounds(self, drafted: bool, least_rows: float) -> int:
+        """Measurements of this run at all batch sizes from ``least_rows`` on."""
+        sizes = self._measured.items()
+        return sum(len(bucket) for (rows, steps), bucket in sizes if rows >= least_rows and (steps > 0) == drafted)
 
     @property
     def longest(self) -> int:

@@ -9,7 +9,7 @@ read: rows that have paid for it go on drafting for as long as that alone pays.
 It begins with what a few rounds have shown before the clock started, once per pair and device and kept on disk. Without
 them (``profile=False``, or nobody called prepare) it begins with plain rounds and a probe.
 The best of several estimates is seldom as good as it looks: what drafting rounds really emit, as a share of what was
-expected of them, corrects what is expected of the next ones, and a length that no round has had counts less.
+expected of them, corrects what is expected of the next ones, and lengths beyond all that were measured count less.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
@@ -40,6 +40,7 @@ PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted, wh
 PLAIN_SOON = 2  # that are measured soon where a profile says to draft, because all that is saved is measured by them
 DRAFT_SCALING = 0.5  # a drafted step of n times as many rows is expected to take n to this power as long
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
+RAGGED_LOSS = 1.06  # rows that accept unevenly end unevenly: places are refilled one by one, and stand empty at the end
 KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # more rounds of a batch size that a choice is kept for; if its costs are a guess
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
 GUESS_TRUST = 0.97  # of what is expected of drafts longer than any that was measured is believed
@@ -87,8 +88,8 @@ class GoodputLength(DraftLength):
         tried, accepted = by_place(trials, "tried"), by_place(trials, "accepted")
         if sum(tried):  # a drafter may have had nothing to propose
             self.acceptance.believe(tried, accepted)
-            self.max_gamma = min(self.max_gamma, len(tried))  # some cannot draft that far
-        self._emitted = self._expected  # no guess is in it that would have to be doubted
+            self.max_gamma = min(self.max_gamma, len(tried))  # some drafters have a longest draft of their own
+            self._emitted = self._expected  # no guess is in it that would have to be doubted
 
     def choose(self, rows: list[Sequence]) -> list[int]:
         """The best gamma at this batch size and acceptance, cut per row; zeros while drafting does not pay."""
@@ -116,7 +117,7 @@ class GoodputLength(DraftLength):
             if num_steps and not self._probes.running:
                 self._compare(self._decision.expected, sum(map(len, outcome.emitted)))
         if self._probes.running and self.costs.knows(drafted=True) and not self._could_pay(outcome.rows):
-            self._probes.end_early()
+            self._probes.ask_no_longer()
         self._probes.observe(outcome, seconds, self.costs)
         for row, drafted, accepted in zip(outcome.rows, outcome.num_drafted, outcome.num_accepted, strict=True):
             self.acceptance.observe(row.index, drafted, accepted)
@@ -140,7 +141,8 @@ class GoodputLength(DraftLength):
             self.drafting = gamma > 0 and self.reading.newcomers_repay(self._decision.saving_s)
             if gamma:
                 self._probes.reset()
-                if self.costs.num_rounds(drafted=False) < PLAIN_SOON <= self.costs.num_rounds(drafted=True):
+                half = len(rows) / 2
+                if self.costs.num_rounds(False, half) < PLAIN_SOON <= self.costs.num_rounds(True, half):
                     return nothing
                 return [self._reachable(row, gamma) if self._repays(row) else 0 for row in rows]
             if explored and not self._probes.rested:
@@ -173,7 +175,7 @@ class GoodputLength(DraftLength):
         chances = [self.acceptance.chances(row.index, self.max_gamma) for row in rows]
         goodputs = self._goodputs(rows, chances)
         saving_s = max(1 / goodputs[0] - 1 / (self._trust * max(goodputs)), 0.0)
-        needed = GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START
+        needed = (GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START) * (RAGGED_LOSS if len(rows) > 1 else 1.0)
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
         chances = [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]

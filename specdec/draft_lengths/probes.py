@@ -32,6 +32,7 @@ class Probes:
     def __init__(self, share: float) -> None:
         self._share = share
         self._rows: list[int] = []
+        self._open = False  # a probe was begun that is not paid for yet
         self._rounds_left = self._trials_left = self._num_rounds = 0
         self._pause, self._since = SHORTEST_PAUSE, 0
         self._elapsed_s = self._spent_s = self._last_s = 0.0
@@ -58,11 +59,12 @@ class Probes:
         """Let the first of the rows that are able to draft do so, if any is; the ``first`` probe measures costs too."""
         self._rows = [row.index for row in able[: num_asked(num_rows)]]
         self._num_rounds = self._rounds_left = self._trials_left = 0
+        self._open = bool(able)
         if able:
             self._rounds_left, self._trials_left = (FIRST_ROUNDS, FIRST_TRIALS) if first else (ROUNDS, TRIALS)
         self._last_s = 0.0
 
-    def end_early(self) -> None:
+    def ask_no_longer(self) -> None:
         """Ask no longer than for the costs: no acceptance would make drafting pay."""
         self._trials_left = 0
 
@@ -74,7 +76,7 @@ class Probes:
         """Charge a probe's round with the time that plain rounds would not have taken for its tokens."""
         self._elapsed_s += seconds
         self._since += 1
-        if not self.running:
+        if not self._open:
             return
         num_emitted = sum(map(len, outcome.emitted))
         plain_s = costs.estimate(len(outcome.rows), 0) * num_emitted / len(outcome.rows)
@@ -85,5 +87,6 @@ class Probes:
             self._trials_left -= min(accepted + 1, drafted) if self.includes(row) else 0
         if not self.running or all(row.finished for row in outcome.rows if self.includes(row)):
             self._rounds_left = self._trials_left = 0
+            self._open = False
             self._spent_s += self._last_s
             self._pause, self._since = min(2 * self._pause, LONGEST_PAUSE), 0
