@@ -72,8 +72,8 @@ def test_a_profile_that_is_wrong_is_corrected_by_what_the_run_sees(tmp_path):
     world.run(profiled(partial(memory_bound, 0.02), 4, tmp_path / "low"), 4, 2500)
     assert sum(world.gammas[-100:]) / 100 > 3, "a draft that is better than it was comes to be used"
     world = compute_bound(0.2)
-    plain = compute_bound(0.2).run(Always(0), 4, 1000)
-    assert world.run(profiled(partial(memory_bound, 0.9), 4, tmp_path / "high"), 4, 1000) > 0.97 * plain
+    plain = compute_bound(0.2).run(Always(0), 4, 2000)
+    assert world.run(profiled(partial(memory_bound, 0.9), 4, tmp_path / "high"), 4, 2000) > 0.97 * plain
     assert sum(map(bool, world.gammas[100:])) <= 9, "beyond a probe or two"
 
 
@@ -122,7 +122,11 @@ def test_of_a_profile_only_the_proportions_count():
     costs.observe(4, 0, 3.6)
     assert costs.estimate(4, 4) == pytest.approx(7.2)
     assert costs.estimate(2, 0) == pytest.approx(3.0)
-    costs.observe(4, 4, 4.0)
+    before = costs.estimate(4, 4)
+    costs.observe(4, 4, 40.0)
+    assert costs.estimate(4, 4) / costs.scale == pytest.approx(before / 3.0), "one slow round says nothing"
+    for _ in range(8):
+        costs.observe(4, 4, 4.0)
     assert costs.estimate(4, 4) == 4.0, "what was measured here has the last word"
     off_grid = RoundCosts()
     for steps, seconds in ((0, 1.0), (2, 1.2), (4, 1.6)):

@@ -3,8 +3,8 @@
 The model is a plain round's cost times 1 + what the draft adds: a line in the drafted steps between the nearest lengths
 that are known, at the nearest batch size. Between two known batch sizes a plain round's cost is linear; beyond them
 half of it is taken as fixed and half as proportional to the batch, until that size is measured too.
-What a profile says serves until such a round was measured here; of it only the proportions count, because the machine
-may have been slower or faster then.
+What a profile says counts as a few rounds, until more were measured here; of it only the proportions count, because the
+machine may have been slower or faster then.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from math import log2
 from statistics import median, median_low
 
+BELIEVED_ROUNDS = 2  # that a profile's figure counts as
 WINDOW = 15  # last measurements of a bucket that its median is taken of
 MIN_SLOPE = 0.01  # of a plain round, that one drafted step costs at least
 FIRST_STEP_SHARE = 0.3  # of a draft's cost, that comes with its first step, as long as one length only is known
@@ -34,12 +35,13 @@ class RoundCosts:
         self._as_believed: Seconds = {}  # what the profile alone says of what was measured
         self._measured: dict[tuple[int, int], deque[float]] = {}
         self._here: Seconds = {}  # medians of what was measured
+        self._both: Seconds = {}  # the same with what is believed among it
         self._known: Seconds = {}  # these, and what is believed of the others
 
     def believe(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """Such a round took so long before this run."""
         self._believed[num_rows, num_steps] = seconds
-        self._known = {**self._believed, **self._here}
+        self._known = {**self._believed, **self._both}
 
     def observe(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """A round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens, took so long."""
@@ -53,11 +55,17 @@ class RoundCosts:
         if key not in self._as_believed:
             self._as_believed[key] = _estimate(self._believed, *key)
         self.scale = median(here / self._as_believed[key] for key, here in self._here.items())
-        self._known = {**{key: self.scale * seconds for key, seconds in self._believed.items()}, **self._here}
+        # A slow round or two must not end what is known to pay.
+        self._both[key] = median_low([*bucket, *BELIEVED_ROUNDS * [self.scale * self._as_believed[key]]])
+        self._known = {**{key: self.scale * seconds for key, seconds in self._believed.items()}, **self._both}
 
     def num_measured(self, num_rows: int, num_steps: int) -> int:
         """Measurements of this run that the estimate of this bucket stands on."""
         return len(self._measured.get((num_rows, num_steps), ()))
+
+    def sure(self, num_rows: int, num_steps: int) -> bool:
+        """Whether measurements of this run decide the estimate of this bucket."""
+        return self.num_measured(num_rows, num_steps) > (BELIEVED_ROUNDS if self._believed else 0)
 
     def num_rounds(self, drafted: bool, least_rows: float) -> int:
         """Measurements of this run at all batch sizes from ``least_rows`` on."""

@@ -10,6 +10,8 @@ It begins with what a few rounds have shown before the clock started, once per p
 them (``profile=False``, or nobody called prepare) it begins with plain rounds and a probe.
 The best of several estimates is seldom as good as it looks: what drafting rounds really emit, as a share of what was
 expected of them, corrects what is expected of the next ones, and lengths beyond all that were measured count less.
+Rows that are in step, and would end and be refilled together, are left so unless drafting gains clearly more: out of
+step they are refilled one by one, and places stand empty at the end.
 While it is off, a few rows draft now and then (a probe), to see whether acceptance has risen: after longer and longer
 pauses, and never for more than ``probe_share`` of the time.
 Rows that accept little draft fewer of the gamma tokens: only as many as have a fair chance to be reached.
@@ -40,7 +42,7 @@ PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted, wh
 PLAIN_SOON = 2  # that are measured soon where a profile says to draft, because all that is saved is measured by them
 DRAFT_SCALING = 0.5  # a drafted step of n times as many rows is expected to take n to this power as long
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
-RAGGED_LOSS = 1.06  # rows that accept unevenly end unevenly: places are refilled one by one, and stand empty at the end
+OUT_OF_STEP = 1.12  # the gain that is lost where rows that would end together come to end one by one
 KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # more rounds of a batch size that a choice is kept for; if its costs are a guess
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
 GUESS_TRUST = 0.97  # of what is expected of drafts longer than any that was measured is believed
@@ -175,7 +177,9 @@ class GoodputLength(DraftLength):
         chances = [self.acceptance.chances(row.index, self.max_gamma) for row in rows]
         goodputs = self._goodputs(rows, chances)
         saving_s = max(1 / goodputs[0] - 1 / (self._trust * max(goodputs)), 0.0)
-        needed = (GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START) * (RAGGED_LOSS if len(rows) > 1 else 1.0)
+        needed = GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START
+        if len(rows) > 1 and len({row.num_remaining for row in rows}) == 1:
+            needed *= OUT_OF_STEP
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
         chances = [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]
@@ -185,7 +189,7 @@ class GoodputLength(DraftLength):
         best = max(range(1, self.max_gamma + 1), key=believed.__getitem__)
         if self._trust * believed[best] > needed * believed[0]:
             self._decision.gamma, self._decision.expected = best, self._tokens(rows, chances)[best]
-            self._decision.rounds_left = KEPT_ROUNDS if self.costs.num_measured(len(rows), best) else KEPT_AT_FIRST
+            self._decision.rounds_left = KEPT_ROUNDS if self.costs.sure(len(rows), best) else KEPT_AT_FIRST
         return self._decision.gamma
 
     def _repays(self, row: Sequence) -> bool:
