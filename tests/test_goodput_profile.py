@@ -24,6 +24,7 @@ from specdec.pair import load_pair
 from specdec.profiling import NUM_TOKENS, NUM_TURNS
 from specdec.prompts import Prompt
 from specdec.runner import resolve
+from specdec.sequence import Sequence
 
 
 def profiled(world: Callable[[], World], batch: int, folder: Path) -> GoodputLength:
@@ -110,6 +111,18 @@ def test_outputs_that_end_before_their_budget_do_not_repay_the_reading_of_their_
     world_, plain = world(), world()
     assert world_.run(profiled(world, 16, tmp_path), 16, 600) > 0.97 * plain.run(Always(0), 16, 600)
     assert sum(map(bool, world_.gammas[100:])) < 30
+
+
+def test_rows_in_step_are_not_brought_out_of_it_for_a_small_gain(tmp_path):
+    """Where they would end one by one anyway, the same gain is taken."""
+
+    def drafted(budgets: list[int]) -> int:
+        policy = profiled(partial(memory_bound, 0.25), 8, tmp_path)  # a draft of one token gains 14%
+        return sum(policy.choose([Sequence(i, [1] * 5, budget) for i, budget in enumerate(budgets)]))
+
+    assert drafted([64] * 8) == 0
+    assert drafted([60, 62] * 4) == 0, "as a probe leaves them"
+    assert drafted([48, 64, 80, 96] * 2) > 0
 
 
 def test_of_a_profile_only_the_proportions_count():

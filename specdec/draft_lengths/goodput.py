@@ -42,11 +42,12 @@ PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted, wh
 PLAIN_SOON = 2  # that are measured soon where a profile says to draft, because all that is saved is measured by them
 DRAFT_SCALING = 0.5  # a drafted step of n times as many rows is expected to take n to this power as long
 GAIN_TO_START, GAIN_TO_STAY = 1.05, 0.98
+IN_STEP = 8  # rounds between the first and the last end of rows that are in step
 OUT_OF_STEP = 1.12  # the gain that is lost where rows that would end together come to end one by one
 KEPT_ROUNDS, KEPT_AT_FIRST = 7, 1  # more rounds of a batch size that a choice is kept for; if its costs are a guess
 LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; what is less likely is not drafted
 GUESS_TRUST = 0.97  # of what is expected of drafts longer than any that was measured is believed
-FIRST_TRUST = 0.95  # of what is expected is believed before any round has drafted, here or for the profile
+FIRST_TRUST = 0.95  # of what is expected is believed before any round of this run has drafted
 TRUST_TOKENS, TRUST_MEMORY = 64.0, 1024.0  # expected tokens that this belief weighs, and that are remembered
 BEST_RATE = 0.98  # if not even such acceptance pays, there is nothing to probe for
 
@@ -91,7 +92,6 @@ class GoodputLength(DraftLength):
         if sum(tried):  # a drafter may have had nothing to propose
             self.acceptance.believe(tried, accepted)
             self.max_gamma = min(self.max_gamma, len(tried))  # some drafters have a longest draft of their own
-            self._emitted = self._expected  # no guess is in it that would have to be doubted
 
     def choose(self, rows: list[Sequence]) -> list[int]:
         """The best gamma at this batch size and acceptance, cut per row; zeros while drafting does not pay."""
@@ -178,7 +178,7 @@ class GoodputLength(DraftLength):
         goodputs = self._goodputs(rows, chances)
         saving_s = max(1 / goodputs[0] - 1 / (self._trust * max(goodputs)), 0.0)
         needed = GAIN_TO_STAY if self._decision.gamma else GAIN_TO_START
-        if len(rows) > 1 and len({row.num_remaining for row in rows}) == 1:
+        if _in_step(rows):
             needed *= OUT_OF_STEP
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
@@ -231,6 +231,12 @@ class GoodputLength(DraftLength):
         goodputs = self._goodputs(rows, [[BEST_RATE] * self.max_gamma] * len(rows))
         saving_s = 1 / goodputs[0] - 1 / max(goodputs)
         return max(goodputs) > GAIN_TO_START * goodputs[0] and self.reading.newcomers_repay(saving_s)
+
+
+def _in_step(rows: list[Sequence]) -> bool:
+    """Whether several rows would end in nearly the same plain round; a probe leaves them so."""
+    left = [row.num_remaining for row in rows]
+    return len(rows) > 1 and max(left) - min(left) <= IN_STEP
 
 
 @dataclass(slots=True)
