@@ -19,7 +19,7 @@ from specdec.decode import reference_settings
 from specdec.errors import ConfigError, PairError
 from specdec.inputs import signature
 from specdec.pair import load_pair
-from specdec.profiling import profiler
+from specdec.profiling import Specimens, profiler
 from specdec.runner import resolve
 
 
@@ -225,5 +225,6 @@ def test_the_draft_has_a_fingerprint_of_its_own(checkpoint):
     assert reference_settings(cfg, pairs[0]) != reference_settings(cfg, pairs[1])
     greedy = composed("pair=vicuna", f"pair.target={target}")
     assert reference_settings(greedy, pairs[0]) == reference_settings(greedy, pairs[1])
-    tables = [profiler(greedy, pair, lambda *_: [], None, None) for pair in pairs]
+    specimens = Specimens(lambda *_: [], frozenset(), lambda _: None, 64.0)
+    tables = [profiler(greedy, pair, specimens) for pair in pairs]
     assert tables[0].settings() != tables[1].settings()
