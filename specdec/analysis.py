@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.config import RunConfig
 from specdec.errors import ConfigError
-from specdec.results import read_lines
+from specdec.results import flatten, read_lines
 
 if TYPE_CHECKING:
     import duckdb
@@ -229,17 +229,6 @@ def _lines(name: str, found: Iterable[Record]) -> Iterator[Record]:
         carried = {key: point[key] for key in ON_EVERY_LINE}
         for number, record in enumerate(read_lines(Path(point["folder"]) / name)):
             yield {**carried, **({"round": number} if name == "rounds.jsonl" else {}), **record}
-
-
-def flatten(nested: Record, prefix: str = "") -> Record:
-    """Nested dicts as one, with dotted keys; empty dicts are dropped."""
-    flat: Record = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from specdec.metrics import Tally
 from specdec.oracle import Witness
 from specdec.pair import Pair
 from specdec.placement import num_processes
-from specdec.profiling import Specimens, profiler
+from specdec.profiling import profiler
 from specdec.prompts import Prompt
 from specdec.reference import follows_plain, method_settings, reference_key, reference_run, sampling_params
 from specdec.replay import ForwardLog, recording
@@ -28,6 +28,7 @@ from specdec.sequence import Sequence, SequencePool
 from specdec.serving.conversations import Conversations
 from specdec.serving.figures import ServingLog
 from specdec.serving.queue import ArrivalQueue
+from specdec.specimens import Specimens
 from specdec.stop_strings import StopText
 
 WARMUP_ROWS, WARMUP_TOKENS = 2, 4
@@ -135,29 +136,9 @@ def _prepared(
     known_output: Known | None,
 ) -> DraftLength:
     """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
-
-    shortest = min(len(prompt.ids) for prompt in prompts)
-
-    def chosen(budget: int) -> list[Prompt]:
-        """Prompts that leave so much room; the ends of all where none does."""
-        room = pair.context_length - budget
-        fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
-        return fitting or [replace(prompt, ids=prompt.ids[-room:]) for prompt in prompts]
-
-    def fresh(batch: int, max_new_tokens: int) -> list[Sequence]:
-        left = pair.context_length - shortest
-        budget = min(max_new_tokens, max(left, pair.context_length // 4))
-        params, usable = row_sampling(cfg), chosen(budget)
-        return [Sequence(i, usable[i % len(usable)].ids, budget, sampling=params) for i in range(batch)]
-
-    def known(row: Sequence) -> list[int] | None:
-        """Of a row that is numbered anew: what its prompt's own row says."""
-        own = next((prompt for prompt in prompts if prompt.ids == row.prompt_ids), None)
-        return known_output(Sequence(own.index, own.ids, row.num_remaining)) if known_output and own else None
-
     policy = build_draft_length(cfg)
-    mean = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
-    policy.prepare(profiler(cfg, pair, Specimens(fresh, stop_ids(cfg, pair), known, mean), synchronize), cfg.batch)
+    specimens = Specimens(prompts, pair.context_length, stop_ids(cfg, pair), row_sampling(cfg), known_output)
+    policy.prepare(profiler(cfg, pair, specimens, synchronize), cfg.batch)
     return policy
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import log
 from pathlib import Path
@@ -24,7 +23,8 @@ from specdec.pair import Pair
 from specdec.provenance import processor
 from specdec.registry import lookup
 from specdec.results import plain_copy
-from specdec.sequence import Sequence, SequencePool
+from specdec.sequence import SequencePool
+from specdec.specimens import Specimens
 
 NUM_TOKENS = 64  # of each row, at most; then the batch is begun again
 LEAST_TOKENS = 12  # of each row: fewer would cut most drafts
@@ -44,18 +44,6 @@ _DECISIVE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Specimens:
-    """What trials decode: rows like the run's, of its own prompts."""
-
-    make: Callable[[int, int], list[Sequence]]  # so many fresh rows, with so many tokens to emit, that nothing stops
-    stop_ids: frozenset[
-        int
-    ]  # what would stop them in the run: behind it a row still costs time, but its drafts do not count
-    known_output: Callable[[Sequence], list[int] | None]  # for a drafter that replays
-    mean_prompt_tokens: float
-
-
 def profiler(
     cfg: DictConfig, pair: Pair, specimens: Specimens, synchronize: Callable[[], None] | None = None
 ) -> Profiler:
@@ -70,10 +58,10 @@ def profiler(
             alone.debug.invariants = False  # checks take time that no other run would take
         gc.collect()  # of the batch before, which may be held in cycles
         engine = build_engine(alone, pair, Clock(synchronize), specimens.known_output)
-        rows = specimens.make(batch, NUM_TOKENS)
+        rows = specimens.rows(batch, NUM_TOKENS)
         if engine.drafter.replays:
             known = min(len(specimens.known_output(row) or []) for row in rows)
-            rows = specimens.make(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
+            rows = specimens.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
         first = FixedLength(gamma=1)
         # So that the draft reads when it drafts, and the target alone before that; in parts it reads with the target.
         first.drafting = cfg.runner.prefill_chunk is not None
@@ -102,11 +90,11 @@ def profiler(
         gc.collect()
         # Reading costs a forward, whatever it reads: that much is taken off, as the cost of a drafted step.
         step_s = median_low(stages["draft"] for stages in trials[1].seconds)
-        num_read = sum(len(row.prompt_ids) for row in specimens.make(batch, NUM_TOKENS))
+        num_read = sum(len(row.prompt_ids) for row in specimens.rows(batch, NUM_TOKENS))
         read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
         return {gamma: rounds.trial(min(gamma, longest or gamma), read_s) for gamma, rounds in trials.items()}
 
-    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, specimens.mean_prompt_tokens))
+    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, specimens))
 
 
 class _Rounds:
@@ -139,7 +127,7 @@ class _Rounds:
         )
 
 
-def _settings(cfg: DictConfig, pair: Pair, mean_prompt_tokens: float) -> dict[str, object]:
+def _settings(cfg: DictConfig, pair: Pair, specimens: Specimens) -> dict[str, object]:
     """Everything that decides what a trial comes to, but for its batch size and draft length."""
     settings = OmegaConf.to_container(plain_copy(cfg))
     assert isinstance(settings, dict)
@@ -147,8 +135,8 @@ def _settings(cfg: DictConfig, pair: Pair, mean_prompt_tokens: float) -> dict[st
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     drafter: type[Drafter] = lookup("drafter", cfg.drafter.name).load()
     return {
-        "prompt_tokens": 4
-        ** round(log(max(mean_prompt_tokens, 1), 4)),  # roughly: what is left of a run has another mean
+        # Roughly, because what is left of a run that goes on has another mean.
+        "prompt_tokens": 4 ** round(log(max(specimens.mean_prompt_tokens, 1), 4)),
         **({"max_new_tokens": cfg.max_new_tokens} if drafter.replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
         "drafter_inputs": signature(cfg, "drafter."),

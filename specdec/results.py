@@ -169,11 +169,19 @@ class RunFolder:
             yield from read_lines(path)
 
 
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys; empty dicts are dropped."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: Any) -> None:
     """Write readable JSON atomically; NaN and infinity are refused, because no other tool reads them."""
     write_atomically(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 

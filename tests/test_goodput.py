@@ -15,7 +15,8 @@ from specdec.draft_lengths.acceptance import PRIOR_RATE, Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.goodput import KEPT_AT_FIRST, KEPT_ROUNDS, GoodputLength
-from specdec.draft_lengths.probes import SHORTEST_PAUSE, Probes
+from specdec.draft_lengths.probes import ROUNDS, SHORTEST_PAUSE, Probes
+from specdec.engine import Round
 from specdec.errors import ConfigError
 from specdec.sequence import Sequence
 
@@ -112,6 +113,21 @@ def test_a_probe_asks_a_few_rows_or_a_share_of_them(batch, asked):
     probes = Probes(0.01)
     probes.start(rows, batch, first=True)
     assert sum(map(probes.includes, rows)) == asked
+
+
+def test_a_probe_that_is_ended_early_is_paid_for_and_followed_by_a_pause():
+    """Otherwise the next round would begin another one."""
+    rows, probes, costs = [Sequence(0, [1], 50)], Probes(0.01), RoundCosts()
+    costs.observe(1, 0, 1.0)
+    probes.start(rows, 1, first=False)
+    for _ in range(ROUNDS):
+        probes.observe(Round(rows, [2], [0], [[1]], False), 1.5, costs)
+    assert probes.running, "it has not seen enough tokens tried"
+    probes.ask_no_longer()
+    probes.observe(Round(rows, [2], [0], [[1]], False), 1.5, costs)
+    assert not probes.running
+    assert not probes.rested
+    assert not probes.affordable(0.0), "half a round was lost, three times"
 
 
 def test_a_choice_that_was_never_tried_is_looked_at_again_soon_and_saves_what_is_believed():

@@ -19,8 +19,10 @@ from specdec.decode import reference_settings
 from specdec.errors import ConfigError, PairError
 from specdec.inputs import signature
 from specdec.pair import load_pair
-from specdec.profiling import Specimens, profiler
+from specdec.profiling import profiler
+from specdec.prompts import Prompt
 from specdec.runner import resolve
+from specdec.specimens import Specimens
 
 
 @pytest.fixture(autouse=True)
@@ -225,6 +227,6 @@ def test_the_draft_has_a_fingerprint_of_its_own(checkpoint):
     assert reference_settings(cfg, pairs[0]) != reference_settings(cfg, pairs[1])
     greedy = composed("pair=vicuna", f"pair.target={target}")
     assert reference_settings(greedy, pairs[0]) == reference_settings(greedy, pairs[1])
-    specimens = Specimens(lambda *_: [], frozenset(), lambda _: None, 64.0)
+    specimens = Specimens([Prompt(0, 0, "c", [1, 2])], 64, frozenset(), None, None)
     tables = [profiler(greedy, pair, specimens) for pair in pairs]
     assert tables[0].settings() != tables[1].settings()

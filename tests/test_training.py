@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
@@ -19,20 +18,15 @@ from specdec.training.budget import Budget
 from specdec.training.config import (
     CorpusConfig,
     DeviceConfig,
-    HeadsConfig,
     StageConfig,
     TrainConfig,
     ValidationConfig,
-    output_folder,
-    register_schema,
     shrink_to_rehearse,
-    to_dataclass,
 )
 from specdec.training.corpus import is_heldout, read_corpus
 from specdec.training.heldout import read_prompts
 from specdec.training.loop import precision_of
 from specdec.training.model import load_model
-from specdec.training.stages import keep_settings
 
 ASSETS = Path(specdec.__file__).parent / "assets"
 TINY = ASSETS / "tiny"
@@ -113,50 +107,6 @@ def test_a_run_with_other_settings_does_not_take_finished_stages_for_its_own(tra
     cfg.target.lr, cfg.greedy.new_tokens, cfg.progress = 0.5, 13, True  # the last decides nothing
     with pytest.raises(TrainingError, match=r"\(target\.lr=.* there, 0\.5 now, greedy\.new_tokens=12 there, 13 now\)"):
         run_recipe("tiny", cfg)
-
-
-def test_the_command_line_names_the_folder_by_the_pair():
-    register_schema()
-    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
-        cfg = compose(config_name="train", overrides=["pair=tiny"])
-    assert not isinstance(cfg.pair, str), "an option of the group, with its settings"
-    assert str(output_folder(to_dataclass(cfg))) == "outputs/train/tiny"
-
-
-def test_settings_may_be_mended_as_long_as_nothing_was_done(tmp_path):
-    def keep(corpus: int, lr: int, force: bool = False) -> None:
-        keep_settings(tmp_path, {"corpus": {"path": corpus}, "fit": {"lr": lr}}, force)
-
-    def done(*path: str) -> None:
-        tmp_path.joinpath(*path[:-1]).mkdir(exist_ok=True)
-        tmp_path.joinpath(*path).touch()
-
-    keep(1, 1)
-    keep(2, 1)
-    done("tokens", "record.json")
-    keep(2, 2)
-    with pytest.raises(TrainingError, match=r"other settings \(corpus\.path=2 there, 3 now\): choose another"):
-        keep(3, 2)
-    done("fit", "last.ckpt")
-    keep(2, 2)
-    with pytest.raises(TrainingError, match=r"other settings \(fit\.lr=2 there, 3 now\)"):
-        keep(2, 3)
-    keep(2, 3, force=True)
-    keep(2, 3)
-
-
-def test_rehearsals_and_kinds_of_heads_have_folders_of_their_own():
-    folders = [
-        output_folder(cfg)
-        for cfg in (
-            TrainConfig(),
-            TrainConfig(rehearse=True),
-            TrainConfig(task="distill"),
-            TrainConfig(task="heads", heads=HeadsConfig(kind="medusa")),
-            TrainConfig(task="heads", heads=HeadsConfig(kind="eagle")),
-        )
-    ]
-    assert [folder.name for folder in folders] == ["tiny", "tiny-rehearsal", "distill", "medusa", "eagle"]
 
 
 def test_interrupted_stage_resumes_from_its_checkpoint(trained, tmp_path):

@@ -75,6 +75,7 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
 
     from specdec.model import CausalLM
     from specdec.registry import create
+    from specdec.results import write_json
     from specdec.training.acceptance import measure_acceptance
     from specdec.training.budget import Budget
     from specdec.training.loop import fit
@@ -82,7 +83,6 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     from specdec.training.objectives import Distill
     from specdec.training.outputs import OutputStream
     from specdec.training.sources import Sources
-    from specdec.training.stages import write_json
     from specdec.training.tasks import heldout_prompts, new_draft
 
     torch.set_num_threads(1)

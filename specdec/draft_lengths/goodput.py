@@ -177,9 +177,8 @@ class GoodputLength(DraftLength):
         chances = [self.acceptance.chances(row.index, self.max_gamma) for row in rows]
         goodputs = self._goodputs(rows, chances)
         saving_s = max(1 / goodputs[0] - 1 / (self._trust * max(goodputs)), 0.0)
-        needed = GAIN_TO_START * (OUT_OF_STEP if _in_step(rows) else 1.0)
-        if self._decision.gamma:
-            needed = GAIN_TO_STAY
+        start = GAIN_TO_START * (OUT_OF_STEP if _in_step(rows) else 1.0)
+        needed = GAIN_TO_STAY if self._decision.gamma else start
         self._decision = _Decision(len(rows), 0, KEPT_ROUNDS, saving_s)
         nothing = [0.0] * self.max_gamma
         chances = [c if self._repays(row) else nothing for row, c in zip(rows, chances, strict=True)]

@@ -71,14 +71,15 @@ class Profile:
 
     def _missing(self, batch: int, max_gamma: int) -> dict[int, list[int]]:
         """Sizes that lack a length, and all lengths that are then measured: those that are known again, in turn."""
-        wanted = {0, *powers_of_two(max_gamma)}
+        wanted = set(_lengths(max_gamma))
         known = {size: set(self.trials.get(size, {})) for size in powers_of_two(batch)}
         return {size: sorted(wanted | lengths) for size, lengths in known.items() if wanted - lengths}
 
     def of(self, batch: int, max_gamma: int) -> dict[int, dict[int, Trial]]:
         """The trials of powers of two up to both limits, after complete()."""
-        gammas = [0, *powers_of_two(max_gamma)]
-        return {size: {gamma: self.trials[size][gamma] for gamma in gammas} for size in powers_of_two(batch)}
+        return {
+            size: {gamma: self.trials[size][gamma] for gamma in _lengths(max_gamma)} for size in powers_of_two(batch)
+        }
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,10 @@ class Profile:
             for batch, trials in sorted(self.trials.items())
         }
         write_json(self.path, {"settings": self._settings, "trials": trials})
+
+
+def _lengths(max_gamma: int) -> list[int]:
+    return [0, *powers_of_two(max_gamma)]
 
 
 def powers_of_two(limit: int) -> list[int]:

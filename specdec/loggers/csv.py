@@ -9,6 +9,7 @@ from typing import Any
 from specdec.errors import ConfigError
 from specdec.lock import locked
 from specdec.loggers.base import Logger
+from specdec.results import flatten
 
 
 class CsvLogger(Logger):
@@ -27,7 +28,7 @@ class CsvLogger(Logger):
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Append the point's figures; nested ones get dotted names."""
-        flat = _flatten(summary)
+        flat = flatten(summary)
         with locked(self._path.parent, self._path.name), self._path.open("r+", newline="", encoding="utf-8") as stream:
             header = next(csv.reader(stream), None)
             stream.seek(0, 2)
@@ -38,13 +39,3 @@ class CsvLogger(Logger):
 
     def fail(self, message: str) -> None:
         """Nothing is claimed of a failed point."""
-
-
-def _flatten(summary: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{name}": part for name, part in value.items()})
-        else:
-            flat[key] = value
-    return flat

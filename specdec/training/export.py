@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.heads import save_heads
 from specdec.provenance import git_revision
+from specdec.results import write_json
 from specdec.training import TrainingError
 from specdec.training.card import model_card, trained_card
 from specdec.training.config import TrainConfig, output_folder
 from specdec.training.model import save_model
-from specdec.training.stages import Record, write_json
+from specdec.training.stages import Record
 
 if TYPE_CHECKING:
     from specdec.model import CausalLM

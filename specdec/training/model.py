@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from specdec import assets
+from specdec.results import write_json
 from specdec.training import TrainingError
 from specdec.training.config import ModelConfig
-from specdec.training.stages import write_json
 from specdec.training.tokenizer import END_OF_TEXT_ID, PAD_ID
 
 

@@ -22,6 +22,7 @@ from specdec.drafters.context import DrafterContext
 from specdec.engine import Engine
 from specdec.model import CausalLM
 from specdec.registry import create
+from specdec.results import write_json
 from specdec.sampling import SamplingParams
 from specdec.sequence import Sequence, SequencePool
 from specdec.training import TrainingError
@@ -31,7 +32,6 @@ from specdec.training.config import GreedyConfig
 from specdec.training.corpus import Corpus
 from specdec.training.losses import output_mask
 from specdec.training.snippets import PROSE_KINDS, starts_by_kind
-from specdec.training.stages import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

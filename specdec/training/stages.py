@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from specdec.results import flatten, write_json
 from specdec.training import TrainingError
 
 _DATA = ("tokens", "tokenizer", "heldout", "outputs", "greedy")  # stages that make data
@@ -50,7 +50,7 @@ def keep_settings(
     Raises:
         TrainingError: work in the folder was done with other settings; it names those, and what to do.
     """
-    path, now = folder / "settings.json", _flat(json.loads(json.dumps(settings)))
+    path, now = folder / "settings.json", flatten(json.loads(json.dumps(settings)))
     done = {record.parent.name for record in folder.glob("*/record.json")}
     fitted = _fitted(folder)
     if path.exists() and not force and (done or fitted):
@@ -68,18 +68,3 @@ def keep_settings(
 def _fitted(folder: Path) -> bool:
     """Whether a fit has begun that a run would go on from."""
     return any(path.suffix == ".ckpt" or path.name == "points.json" for path in folder.rglob("*"))
-
-
-def _flat(settings: Record, prefix: str = "") -> Record:
-    """Dotted names, as on the command line."""
-    flat: Record = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write and rename, so that a file that exists is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)

@@ -1,0 +1,54 @@
+"""Where training keeps its work, and when settings may be changed."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from specdec.training import TrainingError
+from specdec.training.config import HeadsConfig, TrainConfig, output_folder, register_schema, to_dataclass
+from specdec.training.stages import keep_settings
+
+
+def test_the_command_line_names_the_folder_by_the_pair():
+    register_schema()
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        cfg = compose(config_name="train", overrides=["pair=tiny"])
+    assert not isinstance(cfg.pair, str), "an option of the group, with its settings"
+    assert str(output_folder(to_dataclass(cfg))) == "outputs/train/tiny"
+
+
+def test_settings_may_be_mended_as_long_as_nothing_was_done(tmp_path):
+    def keep(corpus: int, lr: int, force: bool = False) -> None:
+        keep_settings(tmp_path, {"corpus": {"path": corpus}, "fit": {"lr": lr}}, force)
+
+    def done(*path: str) -> None:
+        tmp_path.joinpath(*path[:-1]).mkdir(exist_ok=True)
+        tmp_path.joinpath(*path).touch()
+
+    keep(1, 1)
+    keep(2, 1)
+    done("tokens", "record.json")
+    keep(2, 2)
+    with pytest.raises(TrainingError, match=r"other settings \(corpus\.path=2 there, 3 now\): choose another"):
+        keep(3, 2)
+    done("fit", "last.ckpt")
+    keep(2, 2)
+    with pytest.raises(TrainingError, match=r"other settings \(fit\.lr=2 there, 3 now\)"):
+        keep(2, 3)
+    keep(2, 3, force=True)
+    keep(2, 3)
+
+
+def test_rehearsals_and_kinds_of_heads_have_folders_of_their_own():
+    folders = [
+        output_folder(cfg)
+        for cfg in (
+            TrainConfig(),
+            TrainConfig(rehearse=True),
+            TrainConfig(task="distill"),
+            TrainConfig(task="heads", heads=HeadsConfig(kind="medusa")),
+            TrainConfig(task="heads", heads=HeadsConfig(kind="eagle")),
+        )
+    ]
+    assert [folder.name for folder in folders] == ["tiny", "tiny-rehearsal", "distill", "medusa", "eagle"]
