@@ -1,0 +1,268 @@
+"""One architecture, every strategy: ragged rows decoded by specdec against each row's own `generate`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import re
+import traceback
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import model_sizes as sizes
+import torch
+from model_zoo import Entry, build
+from torch import Tensor
+
+import specdec
+from specdec.alignment.base import Alignment
+from specdec.api import _Parts
+from specdec.clock import Clock
+from specdec.drafters.context import DrafterContext
+from specdec.errors import SpecdecError
+from specdec.model import CausalLM
+from specdec.registry import create
+
+STRATEGIES = ("eqspec", "inplace", "masked", "rollback", "expansion")
+LENGTHS, NEW, BATCH, GAMMA = (3, 9, 17, 30, 5), 24, 4, 3
+"""Five rows, four in flight: the last one joins where others are long under way."""
+MARGIN = 1e-4
+"""A difference where the reference's two best logits are closer than this proves nothing."""
+SEEDS = 6
+EXACT, REFUSED, UNBUILT, WRONG, TRACEBACK = "exact", "refused", "not built", "WRONG", "TRACEBACK"
+BITING = (
+    *("sliding_window", "sliding_window_size", "window_size", "attention_window_size", "attention_chunk_size"),
+    *("floor_scale", "log_scaling_n_floor", "keep_window_size", "index_topk", "local_attention", "block_size"),
+    *("rel_extent", "relative_max_distance", "position_bias_max_distance"),
+)
+"""Settings that should change the outputs: each is lifted once to see whether it does."""
+LIFTED = 4096
+
+
+@dataclass
+class Result:
+    """What became of one entry."""
+
+    name: str
+    class_name: str = ""
+    bites: list[str] = field(default_factory=list)
+    outcomes: dict[str, str] = field(default_factory=dict)  # by strategy: one of the words above
+    remarks: list[str] = field(default_factory=list)
+    acceptance: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a row of the table is a fault."""
+        return bool({WRONG, TRACEBACK} & set(self.outcomes.values()))
+
+    def remark(self, text: str) -> None:
+        """Said once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a pipe or a file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the unmodified model says."""
+
+    module: Any
+    prompts: list[list[int]]
+    outputs: list[list[int]]
+    margins: list[list[float]]
+
+    @property
+    def clear(self) -> bool:
+        """No near tie, and outputs that are worth comparing with."""
+        varied = sum(len(set(output)) > 3 for output in self.outputs)
+        return varied >= 2 and min(map(min, self.margins)) > 2 * MARGIN
+
+
+def prompts(vocab: int) -> list[list[int]]:
+    """Ragged rows; the lowest ids, which mean padding to some models, are left out."""
+    rng = random.Random(5)
+    return [[rng.randrange(3, vocab) for _ in range(length)] for length in LENGTHS]
+
+
+@torch.no_grad()
+def generate_alone(module: Any, prompt: list[int], new: int = NEW) -> tuple[list[int], list[float]]:
+    """The model's own greedy tokens after one row alone, and how far the best logit is ahead at each."""
+    output = module.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=new,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    margins = []
+    for logits_1V in output.logits:
+        best = logits_1V[0].float().topk(2).values
+        margins.append(float(best[0] - best[1]))
+    return output.sequences[0, len(prompt) :].tolist(), margins
+
+
+def make_reference(entry: Entry, seed: int, **changes: Any) -> Reference:
+    """The model with what it says about each row."""
+    module = build(entry, seed, **changes)
+    vocab = module.config.get_text_config(decoder=True).vocab_size
+    rows = prompts(min(vocab, sizes.VOCAB))
+    answers = [generate_alone(module, row) for row in rows]
+    return Reference(module, rows, [output for output, _ in answers], [margins for _, margins in answers])
+
+
+def find_reference(entry: Entry) -> Reference:
+    """The first seed whose rows vary and have no near tie; the last one if there is none."""
+    for seed in range(SEEDS):
+        reference = make_reference(entry, seed)
+        if reference.clear:
+            break
+    return reference
+
+
+def make_draft(reference: Reference) -> Any:
+    """A copy with noisy weights that agrees with its target at some places and not at others."""
+    for scale in (0.08, 0.03, 0.2, 0.01, 0.4):
+        draft = _perturbed(reference.module, scale)
+        if 0.3 < _agreement(draft, reference) < 0.95:
+            break
+    return draft
+
+
+@torch.no_grad()
+def _perturbed(module: Any, scale: float) -> Any:
+    twin = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(7)
+    for weight in twin.parameters():
+        if weight.dim() > 1 and weight.numel() > 1:
+            weight.add_(scale * weight.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+    return twin
+
+
+@torch.no_grad()
+def _agreement(draft: Any, reference: Reference) -> float:
+    """Share of the reference's tokens that the draft would have proposed after the same row."""
+    right = total = 0
+    for prompt, output in zip(reference.prompts, reference.outputs, strict=True):
+        ids = torch.tensor([prompt + output])
+        best = draft(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].argmax(-1)
+        right += int((best == torch.tensor(output)).sum())
+        total += len(output)
+    return right / total
+
+
+class AlignedEngine(specdec.Engine):
+    """The public engine with a strategy of one's choice in the place of inplace."""
+
+    def __init__(self, *models: Any, strategy: str, **settings: Any) -> None:
+        self.strategy = strategy
+        super().__init__(*models, **settings)
+
+    def _parts(self) -> _Parts:
+        clock = Clock()
+
+        def align(model: CausalLM) -> Alignment:
+            alignment: Alignment = create("alignment", self.strategy, model, clock)
+            return alignment
+
+        context = DrafterContext(self.target, self.draft, align, clock, self.tokenizer, self._draft_tokenizer)
+        return _Parts(align(self.target), create("drafter", self._drafter, context), clock)
+
+
+def decode(reference: Reference, draft: Any, strategy: str) -> tuple[list[list[int]], float]:
+    """The new tokens of each row by specdec, and the share of drafted tokens that was accepted."""
+    engine = AlignedEngine(reference.module, draft, strategy=strategy, gamma=GAMMA)
+    result: Any = engine.generate(
+        reference.prompts,
+        max_new_tokens=NEW,
+        batch=BATCH,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+    )
+    assert isinstance(result.sequences, Tensor)
+    start = result.sequences.shape[1] - NEW
+    return [row[start:].tolist() for row in result.sequences], result.acceptance_rate
+
+
+def check(entry: Entry) -> Result:
+    """Everything about one entry; no exception leaves this function."""
+    result = Result(entry.name)
+    try:
+        reference = find_reference(entry)
+    except Exception as error:
+        result.outcomes = dict.fromkeys(STRATEGIES, UNBUILT)
+        result.remark(_one_line(error))
+        return result
+    result.class_name = type(reference.module).__name__
+    try:
+        draft = make_draft(reference)
+        result.bites = find_bites(entry, reference)
+    except Exception as error:
+        result.outcomes = dict.fromkeys(STRATEGIES, UNBUILT)
+        result.remark(f"no draft: {_one_line(error)}")
+        return result
+    if not reference.clear:
+        result.remark("outputs vary little, or have a near tie, with every seed")
+    for strategy in STRATEGIES:
+        result.outcomes[strategy] = _outcome(reference, draft, strategy, result)
+    return result
+
+
+def find_bites(entry: Entry, reference: Reference) -> list[str]:
+    """The settings without which the same weights would have said something else."""
+    config = reference.module.config.get_text_config(decoder=True)
+    found = []
+    for name in BITING:
+        if getattr(config, name, None) is None:
+            continue
+        longest = max(range(len(LENGTHS)), key=LENGTHS.__getitem__)
+        with contextlib.suppress(Exception):
+            lifted = build(entry, **{name: LIFTED})
+            lifted.load_state_dict(reference.module.state_dict())
+            if generate_alone(lifted, reference.prompts[longest])[0] != reference.outputs[longest]:
+                found.append(name)
+    return found
+
+
+def _outcome(reference: Reference, draft: Any, strategy: str, result: Result) -> str:
+    try:
+        outputs, acceptance = decode(reference, draft, strategy)
+    except SpecdecError as refusal:
+        result.remark(_one_line(refusal))
+        return REFUSED
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        result.remark(f"{strategy}: {_one_line(error)} ({place})")
+        return TRACEBACK
+    result.acceptance = acceptance
+    wrong = _first_difference(reference, outputs)
+    if wrong is None:
+        return EXACT
+    row, place, margin = wrong
+    if margin < MARGIN:
+        result.remark(f"{strategy}: near tie at row {row}, token {place}")
+        return EXACT
+    length = LENGTHS[row]
+    result.remark(f"{strategy}: row of {length} tokens differs at new token {place} (margin {margin:.2g})")
+    return WRONG
+
+
+def _first_difference(reference: Reference, outputs: list[list[int]]) -> tuple[int, int, float] | None:
+    """The worst one of the rows' first differences: row, place, and how clear the reference is there."""
+    found = []
+    for row, (expected, output) in enumerate(zip(reference.outputs, outputs, strict=True)):
+        place = next((i for i, pair in enumerate(zip(expected, output, strict=True)) if pair[0] != pair[1]), None)
+        if place is not None:
+            found.append((row, place, reference.margins[row][place]))
+    return max(found, key=lambda difference: difference[2]) if found else None
+
+
+def _one_line(error: BaseException) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return text if isinstance(error, SpecdecError) else f"{type(error).__name__}: {text[:200]}"
