@@ -18,6 +18,7 @@ from torch import Tensor
 import specdec
 from specdec.alignment.base import Alignment
 from specdec.api import _Parts
+from specdec.api_models import wrapped
 from specdec.clock import Clock
 from specdec.drafters.context import DrafterContext
 from specdec.errors import SpecdecError
@@ -174,16 +175,10 @@ class AlignedEngine(specdec.Engine):
         return _Parts(align(self.target), create("drafter", self._drafter, context), clock)
 
 
-def decode(reference: Reference, draft: Any, strategy: str) -> tuple[list[list[int]], float]:
+def decode(models: tuple[Any, Any], rows: list[list[int]], strategy: str) -> tuple[list[list[int]], float]:
     """The new tokens of each row by specdec, and the share of drafted tokens that was accepted."""
-    engine = AlignedEngine(reference.module, draft, strategy=strategy, gamma=GAMMA)
-    result: Any = engine.generate(
-        reference.prompts,
-        max_new_tokens=NEW,
-        batch=BATCH,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-    )
+    engine = AlignedEngine(*models, strategy=strategy, gamma=GAMMA)
+    result: Any = engine.generate(rows, max_new_tokens=NEW, batch=BATCH, pad_token_id=0, return_dict_in_generate=True)
     assert isinstance(result.sequences, Tensor)
     start = result.sequences.shape[1] - NEW
     return [row[start:].tolist() for row in result.sequences], result.acceptance_rate
@@ -208,9 +203,19 @@ def check(entry: Entry) -> Result:
         return result
     if not reference.clear:
         result.remark("outputs vary little, or have a near tie, with every seed")
-    for strategy in STRATEGIES:
-        result.outcomes[strategy] = _outcome(reference, draft, strategy, result)
+    decode_all(reference, draft, result)
     return result
+
+
+def decode_all(reference: Reference, draft: Any, result: Result) -> None:
+    """Note what becomes of every strategy; the models are asked once whether they can be run."""
+    try:
+        models = wrapped(reference.module, "target"), wrapped(draft, "draft")
+    except Exception as error:
+        result.outcomes = dict.fromkeys(STRATEGIES, _failure(error, "", result))
+        return
+    for strategy in STRATEGIES:
+        result.outcomes[strategy] = _outcome(reference, models, strategy, result)
 
 
 def find_bites(entry: Entry, reference: Reference) -> list[str]:
@@ -229,17 +234,11 @@ def find_bites(entry: Entry, reference: Reference) -> list[str]:
     return found
 
 
-def _outcome(reference: Reference, draft: Any, strategy: str, result: Result) -> str:
+def _outcome(reference: Reference, models: tuple[Any, Any], strategy: str, result: Result) -> str:
     try:
-        outputs, acceptance = decode(reference, draft, strategy)
-    except SpecdecError as refusal:
-        result.remark(_one_line(refusal))
-        return REFUSED
+        outputs, acceptance = decode(models, reference.prompts, strategy)
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-        result.remark(f"{strategy}: {_one_line(error)} ({place})")
-        return TRACEBACK
+        return _failure(error, f"{strategy}: ", result)
     result.acceptance = acceptance
     wrong = _first_difference(reference, outputs)
     if wrong is None:
@@ -251,6 +250,16 @@ def _outcome(reference: Reference, draft: Any, strategy: str, result: Result) ->
     length = LENGTHS[row]
     result.remark(f"{strategy}: row of {length} tokens differs at new token {place} (margin {margin:.2g})")
     return WRONG
+
+
+def _failure(error: Exception, prefix: str, result: Result) -> str:
+    if isinstance(error, SpecdecError):
+        result.remark(_one_line(error))
+        return REFUSED
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    result.remark(f"{prefix}{_one_line(error)} ({place})")
+    return TRACEBACK
 
 
 def _first_difference(reference: Reference, outputs: list[list[int]]) -> tuple[int, int, float] | None:

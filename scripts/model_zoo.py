@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import model_sizes as sizes
 import torch
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 GAIN = 1.5
@@ -39,54 +40,52 @@ def entries() -> list[Entry]:
 
 
 def make_config(entry: Entry, **changes: Any) -> Any:
-    """The small config of an entry; ``changes`` are made to the settings of its text model."""
+    """The small config that the model class of an entry takes; ``changes`` are made to its text model's settings."""
     own = sizes.OWN.get(entry.model_type, {}) | sizes.VARIANTS.get(entry.model_type, {}).get(entry.variant, {})
-    config_class = type(AutoConfig.for_model(entry.model_type, **own.get("default", {})))
-    settings = _settings(config_class, entry.model_type, own, changes)
-    config = config_class(**settings)
-    model_class = _class_of(config_class)
-    if type(config).sub_configs.get("text_config") is model_class.config_class:
-        config = config.get_text_config()
-    return config
+    default = AutoConfig.for_model(entry.model_type, **own.get("default", {}))
+    if _class_of(entry).config_class is getattr(default, "sub_configs", {}).get("text_config"):
+        settings = _shrunk(default.text_config) | own.get("text", {}) | changes  # as AutoModelForCausalLM does
+        return type(default.text_config)(**settings)
+    return type(default)(**_settings(default, own, changes))
 
 
-def _settings(config_class: type, model_type: str, own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    default = config_class(**own.get("default", {}))
-    parts = getattr(config_class, "sub_configs", None) or {}
-    settings = _shrunk(default, model_type) if "text_config" not in parts else {}
+def _settings(default: Any, own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config, those of its parts as dictionaries."""
+    parts = {name: getattr(default, name, None) for name in getattr(default, "sub_configs", None) or {}}
+    settings = _neutral(default) if "text_config" in parts else _shrunk(default)
     for name, part in parts.items():
-        if getattr(default, name, None) is None or isinstance(part, str):
-            continue
-        part_default = getattr(default, name)
-        part_own = own.get(name, {})
-        settings[name] = _shrunk(part_default, part_default.model_type) | part_own
-        settings[name]["model_type"] = part_default.model_type
-    target = settings["text_config"] if "text_config" in parts else settings
-    if "text_config" in parts:
-        settings |= _neutral(default, model_type)
-        target |= own.get("text", {})
-    settings |= {k: v for k, v in own.items() if k not in parts and k not in ("default", "text")}
+        if part is not None:
+            settings[name] = _shrunk(part) | {"model_type": part.model_type} | own.get(name, {})
+    target = settings.get("text_config", settings)
+    target |= own.get("text", {})
+    settings |= {name: value for name, value in own.items() if name not in (*parts, "default", "text")}
     target |= changes
     return settings
 
 
-def _shrunk(default: Any, model_type: str) -> dict[str, Any]:
+def _shrunk(default: Any) -> dict[str, Any]:
     known = vars(default)
     settings = {name: value for name, value in sizes.SMALL.items() if known.get(name) is not None}
-    settings |= _neutral(default, model_type)
+    settings |= _neutral(default)
     if "qk_rope_head_dim" in known and "head_dim" in known:
         settings["head_dim"] = settings["qk_rope_head_dim"]
+    if "kv_lora_rank" in known and "num_key_value_heads" in settings:  # every head has keys of its own
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
     rope = known.get("rope_parameters")
     if isinstance(rope, dict):
         settings["rope_parameters"] = _short_rope(rope)
     return settings | _layers(known)
 
 
-def _neutral(default: Any, model_type: str) -> dict[str, Any]:
-    known = vars(default)
+def _neutral(default: Any) -> dict[str, Any]:
+    """No special tokens where the config can do without."""
+    known, kinds = vars(default), {field.name: str(field.type) for field in dataclasses.fields(default)}
     settings = {name: value for name, value in sizes.NEUTRAL.items() if name in known}
-    if "pad_token_id" in known:
-        settings["pad_token_id"] = 1 if model_type in sizes.PADDED else None
+    for name in known:
+        if name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"):
+            settings[name] = None if "None" in kinds.get(name, "None") else 0
+    if default.model_type in sizes.PADDED:
+        settings["pad_token_id"] = sizes.PADDED[default.model_type]
     return settings
 
 
@@ -118,19 +117,19 @@ def _layers(known: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(counts, len(kinds)) | short
 
 
-def _class_of(config_class: type) -> Any:
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+def _class_of(entry: Entry) -> Any:
+    """The class that AutoModelForCausalLM chooses."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[entry.model_type]]
     return found[0] if isinstance(found, (list, tuple)) else found
 
 
 def build(entry: Entry, seed: int = 0, **changes: Any) -> Any:
     """The model, its weights drawn from ``seed`` alone."""
     config = make_config(entry, **changes)
-    model_class = _class_of(type(config)) if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
-    assert model_class is not None, f"no causal model for {type(config).__name__}"
     torch.manual_seed(seed)
-    module = model_class(config).to(torch.float32).eval()
+    module = _class_of(entry)(config).to(torch.float32).eval()
     randomise(module, seed)
+    module.generation_config.eos_token_id = None
     return module
 
 
