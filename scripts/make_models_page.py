@@ -80,12 +80,12 @@ def _received(pipe: Any, entry: Entry, seconds: float, limit_s: float) -> Result
     try:
         return Result(**pipe.recv())
     except EOFError:
-        return Result(entry.name, outcomes=dict.fromkeys(STRATEGIES, TRACEBACK), remarks=["the process died"])
+        return Result(entry.name, outcomes=dict.fromkeys(STRATEGIES, TRACEBACK), remarks={"the process died": []})
 
 
 def _late(entry: Entry, limit_s: float) -> Result:
     return Result(
-        entry.name, outcomes=dict.fromkeys(STRATEGIES, TRACEBACK), remarks=[f"no result after {limit_s:.0f} s"]
+        entry.name, outcomes=dict.fromkeys(STRATEGIES, TRACEBACK), remarks={f"no result after {limit_s:.0f} s": []}
     )
 
 
@@ -97,7 +97,7 @@ def verdict(result: Result) -> str:
 def _line(result: Result) -> str:
     outcomes = set(result.outcomes.values())
     shown = outcomes.pop() if len(outcomes) == 1 else " ".join(f"{k}={v}" for k, v in result.outcomes.items())
-    parts = [f"{result.name}: {shown}", f"{result.seconds:.1f} s", *result.remarks]
+    parts = [f"{result.name}: {shown}", f"{result.seconds:.1f} s", *filter(None, [result.remark])]
     return "; ".join(parts)
 
 
@@ -117,7 +117,7 @@ def page(results: list[Result]) -> str:
     ]
     for result in results:
         outcomes = " | ".join(result.outcomes[strategy] for strategy in STRATEGIES)
-        remark = "; ".join(result.remarks).replace("|", r"\|")
+        remark = result.remark.replace("|", r"\|")
         lines.append(f"| {result.name} | {result.class_name} | {', '.join(result.bites)} | {outcomes} | {remark} |")
     return "\n".join(lines) + "\n"
 

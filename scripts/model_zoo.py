@@ -13,8 +13,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-GAIN = 1.5
-"""Standard deviation of what a random matrix makes of a normalised vector: attention is peaked, logits are not flat."""
+GAIN = 2.5
+"""Standard deviation of what a random matrix makes of a normalised vector: attention is peaked, outputs vary."""
+HEAD, TOKEN, POSITION, VECTOR = 1.5, 0.7, 1.5, 0.2
+"""The same for the output layer; of a token's and a position's embedding; by how much biases and norms are moved."""
 
 
 @dataclass(frozen=True)
@@ -135,20 +137,23 @@ def build(entry: Entry, seed: int = 0, **changes: Any) -> Any:
 
 @torch.no_grad()
 def randomise(module: Any, seed: int) -> None:
-    """Weights that make something of their input; biases, norms and other vectors are moved from what they are."""
+    """Weights that make something of their input, whatever the model's own initialisation is."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in _parameters(module):
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
-        if weight.dim() < 2:
-            weight.add_(0.2 * noise)
-        elif "emb" in name or "wte" in name or "wpe" in name or "head" in name:
-            weight.copy_(noise * (GAIN / math.sqrt(weight.shape[-1]) if "head" in name else 0.7))
-        elif weight.dim() == 2:
-            weight.copy_(noise * GAIN / math.sqrt(max(weight.shape[1], 4)))
-        elif weight.dim() == 3 and min(weight.shape[-2:]) > 1:
-            weight.copy_(noise * GAIN / math.sqrt(sum(weight.shape[-2:]) / 2))
+        if weight.dim() < 2 or (weight.dim() > 2 and min(weight.shape[-2:]) == 1):
+            weight.add_(VECTOR * noise)
         else:
-            weight.add_(0.2 * noise)
+            weight.copy_(_scale(name, weight) * noise)
+
+
+def _scale(name: str, weight: torch.Tensor) -> float:
+    if "pos" in name or "wpe" in name:
+        return POSITION
+    if "emb" in name or "wte" in name:
+        return TOKEN
+    inputs = weight.shape[-1] if weight.dim() == 2 else sum(weight.shape[-2:]) / 2  # experts: either side first
+    return (HEAD if "head" in name else GAIN) / math.sqrt(max(inputs, 4))
 
 
 def _parameters(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
