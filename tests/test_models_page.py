@@ -1,0 +1,87 @@
+"""The table of architectures: a sample of its rows, and that it would notice a wrong token or a model that hangs."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import make_models_page
+import model_check
+import pytest
+import transformers
+from model_check import EXACT, REFUSED, STRATEGIES, TRACEBACK, WRONG, Result
+from model_zoo import Entry, entries
+
+ROOT = Path(__file__).parent.parent
+
+EXACT_FAMILIES = [
+    *("llama", "llama (window left over)", "mistral", "qwen3 (window)", "gpt2", "gpt_neox", "gemma3_text", "falcon"),
+    *("mixtral (window)", "qwen3_moe", "phi3", "granite"),
+]
+EXACT_OR_REFUSED = ["llama4_text", "llama4_text (no temperature)", "gpt_neo", "deepseek_v3"]
+BY_NAME = {entry.name: entry for entry in entries()}
+
+
+@pytest.mark.parametrize("name", [*EXACT_FAMILIES, *EXACT_OR_REFUSED])
+def test_every_strategy_says_what_the_model_itself_says(name):
+    result = model_check.check(BY_NAME[name])
+    right = {EXACT} if name in EXACT_FAMILIES else {EXACT, REFUSED}
+    assert set(result.outcomes) == set(STRATEGIES)
+    assert set(result.outcomes.values()) <= right, f"{result.outcomes}: {result.remark}"
+    assert EXACT not in result.outcomes.values() or 0 < result.acceptance < 1
+
+
+def test_the_sample_bites():
+    """Windows, chunks and scales begin within the fifty tokens, or they would prove nothing."""
+    bites = {name: model_check.find_bites(BY_NAME[name], _reference(name)) for name in ("mistral", "llama4_text")}
+    assert bites == {"mistral": ["sliding_window"], "llama4_text": ["attention_chunk_size", "floor_scale"]}
+
+
+def test_a_wrong_token_is_found():
+    """A model whose window is twice as long says something else, and every strategy is called wrong for it."""
+    entry = BY_NAME["mistral"]
+    reference = _reference("mistral")
+    longer = model_check.build(entry, sliding_window=16)
+    longer.load_state_dict(reference.module.state_dict())
+    outputs = [model_check.generate_alone(longer, row)[0] for row in reference.prompts]
+    result = Result(entry.name)
+    model_check.decode_all(replace(reference, outputs=outputs), reference.module, result)
+    assert set(result.outcomes.values()) == {WRONG}
+    assert result.failed
+    assert "differs from new token" in result.remark
+
+
+def test_a_model_that_hangs_or_dies_costs_its_own_row(monkeypatch):
+    check = model_check.check
+
+    def checked(entry):
+        if entry.model_type == "gpt2":
+            time.sleep(60)
+        if entry.model_type == "opt":
+            os._exit(1)
+        return check(entry)
+
+    monkeypatch.setattr(model_check, "check", checked)
+    results = make_models_page.run_all([Entry("gpt2"), Entry("opt"), Entry("llama")], jobs=2, limit_s=15)
+    assert [make_models_page.verdict(result) for result in results] == [TRACEBACK, TRACEBACK, EXACT]
+    assert [result.remark for result in results] == ["no result after 15 s", "the process died", ""]
+
+
+def test_the_page_has_a_row_for_every_architecture():
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    if f"transformers {transformers.__version__}," not in text:
+        pytest.skip("the page was made with another release of transformers")
+    rows = re.findall(r"^\| (.+?) \| ", text, re.MULTILINE)
+    assert rows[1:] == list(BY_NAME), "run `python scripts/make_models_page.py`"
+
+
+@pytest.mark.nightly
+def test_no_architecture_is_wrong(tmp_path):
+    assert make_models_page.main(["--page", str(tmp_path / "models.md")]) == 0
+
+
+def _reference(name):
+    return model_check.find_reference(BY_NAME[name])
