@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
@@ -13,15 +12,13 @@ from specdec.clock import Clock
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.engine import Round
-from specdec.equivalence import ReferenceStore
 from specdec.memory import PeakMemory
 from specdec.metrics import Tally
 from specdec.oracle import Witness
 from specdec.pair import Pair
-from specdec.placement import num_processes
 from specdec.profiling import profiler
 from specdec.prompts import Prompt
-from specdec.reference import follows_plain, method_settings, reference_key, reference_run, sampling_params
+from specdec.reference import sampling_params
 from specdec.replay import ForwardLog, recording
 from specdec.sampling import SamplingParams
 from specdec.sequence import Sequence, SequencePool
@@ -157,47 +154,3 @@ def _warm_up(
         pool = SequencePool(rows)
         while not pool.done:
             engine.step(pool)
-
-
-def reference_settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
-    """Everything that decides the reference outputs."""
-    return {
-        "pair": pair.fingerprint,
-        "dtype": cfg.runner.dtype,
-        "device": pair.target.device.type,
-        "attention": cfg.pair.attention,
-        "torch": torch.__version__,
-        "max_new_tokens": cfg.max_new_tokens,
-        "stop_ids": sorted(stop_ids(cfg, pair)),
-        **method_settings(cfg),
-        **({} if follows_plain(cfg) else {"draft": pair.draft_fingerprint}),
-        **({"tensor_parallel": num_processes(cfg.runner)} if cfg.runner.tensor_parallel else {}),
-    }
-
-
-def complete_reference(
-    cfg: DictConfig, pair: Pair, prompts: list[Prompt], store: ReferenceStore, observe: Observer | None = None
-) -> None:
-    """Decode what the store lacks, one row at a time, nothing padded: see specdec.reference for what.
-
-    All of them at full length, whatever a prompt's own ``max_new_tokens`` is. Of a conversation every turn, with the
-    reference's own answers as history.
-    """
-    talks = conversations(cfg, pair, prompts)
-
-    def keep(outcome: Round, clock: Clock) -> None:
-        for row in outcome.finished:
-            store.add(reference_key(cfg, row.index, row.prompt_ids), row.output_ids)
-        if observe is not None:
-            observe(outcome, clock)
-
-    def known(prompt: Prompt) -> list[int] | None:
-        return store.get(reference_key(cfg, prompt.index, prompt.ids))
-
-    todo = talks.openings()
-    while todo:
-        missing = [prompt for prompt in todo if known(prompt) is None]
-        if missing:
-            decode(reference_run(cfg), pair, [replace(prompt, max_new_tokens=None) for prompt in missing], keep)
-        after = [talks.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
-        todo = [prompt for prompt in after if prompt is not None]

@@ -221,9 +221,8 @@ class CheckedAlignment(Alignment):
                 self._fail(kind, row, positions[query], EXPECTED[kind], found)
 
     def _first_seen(self, path: list[int]) -> int:
-        """Where a path begins to be seen by a model whose every layer has a sliding window."""
-        window = self.model.window
-        return 0 if window is None or self.model.mixed_layers else max(len(path) - window, 0)
+        """Where a path begins to be seen by a model whose every layer has a window, or chunks."""
+        return self.model.form.widest.first_seen(len(path) - 1)
 
     def _check_logits(self, rows: list[int], starts: list[int], logits_BTV: Tensor) -> None:
         for b, row in enumerate(rows):

@@ -1,7 +1,9 @@
 """One causal language model of `transformers`, run on KV storage that an alignment lays out.
 
 The storage is one tensor for all layers, (N, B, H, S, D) with N = 2 x layers: index 2l holds layer l's keys and
-2l + 1 its values. Realigning a batch is then a handful of copies, whatever the number of layers.
+2l + 1 its values. Realigning a batch is then a handful of copies, whatever the number of layers. Where keys and values
+have different heads or widths (latent attention, layers of several kinds), H and D are the largest, and a part uses
+the first of them; the rest stays zero.
 """
 
 from __future__ import annotations
@@ -13,14 +15,21 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
-from specdec.errors import PairError
+from specdec.cache_argument import cache_argument, returned_cache
+from specdec.errors import ContractError, PairError
 from specdec.execution.base import Call, Execution, Gives
 from specdec.execution.choice import make_execution
 from specdec.execution.eager import EagerExecution
-from specdec.execution.fused import within_window
+from specdec.masking import MaskForm, forms
+from specdec.miniature import field
 
 GROWTH_COLUMNS = 128
+NO_LIMIT = 1 << 30  # tokens of a row, where a config names none
+
+KVShape = tuple[int, int]
+"""Heads and width of one layer's keys, or of its values."""
 
 
 class KVWriter(Protocol):
@@ -41,13 +50,13 @@ class KVWriter(Protocol):
 class Appending:
     """All rows write to the same columns, behind those in use."""
 
-    data_NBHSD: Tensor
+    storage: KVStorage
     start: int
     num_columns: int
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """See KVWriter; what is returned is a view."""
-        part_BHSD = self.data_NBHSD[index]
+        part_BHSD = self.storage.part(index, states_BHTD)
         part_BHSD[:, :, self.start : self.num_columns] = states_BHTD
         return part_BHSD[:, :, : self.num_columns]
 
@@ -56,30 +65,52 @@ class Appending:
 class Scattering:
     """Every token of every row writes to a column of its own, in the slot of its row."""
 
-    data_NBHSD: Tensor
-    places_M: Tensor  # where each token's vector goes among the B x H x S of a part, one behind the other
+    storage: KVStorage
+    places_BHT: Tensor  # where each token's vector goes among the B x H x S of a part
     num_columns: int
     slots: slice | Tensor  # rows that are read: a slice where they are consecutive, for then nothing is copied
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """See KVWriter; what is returned is a view if the slots are consecutive, otherwise a copy."""
-        part_BHSD = self.data_NBHSD[index]
-        size = part_BHSD.shape[-1]
-        part_BHSD.view(-1, size).index_copy_(0, self.places_M, states_BHTD.reshape(-1, size))
+        part_BHSD = self.storage.part(index, states_BHTD)
+        _, heads, _, size = states_BHTD.shape
+        places_M = self.places_BHT[:, :heads].flatten()
+        self.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
         return part_BHSD[self.slots, :, : self.num_columns]
 
 
 class KVStorage:
     """Keys and values of a batch of rows, with room to grow; columns beyond ``width`` are unused."""
 
-    def __init__(self, data_NBHSD: Tensor, width: int) -> None:
+    def __init__(self, data_NBHSD: Tensor, width: int, shapes: tuple[KVShape, ...]) -> None:
         self.data_NBHSD = data_NBHSD
         self.width = width
+        self.shapes = shapes  # of each of the N parts: its heads and width, at most H and D
 
     @property
     def num_rows(self) -> int:
         """Rows of the batch."""
         return self.data_NBHSD.shape[1]
+
+    def part(self, index: int, states_BHTD: Tensor) -> Tensor:
+        """Where such keys or values are kept (B, H, S, D), with the heads and the width that the part has.
+
+        Raises:
+            ContractError: the model gives others than it gave when it was asked.
+        """
+        heads, size = states_BHTD.shape[1], states_BHTD.shape[3]
+        if (heads, size) != self.shapes[index]:
+            name, expected = ("values" if index % 2 else "keys"), self.shapes[index]
+            raise ContractError(
+                f"layer {index // 2} writes {name} of {heads} heads x {size}, its storage holds "
+                f"{expected[0]} x {expected[1]}"
+            )
+        return self.data_NBHSD[index, :, :heads, :, :size]
+
+    def vectors(self, index: int, size: int) -> Tensor:
+        """A part as its B x H x S vectors, of which the first ``size`` numbers are used."""
+        part_BHSD = self.data_NBHSD[index]
+        return part_BHSD.view(-1, part_BHSD.shape[-1])[:, :size]
 
     def reserve(self, width: int) -> None:
         """Make room for ``width`` columns. New columns are zero: masked, but finite."""
@@ -94,7 +125,7 @@ class KVStorage:
         start = self.width
         self.reserve(start + num_new)
         self.width = start + num_new
-        return Appending(self.data_NBHSD, start, self.width)
+        return Appending(self, start, self.width)
 
     def scatter(self, slots: list[int], columns_BT: Tensor, num_columns: int) -> Scattering:
         """The writer of a forward that writes each token of the rows in ``slots`` to its own column.
@@ -108,50 +139,55 @@ class KVStorage:
         _, _, H, S, _ = self.data_NBHSD.shape
         slots_B = torch.tensor(slots, device=self.data_NBHSD.device)
         heads_BH1 = (slots_B[:, None] * H + torch.arange(H, device=slots_B.device))[..., None]
-        places_M = (heads_BH1 * S + columns_BT[:, None]).flatten()
+        places_BHT = heads_BH1 * S + columns_BT[:, None]
         first = slots[0]
         consecutive = slots == list(range(first, first + len(slots)))
-        return Scattering(
-            self.data_NBHSD, places_M, num_columns, slice(first, first + len(slots)) if consecutive else slots_B
-        )
+        read = slice(first, first + len(slots)) if consecutive else slots_B
+        return Scattering(self, places_BHT, num_columns, read)
 
 
 class CausalLM:
-    """A model, and what a forward over aligned storage needs to know about it."""
+    """A model, and what a forward over aligned storage needs to know about it.
 
-    def __init__(self, module: Any) -> None:
+    Args:
+        module: a causal language model of `transformers`.
+        form: how it takes masks; found by trial in ``specdec.support``, and without that the likeliest.
+        kv_shapes: heads and width of each layer's keys and values, one after the other; without them the model's own
+            cache is asked, by a forward of one token.
+    """
+
+    def __init__(self, module: Any, form: MaskForm | None = None, kv_shapes: tuple[KVShape, ...] | None = None) -> None:
         config = module.config.get_text_config()
         self.module = module.eval()
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         self.vocab_size: int = config.vocab_size
-        self.context_length: int = _context_length(config)
+        self.context_length: int = context_length(config)
+        self.max_columns: int | None = None  # a forward reads no more: the model would no longer be exact
+        self.notes: list[str] = []  # for the user
         self.num_layers: int = config.num_hidden_layers
-        self.num_heads: int = config.num_attention_heads
-        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        self.kv_shapes = kv_shapes or measure_kv_shapes(module)
+        self.num_kv_heads = max(heads for heads, _ in self.kv_shapes)
+        self.head_dim = max(size for _, size in self.kv_shapes)
+        num_heads = field(config, "num_attention_heads")
         num_parts = getattr(module, "tp_size", None) or 1  # tensor parallel: each process has a part of the heads
-        self.num_heads, self.num_kv_heads = self.num_heads // num_parts, self.num_kv_heads // num_parts
+        self.num_heads: int = num_heads // num_parts if isinstance(num_heads, int) else self.num_kv_heads
         self.num_read_weights = _num_read_weights(module)
         self.gives: Gives = "logits"  # the one tensor that alignments pass on, whatever it holds
         self.probes_MD: Tensor | None = None  # embeddings of further ids, from vocab_size on, that a drafter feeds
-        self._additive = config._attn_implementation == "eager"
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-        slides = "sliding_attention" in kinds
-        self.window: int | None = getattr(config, "sliding_window", None) if slides else None
-        self.mixed_layers = getattr(config, "layer_types", None) is not None
+        self.form = form or forms(module)[0]
         self.execution: Execution = EagerExecution(self)
         self._executions: dict[str, Execution] = {"eager": self.execution}
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return len(self.kv_shapes) * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     def empty_storage(self, num_rows: int, columns: int) -> KVStorage:
         """Storage for ``num_rows`` rows with room for ``columns``, nothing in use."""
-        shape = (2 * self.num_layers, num_rows, self.num_kv_heads, columns, self.head_dim)
-        return KVStorage(torch.zeros(shape, dtype=self.dtype, device=self.device), 0)
+        shape = (len(self.kv_shapes), num_rows, self.num_kv_heads, columns, self.head_dim)
+        return KVStorage(torch.zeros(shape, dtype=self.dtype, device=self.device), 0, self.kv_shapes)
 
     @torch.inference_mode()
     def forward(
@@ -172,7 +208,15 @@ class CausalLM:
 
         Returns:
             Logits (B, T or num_logits, V), or what ``gives`` says.
+
+        Raises:
+            PairError: the writer holds more columns than the model is exact for (``max_columns``).
         """
+        if self.max_columns is not None and writer.num_columns > self.max_columns:
+            raise PairError(
+                f"{type(self.module).__name__} is exact up to {self.max_columns} columns of its cache and "
+                f"{writer.num_columns} are needed: choose a smaller max_new_tokens, gamma, or alignment=inplace"
+            )
         return self.execution.run(Call(self._fed(tokens_BT), positions_BT, mask_BTS, writer, num_logits, self.gives))
 
     def execute(self, name: str) -> Execution:
@@ -206,19 +250,22 @@ class CausalLM:
 
     def masks(self, mask_BTS: Tensor) -> Tensor | dict[str, Tensor]:
         """The mask in the form that the architecture takes: bool or additive, one or one per kind of layer."""
-        if self.window is None:
-            return self._mask_4d(mask_BTS)
-        sliding = self._mask_4d(within_window(mask_BTS, self.window))
-        if not self.mixed_layers:
-            return sliding
-        return {"full_attention": self._mask_4d(mask_BTS), "sliding_attention": sliding}
+        return self.form.masks(mask_BTS, self.dtype)
 
-    def _mask_4d(self, mask_BTS: Tensor) -> Tensor:
-        mask = mask_BTS[:, None]
-        if self._additive:
-            lowest = torch.finfo(self.dtype).min
-            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, lowest)
-        return mask
+    @property
+    def window(self) -> int | None:
+        """Tokens of the sliding window of those layers that have one."""
+        return next((v.size for _, v in self.form.visible if v.kind == "window"), None)
+
+
+@torch.inference_mode()
+def measure_kv_shapes(module: Any) -> tuple[KVShape, ...]:
+    """Heads and width of each layer's keys and values, as one token leaves them in the model's own cache."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=module.device)
+    layers = returned_cache(module(ids, **cache_argument(module, DynamicCache()), use_cache=True)).layers
+    parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    # Layers that read another one's keys have none of their own.
+    return tuple((1, 1) if part is None else (int(part.shape[1]), int(part.shape[3])) for part in parts)
 
 
 def check_supported(config: Any, name: str) -> None:
@@ -229,25 +276,33 @@ def check_supported(config: Any, name: str) -> None:
     """
     config = config.get_text_config()
     recurrent = {"linear_attention", "conv", "hybrid", "mamba", "recurrent"}
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if kinds & recurrent or not hasattr(config, "num_attention_heads"):
+    kinds = set(field(config, "layer_types") or [])
+    fields = {*vars(config), *type(config).attribute_map}
+    if kinds & recurrent or "num_attention_heads" not in fields:
         raise PairError(
             f"{name} ({config.model_type}) keeps a recurrent state that cannot be cut back to the accepted tokens; "
             "speculative decoding here needs attention layers with a KV cache"
         )
 
 
-def _context_length(config: Any) -> int:
-    """Longest row in tokens: the config's; with longrope rotations the length that the model was first trained at.
+def context_length(config: Any) -> int:
+    """Longest row in tokens: what the config says, or what its scaled rotations reach.
 
-    Beyond that, such a model rotates all rows of a forward by other frequencies as soon as one of them is longer: a row
-    would depend on its neighbours, and keys that are cached would be of the wrong kind.
+    With longrope the length that the model was first trained at: beyond it, such a model rotates all rows of a forward
+    by other frequencies as soon as one of them is longer. A row would depend on its neighbours, and keys that are
+    cached would be of the wrong kind. Yarn, llama3 and linear scale all positions alike, as far as ``factor`` says,
+    whether or not ``max_position_embeddings`` was raised with it.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one, or one per kind of layer
-    key = "original_max_position_embeddings"
-    lengths = [kind.get(key, getattr(config, key, None)) for kind in kinds if kind.get("rope_type") == "longrope"]
-    return min(int(length) for length in (config.max_position_embeddings, *lengths) if length is not None)
+    own = field(config, "max_position_embeddings")
+    longest = own if isinstance(own, int) else NO_LIMIT
+    rope = field(config, "rope_parameters") or {}
+    for kind in (rope, *(part for part in rope.values() if isinstance(part, dict))):  # one, or one per kind of layer
+        trained = kind.get("original_max_position_embeddings") or field(config, "original_max_position_embeddings")
+        if kind.get("rope_type") == "longrope" and trained:
+            longest = min(longest, int(trained))
+        elif kind.get("rope_type") in ("yarn", "llama3") and trained and kind.get("factor"):
+            longest = max(longest, int(trained * kind["factor"]))
+    return longest
 
 
 def _num_read_weights(module: Any) -> int:

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from specdec.cache_argument import cache_argument, returned_cache
-from specdec.execution.fused import within_window
 from specdec.model import CausalLM, KVWriter
 
 
@@ -64,8 +63,7 @@ def watch(model: CausalLM) -> Iterator[list[Observed]]:
         answer = forward(tokens_BT, positions_BT, mask_BTS, watched, num_logits)
         assert watched.keys_BHSE is not None
         keys_MSE = watched.keys_BHSE.transpose(1, 2).flatten(2)
-        window = None if model.mixed_layers else model.window  # where some layers see all, these hold the promise
-        seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
+        seen_BTS = model.form.widest.of(mask_BTS)  # where some layers see all, these hold the promise
         seen.append(Observed(tokens_BT, positions_BT, seen_BTS, keys_MSE))
         return answer
 
@@ -118,7 +116,7 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
             input_ids=torch.tensor([tokens], device=model.device),
             position_ids=torch.tensor([positions], device=model.device),
             attention_mask=model.masks(mask_BTS),
-            **cache_argument(model.module, Cache(layers=[layer] * model.num_layers)),
+            **cache_argument(model.module, Cache(layers=[layer] * (len(model.kv_shapes) // 2))),
             use_cache=True,
         )
     assert layer.keys_taken is not None

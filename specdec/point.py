@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 from specdec.build import build_engine, executions, plugin
 from specdec.clock import Clock
 from specdec.config import RANDOM_WEIGHTS_PROMPTS
-from specdec.decode import complete_reference, reference_settings, row_sampling
+from specdec.decode import row_sampling
 from specdec.equivalence import ReferenceStore
 from specdec.errors import ConfigError
 from specdec.fitting import check_run, check_weights
@@ -28,7 +28,8 @@ from specdec.progress import RoundProgress
 from specdec.prompts import Prompt, load_prompts
 from specdec.provenance import environment
 from specdec.ranks import Ranks
-from specdec.reference import baseline_run, has_reference, is_baseline, reference_key
+from specdec.reference import baseline_run, follows_plain, has_reference, is_baseline, reference_key
+from specdec.reference_outputs import complete_reference, reference_settings
 from specdec.results import RunFolder, plain_copy
 from specdec.resume import Attempt, begin
 from specdec.sequence import Sequence
@@ -107,8 +108,9 @@ def _reference(cfg: DictConfig, pair: Pair, prompts: list[Prompt], ranks: Ranks)
         if is_serving(cfg):  # the prompts of later turns are not known yet
             missing = prompts
         mine = ranks.share(missing, cfg.max_new_tokens)
-        with RoundProgress("reference (batch 1)", len(mine), cfg.progress and ranks.is_main) as progress:
-            complete_reference(cfg, pair, mine, store, progress.observe)
+        way = "transformers' generate, once" if follows_plain(cfg) else "batch 1"
+        with RoundProgress(f"reference ({way})", len(mine), cfg.progress and ranks.is_main) as progress:
+            complete_reference(cfg, pair, mine, store, progress.observe_row)
         for outputs in ranks.gather(store.outputs if missing else {}):
             store.outputs.update(outputs)
     return store

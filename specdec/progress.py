@@ -18,6 +18,7 @@ class RoundProgress:
 
     def __init__(self, title: str, num_rows: int, enabled: bool) -> None:
         self._tally = Tally()
+        self._tokens, self._seconds = 0, 0.0  # of rows that were decoded alone
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,3 +50,10 @@ class RoundProgress:
         rate = self._tally.acceptance_rate
         accepted = f", acceptance {rate:.2f}" if rate is not None else ""
         self._bar.update(self._task, advance=len(outcome.finished), speed=speed + accepted)
+
+    def observe_row(self, num_tokens: int, seconds: float) -> None:
+        """Advance by one row that was decoded alone."""
+        self._tokens += num_tokens
+        self._seconds += seconds
+        speed = f"{self._tokens / self._seconds:,.0f} tok/s" if self._seconds else ""
+        self._bar.update(self._task, advance=1, speed=speed)

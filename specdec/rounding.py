@@ -101,8 +101,7 @@ def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chun
     num_columns = ids_1S.shape[1]
     columns_S = torch.arange(num_columns, device=model.device)
     positions_1S = (columns_S - pad).clamp(min=0)[None]
-    mask_1SS = ((columns_S <= columns_S[:, None]) & (columns_S >= pad))[None]
-    mask_1SS |= torch.eye(num_columns, dtype=torch.bool, device=model.device)
+    real_1S = (columns_S >= pad).long()[None]  # the model makes its own masks of it
     cache, logits, start = DynamicCache(), [], 0
     taken = cache_argument(model.module, cache)
     for stop in [pad + first, *range(pad + first + chunk, num_columns + chunk, chunk)]:
@@ -113,7 +112,7 @@ def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chun
         part = model.module(
             input_ids=ids_1S[:, start:stop].expand(num_rows, -1),
             position_ids=positions_1S[:, start:stop].expand(num_rows, -1),
-            attention_mask=model.masks(mask_1SS[:, start:stop, :stop].expand(num_rows, -1, -1)),
+            attention_mask=real_1S[:, :stop].expand(num_rows, -1),
             **taken,
             use_cache=True,
             logits_to_keep=1 if start == 0 else 0,

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 from specdec.bound import BOUND, bound_counts
 from specdec.build import kept_as_it_is
 from specdec.clock import Clock
-from specdec.decode import Observer, complete_reference, decode
+from specdec.decode import Observer, decode
 from specdec.engine import Round
 from specdec.equivalence import ReferenceStore
 from specdec.errors import is_out_of_memory
@@ -24,6 +24,7 @@ from specdec.prompts import Prompt
 from specdec.ranks import Ranks
 from specdec.recorder import Recorder
 from specdec.reference import reference_key
+from specdec.reference_outputs import complete_reference
 from specdec.replay import ForwardLog
 from specdec.results import RunFolder, append_line, plain_copy
 from specdec.sequence import Sequence

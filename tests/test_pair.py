@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 import specdec.config
 from specdec import pair as pair_module
-from specdec.decode import reference_settings
 from specdec.errors import ConfigError, PairError
 from specdec.inputs import signature
 from specdec.pair import load_pair
 from specdec.profiling import profiler
 from specdec.prompts import Prompt
+from specdec.reference_outputs import reference_settings
 from specdec.runner import resolve
 from specdec.specimens import Specimens
 

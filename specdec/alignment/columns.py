@@ -121,7 +121,7 @@ class ColumnBatch:
         """Keep only ``rows`` of the batch, column for column."""
         self._rest([row for row in self.living if row not in rows])
         index = torch.tensor([self.rows.index(row) for row in rows], device=self.model.device)
-        self.kv = KVStorage(self.kv.data_NBHSD[:, index], self.kv.width)
+        self.kv = KVStorage(self.kv.data_NBHSD[:, index], self.kv.width, self.kv.shapes)
         self.rows = list(rows)
 
     def _rest(self, rows: list[int]) -> None:

@@ -12,12 +12,13 @@ from omegaconf import DictConfig, open_dict
 from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
 from specdec.bound import bound_counts, bound_figures
-from specdec.decode import complete_reference, decode, reference_settings
+from specdec.decode import decode
 from specdec.equivalence import ReferenceStore, compare
 from specdec.metrics import latencies, ratio, timing
 from specdec.pair import Pair, load_pair
 from specdec.prompts import Prompt, load_prompts
 from specdec.reference import reference_key
+from specdec.reference_outputs import complete_reference, reference_settings
 from specdec.replay import ForwardLog
 from specdec.runner import resolve
 

@@ -27,7 +27,7 @@ class SelfDrafter(Drafter):
         available = context.target.num_layers
         if not 1 <= num_layers <= available:
             raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {available}, the target's layers")
-        draft = CausalLM(first_layers(context.target.module, num_layers))
+        draft = CausalLM(first_layers(context.target.module, num_layers), context.target.form)
         self._chains = ChainDrafts(draft, context.align(draft))
 
     def admit(self, rows: list[Sequence]) -> None:
@@ -75,7 +75,7 @@ class EarlyExitDrafter(SelfDrafter):
         leaving = EarlyExit(target.module)
         if path is not None:
             load_weights(path, leaving)
-        draft = CausalLM(leaving_at(target.module, settings["layer"], placed(leaving, target)))
+        draft = CausalLM(leaving_at(target.module, settings["layer"], placed(leaving, target)), target.form)
         self._chains = ChainDrafts(draft, context.align(draft))
 
 

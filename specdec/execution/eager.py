@@ -55,7 +55,7 @@ class EagerExecution(Execution):
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
-        self._layers = [_StorageLayer(layer) for layer in range(model.num_layers)]
+        self._layers = [_StorageLayer(layer) for layer in range(len(model.kv_shapes) // 2)]
         self._cache = cache_argument(model.module, Cache(layers=list(self._layers)))
 
     def run(self, call: Call) -> Tensor:

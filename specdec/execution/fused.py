@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from specdec.errors import ConfigError
 from specdec.execution.base import Call, Execution
 from specdec.execution.linear import Linear, joined
+from specdec.masking import within_window
 
 if TYPE_CHECKING:
     from specdec.model import CausalLM
@@ -66,7 +67,7 @@ class Layer:
     def __init__(self, module: Any, model: CausalLM) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.H, self.K, self.E = model.num_heads, model.num_kv_heads, model.head_dim
-        self.window: int | None = attention.sliding_window if model.mixed_layers else model.window
+        self.window: int | None = attention.sliding_window if model.form.by_type else model.window
         self.scale: float = attention.scaling
         self.norm_in, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
         self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj, may_pack=self.may_pack)
@@ -181,16 +182,6 @@ class FusedExecution(Execution):
             return hidden_BTD
         logits_BTV = self._head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
         return logits_BTV if call.gives == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
-
-
-def within_window(mask_BTS: Tensor, window: int) -> Tensor:
-    """Of the columns that a query sees, those within a sliding window.
-
-    A query sees one column for each of the positions before it, in order of position: so the last ``window`` of them
-    are those within the window, wherever a strategy put them.
-    """
-    rank_BTS = mask_BTS.flip(-1).cumsum(-1).flip(-1)
-    return mask_BTS & (rank_BTS <= window)
 
 
 def _attend(layer: Layer, q_MHE: Tensor, keys: Tensor, values: Tensor, mask: Tensor, B: int, T: int) -> Tensor:
