@@ -80,7 +80,10 @@ def forms(module: Any) -> list[MaskForm]:
     config = module.config.get_text_config()
     window, chunk = field(config, "sliding_window"), field(config, "attention_chunk_size")
     sizes = {kind: size for kind, size in (("window", window), ("chunk", chunk)) if isinstance(size, int)}
-    whole = [((None, FULL),), *(((None, Visible(kind, size)),) for kind, size in sizes.items())]
+    whole: list[tuple[tuple[str | None, Visible], ...]] = [
+        ((None, FULL),),
+        *(((None, Visible(kind, size)),) for kind, size in sizes.items()),
+    ]
     if "window" in sizes and _makes_windows(module):
         whole.reverse()
     layer_types = field(config, "layer_types")

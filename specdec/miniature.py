@@ -126,8 +126,8 @@ def _shorten(config: Any) -> None:
     for name, value in lists.items():
         setattr(config, name, type(value)(value[layer] for layer in chosen))
     for name in ("num_kv_shared_layers", "max_window_layers"):
-        value = fields.get(name)
-        if isinstance(value, int) and value >= len(chosen):
+        count = fields.get(name)
+        if isinstance(count, int) and count >= len(chosen):
             setattr(config, name, len(chosen) // 2)
 
 

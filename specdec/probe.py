@@ -1,4 +1,4 @@
-"""Whether an architecture follows explicit positions and masks: a small copy of it, run past everything that begins late.
+"""Whether an architecture follows explicit positions and masks: a small copy, run past everything that begins late.
 
 The copy (specdec.miniature) is run in float32 on rows longer than all of its windows, chunks, scales and original
 lengths: ragged, several tokens at once after a ragged commit, through both ways of writing to the cache. What it must
@@ -25,6 +25,7 @@ TOLERANCE = 5e-4
 """Largest difference of a logit, as a share of the largest: correct float32 computations lie within 1e-5."""
 NUM_TOKENS, NUM_FED = 44, 5
 SEEDS = (0, 1)  # one of them may hit a near-tie in what routes tokens to experts; a fault fails with both
+DISAGREES = "its own generate() and its own forward without a cache disagree, so there is no output to be exact to"
 MARGIN = 64  # columns kept free below a limit: drafted tokens, and holes between rows
 
 
@@ -205,7 +206,7 @@ def _generates_otherwise(small: Any) -> str | None:
     short_T = logits_TV.amax(-1) - logits_TV.gather(-1, emitted_T1)[:, 0]
     if float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:
         return None
-    return "its own generate() and its own forward without a cache disagree, so there is no output to be exact to"
+    return DISAGREES
 
 
 def _first_line(error: BaseException) -> str:

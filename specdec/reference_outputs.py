@@ -2,7 +2,7 @@
 
 Where the tokens are those of plain decoding they come from the unmodified model: `transformers`' own ``generate``, one
 row at a time, with its own cache, masks and positions. Nothing of this project takes part in a forward. When sampling,
-its own logits processors make the distribution, and the only part of ours is the row's random number that picks from it.
+its own logits processors make the distribution; the only part of ours is the row's random number that picks from it.
 Where the tokens also depend on the draft (``verifier=rejection`` and ``block``), they are the method's own at batch 1.
 """
 

@@ -12,17 +12,18 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specdec.errors import PairError
 from specdec.masking import MaskForm, forms
 from specdec.miniature import field
 from specdec.model import CausalLM, check_supported
-from specdec.probe import MARGIN, Finding, probe
+from specdec.probe import DISAGREES, MARGIN, Finding, probe
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of the loaded module's logits from its own, as a share of the largest logit."""
 NUM_TOKENS, NUM_PADS = 6, 3
+QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized")  # where the classes of such modules are defined
 
 
 def supported(module: Any, name: str) -> CausalLM:
@@ -47,9 +48,8 @@ def supported(module: Any, name: str) -> CausalLM:
         raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {_first_line(error)}")) from error
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
     if not difference <= TOLERANCE[model.dtype]:
-        raise PairError(
-            _does_not_follow(described, f"after padding its logits differ by {difference:.1%} from its own")
-        )
+        reason = f"after padding its logits differ by {difference:.1%} from its own"
+        raise PairError(_does_not_follow(described, reason))
     return model
 
 
@@ -89,12 +89,14 @@ def _limit(model: CausalLM, finding: Finding, described: str) -> None:
 
 def _cannot_be_called(described: str, reason: str) -> str:
     return (
-        f"{described} cannot be run on an aligned batch, which needs explicit positions, a 4-D mask and a cache that is "
-        f"written in place: {reason}"
+        f"{described} cannot be run on an aligned batch, which needs explicit positions, a 4-D mask and a cache that "
+        f"is written in place: {reason}"
     )
 
 
 def _does_not_follow(described: str, reason: str) -> str:
+    if reason == DISAGREES:
+        return f"{described} cannot be run exactly: {reason}"
     return (
         f"{described} does not follow explicit positions and masks: {reason}; speculative decoding in batches would be "
         "wrong"
@@ -106,9 +108,7 @@ def _cannot_run(module: Any) -> str | None:
     config = module.config.get_text_config()
     if field(module.config, "is_encoder_decoder") and not field(module.config, "is_decoder"):
         return "is an encoder-decoder: speculative decoding here needs a decoder alone"
-    if any(
-        type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")) for part in _parts(module)
-    ):
+    if any(type(part).__module__.startswith(QUANTISED) for part in module.modules()):
         return (
             "is quantised by PyTorch: its activations are scaled over the whole batch, so a row would depend on its "
             "neighbours; load the unquantised model, or one whose weights alone are quantised"
@@ -132,12 +132,9 @@ def _has_alibi(config: Any) -> bool:
 
 
 def _takes_positions(module: Any) -> bool:
-    """A wrapper names no arguments and hands them on: the model is one of its parts."""
-    return any("position_ids" in inspect.signature(part.forward).parameters for part in _parts(module))
-
-
-def _parts(module: nn.Module) -> list[nn.Module]:
-    return list(module.modules())
+    """A wrapper names no arguments and hands them on: the model is the first of its parts that names ids."""
+    named = (inspect.signature(part.forward).parameters for part in module.modules())
+    return "position_ids" in next((names for names in named if "input_ids" in names), ())
 
 
 def _tokens(vocab_size: int) -> list[int]:

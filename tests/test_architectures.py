@@ -45,7 +45,6 @@ FAMILIES = {
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.25}),
     "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
 }
-LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 STRATEGIES = {"eqspec": EqspecAlignment, "inplace": InplaceAlignment}
 
 
@@ -107,8 +106,7 @@ def test_the_window_of_sliding_layers_matters(prompts):
         ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "recurrent state"),
         ("Bloom", {"n_head": 4, "n_layer": 2}, "takes no position ids"),
         ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "takes no position ids"),
-        ("Falcon", {"alibi": True}, "takes no position ids"),
-        ("DeepseekV3", LATENT, "cache that is written in place"),
+        ("Falcon", {"alibi": True}, r"biases \(ALiBi\) of the columns"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(name, config, reason):

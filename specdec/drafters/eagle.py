@@ -155,7 +155,8 @@ def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:
     shell = LlamaForCausalLM(layer.body.config)
     shell.model = layer.body
     shell.lm_head = target.module.get_output_embeddings()
-    shape = (layer.body.config.num_key_value_heads, layer.body.config.head_dim)
+    config: Any = layer.body.config
+    shape = (config.num_key_value_heads, config.head_dim)
     model = CausalLM(shell, kv_shapes=(shape, shape))  # it is fed embeddings: no id could be tried
     model.vocab_size = target.vocab_size
     return model
