@@ -248,6 +248,29 @@ def long_program(num_rounds: int = 30) -> Program:
     return Program(tuple(steps))
 
 
+def leaving_program() -> Program:
+    """Rows that leave from the middle of a batch and from its front, after unequal commits; numbers come back."""
+    return Program(
+        (
+            Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8)))),
+            Forward(((0, (9, 10)), (1, (11, 12)), (2, (13, 14)))),
+            Commit(((0, 4), (1, 3), (2, 5))),
+            Release((1,)),
+            Forward(((0, (15, 16)), (2, (17,)))),
+            Commit(((0, 6), (2, 5))),
+            Admit(((1, (18, 19)),)),
+            Forward(((2, (20,)), (1, (21, 22)), (0, (23,)))),
+            Commit(((2, 6), (1, 3), (0, 7))),
+            Release((2, 0)),
+            Admit(((0, (24, 25, 26, 27, 28)), (3, (29,)))),
+            Forward(((3, (30, 31)), (0, (32,)))),
+            Commit(((3, 2), (0, 5))),
+            Forward(((1, (33,)), (0, (34, 35)), (3, (36,)))),
+            Commit(((1, 3), (0, 7), (3, 3))),
+        )
+    )
+
+
 def growing_programs() -> list[Program]:
     """Rows that come close to the columns that storage begins with, and cross them: how it grows must lose nothing."""
     near = CROSSED - 2

@@ -8,7 +8,16 @@ from typing import Any
 
 from specdec.clock import Clock
 from specdec.conformance.calls import MISUSES, check_misuse, check_program
-from specdec.conformance.cases import CROSSED, Run, growing_programs, long_program, programs, ramp, runs
+from specdec.conformance.cases import (
+    CROSSED,
+    Run,
+    growing_programs,
+    leaving_program,
+    long_program,
+    programs,
+    ramp,
+    runs,
+)
 from specdec.conformance.contracts import CheckedDrafter, CheckedScheduler
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import DRAWN_CASES, EMITTED_CASES, check_drawn, check_emitted
@@ -61,7 +70,7 @@ def alignment_suite(make: Any, scale: float = 1.0) -> list[Family]:
 
     count = lambda number: max(1, round(number * scale))  # noqa: E731
     return [
-        Family("chains", program_check("float64"), programs(trees=False), count(25)),
+        Family("chains", program_check("float64"), programs(trees=False), count(25), [leaving_program()]),
         Family("trees", program_check("float64"), programs(), count(35)),
         Family("float32", program_check("float32"), programs(), count(12)),
         Family(

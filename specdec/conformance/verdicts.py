@@ -76,7 +76,10 @@ def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
 
 
 def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
-    """One verdict of a batch, again with other content where nothing was drafted, and of every row alone."""
+    """One verdict of a batch, again with other content where nothing was drafted, and of every row alone.
+
+    Every call gets tensors of its own, so that one that changes them breaks that promise and no other.
+    """
     draft, logits_BTV = _inputs(case, filler=0)
     before = _Before(draft.tokens_BG, draft.probs_BGV, logits_BTV)
     verdict = verifier.verify(draft, logits_BTV)
@@ -84,33 +87,29 @@ def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
     yield from _judge(case, verdict)
     if _differ(verifier.verify(*_inputs(case, filler=3)), verdict):
         yield Broken("filler", "the verdict changes with what stands after num_drafted")
-    for b, count in enumerate(draft.num_drafted):
-        alone = verifier.verify(_row(draft, b), logits_BTV[b : b + 1, : count + 1])
+    for b, (nodes, _) in enumerate(case.rows):
+        draft, logits_BTV = _inputs(case, filler=0)
+        alone = verifier.verify(_row(draft, b), logits_BTV[b : b + 1, : len(nodes) + 1])
         if _differ(alone, _part(verdict, b)):
             yield Broken("neighbours", f"row {b}: {_part(verdict, b)} beside others, {alone} alone")
 
 
 def _sampled_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
     """The same where rows sample: at sharp distributions, then at soft ones, where the random numbers decide."""
-    draft, logits_BTV = _inputs(case, filler=0)
-    generator = torch.Generator().manual_seed(case.seed)
-    draws_BT, tests_BT = torch.rand(2, *logits_BTV.shape[:2], generator=generator, dtype=torch.float64)
-    noise = Noise(draws_BT, tests_BT[:, 1:])
-    probs_BTV = logits_BTV.double().softmax(-1)
+    draft, probs_BTV, noise = _sampled_inputs(case, 0, SHARP)
     before = _Before(draft.tokens_BG, draft.probs_BGV, probs_BTV, noise.draws_BT, noise.tests_BG)
     drawn = verifier.verify_sampled(draft, probs_BTV, noise)
     yield from before.changes()
     for found in _judge(case, drawn):
         yield replace(found, promise="sampled")
-    soft_BTV = (logits_BTV.double() * (SOFT / SHARP)).softmax(-1)
-    verdict = verifier.verify_sampled(draft, soft_BTV, noise)
-    other, logits_BTV = _inputs(case, filler=3)
-    other_BTV = (logits_BTV.double() * (SOFT / SHARP)).softmax(-1)
-    if _differ(verifier.verify_sampled(other, other_BTV, noise), verdict):
+    verdict = verifier.verify_sampled(*_sampled_inputs(case, 0, SOFT))
+    if _differ(verifier.verify_sampled(*_sampled_inputs(case, 3, SOFT)), verdict):
         yield Broken("filler", "a sampled verdict changes with what stands after num_drafted")
-    for b, count in enumerate(draft.num_drafted):
-        own = Noise(draws_BT[b : b + 1, : count + 1], noise.tests_BG[b : b + 1, :count])
-        alone = verifier.verify_sampled(_row(draft, b), soft_BTV[b : b + 1, : count + 1], own)
+    for b, (nodes, _) in enumerate(case.rows):
+        count = len(nodes)
+        draft, probs_BTV, noise = _sampled_inputs(case, 0, SOFT)
+        own = Noise(noise.draws_BT[b : b + 1, : count + 1], noise.tests_BG[b : b + 1, :count])
+        alone = verifier.verify_sampled(_row(draft, b), probs_BTV[b : b + 1, : count + 1], own)
         if _differ(alone, _part(verdict, b)):
             detail = f"row {b}, sampled: {_part(verdict, b)} beside others, {alone} alone, with the same random numbers"
             yield Broken("neighbours", detail)
@@ -182,3 +181,12 @@ def _inputs(case: VerdictCase, filler: int) -> tuple[Draft, Tensor]:
     probs_BGV = torch.full((num_rows, width, SMALL_VOCAB), 1 / SMALL_VOCAB) if case.with_probs else None
     draft = Draft(tokens_BG, [len(nodes) for nodes, _ in case.rows], None if chains else parents, probs_BGV)
     return draft, logits_BTV
+
+
+def _sampled_inputs(case: VerdictCase, filler: int, sharpness: float) -> tuple[Draft, Tensor, Noise]:
+    """The same as probabilities, and the case's random numbers."""
+    draft, logits_BTV = _inputs(case, filler)
+    generator = torch.Generator().manual_seed(case.seed)
+    draws_BT, tests_BT = torch.rand(2, *logits_BTV.shape[:2], generator=generator, dtype=torch.float64)
+    probs_BTV = (logits_BTV.double() * (sharpness / SHARP)).softmax(-1)
+    return draft, probs_BTV, Noise(draws_BT, tests_BT[:, 1:])
