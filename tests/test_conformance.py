@@ -12,7 +12,7 @@ import pytest
 from specdec.conformance import ConformanceError, conformance, examine
 from specdec.conformance.__main__ import main
 from specdec.conformance.calls import check_program
-from specdec.conformance.cases import Admit, Commit, Forward, Program, long_program
+from specdec.conformance.cases import CROSSED, Admit, Commit, Forward, Program, long_program
 from specdec.conformance.explore import explore
 from specdec.conformance.promises import BY_GROUP
 from specdec.conformance.suites import drafter_suite
@@ -20,6 +20,7 @@ from specdec.drafters.base import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
 from specdec.invariants import InvariantError
+from specdec.model import GROWTH_COLUMNS
 from specdec.registry import create
 
 ROOT = Path(__file__).parent.parent
@@ -70,10 +71,29 @@ def test_known_incorrect_verifier_and_scheduler():
     assert broken("scheduler", "lockstep", stop_with_fastest=False) == set()
 
 
-@pytest.mark.parametrize("plugin", ["verifier=greedy", "scheduler=static", "scheduler=exspec", "drafter=model"])
-def test_other_groups_pass(plugin):
+@pytest.mark.parametrize(
+    ("plugin", "settings"),
+    [
+        ("verifier=greedy", {}),
+        ("verifier=rejection", {}),
+        ("verifier=block", {}),
+        ("verifier=naive", {}),
+        ("verifier=typical", {}),
+        ("scheduler=static", {}),
+        ("scheduler=exspec", {}),
+        ("scheduler=exspec", {"max_wait_rounds": 3}),
+        ("drafter=model", {}),
+        ("drafter=scripted", {}),
+        pytest.param("drafter=retokenize", {}, marks=pytest.mark.slow),
+        pytest.param("drafter=medusa", {}, marks=pytest.mark.nightly),
+        pytest.param("drafter=eagle", {}, marks=pytest.mark.nightly),
+        pytest.param("drafter=ppd", {}, marks=pytest.mark.nightly),
+        pytest.param("drafter=trigram", {}, marks=pytest.mark.nightly),
+    ],
+)
+def test_other_groups_pass(plugin, settings):
     group, _, name = plugin.partition("=")
-    assert broken(group, name) == set()
+    assert broken(group, name, **settings) == set()
 
 
 def test_a_drafter_that_listens_to_its_neighbours_is_caught():
@@ -115,8 +135,7 @@ def test_a_violation_says_all_that_one_needs():
 
 
 def test_the_long_program_outgrows_the_cache():
-    from specdec.model import GROWTH_COLUMNS
-
+    assert CROSSED == GROWTH_COLUMNS
     fed = sum(
         max(len(tokens) for _, tokens in step.tokens) for step in long_program().steps if isinstance(step, Forward)
     )

@@ -1,84 +1,54 @@
-"""The conformance kit against planted bugs: each is caught, and none is seen where nothing is planted."""
+"""The conformance kit against planted bugs: each breaks its promise, in a case that is clean without the bug."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from mutations import ALIGNMENT, DRAFTER, ENGINE, Mutation, rebuilt
+from mutations import ALL
+from mutations.planting import Mutation
 from rich.console import Console
 from rich.table import Table
 
-from specdec.alignment.base import Alignment
-from specdec.conformance import decoding
-from specdec.conformance.explore import Family, explore
-from specdec.conformance.promises import BY_GROUP
-from specdec.conformance.suites import alignment_suite, drafter_suite
-from specdec.drafters.base import Drafter
+from specdec.conformance.explore import explore
+from specdec.conformance.promises import BY_GROUP, RUN
 
 RESULTS: list[tuple[str, str, str]] = []
+SAMPLE = {(mutation.group, mutation.promise): mutation for mutation in reversed(ALL)}.values()
+"""The first bug for every promise of every group; the others are marked slow, because they take long together."""
 
 
-def broken(families: list[Family], group: str) -> list[str]:
-    findings = explore(families, BY_GROUP[group], shrink=False, stop_at_first=True)
-    return [f"{finding.promise}: {finding.detail}" for finding in findings if not finding.kept]
-
-
-def plugged(module: object, base: type) -> type:
-    """The plug-in class that a module defines."""
-    return next(
-        thing
-        for thing in vars(module).values()
-        if isinstance(thing, type) and issubclass(thing, base) and thing.__module__ == module.__name__
-    )
-
-
-def note(mutation: Mutation, found: list[str]) -> None:
-    RESULTS.append((mutation.entry, mutation.name, found[0] if found else "NOT CAUGHT"))
-    assert found, f"{mutation.entry}: {mutation.name} is not caught"
-
-
-@pytest.mark.parametrize("mutation", ALIGNMENT, ids=lambda m: f"{m.entry}: {m.name}")
-def test_bug_in_a_strategy_is_caught(mutation):
-    note(mutation, broken(alignment_suite(plugged(mutation.plant(), Alignment)), "alignment"))
-
-
-@pytest.mark.parametrize("mutation", DRAFTER, ids=lambda m: m.name)
-def test_bug_in_the_drafter_is_caught(mutation):
-    note(mutation, broken(drafter_suite(plugged(mutation.plant(), Drafter)), "drafter"))
-
-
-@pytest.mark.parametrize("mutation", ENGINE, ids=lambda m: m.name)
-def test_bug_in_the_engine_is_caught(mutation, monkeypatch):
-    from specdec.alignment.eqspec import EqspecAlignment
-
-    monkeypatch.setattr(decoding, "Engine", mutation.plant().Engine)
-    families = [family for family in alignment_suite(EqspecAlignment) if family.name == "decoding runs"]
-    note(mutation, broken(families, "alignment"))
-
-
-STRATEGIES = sorted({mutation.entry for mutation in ALIGNMENT})
+@pytest.fixture(scope="module", autouse=True)
+def listed(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Print the bugs that were planted and what each broke (with ``-s``)."""
+    yield
+    table = Table("planted in", "bug", "broken promise, where it showed first", title=f"{len(RESULTS)} planted bugs")
+    for result in RESULTS:
+        table.add_row(*result)
+    Console(width=160).print(table)
 
 
 @pytest.mark.parametrize(
-    "entry", [STRATEGIES[0], *(pytest.param(entry, marks=pytest.mark.nightly) for entry in STRATEGIES[1:])]
+    "mutation",
+    [pytest.param(one, id=f"{one.plugin}: {one.name}", marks=() if one in SAMPLE else pytest.mark.slow) for one in ALL],
 )
-def test_a_strategy_that_is_rebuilt_without_a_bug_passes(entry):
-    """What the tests above catch is the bug, not the rebuilding."""
-    assert broken(alignment_suite(plugged(rebuilt(entry), Alignment), 0.05), "alignment") == []
+def test_a_planted_bug_is_caught_under_the_right_promise(mutation: Mutation, monkeypatch):
+    with monkeypatch.context() as patch:
+        families = mutation.planted(patch)
+        explore(families, BY_GROUP[mutation.group], shrink=False, stop_at_first=True)
+    shown = [(place, case, found) for place, family in enumerate(families) for case, found in family.outcomes.items()]
+    place, case, found = next((one for one in shown if one[2]), (0, None, []))
+    first = next((broken for broken in found if broken.promise == mutation.promise), None)
+    result = f"{first.promise}: {first.detail}" if first else f"NOT CAUGHT as {mutation.promise}, but {found}"
+    RESULTS.append((mutation.plugin, mutation.name, result))
+    assert first is not None, f"{mutation.plugin}, {mutation.name}: not caught as {mutation.promise!r}, but {found}"
+    assert mutation.suite()[place].run(case) == [], "the case breaks promises without the bug, too"
 
 
-def test_drafter_and_engine_rebuilt_without_a_bug_pass(monkeypatch):
-    from specdec.alignment.eqspec import EqspecAlignment
-
-    assert broken(drafter_suite(plugged(rebuilt("drafters.model"), Drafter), 0.1), "drafter") == []
-    monkeypatch.setattr(decoding, "Engine", rebuilt("engine").Engine)
-    assert broken(alignment_suite(EqspecAlignment, 0.1), "alignment") == []
-
-
-def test_the_list_and_its_result(capsys):
-    """Printed last, over all mutations that ran."""
-    table = Table("planted in", "bug", "broken promise, where it showed first", title="mutation test")
-    for result in RESULTS:
-        table.add_row(*result)
-    with capsys.disabled():
-        Console(width=160).print(table)
-    assert len({(m.entry, m.name) for m in (*ALIGNMENT, *DRAFTER, *ENGINE)}) >= 15
+def test_the_list_is_long_and_names_every_promise():
+    """Some bug breaks each promise that a group makes of its own, and each of those on runs: no check is idle."""
+    assert len({(mutation.plugin, mutation.name) for mutation in ALL}) == len(ALL) >= 50
+    broken = {(mutation.group, mutation.promise) for mutation in ALL}
+    own = {(group, promise) for group, promises in BY_GROUP.items() for promise in promises.keys() - RUN.keys()}
+    assert own - broken == set()
+    assert RUN.keys() - {promise for _, promise in broken} == set()

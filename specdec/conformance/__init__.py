@@ -7,7 +7,7 @@ torch or hypothesis before cases are run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from specdec.errors import ConfigError, SpecdecError
@@ -59,10 +59,12 @@ def examine(
         raise ConfigError("the conformance kit needs hypothesis: pip install hypothesis") from None
     from specdec.conformance.explore import explore
     from specdec.conformance.promises import BY_GROUP
-    from specdec.conformance.suites import suite
+    from specdec.conformance.suites import not_claimed, suite
 
     families = suite(group, name, params or {}, scale)
-    return explore(families, BY_GROUP[group], shrink=shrink, progress=progress)
+    findings = explore(families, BY_GROUP[group], shrink=shrink, progress=progress)
+    unclaimed = not_claimed(group, name, params or {})
+    return [replace(finding, claimed=finding.promise not in unclaimed) for finding in findings]
 
 
 def conformance(*, scale: float = DEFAULT_SCALE, params: dict[str, Any] | None = None, **plugin: str) -> None:

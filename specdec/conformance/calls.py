@@ -11,8 +11,8 @@ from specdec.alignment.base import Alignment
 from specdec.clock import Clock
 from specdec.conformance.cases import VOCAB, Admit, Commit, Forward, Program, Release
 from specdec.conformance.models import small_pair
-from specdec.conformance.promises import Broken
-from specdec.errors import ContractError
+from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.errors import ConfigError, ContractError
 from specdec.invariants import TOLERANCE, CheckedAlignment, InvariantError
 from specdec.model import CausalLM
 
@@ -21,20 +21,30 @@ FILLERS = (0, 7)
 
 
 def check_program(program: Program, make: MakeAlignment, dtype: str = "float64") -> list[Broken]:
-    """Play a program under every invariant; then twice more, with other tokens where nothing is fed."""
+    """Play a program under every invariant; then twice more, with other tokens where nothing is fed.
+
+    Raises:
+        ConfigError: the strategy refuses to be made, as it may.
+    """
     model = small_pair(1, dtype)[0]
     found: list[InvariantError] = []
     try:
-        _play(program, CheckedAlignment(make(model, Clock()), model, report=found.append), FILLERS[0])
-        first, second = (_play(program, make(model, Clock()), filler) for filler in FILLERS)
-    except Exception as error:  # a stranger's code may raise anything; what it is stands in the report
+        inner, *others = (make(model, Clock()) for _ in range(3))
+    except ConfigError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        return [cannot_be_made(error)]
+    try:
+        _play(program, CheckedAlignment(inner, model, report=found.append), FILLERS[0])
+        first, second = (_play(program, other, filler) for other, filler in zip(others, FILLERS, strict=True))
+    except Exception as error:  # after a broken promise it is taken for its consequence
         if not found:
             return [Broken("calls", f"an allowed call raises {type(error).__name__}: {error}")]
         return [Broken(error.invariant, str(error)) for error in found]
     broken = [Broken(error.invariant, str(error)) for error in found]
     for turn, (one, other) in enumerate(zip(first, second, strict=True)):
         if not torch.allclose(one, other, rtol=0, atol=TOLERANCE[model.dtype] * float(one.abs().max() + 1)):
-            broken.append(Broken("filler", f"forward {turn + 1} changes with the ids behind num_tokens"))
+            broken.append(Broken("filler", f"forward {turn + 1} changes with the ids after num_tokens"))
             break
     return broken
 
@@ -62,7 +72,12 @@ def _play(program: Program, alignment: Alignment, filler: int) -> list[Tensor]:
 def check_misuse(name: str, make: MakeAlignment) -> list[Broken]:
     """One forbidden call, after two rows were admitted and fed a small tree each."""
     model = small_pair(1, "float64")[0]
-    alignment = make(model, Clock())
+    try:
+        alignment = make(model, Clock())
+    except ConfigError:
+        raise
+    except Exception as error:
+        return [cannot_be_made(error)]
     try:
         alignment.admit([0, 1], [[3, 4], [5]])
         alignment.forward([0, 1], torch.tensor([[1, 2], [3, 4]]), parents=[[-1, -1], [-1, 0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,22 @@ from specdec.alignment.base import Kept
 
 VOCAB = 61
 MAX_LENGTH = 250  # of a row, below the small models' context
+CROSSED = 128  # columns that the built-in storage begins with: rows that grow past them make it grow
+STEP = 7
+
+
+def ramp(start: int, size: int) -> tuple[int, ...]:
+    """A long prompt that can be named in short: every token is ``STEP`` more than the one before, modulo VOCAB."""
+    return tuple((start + STEP * i) % VOCAB for i in range(size))
+
+
+def named(tokens: Sequence[int]) -> str:
+    """Tokens as a failing case prints them: all, or how a long ramp begins and what follows it."""
+    size = next((i for i, token in enumerate(tokens) if token != (tokens[0] + STEP * i) % VOCAB), len(tokens))
+    if size <= 12:
+        return str(list(tokens))
+    rest = f" + {list(tokens[size:])}" if size < len(tokens) else ""
+    return f"ramp({tokens[0]}, {size}){rest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +37,7 @@ class Admit:
     contents: tuple[tuple[int, tuple[int, ...]], ...]
 
     def __str__(self) -> str:
-        return "admit " + ", ".join(f"{row}: {list(content)}" for row, content in self.contents)
+        return "admit " + ", ".join(f"{row}: {named(content)}" for row, content in self.contents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,33 +111,45 @@ class Run:
     stops_in_prompts: bool = False  # the first token of every prompt is a stop token: pad = eos, for token 0
     seed: int = 0
     dtype: str = "float64"
+    temperature: float = 0.0  # above 0 every row samples, with its index as its seed
 
     def __str__(self) -> str:
         model = "the target itself" if self.draft_is_target else "a model"
         drafts = f"accepting {list(self.pattern)}" if self.pattern else f"drafted by {model}"
         stops = f", stop at every {self.stop_every}th token" if self.stop_every else ""
         stops += ", stop tokens in prompts" if self.stops_in_prompts else ""
+        prompts = ", ".join(map(named, self.prompts))
+        sampled = f", temperature {self.temperature}" if self.temperature else ""
         return (
-            f"{len(self.prompts)} prompts {[list(prompt) for prompt in self.prompts]}, budgets {list(self.budgets)}, "
+            f"{len(self.prompts)} prompts [{prompts}], budgets {list(self.budgets)}, "
             f"batch {self.batch}, gamma {list(self.gammas)}, {drafts}, {self.scheduler} (window {self.window}){stops}, "
-            f"{self.dtype}, seed {self.seed}"
+            f"{self.dtype}{sampled}, seed {self.seed}"
         )
+
+    @property
+    def num_known(self) -> int:
+        """Tokens of the true outputs that the case needs, one of two numbers, so that outputs are computed once."""
+        return 12 if max(*self.budgets, self.stop_every) <= 12 else 24
 
 
 tokens_of = st.integers(0, VOCAB - 1)
 
 
 @st.composite
-def programs(draw: Any, trees: bool = True, max_rounds: int = 5) -> Program:
-    """Admissions, releases, forwards of ragged chains and trees over any rows, commits that keep or cut back."""
+def programs(draw: Any, trees: bool = True, max_rounds: int = 5, grows: bool = False) -> Program:
+    """Admissions, releases, forwards of ragged chains and trees over any rows, commits that keep or cut back.
+
+    With ``grows`` some rows begin so long that the first rounds take them past the columns that storage begins with.
+    """
     steps: list[Step] = []
     lengths: dict[int, int] = {}
     for turn in range(draw(st.integers(1, max_rounds))):
         if turn == 0 or draw(st.integers(0, 3)) == 3:
-            sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=3))
+            size = st.one_of(st.integers(CROSSED - 8, CROSSED), st.integers(0, 6)) if grows else st.integers(0, 6)
+            sizes = draw(st.lists(size, min_size=1, max_size=3))
             # The lowest free numbers: a newcomer may bear that of a row that has left.
             rows = [row for row in range(len(lengths) + len(sizes)) if row not in lengths][: len(sizes)]
-            contents = [tuple(draw(st.lists(tokens_of, min_size=size, max_size=size))) for size in sizes]
+            contents = [_prompt(draw, size) for size in sizes]
             steps.append(Admit(tuple(zip(rows, contents, strict=True))))
             lengths.update(zip(rows, sizes, strict=True))
         if len(lengths) > 1 and draw(st.integers(0, 3)) == 3:
@@ -168,11 +197,19 @@ def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> l
     return steps
 
 
+def _prompt(draw: Any, size: int) -> tuple[int, ...]:
+    if size > 12:
+        return ramp(draw(tokens_of), size)
+    return tuple(draw(st.lists(tokens_of, min_size=size, max_size=size)))
+
+
 @st.composite
 def runs(draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None) -> Run:
     """Ragged prompts, budgets and acceptance; stops anywhere, in prompts too; one row or several."""
     num_rows = draw(st.integers(1, 5))
     prompts = draw(st.lists(st.lists(tokens_of, min_size=1, max_size=8), min_size=num_rows, max_size=num_rows))
+    if draw(st.integers(0, 5)) == 5:  # one row crosses the columns that storage begins with
+        prompts[0] = ramp(prompts[0][0], CROSSED - len(prompts[0]))
     gammas = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
     gammas[0] = max(gammas[0], 1)
     by_script = draw(st.booleans()) if scripted is None else scripted
@@ -209,3 +246,55 @@ def long_program(num_rounds: int = 30) -> Program:
         steps.append(Commit(tuple(kept)))
     assert max(lengths) < MAX_LENGTH
     return Program(tuple(steps))
+
+
+def leaving_program() -> Program:
+    """Rows that leave from the middle of a batch and from its front, after unequal commits; numbers come back."""
+    return Program(
+        (
+            Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8)))),
+            Forward(((0, (9, 10)), (1, (11, 12)), (2, (13, 14)))),
+            Commit(((0, 4), (1, 3), (2, 5))),
+            Release((1,)),
+            Forward(((0, (15, 16)), (2, (17,)))),
+            Commit(((0, 6), (2, 5))),
+            Admit(((1, (18, 19)),)),
+            Forward(((2, (20,)), (1, (21, 22)), (0, (23,)))),
+            Commit(((2, 6), (1, 3), (0, 7))),
+            Release((2, 0)),
+            Admit(((0, (24, 25, 26, 27, 28)), (3, (29,)))),
+            Forward(((3, (30, 31)), (0, (32,)))),
+            Commit(((3, 2), (0, 5))),
+            Forward(((1, (33,)), (0, (34, 35)), (3, (36,)))),
+            Commit(((1, 3), (0, 7), (3, 3))),
+        )
+    )
+
+
+def growing_programs() -> list[Program]:
+    """Rows that come close to the columns that storage begins with, and cross them: how it grows must lose nothing."""
+    near = CROSSED - 2
+    together = Admit(((0, ramp(1, near)), (1, ramp(2, near - 5)), (2, (3, 4))))
+    chain = Forward(tuple((row, ramp(row, 4)) for row in range(3)))
+    tree = Forward(tuple((row, ramp(row, 4)) for row in range(3)), ((-1, 0, -1, 2), (-1, -1, 1, 2), (-1, 0, 0, 1)))
+    ragged = Commit(((0, near + 1), (1, near - 1), (2, 4)))
+    return [
+        # In one batch: as chains, as trees, and with nodes that wait for their commit while storage grows.
+        Program((together, chain, ragged, chain, Commit(((0, near + 5), (1, near), (2, 4))), chain)),
+        Program((together, tree, Commit(((0, (2, 3)), (1, (1, 2, 3)), (2, (0, 2)))), tree)),
+        Program((together, chain, chain, Commit(((0, near + 6), (1, near - 5), (2, 9))), chain)),
+        # Newcomers need more rows of the storage just before the columns run out; a number is admitted again.
+        Program(
+            (
+                Admit(((0, ramp(1, near)),)),
+                Admit(((1, (5,)), (2, (6, 7)))),
+                chain,
+                Commit(((0, near + 3), (1, 2), (2, 5))),
+                Release((1,)),
+                Admit(((1, ramp(9, near)), (3, (8,)))),
+                Forward(((3, (1, 2)), (0, (3, 4, 5)), (1, (6, 7, 8)))),
+                Commit(((3, 2), (0, near + 6), (1, near + 3))),
+                Forward(((0, (1,)), (1, (2,)), (2, (3,)), (3, (4,)))),
+            )
+        ),
+    ]

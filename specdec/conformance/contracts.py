@@ -1,30 +1,23 @@
-"""Drafter, verifier and scheduler under watch: the same plug-ins, with every answer compared with the contract."""
+"""Drafter and scheduler under watch: the same plug-ins, with every answer compared with the contract."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from specdec.clock import Clock
 from specdec.conformance.cases import VOCAB
 from specdec.conformance.promises import Broken
 from specdec.drafters.base import Draft, Drafter
-from specdec.errors import ContractError
-from specdec.law import Noise
+from specdec.invariants import TOLERANCE
 from specdec.model import CausalLM
 from specdec.reading import Reader
 from specdec.registry import create
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
-from specdec.verifiers.base import Verdict, Verifier
-
-SMALL_VOCAB = 7
-SHARP = 60.0  # logits of +-60: the probability of anything but the argmax is zero in every dtype that is used
 
 
 class CheckedDrafter(Drafter):
@@ -53,10 +46,10 @@ class CheckedDrafter(Drafter):
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         """Draft, and compare."""
         draft = self.inner.propose(rows, list(gammas))
-        problem = _misshapen(draft, gammas)
+        problem = misshapen(draft, gammas)
         if problem:
             self.notes.append(Broken("shape", problem))
-        elif draft.probs_BGV is None:  # what was drawn at random cannot be drawn again
+        else:
             self._compare(draft, rows, gammas)
         return draft
 
@@ -69,60 +62,119 @@ class CheckedDrafter(Drafter):
         self.inner.release(rows)
 
     def _compare(self, draft: Draft, rows: list[Sequence], gammas: list[int]) -> None:
-        together = self._draft_afresh(rows, gammas, False)
+        together = self._draft_afresh(rows, gammas)
+        tolerance = 10 * TOLERANCE[self.target.dtype]  # probabilities move more than logits
         for b, row in enumerate(rows):
-            # Where a row's prompt ends may matter to a drafter, or not: one of the two must come to the same draft.
-            alone, merged = (self._draft_afresh([row], [gammas[b]], merge)[0] for merge in (False, True))
-            found = _tokens(draft, b)
-            if self.probe_ids and not found:
+            alone = together[b] if len(rows) == 1 else self._draft_afresh([row], [gammas[b]])[0]
+            found = _Drafted.of(draft, b)
+            if self.probe_ids and not found.tokens:
                 continue  # in a round in which no row drafts nothing is asked, so the next one has nothing to propose
-            if together[b] != alone:
+            if not together[b].agrees(alone, tolerance):
                 detail = f"row {row.index} drafts {together[b]} beside others and {alone} alone"
                 self.notes.append(Broken("neighbours", detail))
-            elif found not in (alone, merged):
+            elif not found.agrees(alone, tolerance):
+                # Where a row's prompt ends may matter to a drafter, or not: one of the two must come to the same draft.
+                if found.agrees(self._draft_afresh([row], [gammas[b]], merge=True)[0], tolerance):
+                    continue
                 detail = f"row {row.index} drafts {found} after {len(row.output_ids)} tokens, {alone} afresh"
                 self.notes.append(Broken("state", detail))
 
-    def _draft_afresh(self, rows: list[Sequence], gammas: list[int], merge: bool) -> list[list[int]]:
+    def _draft_afresh(self, rows: list[Sequence], gammas: list[int], merge: bool = False) -> list[_Drafted]:
         """What a new drafter proposes for the rows as they are, or as if all they hold were their prompts."""
         copies = []
         for row in rows:
             prompt, output = (row.tokens(0), []) if merge else (list(row.prompt_ids), list(row.output_ids))
-            copies.append(Sequence(row.index, prompt, row.max_new_tokens, row.stop_ids, output_ids=output))
-        drafter = self.fresh()
-        drafter.admit(copies)
-        if drafter.reads_hidden:
-            reader = Reader(create("alignment", "inplace", self.target, Clock()), drafter.see)
-            reader.read(copies, [row.length - 1 for row in copies])
-            if drafter.probe_ids:
-                reader.probe(copies, drafter.probe_ids)
-        draft = drafter.propose(copies, list(gammas))
-        return [_tokens(draft, b) for b in range(len(rows))]
+            copies.append(
+                Sequence(row.index, prompt, row.max_new_tokens, row.stop_ids, row.sampling, output_ids=output)
+            )
+        draft = draft_at_once(self.fresh(), copies, gammas, self.target)
+        return [_Drafted.of(draft, b) for b in range(len(rows))]
 
 
-def _tokens(draft: Draft, b: int) -> list[int]:
-    tokens: list[int] = draft.tokens_BG[b, : draft.num_candidates[b]].tolist()
-    return tokens
+def draft_at_once(drafter: Drafter, rows: list[Sequence], gammas: list[int], target: CausalLM) -> Draft:
+    """The first draft of a drafter that has just been given the rows, and told of what it asks to see."""
+    drafter.admit(rows)
+    if drafter.reads_hidden:
+        reader = Reader(create("alignment", "inplace", target, Clock()), drafter.see)
+        reader.read(rows, [row.length - 1 for row in rows])
+        if drafter.probe_ids:
+            reader.probe(rows, drafter.probe_ids)
+    return drafter.propose(rows, list(gammas))
 
 
-def _misshapen(draft: Draft, gammas: list[int]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """One row's draft, and the distributions that its tokens were drawn from, where they were."""
+
+    tokens: list[int]
+    probs_GV: Tensor | None
+
+    @classmethod
+    def of(cls, draft: Draft, b: int) -> _Drafted:
+        count = draft.num_candidates[b]
+        probs_GV = None if draft.probs_BGV is None else draft.probs_BGV[b, :count].double()
+        return cls(draft.tokens_BG[b, :count].tolist(), probs_GV)
+
+    def agrees(self, other: _Drafted, tolerance: float) -> bool:
+        """Whether both say the same. What is drawn may differ, but not the distribution that it is drawn from."""
+        if not self.tokens and not other.tokens:
+            return True  # whether probabilities come along with nothing may depend on the neighbours
+        if self.probs_GV is None or other.probs_GV is None:
+            return self.tokens == other.tokens and (self.probs_GV is None) == (other.probs_GV is None)
+        for g, (ours, theirs) in enumerate(zip(self.tokens, other.tokens, strict=False)):
+            if float((self.probs_GV[g] - other.probs_GV[g]).abs().max()) > tolerance:
+                return False
+            if ours != theirs:
+                return True  # from here on they are drafts of different texts
+        return len(self.tokens) == len(other.tokens)
+
+    def __str__(self) -> str:
+        if self.probs_GV is None:
+            return str(self.tokens)
+        chances = [round(float(p_V[token]), 4) for p_V, token in zip(self.probs_GV, self.tokens, strict=True)]
+        return f"{self.tokens} with probabilities {chances}"
+
+
+def misshapen(draft: Draft, gammas: list[int]) -> str:
     """What is wrong with a draft's form; empty if nothing is."""
+    try:
+        return _form_problem(draft, gammas)
+    except Exception as error:  # so malformed that it cannot be read
+        return f"the draft cannot be read: {type(error).__name__}: {error}"
+
+
+def _form_problem(draft: Draft, gammas: list[int]) -> str:
     num_rows, width = draft.tokens_BG.shape
     if num_rows != len(gammas) or len(draft.num_drafted) != len(gammas):
         return f"{len(gammas)} rows asked for, {num_rows} drafted"
     if max(draft.num_drafted) > width or min(draft.num_drafted) < 0:
         return f"num_drafted {draft.num_drafted} does not fit {width} columns"
+    if draft.probs_BGV is not None and (problem := _probs_problem(draft)):
+        return problem
     for b, (gamma, count) in enumerate(zip(gammas, draft.num_drafted, strict=True)):
         parents = list(draft.parents[b][:count]) if draft.parents else list(range(-1, count - 1))
-        if any(not -1 <= parent < node for node, parent in enumerate(parents)):
-            return f"parents {parents} name nodes that do not come before"
+        if len(parents) < count or any(not -1 <= parent < node for node, parent in enumerate(parents)):
+            return f"parents {parents} of {count} nodes: each must be -1 or a node that comes before"
         depths: list[int] = []
         for parent in parents[: draft.num_candidates[b]]:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         if max(depths, default=0) > gamma:
             return f"{max(depths)} tokens in a row drafted where {gamma} were wished"
-        if any(not 0 <= token < VOCAB for token in _tokens(draft, b)):
-            return f"tokens {_tokens(draft, b)} outside the vocabulary of {VOCAB}"
+        tokens = draft.tokens_BG[b, : draft.num_candidates[b]].tolist()
+        if any(not 0 <= token < VOCAB for token in tokens):
+            return f"tokens {tokens} outside the vocabulary of {VOCAB}"
+    return ""
+
+
+def _probs_problem(draft: Draft) -> str:
+    assert draft.probs_BGV is not None
+    expected, found = [*draft.tokens_BG.shape, VOCAB], list(draft.probs_BGV.shape)
+    if found != expected:
+        return f"probabilities of shape {found}, expected {expected}"
+    for b, count in enumerate(draft.num_candidates):
+        probs_GV = draft.probs_BGV[b, :count].double()
+        if not bool((probs_GV >= 0).all()) or not bool(((probs_GV.sum(-1) - 1).abs() < 1e-3).all()):
+            return f"probabilities of row {b} that are negative or do not add up to 1"
     return ""
 
 
@@ -134,6 +186,8 @@ class CheckedScheduler(Scheduler):
         self.batch = batch
         self.notes = notes
         self.prefill_share = inner.prefill_share
+        self.groups_lengths, self.max_wait_rounds = inner.groups_lengths, inner.max_wait_rounds
+        self._waited: dict[int, int] = {}  # by active row: rounds since it ran
 
     def select(self, pool: SequencePool) -> list[Sequence]:
         """Choose, and look at the choice and the pool."""
@@ -146,6 +200,9 @@ class CheckedScheduler(Scheduler):
             self.notes.append(Broken("choice", f"rows {idle} are finished or not active"))
         if _everyone(pool) != everyone:
             self.notes.append(Broken("pool", f"rows {everyone} became {_everyone(pool)}"))
+        if self.groups_lengths:
+            self._check_grouping(rows, pool.active)
+        self._check_waiting(rows, pool.active)
         return rows
 
     def end_round(self, rows: list[Sequence]) -> None:
@@ -155,108 +212,36 @@ class CheckedScheduler(Scheduler):
         if ended := [row.index for row, reason in zip(rows, before, strict=True) if row.stop_reason != reason]:
             self.notes.append(Broken("progress", f"rows {ended} are ended by the scheduler"))
 
+    def _check_grouping(self, rows: list[Sequence], active: list[Sequence]) -> None:
+        count_of = Counter(row.length for row in active)
+        full = sorted(length for length, count in count_of.items() if count >= self.batch)
+        grouped = len(rows) == self.batch and len({row.length for row in rows}) == 1
+        if full and not grouped and not self._some_are_due(active):
+            lengths = {row.index: row.length for row in rows}
+            detail = f"rows of lengths {lengths} run, while {count_of[full[0]]} active rows have length {full[0]}"
+            self.notes.append(Broken("grouping", f"{detail} and {self.batch} fill a batch"))
+
+    def _some_are_due(self, active: list[Sequence]) -> bool:
+        """Whether rows must run in this very round to keep the bound on waiting, for all of them together.
+
+        That is so where, for some k, more rows must run within the next k + 1 rounds than the k later ones have room
+        for.
+        """
+        if self.max_wait_rounds is None:
+            return False
+        slack = sorted(self.max_wait_rounds - self._waited.get(row.index, 0) for row in active)
+        return any(place + 1 > left * self.batch for place, left in enumerate(slack))
+
+    def _check_waiting(self, rows: list[Sequence], active: list[Sequence]) -> None:
+        running = {row.index for row in rows}
+        waiting = [row.index for row in active if row.index not in running]
+        self._waited = {row: self._waited.get(row, 0) + 1 for row in waiting}
+        longest = max(self._waited.values(), default=0)
+        if self.max_wait_rounds is not None and longest > self.max_wait_rounds:
+            late = [row for row, rounds in self._waited.items() if rounds == longest]
+            detail = f"rows {late} are passed over for {longest} rounds, of at most {self.max_wait_rounds}"
+            self.notes.append(Broken("waiting", detail))
+
 
 def _everyone(pool: SequencePool) -> list[int]:
     return sorted(row.index for row in [*pool.waiting, *pool.active, *pool.finished])
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictCase:
-    """Per row: its nodes as (parent, token), and the target's choice after every column."""
-
-    rows: tuple[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], ...]
-    with_probs: bool
-    seed: int
-
-    def __str__(self) -> str:
-        rows = "; ".join(f"drafted (parent, token) {list(nodes)}, target {list(chosen)}" for nodes, chosen in self.rows)
-        return rows + (", with draft probabilities" if self.with_probs else "")
-
-
-@st.composite
-def verdict_cases(draw: Any) -> VerdictCase:
-    """Ragged chains and trees whose siblings differ, and the target's choices."""
-    rows = []
-    for _ in range(draw(st.integers(1, 3))):
-        nodes: list[tuple[int, int]] = []
-        tree = draw(st.booleans())
-        for node in range(draw(st.integers(0, 4))):
-            parent = draw(st.integers(-1, node - 1)) if tree else node - 1
-            taken = {token for other, token in nodes if other == parent}
-            nodes.append((parent, draw(st.sampled_from([t for t in range(SMALL_VOCAB) if t not in taken]))))
-        chosen = draw(st.lists(st.integers(0, SMALL_VOCAB - 1), min_size=len(nodes) + 1, max_size=len(nodes) + 1))
-        for node, (parent, token) in enumerate(nodes):  # half of the nodes are what the target says
-            if draw(st.booleans()):
-                chosen[parent + 1] = token
-            assert node >= parent
-        rows.append((tuple(nodes), tuple(chosen)))
-    return VerdictCase(tuple(rows), draw(st.booleans()), draw(st.integers(0, 3)))
-
-
-def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
-    """One verdict at a sharp target law, twice, with different content where nothing was drafted."""
-    try:
-        return _check_verdict(case, verifier)
-    except ContractError as error:  # a verifier may read chains only, if it says so
-        return [] if _inputs(case, filler=0)[0].parents else [Broken("calls", str(error))]
-    except Exception as error:  # a stranger's code may raise anything
-        return [Broken("calls", f"{type(error).__name__}: {error}")]
-
-
-def _check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
-    draft, logits_BTV = _inputs(case, filler=0)
-    given = [part for part in (draft.tokens_BG, draft.probs_BGV, logits_BTV) if part is not None]
-    kept = [part.clone() for part in given]
-    state = torch.random.get_rng_state()
-    verdict = verifier.verify(draft, logits_BTV)
-    broken = []
-    if not all(torch.equal(now, before) for now, before in zip(given, kept, strict=True)):
-        broken.append(Broken("purity", "an argument was changed in place"))
-    if not torch.equal(state, torch.random.get_rng_state()):
-        broken.append(Broken("purity", "the global random state was used"))
-    other = verifier.verify(*_inputs(case, filler=3))
-    if (other.paths, other.next_tokens) != (verdict.paths, verdict.next_tokens):
-        broken.append(Broken("filler", "the verdict changes with what stands behind num_drafted"))
-    broken += _judge(case, verdict)
-    if type(verifier).verify_sampled is not Verifier.verify_sampled:
-        generator = torch.Generator().manual_seed(case.seed)
-        size = logits_BTV.shape[:2]
-        draws_BT, tests_BT = torch.rand(2, *size, generator=generator, dtype=torch.float64)
-        noise = Noise(draws_BT, tests_BT[:, 1:])
-        drawn = verifier.verify_sampled(draft, logits_BTV.double().softmax(-1), noise)
-        broken += [Broken("sampled", found.detail) for found in _judge(case, drawn)]
-    return broken
-
-
-def _judge(case: VerdictCase, verdict: Verdict) -> list[Broken]:
-    for b, (nodes, chosen) in enumerate(case.rows):
-        path, previous = verdict.paths[b], -1
-        for node in path:
-            if not 0 <= node < len(nodes) or nodes[node][0] != previous:
-                return [Broken("path", f"row {b} accepts nodes {path}, which are no path")]
-            previous = node
-        expected, node = [], -1
-        while node is not None:
-            expected.append(chosen[node + 1])
-            node = next((n for n, (parent, t) in enumerate(nodes) if parent == node and t == expected[-1]), None)  # type: ignore[assignment]
-        found = [*(nodes[node][1] for node in path), verdict.next_tokens[b]]
-        if found != expected:
-            return [Broken("greedy", f"row {b}: expected {expected}, emitted {found}")]
-    return []
-
-
-def _inputs(case: VerdictCase, filler: int) -> tuple[Draft, Tensor]:
-    width = max(len(nodes) for nodes, _ in case.rows)
-    num_rows = len(case.rows)
-    tokens_BG = torch.full((num_rows, width), filler)
-    logits_BTV = torch.full((num_rows, width + 1, SMALL_VOCAB), -SHARP)
-    logits_BTV[..., filler] = SHARP
-    for b, (nodes, chosen) in enumerate(case.rows):
-        tokens_BG[b, : len(nodes)] = torch.tensor([token for _, token in nodes])
-        logits_BTV[b, : len(chosen)] = -SHARP
-        logits_BTV[b, torch.arange(len(chosen)), torch.tensor(chosen)] = SHARP
-    parents = [[parent for parent, _ in nodes] for nodes, _ in case.rows]
-    chains = all(row == list(range(-1, len(row) - 1)) for row in parents)
-    probs_BGV = torch.full((num_rows, width, SMALL_VOCAB), 1 / SMALL_VOCAB) if case.with_probs else None
-    draft = Draft(tokens_BG, [len(nodes) for nodes, _ in case.rows], None if chains else parents, probs_BGV)
-    return draft, logits_BTV

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -11,20 +11,23 @@ import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.clock import Clock
 from specdec.conformance.calls import MakeAlignment
 from specdec.conformance.cases import VOCAB, Run
-from specdec.conformance.models import greedy, small_pair
-from specdec.conformance.promises import Broken
+from specdec.conformance.models import greedy, sampled, small_pair, tokenizers
+from specdec.conformance.promises import Broken, cannot_be_made
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
 from specdec.engine import Engine
+from specdec.errors import ConfigError
 from specdec.model import CausalLM
 from specdec.registry import create
+from specdec.sampling import SamplingParams
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verifier
 
-NUM_KNOWN = 24  # tokens of the true output that a case may need
+Truth = list[tuple[int, ...]]
+Notes = list[Broken]
 
 
 @dataclass(slots=True)
@@ -35,16 +38,15 @@ class Parts:
     drafter: Callable[[DrafterContext], Drafter] | None = None  # None: as the case says
     verifier: Callable[[], Verifier] = lambda: create("verifier", "greedy")
     scheduler: Callable[[str, int, int], Scheduler] = lambda name, *sizes: create("scheduler", name, *sizes)
-    wrap_drafter: Callable[[Drafter, Callable[[], Drafter], CausalLM], Drafter] = lambda drafter, make, target: drafter
-    wrap_scheduler: Callable[[Scheduler, Run], Scheduler] = lambda scheduler, run: scheduler
-    known_acceptance: bool = True  # whether how much a round accepts is promised
-    notes: list[Broken] = field(default_factory=list)  # what the wrappers saw
+    # The wrappers note what they see in the list of the run that they are given.
+    wrap_drafter: Callable[[Drafter, Callable[[], Drafter], CausalLM, Notes], Drafter] = lambda drafter, *_: drafter
+    wrap_scheduler: Callable[[Scheduler, Run, Notes], Scheduler] = lambda scheduler, *_: scheduler
 
 
 class ScriptedDrafter(Drafter):
     """Drafts the true output, and a wrong token from the place on that the case's pattern names."""
 
-    def __init__(self, run: Run, truth: list[tuple[int, ...]]) -> None:
+    def __init__(self, run: Run, truth: Truth) -> None:
         self.run = run
         self.truth = truth
         self.rounds: dict[int, int] = {}
@@ -96,31 +98,61 @@ def accepted_by_script(run: Run, row: int, turn: int) -> int:
 
 
 def check_run(run: Run, parts: Parts) -> list[Broken]:
-    """Decode, and compare every row with what it must come to."""
-    parts.notes.clear()
-    truth = [greedy(run.seed, run.dtype, prompt, NUM_KNOWN) for prompt in run.prompts]
-    stop_ids = _stop_ids(run, truth)
-    rows = [
-        Sequence(i, list(p), budget, stop_ids)
-        for i, (p, budget) in enumerate(zip(run.prompts, run.budgets, strict=True))
-    ]
+    """Decode, and compare every row with what it must come to.
+
+    Raises:
+        ConfigError: a plug-in refuses to be made for this case, as it may.
+    """
+    truth = _truth(run)
+    notes: Notes = []  # of this run alone: what it returns must not change with the next
+    rows = _rows(run, _stop_ids(run, truth))
     pool = SequencePool(rows)
     try:
-        engine = _engine(run, parts, truth)
+        engine = _engine(run, parts, truth, notes)
+    except ConfigError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        return [cannot_be_made(error)]
+    try:
         for _ in range(sum(run.budgets) + 1):
             if pool.done:
                 break
             engine.step(pool)
-    except Exception as error:  # a stranger's code may raise anything
-        return parts.notes or [Broken("calls", f"{type(error).__name__}: {error}")]
-    return parts.notes + [broken for row in rows for broken in _compare(row, run, parts, truth[row.index])]
+    except Exception as error:  # after what was noted it is taken for its consequence
+        return notes or [Broken("calls", f"{type(error).__name__}: {error}")]
+    return notes + [broken for row in rows for broken in _compare(row, run, parts, truth[row.index])]
 
 
-def _engine(run: Run, parts: Parts, truth: list[tuple[int, ...]]) -> Engine:
+def _truth(run: Run) -> Truth:
+    if run.temperature:
+        return [
+            sampled(run.seed, run.dtype, prompt, run.num_known, index, run.temperature)
+            for index, prompt in enumerate(run.prompts)
+        ]
+    return [greedy(run.seed, run.dtype, prompt, run.num_known) for prompt in run.prompts]
+
+
+def _rows(run: Run, stop_ids: frozenset[int]) -> list[Sequence]:
+    return [
+        Sequence(
+            i, list(prompt), budget, stop_ids, SamplingParams(run.temperature, seed=i) if run.temperature else None
+        )
+        for i, (prompt, budget) in enumerate(zip(run.prompts, run.budgets, strict=True))
+    ]
+
+
+def _engine(run: Run, parts: Parts, truth: Truth, notes: Notes) -> Engine:
     clock = Clock()
     target, draft = small_pair(run.seed, run.dtype)
+    ours, theirs = tokenizers()
     context = DrafterContext(
-        target, target if run.draft_is_target else draft, lambda model: parts.align(model, clock), clock
+        target,
+        target if run.draft_is_target else draft,
+        lambda model: parts.align(model, clock),
+        clock,
+        ours,
+        theirs,
+        lambda row: list(truth[row.index]),
     )
 
     def make() -> Drafter:
@@ -130,15 +162,16 @@ def _engine(run: Run, parts: Parts, truth: list[tuple[int, ...]]) -> Engine:
 
     return Engine(
         parts.align(target, clock),
-        parts.wrap_drafter(make(), make, target),
-        parts.verifier(),
-        parts.wrap_scheduler(parts.scheduler(run.scheduler, run.batch, run.window), run),
+        parts.wrap_drafter(make(), make, target, notes),
+        # The one whose tokens are those of plain sampling, whatever is drafted.
+        create("verifier", "naive") if run.temperature else parts.verifier(),
+        parts.wrap_scheduler(parts.scheduler(run.scheduler, run.batch, run.window), run, notes),
         VaryingLength(run),
         clock,
     )
 
 
-def _stop_ids(run: Run, truth: list[tuple[int, ...]]) -> frozenset[int]:
+def _stop_ids(run: Run, truth: Truth) -> frozenset[int]:
     stops = {0, *(prompt[0] for prompt in run.prompts)} if run.stops_in_prompts else set()
     if run.stop_every:
         stops |= {output[run.stop_every - 1] for output in truth}
@@ -158,7 +191,7 @@ def _compare(row: Sequence, run: Run, parts: Parts, truth: tuple[int, ...]) -> l
         return [Broken("emission", f"{name}, output {at}: expected {[*expected, 'the end'][at]}, found {found}")]
     if row.stop_reason != reason:
         return [Broken("progress", f"{name} ends for the reason {row.stop_reason!r} instead of {reason!r}")]
-    if parts.known_acceptance and parts.drafter is None and (run.pattern or run.draft_is_target):
+    if parts.drafter is None and (run.pattern or run.draft_is_target):
         wanted = _accepted(row, run, len(expected))
         if row.accepted_lengths != wanted:
             return [

@@ -8,10 +8,11 @@ from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, find, settings
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
 from specdec.conformance.promises import Broken, Finding
+from specdec.errors import ConfigError
 
 MAX_SHRINKS = 250  # cases tried per promise to make a failing one smaller
 
@@ -26,11 +27,18 @@ class Family:
     num_drawn: int = 0
     fixed: Sequence[Any] = ()
     outcomes: dict[Any, list[Broken]] = field(default_factory=dict)
+    refused: dict[Any, str] = field(default_factory=dict)  # cases that the plug-in refuses to be made for
 
     def run(self, case: Any) -> list[Broken]:
         """Check a case once."""
+        if case in self.refused:
+            return []
         if case not in self.outcomes:
-            self.outcomes[case] = self.check(case)
+            try:
+                self.outcomes[case] = self.check(case)
+            except ConfigError as error:
+                self.refused[case] = str(error)
+                return []
         return self.outcomes[case]
 
 
@@ -42,7 +50,11 @@ def explore(
     stop_at_first: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[Finding]:
-    """Run all families; one finding per promise, in the order of ``promises``."""
+    """Run all families; one finding per promise, in the order of ``promises``.
+
+    Raises:
+        ConfigError: the plug-in refuses every case, for this reason.
+    """
     for family in families:
         if progress is not None:
             progress(family.name)
@@ -50,10 +62,15 @@ def explore(
             family.run(case)
             if stop_at_first and _broken_names([family]):
                 break
-        _draw(family, until_broken=stop_at_first)
+        if not (stop_at_first and _broken_names([family])):
+            _draw(family, until_broken=stop_at_first)
         if stop_at_first and _broken_names([family]):
             break
     num_cases = sum(len(family.outcomes) for family in families)
+    if num_cases == 0:
+        raise ConfigError(next(reason for family in families for reason in family.refused.values()))
+    if unknown := _broken_names(families) - set(promises):
+        raise KeyError(f"a check reports promises that the group does not make, and nobody would see: {unknown}")
     outcomes = [outcome for family in families for outcome in family.outcomes.values()]
     num_broken = {promise: sum(_breaks(outcome, promise) for outcome in outcomes) for promise in promises}
     findings = []
@@ -90,7 +107,7 @@ def _find(family: Family, condition: Callable[[Any], bool], num_cases: int, phas
     )
     try:
         return find(family.drawn, condition, settings=options, random=Random(0))
-    except HypothesisException:  # no case meets the condition
+    except NoSuchExample:
         return None
 
 

@@ -1,15 +1,20 @@
-"""Small random models, and greedy decoding that shares no code with the engine."""
+"""Small random models, and plain decoding that shares no code with the engine."""
 
 from __future__ import annotations
 
 import copy
+import string
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specdec.conformance.cases import VOCAB
+from specdec.conformance.cases import STEP, VOCAB
 from specdec.model import CausalLM
+from specdec.random_stream import DRAW, uniforms
 
 CONTEXT = 256
 
@@ -44,14 +49,48 @@ def small_pair(seed: int, dtype: str) -> tuple[CausalLM, CausalLM]:
 
 
 @cache
-@torch.inference_mode()
+def tokenizers() -> tuple[Any, Any]:
+    """One token per letter, for the target and, in another order, for the draft: for drafters that go by the text."""
+    return _letters(list(range(VOCAB))), _letters([(STEP * i + 3) % VOCAB for i in range(VOCAB)])
+
+
+def _letters(ids: list[int]) -> Any:
+    letters = (string.ascii_letters + string.digits)[:VOCAB]
+    tokenizer: Any = Tokenizer(models.WordLevel(dict(zip(letters, ids, strict=True)), unk_token=letters[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@cache
 def greedy(seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
     """What the target says alone, token by token, without stops."""
+    return _plain(seed, dtype, prompt, max_new_tokens, lambda logits_V, _: int(logits_V.argmax()))
+
+
+@cache
+def sampled(
+    seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int, index: int, temperature: float
+) -> tuple[int, ...]:
+    """What a row that samples with seed ``index`` says alone: each token by the random number of its position."""
+
+    def choose(logits_V: torch.Tensor, position: int) -> int:
+        cumulative_V = (logits_V.double() / temperature).softmax(-1).cumsum(-1)
+        number = float(uniforms([(index, index)], [[position]], DRAW, [0]))
+        return int((cumulative_V <= number).sum())
+
+    return _plain(seed, dtype, prompt, max_new_tokens, choose)
+
+
+@torch.inference_mode()
+def _plain(
+    seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int, choose: Callable[[torch.Tensor, int], int]
+) -> tuple[int, ...]:
     module = small_pair(seed, dtype)[0].module
     tokens, past, output = torch.tensor([prompt]), None, []
     for _ in range(max_new_tokens):
         step = module(tokens, past_key_values=past, use_cache=True)
         past = step.past_key_values
-        tokens = step.logits[:, -1:].argmax(-1)
-        output.append(int(tokens))
+        output.append(choose(step.logits[0, -1], len(prompt) + len(output)))
+        tokens = torch.tensor([output[-1:]])
     return tuple(output)

@@ -11,11 +11,11 @@ ALIGNMENT = {
     "visibility": "a query sees exactly its row's tokens, its ancestors and itself",
     "logits": "what comes back for a token is what the model says after it",
     "content": "the KV of a row equals that of a fresh forward over it",
-    "filler": "what stands behind num_tokens reaches no row",
+    "filler": "what stands after num_tokens reaches no row",
 }
 RUN = {
     "calls": "every allowed call is answered, and every forbidden one raises ContractError",
-    "emission": "every row's output is the target's own greedy output at batch 1",
+    "emission": "every row's output is the target's own at batch 1: greedy, or drawn with the row's random numbers",
     "acceptance": "a round emits what was accepted plus one, and all of it when the draft is the target",
     "progress": "the run comes to an end, with every row finished for its own reason",
 }
@@ -23,18 +23,23 @@ DRAFTER = {
     "shape": "tokens, counts and parents fit together and the wished lengths",
     "state": "after any rounds a row is drafted as if it had just been admitted",
     "neighbours": "a row's draft does not depend on the other rows",
+    "distribution": "the probabilities that come with a draft are those that its tokens were drawn from",
 }
 VERIFIER = {
     "path": "what is accepted is a path of drafted nodes",
-    "greedy": "at a sharp target law the longest match is emitted, and the target's own token after it",
-    "filler": "what stands behind num_drafted reaches no row",
-    "sampled": "the same where a row samples from that law, whatever its random numbers",
+    "greedy": "at a sharp distribution the longest match is emitted, and the target's own token after it",
+    "filler": "what stands after num_drafted reaches no row",
+    "sampled": "the same where a row samples from that one, whatever its random numbers",
+    "neighbours": "a row's verdict depends on its own draft, distribution and random numbers alone",
+    "distribution": "where rows sample, what is emitted is distributed as the target says",
     "purity": "the arguments and the global random state are left as they were",
 }
 SCHEDULER = {
     "choice": "a round runs distinct, active, unfinished rows, at least one and at most `batch`",
     "progress": "every row is run until it is finished",
     "pool": "rows are made active through the pool and stay in it",
+    "grouping": "rows of one length run together whenever they fill a batch (`groups_lengths`)",
+    "waiting": "no active row is passed over for more rounds than is claimed (`max_wait_rounds`)",
 }
 BY_GROUP = {
     "alignment": ALIGNMENT | RUN,
@@ -52,6 +57,11 @@ class Broken:
     detail: str
 
 
+def cannot_be_made(error: Exception) -> Broken:
+    """The finding on a plug-in whose constructor raises something else than a ConfigError."""
+    return Broken("calls", f"cannot be made: {type(error).__name__}: {error}")
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the result: a promise, over how many cases, and the smallest case that breaks it."""
@@ -62,6 +72,7 @@ class Finding:
     num_broken: int = 0
     detail: str = ""
     smallest: Any = None
+    claimed: bool = True  # whether the plug-in says that it keeps it: some promises are for those that do
 
     @property
     def kept(self) -> bool:

@@ -21,6 +21,8 @@ def print_report(title: str, findings: list[Finding], console: Console | None = 
     table.add_column("result", no_wrap=True)
     for finding in findings:
         result = Text("kept", "green") if finding.kept else Text(f"BROKEN ({finding.num_broken})", "bold red")
+        if finding.kept and not finding.claimed:
+            result = Text("not claimed")
         table.add_row(Text(finding.promise), Text(finding.text), str(finding.num_cases), result)
     console.print(table)
     for line in describe(findings):

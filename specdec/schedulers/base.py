@@ -13,6 +13,15 @@ class Scheduler(ABC):
     prefill_share: float = 1.0
     """Share of the time that reading newcomers' prompts may take from rows that decode; 1: prompts are read whole."""
 
+    groups_lengths: bool = False
+    """Claims that rows of equal length run together: whenever at least ``batch`` active rows have the same length, the
+    round is ``batch`` rows of one length. Rounds in which ``max_wait_rounds`` forces rows to run are exempt. What is
+    claimed here is checked by the conformance kit; nothing else depends on it."""
+
+    max_wait_rounds: int | None = None
+    """Claims that no active row is passed over for more consecutive rounds than this; None claims nothing. The claim
+    may be made per instance, in ``__init__``, and is checked like ``groups_lengths``."""
+
     @abstractmethod
     def select(self, pool: SequencePool) -> list[Sequence]:
         """Unfinished rows of the next round, at least one while the pool is not done.

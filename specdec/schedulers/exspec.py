@@ -22,6 +22,8 @@ class ExspecScheduler(Scheduler):
         max_wait_rounds: a row of the window that so many rounds have passed over runs in the next one. None: no bound.
     """
 
+    groups_lengths = True
+
     def __init__(self, batch: int, window: int, *, max_wait_rounds: int | None = None) -> None:
         if window < batch:
             raise ConfigError(f"batching.window={window} is smaller than batch={batch}: it must be at least the batch")

@@ -1,0 +1,192 @@
+"""Verifiers under watch: one verdict at a time, with what it must come to.
+
+Sharp target distributions have one right answer, whatever the random numbers; soft ones show whose numbers, and whose
+draft, a row's verdict listens to. What emitted tokens are distributed as is in specdec.conformance.distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from specdec.conformance.promises import Broken
+from specdec.drafters.base import Draft
+from specdec.law import Noise
+from specdec.verifiers.base import Verdict, Verifier
+
+SMALL_VOCAB = 7
+SHARP = 60.0  # logits of +-60: the probability of anything but the argmax is zero in every dtype that is used
+SOFT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCase:
+    """Per row: its nodes as (parent, token), and the target's choice after every column."""
+
+    rows: tuple[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], ...]
+    with_probs: bool
+    seed: int
+
+    def __str__(self) -> str:
+        rows = "; ".join(f"drafted (parent, token) {list(nodes)}, target {list(chosen)}" for nodes, chosen in self.rows)
+        return rows + (", with draft probabilities" if self.with_probs else "")
+
+
+@st.composite
+def verdict_cases(draw: Any) -> VerdictCase:
+    """Ragged chains and trees whose siblings differ, and the target's choices."""
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        nodes: list[tuple[int, int]] = []
+        tree = draw(st.booleans())
+        for node in range(draw(st.integers(0, 4))):
+            parent = draw(st.integers(-1, node - 1)) if tree else node - 1
+            taken = {token for other, token in nodes if other == parent}
+            nodes.append((parent, draw(st.sampled_from([t for t in range(SMALL_VOCAB) if t not in taken]))))
+        chosen = draw(st.lists(st.integers(0, SMALL_VOCAB - 1), min_size=len(nodes) + 1, max_size=len(nodes) + 1))
+        for node, (parent, token) in enumerate(nodes):  # half of the nodes are what the target says
+            if draw(st.booleans()):
+                chosen[parent + 1] = token
+            assert node >= parent
+        rows.append((tuple(nodes), tuple(chosen)))
+    return VerdictCase(tuple(rows), draw(st.booleans()), draw(st.integers(0, 3)))
+
+
+def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
+    """All that is wrong with the verdicts of one case; what was found before an exception stays found."""
+    broken: list[Broken] = []
+    try:
+        broken.extend(_greedy_problems(case, verifier))
+    except Exception as error:  # third-party code may raise anything
+        broken.append(Broken("calls", f"{type(error).__name__}: {error}"))
+    if type(verifier).verify_sampled is Verifier.verify_sampled:
+        return broken  # it says that it decides greedy rows only
+    if verifier.chains_only and _inputs(case, filler=0)[0].parents:
+        return broken  # it says that sampled rows must be drafted as chains
+    try:
+        broken.extend(_sampled_problems(case, verifier))
+    except Exception as error:
+        broken.append(Broken("calls", f"verify_sampled: {type(error).__name__}: {error}"))
+    return broken
+
+
+def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
+    """One verdict of a batch, again with other content where nothing was drafted, and of every row alone.
+
+    Every call gets tensors of its own, so that one that changes them breaks that promise and no other.
+    """
+    draft, logits_BTV = _inputs(case, filler=0)
+    before = _Before(draft.tokens_BG, draft.probs_BGV, logits_BTV)
+    verdict = verifier.verify(draft, logits_BTV)
+    yield from before.changes()
+    yield from _judge(case, verdict)
+    if _differ(verifier.verify(*_inputs(case, filler=3)), verdict):
+        yield Broken("filler", "the verdict changes with what stands after num_drafted")
+    for b, (nodes, _) in enumerate(case.rows):
+        draft, logits_BTV = _inputs(case, filler=0)
+        alone = verifier.verify(_row(draft, b), logits_BTV[b : b + 1, : len(nodes) + 1])
+        if _differ(alone, _part(verdict, b)):
+            yield Broken("neighbours", f"row {b}: {_part(verdict, b)} beside others, {alone} alone")
+
+
+def _sampled_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
+    """The same where rows sample: at sharp distributions, then at soft ones, where the random numbers decide."""
+    draft, probs_BTV, noise = _sampled_inputs(case, 0, SHARP)
+    before = _Before(draft.tokens_BG, draft.probs_BGV, probs_BTV, noise.draws_BT, noise.tests_BG)
+    drawn = verifier.verify_sampled(draft, probs_BTV, noise)
+    yield from before.changes()
+    for found in _judge(case, drawn):
+        yield replace(found, promise="sampled")
+    verdict = verifier.verify_sampled(*_sampled_inputs(case, 0, SOFT))
+    if _differ(verifier.verify_sampled(*_sampled_inputs(case, 3, SOFT)), verdict):
+        yield Broken("filler", "a sampled verdict changes with what stands after num_drafted")
+    for b, (nodes, _) in enumerate(case.rows):
+        count = len(nodes)
+        draft, probs_BTV, noise = _sampled_inputs(case, 0, SOFT)
+        own = Noise(noise.draws_BT[b : b + 1, : count + 1], noise.tests_BG[b : b + 1, :count])
+        alone = verifier.verify_sampled(_row(draft, b), probs_BTV[b : b + 1, : count + 1], own)
+        if _differ(alone, _part(verdict, b)):
+            detail = f"row {b}, sampled: {_part(verdict, b)} beside others, {alone} alone, with the same random numbers"
+            yield Broken("neighbours", detail)
+
+
+class _Before:
+    """What a verifier is given, and the global random state: both must be left as they were."""
+
+    def __init__(self, *given: Tensor | None) -> None:
+        self._given = [part for part in given if part is not None]
+        self._kept = [part.clone() for part in self._given]
+        self._state = torch.random.get_rng_state()
+
+    def changes(self) -> Iterator[Broken]:
+        if not all(torch.equal(now, kept) for now, kept in zip(self._given, self._kept, strict=True)):
+            yield Broken("purity", "an argument was changed in place")
+        if not torch.equal(self._state, torch.random.get_rng_state()):
+            yield Broken("purity", "the global random state was used")
+
+
+def _row(draft: Draft, b: int) -> Draft:
+    """One row's draft as if it had been drafted alone."""
+    count = draft.num_drafted[b]
+    return Draft(
+        draft.tokens_BG[b : b + 1, :count],
+        [count],
+        None if draft.parents is None else [draft.parents[b]],
+        None if draft.probs_BGV is None else draft.probs_BGV[b : b + 1, :count],
+    )
+
+
+def _part(verdict: Verdict, b: int) -> Verdict:
+    return Verdict([verdict.paths[b]], [verdict.next_tokens[b]])
+
+
+def _differ(one: Verdict, other: Verdict) -> bool:
+    return (one.paths, one.next_tokens) != (other.paths, other.next_tokens)
+
+
+def _judge(case: VerdictCase, verdict: Verdict) -> list[Broken]:
+    for b, (nodes, chosen) in enumerate(case.rows):
+        path, previous = verdict.paths[b], -1
+        for node in path:
+            if not 0 <= node < len(nodes) or nodes[node][0] != previous:
+                return [Broken("path", f"row {b} accepts nodes {path}, which are no path")]
+            previous = node
+        expected, node = [], -1
+        while node is not None:
+            expected.append(chosen[node + 1])
+            node = next((n for n, (parent, t) in enumerate(nodes) if parent == node and t == expected[-1]), None)  # type: ignore[assignment]
+        found = [*(nodes[node][1] for node in path), verdict.next_tokens[b]]
+        if found != expected:
+            return [Broken("greedy", f"row {b}: expected {expected}, emitted {found}")]
+    return []
+
+
+def _inputs(case: VerdictCase, filler: int) -> tuple[Draft, Tensor]:
+    width = max(len(nodes) for nodes, _ in case.rows)
+    num_rows = len(case.rows)
+    tokens_BG = torch.full((num_rows, width), filler)
+    logits_BTV = torch.full((num_rows, width + 1, SMALL_VOCAB), -SHARP)
+    logits_BTV[..., filler] = SHARP
+    for b, (nodes, chosen) in enumerate(case.rows):
+        tokens_BG[b, : len(nodes)] = torch.tensor([token for _, token in nodes])
+        logits_BTV[b, : len(chosen)] = -SHARP
+        logits_BTV[b, torch.arange(len(chosen)), torch.tensor(chosen)] = SHARP
+    parents = [[parent for parent, _ in nodes] for nodes, _ in case.rows]
+    chains = all(row == list(range(-1, len(row) - 1)) for row in parents)
+    probs_BGV = torch.full((num_rows, width, SMALL_VOCAB), 1 / SMALL_VOCAB) if case.with_probs else None
+    draft = Draft(tokens_BG, [len(nodes) for nodes, _ in case.rows], None if chains else parents, probs_BGV)
+    return draft, logits_BTV
+
+
+def _sampled_inputs(case: VerdictCase, filler: int, sharpness: float) -> tuple[Draft, Tensor, Noise]:
+    """The same as probabilities, and the case's random numbers."""
+    draft, logits_BTV = _inputs(case, filler)
+    generator = torch.Generator().manual_seed(case.seed)
+    draws_BT, tests_BT = torch.rand(2, *logits_BTV.shape[:2], generator=generator, dtype=torch.float64)
+    probs_BTV = (logits_BTV.double() * (sharpness / SHARP)).softmax(-1)
+    return draft, probs_BTV, Noise(draws_BT, tests_BT[:, 1:])

@@ -1,0 +1,181 @@
+"""Bugs in drafters: in the draft model's cache, in what it says it draws from, and in what it knows of a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from mutations.planting import Patch, planted, wrapped
+from specdec.alignment.inplace import InplaceAlignment
+from specdec.drafters import steps
+from specdec.drafters.lookup import PromptLookupDrafter
+from specdec.drafters.medusa import MedusaDrafter
+from specdec.drafters.model import ModelDrafter
+from specdec.drafters.steps import ChainDrafts, Picker
+from specdec.reading import Reader
+
+MODEL = "drafter=model"
+RUNS = "decoding runs"
+
+
+@planted(MODEL, "draft cache not rolled back", "calls", RUNS)
+def not_rolled_back(patch: Patch):
+    def commit(self, rows):
+        alive = [row for row in self._fed if not row.finished]
+        if alive:
+            self._alignment.commit([row.index for row in alive], [row.length for row in alive])
+        self._fed = []
+
+    patch.setattr(ChainDrafts, "commit", commit)
+
+
+@planted(MODEL, "draft cache keeps rejected tokens when gamma has changed", "state", RUNS)
+def rejected_kept_when_gamma_changes(patch: Patch):
+    class Keeping(ModelDrafter):
+        def __init__(self, context) -> None:
+            super().__init__(context)
+            self.asked: dict[int, int] = {}
+            self.kept: dict[int, int] = {}
+
+        def propose(self, rows, gammas):
+            for row, gamma in zip(rows, gammas, strict=True):
+                changed = self.asked.get(row.index, gamma) != gamma
+                # All that the cache holds in the end, where it should be cut: the last drafted token is never fed.
+                self.kept[row.index] = row.length + gamma - 1 if changed else 0
+                self.asked[row.index] = gamma
+            return super().propose(rows, gammas)
+
+        def commit(self, rows):
+            fed = [row for row in self._chains._fed if not row.finished]
+            if fed:
+                kept = [max(min(self.kept[row.index], row.length), row.length - steps.LAG, 0) for row in fed]
+                self._chains._alignment.commit([row.index for row in fed], kept)
+            self._chains._fed = []
+
+    # The row's last token is fed all the same.
+    wrapped(patch, Reader, "length", lambda original, self, row: min(original(self, row), row.length - 1))
+    return Keeping
+
+
+@planted(MODEL, "draft cache of a row that drafted nothing cut all the same", "calls", RUNS)
+def idle_row_cut(patch: Patch):
+    def propose(original, self, rows, gammas):
+        draft = original(self, rows, gammas)
+        self._fed = list(rows)
+        return draft
+
+    wrapped(patch, ChainDrafts, "propose", propose)
+
+
+class ReadingTheLast:
+    """An alignment whose answer for a row's last token is that for the last column."""
+
+    def __init__(self, inner) -> None:
+        self._inner = inner
+
+    def forward(self, rows, tokens_BT, counts):
+        """Feed, and answer for the wrong column."""
+        logits_BTV = self._inner.forward(rows, tokens_BT, counts).clone()
+        for b, count in enumerate(counts):
+            logits_BTV[b, max(count, 1) - 1] = logits_BTV[b, max(counts) - 1]
+        return logits_BTV
+
+
+@planted(MODEL, "the draft reads the last column of a ragged feed", "neighbours", RUNS)
+def last_column_read(patch: Patch):
+    wrapped(patch, steps, "extend", lambda original, alignment, *rest: original(ReadingTheLast(alignment), *rest))
+
+
+@planted(MODEL, "only one token of the lag is fed", "state", RUNS)
+def one_token_of_the_lag(patch: Patch):
+    def extend(original, alignment, device, keys, missing, *rest):
+        return original(alignment, device, keys, [tokens[-1:] for tokens in missing], *rest)
+
+    wrapped(patch, steps, "extend", extend)
+
+
+@planted(MODEL, "the draft's cache loses what it held when it gets more columns", "state", "growth of the cache")
+def draft_cache_growth(patch: Patch):
+    class Losing(InplaceAlignment):
+        def forward(self, rows, tokens_BT, num_tokens=None, parents=None):
+            before = self._slots.kv.data_NBHSD.shape
+            logits_BTV = super().forward(rows, tokens_BT, num_tokens, parents)
+            if self._slots.kv.data_NBHSD.shape != before:
+                self._slots.kv.data_NBHSD[..., : before[3] // 2, :] = 0
+            return logits_BTV
+
+    class Drafting(ModelDrafter):
+        def __init__(self, context) -> None:
+            super().__init__(replace(context, align=lambda model: Losing(model, context.clock)))
+
+    return Drafting
+
+
+@planted(MODEL, "offers the probabilities of another step", "distribution", "drawn drafts")
+def probabilities_of_another_step(patch: Patch):
+    original = Picker.probs_BGV
+    patch.setattr(
+        Picker,
+        "probs_BGV",
+        property(lambda self: None if original.fget(self) is None else original.fget(self).roll(1, 1)),
+    )
+
+
+@planted(MODEL, "takes the most probable token, and says that it was drawn", "distribution", "drawn drafts")
+def chosen_but_called_drawn(patch: Patch):
+    patch.setattr(steps, "draw", lambda probs_BV, uniforms_B: probs_BV.argmax(-1))
+
+
+@planted(MODEL, "draws every step with the number of the first", "distribution", "drawn drafts")
+def one_number_for_all_steps(patch: Patch):
+    wrapped(
+        patch, steps, "uniforms", lambda original, keys, places, purpose, offsets: original(keys, places, purpose, [0])
+    )
+
+
+@planted(MODEL, "in batches of three or more a row draws as its neighbour does", "neighbours", "sampled runs")
+def neighbours_probabilities(patch: Patch):
+    def processed(original, scores_BTV, settings):
+        probs_BTV = original(scores_BTV, settings)
+        return probs_BTV if len(probs_BTV) < 3 else torch.cat([probs_BTV[:2], probs_BTV[1:2], probs_BTV[3:]])
+
+    wrapped(patch, steps, "processed", processed)
+
+
+@planted(MODEL, "drafts for fewer rows than asked, and the round breaks down", "shape", RUNS)
+def fewer_rows(patch: Patch):
+    class Fewer(ModelDrafter):
+        def propose(self, rows, gammas):
+            draft = super().propose(rows, gammas)
+            return replace(draft, tokens_BG=draft.tokens_BG[:1], num_drafted=draft.num_drafted[:1])
+
+    return Fewer
+
+
+@planted("drafter=prompt_lookup", "rows share one index of n-grams", "neighbours", RUNS)
+def shared_index(patch: Patch):
+    class Shared(PromptLookupDrafter):
+        def __init__(self, context) -> None:
+            super().__init__(context)
+            self._all: dict[tuple[int, ...], list[int]] = {}
+
+        def commit(self, rows):
+            super().commit(rows)
+            for row in rows:
+                tokens = self._tokens[row.index]
+                self._all.update({gram: tokens[place:] for gram, place in self._following[row.index].items()})
+
+        def _copy(self, key, gamma):
+            return self._all.get(tuple(self._tokens[key][-1:]), [])[:gamma] or super()._copy(key, gamma)
+
+    return Shared
+
+
+@planted("drafter=medusa", "goes on from the hidden state of the first token that stays", "state", RUNS)
+def first_hidden_state(patch: Patch):
+    class First(MedusaDrafter):
+        def see(self, rows, hidden_BTD, kept):
+            super().see(rows, hidden_BTD, [places[:1] for places in kept])
+
+    return First
