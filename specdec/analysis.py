@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec.config import RunConfig
-from specdec.errors import ConfigError
+from specdec.errors import ConfigError, DataError
 from specdec.results import flatten, read_lines
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ Record = dict[str, Any]
 SETTINGS = frozenset(RunConfig.__dataclass_fields__)
 ON_EVERY_LINE = ("hash", "label", "method", "batch", "pair", "data")
 """What `samples` and `rounds` carry of their point."""
+_COUNTED_AS = {"samples.jsonl": "num_prompts", "rounds.jsonl": "num_verify_calls"}
+"""Which count of the summary is that of a file's lines."""
 REFERENCE = "eqspec"
 DISTINGUISHING = (
     *("drafter", "verifier", "draft_length", "batching", "window", "lengths", "gamma", "temperature", "dtype"),
@@ -180,19 +182,33 @@ def _run_folders(label: str, results: Path) -> Iterator[Record]:
 
 
 def read_json(file: Path) -> Record:
-    """A JSON object, or an empty one where there is none that can be read."""
+    """A JSON object, or an empty one where there is no such file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        loaded = json.loads(file.read_bytes())
+    except OSError:
         return {}
+    except ValueError as error:
+        raise _damaged(file, error) from None
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _damaged(file: Path, reason: object) -> DataError:
+    short = " ".join(str(reason).split())
+    return DataError(f"{file} is damaged ({short}): run its point again, or move its folder away")
 
 
 def _settings(config: Path) -> Record:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
-    loaded = yaml.load(config.read_text(encoding="utf-8"), Loader=loader)
+    try:
+        loaded = yaml.load(config.read_bytes(), Loader=loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise _damaged(config, error) from None
     return flatten(loaded) if isinstance(loaded, dict) else {}
 
 
@@ -227,7 +243,11 @@ def _lines(name: str, found: Iterable[Record]) -> Iterator[Record]:
         if point["status"] != "done":
             continue
         carried = {key: point[key] for key in ON_EVERY_LINE}
-        for number, record in enumerate(read_lines(Path(point["folder"]) / name)):
+        file = Path(point["folder"]) / name
+        found_lines = list(read_lines(file))
+        if (expected := point.get(_COUNTED_AS.get(name, ""))) is not None and len(found_lines) != expected:
+            raise _damaged(file, f"{len(found_lines)} of {expected} lines can be read")
+        for number, record in enumerate(found_lines):
             yield {**carried, **({"round": number} if name == "rounds.jsonl" else {}), **record}
 
 

@@ -31,16 +31,9 @@ def wrapped(model: Model, role: str) -> CausalLM:
         return supported(model, role)
 
 
-def check_fit(target: CausalLM, draft: CausalLM | None, joined_by_text: bool) -> None:
-    """Refuse a draft whose tokens the target could not read."""
-    if draft is None:
-        return
-    if draft.vocab_size != target.vocab_size and not joined_by_text:
-        raise PairError(
-            f"vocabulary sizes differ: target {target.vocab_size}, draft {draft.vocab_size}; choose a draft of the "
-            "target's family, or pass tokenizer= and draft_tokenizer= to join the two by text"
-        )
-    if draft.device != target.device:
+def check_device(target: CausalLM, draft: CausalLM | None) -> None:
+    """Refuse a draft on another device than the target."""
+    if draft is not None and draft.device != target.device:
         raise PairError(f"target is on {target.device} and draft on {draft.device}: move them to one device")
 
 

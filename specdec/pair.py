@@ -20,6 +20,7 @@ from specdec.placement import num_processes
 from specdec.registry import unknown
 from specdec.support import supported
 from specdec.untrained import random_model, synthetic_models
+from specdec.vocabulary import check_fit
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 WEIGHTS = ("pretrained", "random", "synthetic")
@@ -140,19 +141,10 @@ def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
 
 def _check_fit(cfg: DictConfig, pair: Pair) -> None:
     """Refuse pairs whose drafts the target could not read."""
-    size = len(pair.tokenizer)
-    if size > pair.target.vocab_size:
-        raise PairError(
-            f"tokenizer has {size} tokens but the target's vocabulary is {pair.target.vocab_size}: "
-            "set pair.tokenizer to the target's own"
-        )
-    if pair.draft is None or _retokenizes(cfg):
+    by_text = _retokenizes(cfg)
+    check_fit(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer, by_text=by_text, settings=True)
+    if pair.draft is None or by_text:
         return
-    if pair.draft.vocab_size != pair.target.vocab_size:
-        raise PairError(
-            f"vocabulary sizes differ: target {pair.target.vocab_size}, draft {pair.draft.vocab_size}; "
-            "choose a draft of the target's family (pair.draft), or drafter=retokenize"
-        )
     folder = Path(assets.resolve(cfg.pair.draft or ""))
     if cfg.weights == "pretrained" and cfg.pair.tokenizer is None and cfg.pair.draft:
         has_own = not folder.is_dir() or (folder / "tokenizer.json").exists()

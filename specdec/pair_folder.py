@@ -54,7 +54,10 @@ def _beside(folder: Path) -> dict[str, str]:
 def _alone(folder: Path) -> dict[str, str]:
     provenance: dict[str, Any] = {}
     if (folder / "provenance.json").is_file():
-        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        try:
+            provenance = json.loads((folder / "provenance.json").read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"pair={folder}: provenance.json is damaged ({error})") from None
     config = provenance.get("config") or {}
     if provenance.get("task") == "heads":
         kind = (config.get("heads") or {}).get("kind", "KIND")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 
-from specdec.build import build_engine, executions, plugin
+from specdec.build import build_arrivals, build_engine, executions, plugin
 from specdec.clock import Clock
 from specdec.config import RANDOM_WEIGHTS_PROMPTS
 from specdec.decode import complete_reference, reference_settings, row_sampling
@@ -50,6 +50,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
         pair = load_pair(cfg)
         prompts, notes = _prompts(cfg, pair)
         build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
+        build_arrivals(cfg).times(sum(prompt.turn == 0 for prompt in prompts))  # and so is a trace that is too short
         plan, advice = check_run(cfg, pair, prompts)
         notes += advice
         for note in pair.notes + notes:

@@ -59,8 +59,8 @@ def digest(settings: Any) -> str:
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The summary of a finished run's folder, or None."""
     try:
-        summary = json.loads((path / "summary.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        summary = json.loads((path / "summary.json").read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
     return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
 
@@ -221,13 +221,13 @@ def cut_torn_line(path: Path) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSONL file; a torn last line (a process was killed while writing) is left out."""
+    """Records of a JSONL file; a torn or damaged line (a process was killed while writing) is left out."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for line in lines:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 continue
             yield record
