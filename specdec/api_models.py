@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from specdec.errors import PairError
+from specdec.drafters.weights import UNTRAINED
+from specdec.errors import ConfigError, PairError
 from specdec.model import CausalLM
+from specdec.registry import lookup
 from specdec.support import supported
 
 Model = Any
@@ -29,6 +31,24 @@ def wrapped(model: Model, role: str) -> CausalLM:
         raise PairError(f"{role}: a {type(model).__name__} is no causal language model of transformers")
     with _modes_kept([model]):
         return supported(model, role)
+
+
+def choose_drafter(draft: Model | str | None, draft_tokenizer: Any) -> str:
+    """The drafter's name in the registry.
+
+    Raises:
+        ConfigError: it needs weights that a call cannot name, or there is a tokenizer without a model.
+    """
+    if draft_tokenizer is not None and (draft is None or isinstance(draft, str)):
+        raise ConfigError("draft_tokenizer is given without a draft model that it belongs to: leave it out")
+    if not isinstance(draft, str):
+        return "none" if draft is None else "model" if draft_tokenizer is None else "retokenize"
+    if UNTRAINED in lookup("drafter", draft).config.__dataclass_fields__:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"draft={draft!r} drafts with trained weights, which run.py loads (drafter={draft} drafter.path=FOLDER): "
+            "choose prompt_lookup, trigram or self, or pass a draft model"
+        )
+    return draft
 
 
 def check_device(target: CausalLM, draft: CausalLM | None) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from specdec.config import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER
+from specdec.drafters.weights import UNTRAINED
 
 HASH_LENGTH = 12
 CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
@@ -45,6 +46,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         settings["runner"].pop(key, None)
     if resolved["debug"]["invariants"]:  # checked runs are slow: their times must not pass for those of others
         settings["invariants_every"] = resolved["debug"]["invariants_every"]
+    if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their names
+        del settings["drafter"][UNTRAINED]
     if settings["drafter"]["name"] == "none":  # nothing is drafted, so how much would be does not matter
         settings.pop("draft_length", None)
         settings.pop("gamma", None)

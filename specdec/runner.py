@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from specdec.cli_errors import explain
 from specdec.config import RANDOM_WEIGHTS_PROMPTS, RunConfig
+from specdec.drafters.weights import check_chosen
 from specdec.errors import ConfigError
 from specdec.lock import locked
 from specdec.pair_folder import fill_from_folder
@@ -118,6 +119,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
         cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS
     check_runner(cfg)
     check_serving(cfg)
+    check_chosen(cfg.drafter)
     _refuse_incorrect(cfg)
     _check_sampling(cfg)
     if cfg.strict and not (cfg.reference and has_reference(cfg)):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from specdec.bound import read_bound
 from specdec.build import build_batching
 from specdec.clock import STAGES
+from specdec.drafters.weights import drafter_label
 from specdec.metrics import Tally, percentiles, ratio, timing
 from specdec.oracle import NEAR_TIE
 from specdec.results import RunFolder
@@ -110,6 +111,7 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "data": _data_label(cfg),
         "scheduler": cfg.scheduler.label,
         **{group: cfg[group].name for group in groups},
+        "drafter": drafter_label(cfg.drafter),
         "batch": cfg.batch,
         "gamma": 0 if cfg.drafter.name == "none" else cfg.gamma,
         "temperature": cfg.temperature,
