@@ -38,18 +38,31 @@ def load_model(
             source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
         )
         check_supported(config, f"pair.{role}={name}")
-        module = AutoModelForCausalLM.from_pretrained(
+        module, loaded = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=pair.attention,
             trust_remote_code=pair.trust_remote_code,
             use_safetensors=None if pair.allow_pickle else True,
             local_files_only=_is_folder(name),
+            output_loading_info=True,
             **_split(role, name, config.get_text_config(), num_parts),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PairError(_explain(role, name, error)) from error
+    _require_whole(role, name, loaded)
     return module if num_parts > 1 else move(module, device)
+
+
+def _require_whole(role: str, name: str, loaded: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of its architecture: `transformers` would make them up, with a warning."""
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise PairError(
+            f"pair.{role}={name}: the checkpoint lacks {missing[0]}{more}, which would be random: give a whole one, or "
+            "set weights=random"
+        )
 
 
 def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
