@@ -50,19 +50,24 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PairError(_explain(role, name, error)) from error
-    _require_whole(role, name, loaded)
+    if missing := missing_weights(loaded):
+        raise PairError(
+            f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a whole one, or set "
+            "weights=random"
+        )
     return module if num_parts > 1 else move(module, device)
 
 
-def _require_whole(role: str, name: str, loaded: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights of its architecture: `transformers` would make them up, with a warning."""
+def missing_weights(loaded: dict[str, Any]) -> str | None:
+    """What a checkpoint lacks of its architecture: `transformers` fills it with random numbers, and warns.
+
+    Args:
+        loaded: what ``from_pretrained`` tells with ``output_loading_info``.
+    """
     missing = sorted(loaded["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise PairError(
-            f"pair.{role}={name}: the checkpoint lacks {missing[0]}{more}, which would be random: give a whole one, or "
-            "set weights=random"
-        )
+    if not missing:
+        return None
+    return missing[0] + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
 
 
 def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:

@@ -166,12 +166,20 @@ def _compare_tokenizers(target: Any, draft: Any) -> None:
             raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to say which holds")
 
 
+def _shape_keys(cfg: DictConfig, role: str) -> tuple[str, ...]:
+    """Settings of the pair that decide made-up weights; its name and threads, for example, do not."""
+    if cfg.weights == "synthetic":  # both are made of the target
+        return ("target", "target_architecture", "num_layers", "hidden_size", "vocab_size", "synthetic")
+    return (role, f"{role}_architecture", "num_layers", "hidden_size", "vocab_size")
+
+
 def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents (names, sizes and times of large ones)."""
     digest = hashlib.sha256()
-    described = OmegaConf.to_container(cfg.pair)
     folder = local(cfg.pair[role] or "")
     if cfg.weights != "pretrained":
+        made_of = {key: cfg.pair[key] for key in _shape_keys(cfg, role)}
+        described = OmegaConf.to_container(OmegaConf.create(made_of))
         digest.update(json.dumps([described, cfg.weights, cfg.seed, torch.__version__], sort_keys=True).encode())
     elif folder.is_dir():
         for path in sorted(folder.glob("*")):

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from specdec.errors import ConfigError
+from specdec.labels import name_after
 
 OPTION = "folder"
 _PAIR = "pair="
@@ -44,7 +45,9 @@ def fill_from_folder(pair: DictConfig) -> None:
         if pair[role] is None:
             pair[role] = path
     if pair.name == OPTION:
-        pair.name = folder.resolve().name
+        roles = ("target", "draft")
+        given = {role: pair[role] for role in roles}
+        pair.name = name_after(folder.resolve().name, given, {role: found.get(role) for role in roles})
 
 
 def _beside(folder: Path) -> dict[str, str]:

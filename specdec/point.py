@@ -56,7 +56,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
         for note in pair.notes + notes:
             ranks.say(f"note: {note}")
         store = _reference(cfg, pair, prompts, ranks) if cfg.reference and has_reference(cfg) else None
-        env = environment(cfg, overrides, pair.fingerprint, pair.notes + notes)
+        env = environment(cfg, overrides, pair.fingerprint, pair.draft_fingerprint, pair.notes + notes)
         baseline = _baseline(asked, overrides, ranks, env) if cfg.baseline and not is_baseline(asked) else None
         env["execution"] = executions(cfg, pair)
         attempt = _begin(cfg, folder, env, store, prompts, ranks)

@@ -7,6 +7,7 @@ that were cut off and decoded anew.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,14 @@ def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any
 
 def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Who made this summary."""
+    env = json.loads((folder.path / "env.json").read_text())
     groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
     return {
         "hash": folder.hash,
         "path": str(folder.path),
         "pair": cfg.pair.name,
+        "target_fingerprint": env.get("pair_fingerprint"),
+        "draft_fingerprint": env.get("draft_fingerprint"),
         "data": _data_label(cfg),
         "scheduler": cfg.scheduler.label,
         **{group: cfg[group].name for group in groups},
