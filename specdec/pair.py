@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
 from specdec.errors import ConfigError, PairError
-from specdec.inputs import local
+from specdec.inputs import local, signature
 from specdec.loading import load_model, load_tokenizer
 from specdec.model import CausalLM
 from specdec.placement import num_processes
@@ -59,7 +59,8 @@ _cache: dict[str, Pair] = {}
 def load_pair(cfg: DictConfig) -> Pair:
     """The pair that a resolved run config asks for; the last one loaded is kept for the next point of a sweep."""
     parts = [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")]
-    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg)], sort_keys=True)
+    files = signature(cfg, "pair.")  # a folder may hold other weights than the last time
+    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg), files], sort_keys=True)
     if key not in _cache:
         _cache.clear()  # before loading: two large pairs need not fit together
         _cache[key] = _load(cfg)
