@@ -38,7 +38,7 @@ def load_model(
             source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
         )
         check_supported(config, f"pair.{role}={name}")
-        module, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=pair.attention,
@@ -50,6 +50,7 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PairError(_explain(role, name, error)) from error
+    module, loaded = found
     if missing := missing_weights(loaded):
         raise PairError(
             f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a whole one, or set "
@@ -64,7 +65,7 @@ def missing_weights(loaded: dict[str, Any]) -> str | None:
     Args:
         loaded: what ``from_pretrained`` tells with ``output_loading_info``.
     """
-    missing = sorted(loaded["missing_keys"])
+    missing: list[str] = sorted(loaded["missing_keys"])
     if not missing:
         return None
     return missing[0] + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,12 +96,13 @@ def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
     """
     folder = assets.resolve(name)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise TrainingError(f"{setting}={name} is no folder of a model that can be loaded: {reason}") from error
+    model, loaded = found
     if missing := missing_weights(loaded):
         raise TrainingError(
             f"{setting}={name}: the checkpoint lacks {missing}, which would be random: give a whole one"
