@@ -198,8 +198,9 @@ def _run_folders(label: str, results: Path) -> Iterator[Record]:
         summary = flatten(read_json(folder / "summary.json")) or _unfinished(folder, settings)
         place = {"hash": folder.name, "label": label, "folder": str(folder)}
         env = read_json(folder / "env.json")
-        weights = {"target_fingerprint": env.get("pair_fingerprint"), "draft_fingerprint": env.get("draft_fingerprint")}
-        yield {"overrides": env.get("overrides"), **weights, **settings, **summary, **place}
+        found = {"target_fingerprint": env.get("pair_fingerprint"), "draft_fingerprint": env.get("draft_fingerprint")}
+        found["data_fingerprint"] = (env.get("inputs") or {}).get("data.path")
+        yield {"overrides": env.get("overrides"), **found, **settings, **summary, **place}
 
 
 def read_json(file: Path) -> Record:

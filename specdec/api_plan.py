@@ -68,8 +68,9 @@ def make_plan(
 
 def _check_stops(options: Options, own: Any, target: CausalLM) -> None:
     """A stop token that the target cannot emit would stop nothing; that of its own configuration is its own matter."""
-    if options.stop_ids != token_ids("eos_token_id", getattr(own, "eos_token_id", None)):
-        check_ids("eos_token_id", options.stop_ids, target.vocab_size)
+    known = getattr(own, "eos_token_id", None)
+    known = known if isinstance(known, list | tuple) else (known,)
+    check_ids("eos_token_id", (token for token in options.stop_ids if token not in known), target.vocab_size)
 
 
 def _whole(name: str, value: Any, least: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What tables call a pair, and how two pairs of one name are told apart. Imports no torch.
+"""What tables call a pair, and how two pairs (or two files of prompts) of one name are told apart. Imports no torch.
 
 A preset's name stands for its own checkpoints only: with others in their place the pair is named after those. Two
 pairs may still bear one name (folders of one name, a folder whose content has changed, random weights of other sizes):
@@ -19,6 +19,8 @@ from specdec import assets
 
 MARK = 6  # characters of a fingerprint
 _ROLES = ("target", "draft")
+_FINGERPRINTS = {"pair": ("target_fingerprint", "draft_fingerprint"), "data": ("data_fingerprint",)}
+"""Keys of a summary: a name, and what decides whether two of that name are the same."""
 _GENERIC = re.compile(r"model|export|final|best|last|hf|snapshots|[0-9a-f]{40}")  # folders within that of a model
 _NUMBERED = re.compile(r"(checkpoint|step|epoch)[-_=]?\d+")
 _CACHED = re.compile(r"models--.+--(?P<name>.+?)")  # a folder of the Hub's cache
@@ -59,20 +61,21 @@ def short_name(checkpoint: str, role: str) -> str:
 
 
 def tell_apart(points: Iterable[dict[str, Any]]) -> None:
-    """Put the fingerprint behind the pair's name (key ``pair``) where one name stands for several pairs.
+    """Put fingerprints behind the names of pairs and data where one name stands for several of them.
 
     A fingerprint that is not there says nothing: a pair without a draft, or a result of before there were any.
     """
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for point in points:
-        by_name.setdefault(str(point.get("pair")), []).append(point)
-    for name, alike in by_name.items():
-        keys = [f"{role}_fingerprint" for role in _ROLES]
-        differing = [key for key in keys if len({point[key] for point in alike if point.get(key)}) > 1]
-        for point in alike:
-            marks = [str(point[key])[:MARK] for key in differing if point.get(key)]
-            if marks:
-                point["pair"] = f"{name} {'+'.join(marks)}"
+    points = list(points)
+    for what, fingerprints in _FINGERPRINTS.items():
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for point in points:
+            by_name.setdefault(str(point.get(what)), []).append(point)
+        for name, alike in by_name.items():
+            differing = [key for key in fingerprints if len({point[key] for point in alike if point.get(key)}) > 1]
+            for point in alike:
+                marks = [str(point[key])[:MARK] for key in differing if point.get(key)]
+                if marks:
+                    point[what] = f"{name} {'+'.join(marks)}"
 
 
 def _resolve(name: str, target: str | None = None, draft: str | None = None, *, _parent_: Any) -> str:

@@ -161,16 +161,18 @@ def _read(cfg: DictConfig, notes: list[str]) -> list[dict[str, Any]]:
     path = Path(assets.resolve(cfg.path)).expanduser()
     is_file = path.is_file()
     name, kind = (path.name, "line") if is_file else (str(cfg.path), "record")
-    questions, broken = [], []
+    questions, broken, undecodable = [], [], False
     for number, record, problem in _lines(path) if is_file else _records(cfg):
         try:
             if problem:
+                undecodable = True
                 raise ValueError(problem)
             questions.append(question_of(record))
         except ValueError as error:
             broken.append(f"{kind} {number}: {error}")
     if broken and cfg.broken == "refuse":
-        raise DataError(f"{name} {listed(broken)}; mend the {kind}s, or set data.broken=skip")
+        remedy = "save the file as UTF-8" if undecodable else f"mend the {kind}s"
+        raise DataError(f"{name} {listed(broken)}; {remedy}, or set data.broken=skip")
     if broken:
         notes.append(f"{len(broken)} broken {kind}s of {name} skipped: {listed(broken)}")
     return questions

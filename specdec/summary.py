@@ -113,6 +113,7 @@ def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "target_fingerprint": env.get("pair_fingerprint"),
         "draft_fingerprint": env.get("draft_fingerprint"),
         "data": _data_label(cfg),
+        "data_fingerprint": env.get("inputs", {}).get("data.path"),
         "scheduler": cfg.scheduler.label,
         **{group: cfg[group].name for group in groups},
         "drafter": drafter_label(cfg.drafter),

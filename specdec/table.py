@@ -24,7 +24,9 @@ def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> No
     tell_apart(outcomes)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
-    title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value and value != USUAL)
+    if shared.get("weights") in (USUAL, shared.get("pair")):
+        shared["weights"] = None  # nothing that needs to be said
+    title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = [
         (heading, cell)

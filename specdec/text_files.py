@@ -20,6 +20,9 @@ _MARKS = {
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"PAR1": "a Parquet file",
 }
 _LOOKED_AT = 4096  # bytes that tell wide characters without a mark: of each two, one is zero in most texts
 _MANY_ZEROS = 0.3
@@ -82,7 +85,7 @@ def read_text(path: Path) -> str:
 
 
 def _wide(head: bytes) -> str | None:
-    """The encoding of a text whose characters take two or four bytes each; None where nothing speaks for one."""
+    """What a file looks like whose characters take two or four bytes each; None where nothing speaks for that."""
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return encoding

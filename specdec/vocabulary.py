@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 def num_ids(tokenizer: Any) -> int:
-    """Rows that an embedding needs for every token: one more than the largest id, which need not be their number."""
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    """Rows that an embedding needs for every token: one more than the largest id, which need not be their number.
+
+    0 for a tokenizer of another make that does not tell: then only the ids of prompts are held against the model.
+    """
+    return 1 + max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else 0
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int, model: str, remedy: str) -> None:
@@ -28,9 +31,10 @@ def check_tokenizer(tokenizer: Any, vocab_size: int, model: str, remedy: str) ->
     """
     if num_ids(tokenizer) <= vocab_size:
         return
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocab = tokenizer.get_vocab()
+    token, largest = max(vocab.items(), key=lambda item: item[1])
     raise PairError(
-        f"the tokenizer has {len(tokenizer)} tokens but the vocabulary of {model} is {vocab_size}: {token!r} has id "
+        f"the tokenizer has {len(vocab)} tokens but the vocabulary of {model} is {vocab_size}: {token!r} has id "
         f"{largest}; {remedy}"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ from test_pair import save_tokenizer
 
 from specdec import analysis
 from specdec import pair as pair_module
-from specdec.bench.__main__ import main as bench
-from specdec.bench.export import export_pair
 from specdec.pair import load_pair
 from specdec.report.__main__ import main as report
 from specdec.report.content import collect
@@ -99,12 +96,15 @@ def save_pair(folder: Path, seed: int) -> list[str]:
     return [f"pair.target={target}", f"pair.draft={draft}", f"pair.tokenizer={target}"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "words.jsonl"
+def write_words(path: Path) -> Path:
     questions = [{"question_id": n, "category": "c", "turns": [f"w{n} w4 w5"]} for n in range(3)]
     path.write_text("".join(json.dumps(question) + "\n" for question in questions))
     return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_words(tmp_path_factory.mktemp("data") / "words.jsonl")
 
 
 def test_two_pairs_of_other_folders_have_names_of_their_own(run, tmp_path, data):
@@ -192,6 +192,20 @@ def test_the_table_of_a_sweep_tells_them_apart(run, tmp_path, data):
     assert all(f"mine {mark}" in out for mark in marks)
 
 
+def test_two_files_of_prompts_of_one_name_are_told_apart(run, tmp_path, data):
+    results = tmp_path / "results"
+    overrides = save_pair(tmp_path / "one", 1)
+    for place, text in (("a", "w1 w4"), ("b", "w2 w5")):
+        path = tmp_path / place / "words.jsonl"
+        path.parent.mkdir()
+        path.write_text(json.dumps({"question_id": 1, "category": "c", "turns": [text]}) + "\n")
+        code, _, err = run(*overrides, *SMALL, "data=jsonl", f"data.path={path}")
+        assert code == 0, err
+    points = analysis.points(results)
+    assert {point["data"] for point in points} == {f"words {point['data_fingerprint'][:6]}" for point in points}
+    assert len({point["data"] for point in points}) == len(collect([results]).groups) == 2
+
+
 def test_heads_in_other_folders_are_other_models():
     common = {"pair": "p", "data": "d", "label": "r", "scheduler": "static", "alignment": "eqspec", "drafter": "eagle"}
     found = [{**common, "batch": batch, "drafter.path": path} for batch, path in ((1, "a"), (2, "b"))]
@@ -209,82 +223,3 @@ def test_a_fingerprint_that_is_not_known_parts_nothing():
     ]
     tell_apart(points)
     assert {point["pair"] for point in points} == {"p"}
-
-
-# --- the bench ------------------------------------------------------------------------------------------------------
-
-
-def test_the_bench_measures_again_what_was_measured_with_another_model(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr("specdec.bench.machine.os.sched_setaffinity", lambda *_: None, raising=False)
-    folder, mine = tmp_path / "bench", tmp_path / "mine"
-    (folder / "suite").mkdir(parents=True)
-    study = {"title": "All", "pairs": ["mine"], "methods": ["plain", "static"], "batches": [2], "max_new_tokens": 4}
-    suite = {
-        "title": "One",
-        "repeats": 1,
-        "progress": False,
-        "studies": {"all": {**study, "min_prompts": 2, "baseline": "plain"}},
-    }
-    files = {
-        "pairs.yaml": {"mine": save_pair(mine, 1)},
-        "peers.yaml": {},
-        "methods.yaml": {"plain": {"overrides": ["scheduler=plain"]}, "static": {"overrides": ["scheduler=static"]}},
-        "suite/one.yaml": suite,
-    }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
-    words = ["suite=one", f"folder={folder}", f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}", f"data={data}"]
-
-    def measured() -> tuple[set[str], str]:
-        assert bench(words) == 0
-        document = json.loads((tmp_path / "out" / "results.json").read_text())
-        return {cell["target_fingerprint"] for cell in document["cells"]}, capsys.readouterr().err
-
-    first, _ = measured()
-    again, said = measured()
-    assert first == again
-    assert "have changed" not in said
-    lines = (tmp_path / "out" / "measurements.jsonl").read_text().splitlines()
-    shutil.rmtree(mine)
-    save_pair(mine, 2)
-    other, said = measured()
-    assert "2 measurements are of files that have changed since" in said
-    assert len(first) == len(other) == 1
-    assert first != other
-    assert len((tmp_path / "out" / "measurements.jsonl").read_text().splitlines()) == len(lines) + 2
-
-
-def test_a_table_of_the_bench_never_holds_two_targets(tmp_path):
-    from specdec.bench.suite import Library, Method, Study, Suite
-    from specdec.bench.summary import summarize
-    from specdec.bench.tables import markdown
-
-    study = Study("All", ["p"], ["plain", "other"], [1], baseline="plain")
-    suite = Suite("s", "S", studies={"all": study})
-    library = Library(tmp_path, {"p": []}, {"plain": Method(), "other": Method()}, {}, {})
-    figures = {"tokens_per_s": 3.0, "wall_s": 1.0, "num_prompts": 1, "num_prompt_tokens": 1, "num_exact": 1}
-    cell = {"study": "all", "pair": "p", "context": None, "batch": 1, "repeat": 0, "status": "done"}
-    records = {
-        method: {**cell, **figures, "key": method, "method": method, "target_fingerprint": f"{number}" * 8}
-        for number, method in enumerate(study.methods)
-    }
-    document = summarize(suite, library, records)
-    assert [entry["pair"] for entry in document["cells"]] == ["p 000000", "p 111111"]
-    assert document["cells"][1]["ratio"] is None, "a ratio to the speed of another target means nothing"
-    document["machine"] = {"cores": [], "processor": "", "device": "", "git_revision": "", "versions": {"torch": ""}}
-    assert markdown(document).count("## All: pair p ") == 2
-
-
-def test_exported_pairs_with_one_target_do_not_share_a_draft(tmp_path):
-    """Folders without a tokenizer in them are exported for other engines, under a name that tells drafts apart."""
-    exported = []
-    for place in ("a", "b"):
-        target, draft, _ = (arg.partition("=")[2] for arg in save_pair(tmp_path / place, 1))
-        perturbed(small_llama(1, torch.float32), 0.04, seed=ord(place)).save_pretrained(draft)
-        shutil.move(Path(target) / "tokenizer.json", tmp_path / place / "tokenizer.json")
-        tokenizer = tmp_path / "a" / "draft"
-        cfg = composed(f"pair.target={target}", f"pair.draft={draft}", f"pair.tokenizer={tokenizer}")
-        pair_module._cache.clear()
-        exported.append(export_pair(cfg, load_pair(cfg), tmp_path / "cache")[1])
-    weights = [(folder / "model.safetensors").read_bytes() for folder in exported]
-    assert weights[0] != weights[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def refused(error, match, call):
     ],
 )
 def test_bytes_that_are_no_utf8_are_named_by_their_line(load, content, found):
-    refused(DataError, rf"data\.jsonl {found}; mend the lines, or set data\.broken=skip", lambda: load(content))
+    refused(DataError, rf"data\.jsonl {found}; save the file as UTF-8, or set data\.broken=skip", lambda: load(content))
 
 
 def test_a_line_that_is_no_utf8_is_skipped_when_told(load):
@@ -91,6 +92,10 @@ def test_wide_characters_are_called_by_their_name(load, encoding, broken):
         rf"data\.jsonl: it looks like {name}.*save the file as UTF-8",
         lambda: load(UTF8.encode(encoding), broken=broken),
     )
+
+
+def test_a_compressed_file_is_called_so(load):
+    refused(DataError, "it looks like a gzip file", lambda: load(gzip.compress(UTF8.encode())))
 
 
 def test_line_ends_of_all_systems_are_ends(load):

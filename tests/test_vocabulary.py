@@ -21,7 +21,7 @@ from specdec.clock import Clock
 from specdec.drafters.retokenize import RetokenizeDrafter
 from specdec.drafters.scripted import ScriptedDrafter
 from specdec.drafters.trigram import TrigramDrafter
-from specdec.errors import ConfigError, PairError
+from specdec.errors import ConfigError, DataError, PairError
 from specdec.model import CausalLM
 from specdec.pair import load_pair
 from specdec.runner import resolve
@@ -115,6 +115,17 @@ def test_the_targets_own_stop_token_is_its_own_matter():
     engine = specdec.Engine(module, None)
     assert engine.generate([[1, 2]], max_new_tokens=3).shape == (1, 5)
     assert engine.generate([[1, 2]], module.generation_config, max_new_tokens=3).shape == (1, 5)
+    assert engine.generate([[1, 2]], eos_token_id=[50256, 3], max_new_tokens=3).shape[0] == 1
+
+
+def test_a_tokenizer_that_does_not_tell_its_vocabulary_is_held_against_the_prompts(model):
+    class Letters:
+        def __call__(self, texts):
+            return {"input_ids": [[ord(letter) - ord("a") for letter in text] for text in texts]}
+
+    engine = specdec.Engine(model, None, tokenizer=Letters())
+    assert engine.generate(["abc"], max_new_tokens=3).shape == (1, 6)
+    refused(DataError, "row 1: token id 62 is outside", lambda: engine.generate(["a", chr(ord("a") + 62)]))
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
