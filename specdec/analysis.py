@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec.config import RunConfig
-from specdec.errors import ConfigError
+from specdec.drafters.weights import UNTRAINED
+from specdec.errors import ConfigError, DataError
+from specdec.labels import tell_apart
 from specdec.results import flatten, read_lines
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ Record = dict[str, Any]
 SETTINGS = frozenset(RunConfig.__dataclass_fields__)
 ON_EVERY_LINE = ("hash", "label", "method", "batch", "pair", "data")
 """What `samples` and `rounds` carry of their point."""
+_COUNTED_AS = {"samples.jsonl": "num_prompts", "rounds.jsonl": "num_verify_calls"}
+"""Which count of the summary is that of a file's lines."""
 REFERENCE = "eqspec"
 DISTINGUISHING = (
     *("drafter", "verifier", "draft_length", "batching", "window", "lengths", "gamma", "temperature", "dtype"),
@@ -75,7 +79,8 @@ def points(*results: Source) -> list[Record]:
     """The same as :func:`load`, as plain dicts.
 
     Keys: those of summary.json, nested ones dotted (``latency_s.p50``); ``label`` (which results folder), ``folder``
-    (the run's), ``method`` (what a table calls it); and every setting of config.yaml under its dotted name
+    (the run's), ``method`` (what a table calls it); ``pair`` with a fingerprint behind it where one name stands for
+    several; and every setting of config.yaml under its dotted name
     (``batching.window``). A failed point has ``status`` "failed", its ``error`` and ``overrides``; an unfinished one
     (running now, or killed) has ``status`` "unfinished".
 
@@ -88,6 +93,7 @@ def points(*results: Source) -> list[Record]:
         found += records + list(_failed(label, folder, records))
         if not records and not found:
             raise ConfigError(f"{folder}: no results in it; give a results_dir of run.py, or one run's folder")
+    tell_apart(found)
     name_methods(found)
     return sorted(found, key=order)
 
@@ -142,13 +148,28 @@ def name_methods(found: list[Record]) -> None:
             alignment = point.get("alignment", REFERENCE)
             words = [] if alignment in unsaid else [alignment]
             words += [_word(key, point[key]) for key in differing if key in point]
+            if UNTRAINED in str(point.get("drafter")) and "drafter" not in differing:
+                words.append(UNTRAINED)
             point["method"] = " ".join([scheduler, *words])
+    _tell_heads_apart(found)
     for twins in _twins(found):
         settings = dict.fromkeys(key for point in twins for key in point if key.partition(".")[0] in SETTINGS)
         differing = [key for key in settings if len({str(point.get(key)) for point in twins}) > 1]
         for point in twins:
             words = [_word(key.rpartition(".")[2], point.get(key)) for key in differing if key not in DISTINGUISHING]
             point["method"] = " ".join([point["method"], *words])
+
+
+def _tell_heads_apart(found: list[Record]) -> None:
+    """Trained drafters of one kind are different models if they lie in different folders, at any batch size."""
+    families: dict[tuple[str, ...], list[Record]] = {}
+    for point in found:
+        if point.get("drafter.path"):
+            families.setdefault(tuple(str(point.get(key)) for key in ("method", "pair", "drafter")), []).append(point)
+    for family in families.values():
+        if len({point["drafter.path"] for point in family}) > 1:
+            for point in family:
+                point["method"] += f" {point['drafter.path']}"
 
 
 def is_plain(point: Record) -> bool:
@@ -176,23 +197,40 @@ def _run_folders(label: str, results: Path) -> Iterator[Record]:
         settings = _settings(config)
         summary = flatten(read_json(folder / "summary.json")) or _unfinished(folder, settings)
         place = {"hash": folder.name, "label": label, "folder": str(folder)}
-        yield {"overrides": read_json(folder / "env.json").get("overrides"), **settings, **summary, **place}
+        env = read_json(folder / "env.json")
+        found = {"target_fingerprint": env.get("pair_fingerprint"), "draft_fingerprint": env.get("draft_fingerprint")}
+        found["data_fingerprint"] = (env.get("inputs") or {}).get("data.path")
+        yield {"overrides": env.get("overrides"), **found, **settings, **summary, **place}
 
 
 def read_json(file: Path) -> Record:
-    """A JSON object, or an empty one where there is none that can be read."""
+    """A JSON object, or an empty one where there is no such file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        loaded = json.loads(file.read_bytes())
+    except OSError:
         return {}
+    except ValueError as error:
+        raise _damaged(file, error) from None
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _damaged(file: Path, reason: object) -> DataError:
+    short = " ".join(str(reason).split())
+    return DataError(f"{file} is damaged ({short}): run its point again, or move its folder away")
 
 
 def _settings(config: Path) -> Record:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
-    loaded = yaml.load(config.read_text(encoding="utf-8"), Loader=loader)
+    try:
+        loaded = yaml.load(config.read_bytes(), Loader=loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise _damaged(config, error) from None
     return flatten(loaded) if isinstance(loaded, dict) else {}
 
 
@@ -227,7 +265,11 @@ def _lines(name: str, found: Iterable[Record]) -> Iterator[Record]:
         if point["status"] != "done":
             continue
         carried = {key: point[key] for key in ON_EVERY_LINE}
-        for number, record in enumerate(read_lines(Path(point["folder"]) / name)):
+        file = Path(point["folder"]) / name
+        found_lines = list(read_lines(file))
+        if (expected := point.get(_COUNTED_AS.get(name, ""))) is not None and len(found_lines) != expected:
+            raise _damaged(file, f"{len(found_lines)} of {expected} lines can be read")
+        for number, record in enumerate(found_lines):
             yield {**carried, **({"round": number} if name == "rounds.jsonl" else {}), **record}
 
 

@@ -19,7 +19,7 @@ import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.base import Alignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.api_inputs import Inputs
-from specdec.api_models import Model, check_fit, check_unmoved, choose_gamma, evaluating, wrapped
+from specdec.api_models import Model, check_device, check_unmoved, choose_drafter, choose_gamma, evaluating, wrapped
 from specdec.api_output import Event, SpeculativeOutput, events_of, sequences, statistics
 from specdec.api_plan import Plan, make_plan
 from specdec.clock import Clock
@@ -32,6 +32,7 @@ from specdec.model import CausalLM
 from specdec.registry import create, lookup
 from specdec.schedulers.continuous import ContinuousScheduler
 from specdec.sequence import SequencePool
+from specdec.vocabulary import check_fit
 
 
 def generate(
@@ -115,11 +116,10 @@ class Engine:
         self.target = wrapped(target, "target")
         self.draft = None if draft is None or isinstance(draft, str) else wrapped(draft, "draft")
         self._draft_tokenizer = draft_tokenizer
-        if isinstance(draft, str):
-            self._drafter = draft
-        else:
-            self._drafter = "none" if draft is None else "model" if draft_tokenizer is None else "retokenize"
-        check_fit(self.target, self.draft, joined_by_text=self._drafter == "retokenize")
+        self._drafter = choose_drafter(draft, draft_tokenizer)
+        check_device(self.target, self.draft)
+        by_text = self._drafter == "retokenize"
+        check_fit(self.target, self.draft, tokenizer, draft_tokenizer, by_text=by_text, settings=False)
         self.gamma = choose_gamma(self.target, self.draft) if gamma is None else gamma
         self._sampling_verifier = create("verifier", verifier)
         self._greedy_verifier = create("verifier", "greedy")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec.errors import ConfigError, DataError
+from specdec.text_files import lone_surrogate
 
 Inputs = Tensor | list[str] | str | list[list[int]] | Mapping[str, Any]
 """(B, W) token ids; texts; ragged lists of token ids; or what a tokenizer returns, as it is."""
@@ -45,6 +46,9 @@ def read_inputs(inputs: Any, attention_mask: Any, tokenizer: Any, pad_token_id: 
     if inputs and all(isinstance(row, str) for row in inputs):
         if tokenizer is None:
             raise ConfigError("inputs are texts: pass tokenizer=, or token ids")
+        for number, text in enumerate(inputs):
+            if (problem := lone_surrogate(text)) is not None:
+                raise DataError(f"row {number}: its text has {problem}, which no tokenizer takes: mend the text")
         inputs = tokenizer(list(inputs))["input_ids"]
     if not all(isinstance(row, (list, tuple)) and all(_is_id(token) for token in row) for row in inputs):
         raise DataError("inputs: give one list of token ids, or one text, per row")

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from specdec.errors import PairError
+from specdec.drafters.weights import UNTRAINED
+from specdec.errors import ConfigError, PairError
 from specdec.model import CausalLM
+from specdec.registry import lookup
 from specdec.support import supported
 
 Model = Any
@@ -31,16 +33,27 @@ def wrapped(model: Model, role: str) -> CausalLM:
         return supported(model, role)
 
 
-def check_fit(target: CausalLM, draft: CausalLM | None, joined_by_text: bool) -> None:
-    """Refuse a draft whose tokens the target could not read."""
-    if draft is None:
-        return
-    if draft.vocab_size != target.vocab_size and not joined_by_text:
-        raise PairError(
-            f"vocabulary sizes differ: target {target.vocab_size}, draft {draft.vocab_size}; choose a draft of the "
-            "target's family, or pass tokenizer= and draft_tokenizer= to join the two by text"
+def choose_drafter(draft: Model | str | None, draft_tokenizer: Any) -> str:
+    """The drafter's name in the registry.
+
+    Raises:
+        ConfigError: it needs weights that a call cannot name, or there is a tokenizer without a model.
+    """
+    if draft_tokenizer is not None and (draft is None or isinstance(draft, str)):
+        raise ConfigError("draft_tokenizer is given without a draft model that it belongs to: leave it out")
+    if not isinstance(draft, str):
+        return "none" if draft is None else "model" if draft_tokenizer is None else "retokenize"
+    if UNTRAINED in lookup("drafter", draft).config.__dataclass_fields__:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"draft={draft!r} drafts with trained weights, which run.py loads (drafter={draft} drafter.path=FOLDER): "
+            "choose prompt_lookup, trigram or self, or pass a draft model"
         )
-    if draft.device != target.device:
+    return draft
+
+
+def check_device(target: CausalLM, draft: CausalLM | None) -> None:
+    """Refuse a draft on another device than the target."""
+    if draft is not None and draft.device != target.device:
         raise PairError(f"target is on {target.device} and draft on {draft.device}: move them to one device")
 
 

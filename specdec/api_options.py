@@ -18,6 +18,7 @@ import torch
 from specdec.errors import ConfigError
 from specdec.registry import unknown
 from specdec.sampling import SamplingParams
+from specdec.stop_strings import check_stop_strings
 
 SUPPORTED = (
     *("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
@@ -189,6 +190,7 @@ def _strings(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else tuple(value or ())
     if not all(isinstance(string, str) and string for string in strings):
         raise ConfigError(f"stop_strings={value!r}: give a text or a list of texts, none of them empty")
+    check_stop_strings(strings)
     return strings
 
 

@@ -16,6 +16,7 @@ from specdec.errors import ConfigError, DataError
 from specdec.model import CausalLM
 from specdec.sampling import SamplingParams
 from specdec.sequence import Sequence
+from specdec.vocabulary import check_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,9 @@ def make_plan(
     if batch is not None:
         _whole("batch", batch, 1)
     target = models[0]
-    options = read_options(getattr(target.module, "generation_config", None), generation_config, settings)
+    own = getattr(target.module, "generation_config", None)
+    options = read_options(own, generation_config, settings)
+    _check_stops(options, own, target)
     if options.stop_strings and tokenizer is None:
         raise ConfigError(f"stop_strings={list(options.stop_strings)}: pass tokenizer=, which says what tokens mean")
     options = replace(options, pad_token_id=_pad(options, tokenizer))
@@ -61,6 +64,13 @@ def make_plan(
         for number, (ids, budget, params) in enumerate(zip(block.rows, budgets, sampling, strict=True))
     ]
     return Plan(rows, block, options, batch or len(rows))
+
+
+def _check_stops(options: Options, own: Any, target: CausalLM) -> None:
+    """A stop token that the target cannot emit would stop nothing; that of its own configuration is its own matter."""
+    known = getattr(own, "eos_token_id", None)
+    known = known if isinstance(known, list | tuple) else (known,)
+    check_ids("eos_token_id", (token for token in options.stop_ids if token not in known), target.vocab_size)
 
 
 def _whole(name: str, value: Any, least: int | None = None) -> int:

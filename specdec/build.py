@@ -24,6 +24,7 @@ from specdec.schedulers.order import BatchingPolicy
 from specdec.sequence import Sequence
 from specdec.serving.base import Arrivals
 from specdec.verifiers.base import Verifier
+from specdec.vocabulary import check_ids
 
 _NOT_PARAMS = ("name", "label")
 
@@ -46,6 +47,7 @@ def build_engine(
             return CheckedAlignment(alignment, model, every=cfg.debug.invariants_every)
         return alignment
 
+    check_ids("stop_tokens", cfg.stop_tokens or (), pair.target.vocab_size)
     pair.target.probes_MD = None  # of a drafter that this pair had before
     context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
     verifier: Verifier = plugin(cfg, "verifier")

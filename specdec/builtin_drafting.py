@@ -32,7 +32,8 @@ class SelfDrafterConfig:
 class EarlyExitDrafterConfig:
     """The target's own first layers behind which a norm and a head of their own are trained (train.py task=heads)."""
 
-    path: str | None = None  # folder that train.py wrote; null: the target's own norm and head, as drafter=self
+    path: str | None = None  # folder that train.py wrote; null needs untrained=true
+    untrained: bool = False  # draft without a path: with the target's own norm and head, as drafter=self does
     num_layers: int = 2  # without a path: layers of the target that draft
 
 
@@ -41,7 +42,8 @@ class EarlyExitDrafterConfig:
 class MedusaConfig:
     """Independent heads on the target's last hidden state, each for one token further ahead (train.py task=heads)."""
 
-    path: str | None = None  # folder that train.py wrote; null: untrained heads, which guess badly
+    path: str | None = None  # folder that train.py wrote; null needs untrained=true
+    untrained: bool = False  # draft without a path: with heads that guess badly
     num_heads: int = 4  # without a path: tokens that are drafted, at most
 
 
@@ -50,7 +52,8 @@ class MedusaConfig:
 class EagleConfig:
     """One decoder layer over the target's hidden states and the next tokens, as EAGLE (train.py task=heads)."""
 
-    path: str | None = None  # folder that train.py wrote; null: an untrained layer, which guesses badly
+    path: str | None = None  # folder that train.py wrote; null needs untrained=true
+    untrained: bool = False  # draft without a path: with a layer that guesses badly
 
 
 @register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter")
@@ -58,7 +61,8 @@ class EagleConfig:
 class PpdConfig:
     """Trained prompt tokens behind every candidate: the target drafts while it verifies (train.py task=heads)."""
 
-    path: str | None = None  # folder that train.py wrote; null: untrained prompt tokens, which guess badly
+    path: str | None = None  # folder that train.py wrote; null needs untrained=true
+    untrained: bool = False  # draft without a path: with prompt tokens that guess badly
     num_tokens: int = 3  # without a path: prompt tokens, and tokens that are drafted at most
 
 

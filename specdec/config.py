@@ -13,7 +13,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 import specdec.builtin
-import specdec.builtin_drafting  # noqa: F401
+import specdec.builtin_drafting
+import specdec.labels  # noqa: F401  (declares ${pair_name:...}, which the presets of pairs use)
 
 
 @dataclass
@@ -28,7 +29,7 @@ class SyntheticConfig:
 class PairConfig:
     """A target, a draft and a tokenizer: Hub names or local folders in Hub format."""
 
-    name: str = MISSING
+    name: str = MISSING  # what tables call it; the preset's, or where others are given that of the checkpoints
     folder: str | None = None  # what train.py exported: fills target, draft and tokenizer; `pair=FOLDER` sets it
     target: str | None = None  # Hub name or local folder
     draft: str | None = None  # Hub name or local folder

@@ -21,13 +21,24 @@ def signature(cfg: DictConfig, prefix: str = "") -> dict[str, str]:
     plug-ins name: whatever is called path or corpus, and words with a slash or a suffix (not of loggers: they write).
     Only settings that begin with ``prefix`` are looked at.
     """
-    named = {f"pair.{role}": cfg.pair[role] for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
-    named["data.path"] = cfg.data.path
+    found = {key: content(name) for key, name in named(cfg).items() if key.startswith(prefix)}
+    return {key: known for key, known in found.items() if known is not None}
+
+
+def named(cfg: DictConfig) -> dict[str, str]:
+    """The files and folders, and names on the Hub, that a point's settings name as inputs."""
+    found = {f"pair.{role}": cfg.pair[role] for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
+    found["data.path"] = cfg.data.path
     for group in PLUGIN_GROUPS:
         settings = [(key, value) for key, value in cfg[group].items() if key not in ("name", "label")]
-        named |= {f"{group}.{key}": value for key, value in settings if group != "logger" and _is_path(key, value)}
-    wanted = {key: local(name) for key, name in named.items() if name and key.startswith(prefix)}
-    return {key: _hash(path) for key, path in wanted.items() if path.exists()}
+        found |= {f"{group}.{key}": value for key, value in settings if group != "logger" and _is_path(key, value)}
+    return {key: str(name) for key, name in found.items() if name}
+
+
+def content(name: str) -> str | None:
+    """A hash of what a file or folder holds; None where there is none."""
+    path = local(name)
+    return _hash(path) if path.exists() else None
 
 
 def _is_path(key: str, value: object) -> bool:

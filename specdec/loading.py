@@ -38,18 +38,37 @@ def load_model(
             source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
         )
         check_supported(config, f"pair.{role}={name}")
-        module = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=pair.attention,
             trust_remote_code=pair.trust_remote_code,
             use_safetensors=None if pair.allow_pickle else True,
             local_files_only=_is_folder(name),
+            output_loading_info=True,
             **_split(role, name, config.get_text_config(), num_parts),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PairError(_explain(role, name, error)) from error
+    module, loaded = found
+    if missing := missing_weights(loaded):
+        raise PairError(
+            f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a whole one, or set "
+            "weights=random"
+        )
     return module if num_parts > 1 else move(module, device)
+
+
+def missing_weights(loaded: dict[str, Any]) -> str | None:
+    """What a checkpoint lacks of its architecture: `transformers` fills it with random numbers, and warns.
+
+    Args:
+        loaded: what ``from_pretrained`` tells with ``output_loading_info``.
+    """
+    missing: list[str] = sorted(loaded["missing_keys"])
+    if not missing:
+        return None
+    return missing[0] + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
 
 
 def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:

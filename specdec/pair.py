@@ -13,13 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
 from specdec.errors import ConfigError, PairError
-from specdec.inputs import local
+from specdec.inputs import local, signature
 from specdec.loading import load_model, load_tokenizer
 from specdec.model import CausalLM
 from specdec.placement import num_processes
 from specdec.registry import unknown
 from specdec.support import supported
 from specdec.untrained import random_model, synthetic_models
+from specdec.vocabulary import check_fit
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 WEIGHTS = ("pretrained", "random", "synthetic")
@@ -58,7 +59,8 @@ _cache: dict[str, Pair] = {}
 def load_pair(cfg: DictConfig) -> Pair:
     """The pair that a resolved run config asks for; the last one loaded is kept for the next point of a sweep."""
     parts = [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")]
-    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg)], sort_keys=True)
+    files = signature(cfg, "pair.")  # a folder may hold other weights than the last time
+    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg), files], sort_keys=True)
     if key not in _cache:
         _cache.clear()  # before loading: two large pairs need not fit together
         _cache[key] = _load(cfg)
@@ -140,19 +142,10 @@ def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
 
 def _check_fit(cfg: DictConfig, pair: Pair) -> None:
     """Refuse pairs whose drafts the target could not read."""
-    size = len(pair.tokenizer)
-    if size > pair.target.vocab_size:
-        raise PairError(
-            f"tokenizer has {size} tokens but the target's vocabulary is {pair.target.vocab_size}: "
-            "set pair.tokenizer to the target's own"
-        )
-    if pair.draft is None or _retokenizes(cfg):
+    by_text = _retokenizes(cfg)
+    check_fit(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer, by_text=by_text, settings=True)
+    if pair.draft is None or by_text:
         return
-    if pair.draft.vocab_size != pair.target.vocab_size:
-        raise PairError(
-            f"vocabulary sizes differ: target {pair.target.vocab_size}, draft {pair.draft.vocab_size}; "
-            "choose a draft of the target's family (pair.draft), or drafter=retokenize"
-        )
     folder = Path(assets.resolve(cfg.pair.draft or ""))
     if cfg.weights == "pretrained" and cfg.pair.tokenizer is None and cfg.pair.draft:
         has_own = not folder.is_dir() or (folder / "tokenizer.json").exists()
@@ -174,12 +167,20 @@ def _compare_tokenizers(target: Any, draft: Any) -> None:
             raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to say which holds")
 
 
+def _shape_keys(cfg: DictConfig, role: str) -> tuple[str, ...]:
+    """Settings of the pair that decide made-up weights; its name and threads, for example, do not."""
+    if cfg.weights == "synthetic":  # both are made of the target
+        return ("target", "target_architecture", "num_layers", "hidden_size", "vocab_size", "synthetic")
+    return (role, f"{role}_architecture", "num_layers", "hidden_size", "vocab_size")
+
+
 def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents (names, sizes and times of large ones)."""
     digest = hashlib.sha256()
-    described = OmegaConf.to_container(cfg.pair)
     folder = local(cfg.pair[role] or "")
     if cfg.weights != "pretrained":
+        made_of = {key: cfg.pair[key] for key in _shape_keys(cfg, role)}
+        described = OmegaConf.to_container(OmegaConf.create(made_of))
         digest.update(json.dumps([described, cfg.weights, cfg.seed, torch.__version__], sort_keys=True).encode())
     elif folder.is_dir():
         for path in sorted(folder.glob("*")):

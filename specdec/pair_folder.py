@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from specdec.errors import ConfigError
+from specdec.labels import name_after
 
 OPTION = "folder"
 _PAIR = "pair="
@@ -44,7 +45,9 @@ def fill_from_folder(pair: DictConfig) -> None:
         if pair[role] is None:
             pair[role] = path
     if pair.name == OPTION:
-        pair.name = folder.resolve().name
+        roles = ("target", "draft")
+        given = {role: pair[role] for role in roles}
+        pair.name = name_after(folder.resolve().name, given, {role: found.get(role) for role in roles})
 
 
 def _beside(folder: Path) -> dict[str, str]:
@@ -54,7 +57,10 @@ def _beside(folder: Path) -> dict[str, str]:
 def _alone(folder: Path) -> dict[str, str]:
     provenance: dict[str, Any] = {}
     if (folder / "provenance.json").is_file():
-        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        try:
+            provenance = json.loads((folder / "provenance.json").read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"pair={folder}: provenance.json is damaged ({error})") from None
     config = provenance.get("config") or {}
     if provenance.get("task") == "heads":
         kind = (config.get("heads") or {}).get("kind", "KIND")

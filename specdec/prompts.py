@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 
 from specdec import assets
 from specdec.errors import ConfigError, DataError
+from specdec.questions import question_of
 from specdec.registry import unknown
+from specdec.text_files import listed, text_lines
 
 _CHOICES = {
     "turns": ("first", "all", "conversation"),
@@ -157,45 +159,34 @@ def _read(cfg: DictConfig, notes: list[str]) -> list[dict[str, Any]]:
     if not cfg.path:
         raise ConfigError(f"data={cfg.name} needs data.path: a JSONL file, a URL, or a Hub dataset")
     path = Path(assets.resolve(cfg.path)).expanduser()
-    records: list[tuple[str, Any]]
-    if path.is_file():
-        records = []
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    records.append((f"{path.name} line {number}", line))
-    else:
-        records = [(f"record {n}", record) for n, record in enumerate(_load_dataset(cfg), 1)]
-    questions, broken = [], []
-    for where, record in records:
+    is_file = path.is_file()
+    name, kind = (path.name, "line") if is_file else (str(cfg.path), "record")
+    questions, broken, undecodable = [], [], False
+    for number, record, problem in _lines(path) if is_file else _records(cfg):
         try:
-            questions.append(_question(record))
-        except (ValueError, TypeError) as error:
-            broken.append(f"{where}: {error}")
+            if problem:
+                undecodable = True
+                raise ValueError(problem)
+            questions.append(question_of(record))
+        except ValueError as error:
+            broken.append(f"{kind} {number}: {error}")
     if broken and cfg.broken == "refuse":
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0]}{more}; mend it, or set data.broken=skip")
+        remedy = "save the file as UTF-8" if undecodable else f"mend the {kind}s"
+        raise DataError(f"{name} {listed(broken)}; {remedy}, or set data.broken=skip")
     if broken:
-        notes.append(f"{len(broken)} broken lines skipped, the first: {broken[0]}")
+        notes.append(f"{len(broken)} broken {kind}s of {name} skipped: {listed(broken)}")
     return questions
 
 
-def _question(record: Any) -> dict[str, Any]:
-    """Check one record; the error says what is wrong with it."""
-    if isinstance(record, str):
-        try:
-            record = json.loads(record)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise TypeError("not a JSON object")
-    missing = [key for key in ("question_id", "category", "turns") if record.get(key) is None]
-    if missing:
-        raise ValueError(f"no {', '.join(missing)}")
-    turns = record["turns"]
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
-        raise ValueError("turns must be a list of strings, at least one")
-    return {key: record[key] for key in ("question_id", "category", "turns")}
+def _lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    """Number, text and problem of every line that is not empty."""
+    for line in text_lines(path):
+        if line.problem or line.text.strip():
+            yield line.number, line.text, line.problem
+
+
+def _records(cfg: DictConfig) -> Iterator[tuple[int, Any, str | None]]:
+    return ((number, record, None) for number, record in enumerate(_load_dataset(cfg), 1))
 
 
 def _load_dataset(cfg: DictConfig) -> Any:
@@ -206,8 +197,8 @@ def _load_dataset(cfg: DictConfig) -> Any:
         raise DataError(f"data.path={cfg.path}: no such file")
     try:
         if is_url:
-            return load_dataset("json", data_files=cfg.path, split="train")
-        return load_dataset(cfg.path, split=cfg.split)
+            return list(load_dataset("json", data_files=cfg.path, split="train"))
+        return list(load_dataset(cfg.path, split=cfg.split))
     except Exception as error:  # datasets raises what its many back ends raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error.__cause__ or error).partition("\n")[0]
         raise DataError(f"data.path={cfg.path} cannot be loaded: give a local JSONL file [{reason}]") from error

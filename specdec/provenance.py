@@ -21,8 +21,10 @@ from specdec.loggers.secrets import scrub
 _PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "hydra-core", "datasets", "lightning")
 
 
-def environment(cfg: DictConfig, overrides: list[str], fingerprint: str, notes: list[str]) -> dict[str, Any]:
-    """Everything beside the config that one needs to repeat a run."""
+def environment(
+    cfg: DictConfig, overrides: list[str], fingerprint: str, draft_fingerprint: str | None, notes: list[str]
+) -> dict[str, Any]:
+    """Everything beside the config that one needs to repeat a run; the fingerprints are of the pair's weights."""
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -37,6 +39,7 @@ def environment(cfg: DictConfig, overrides: list[str], fingerprint: str, notes: 
         "device": torch.cuda.get_device_name() if cuda and cfg.runner.accelerator != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
         "pair_fingerprint": fingerprint,
+        "draft_fingerprint": draft_fingerprint,
         "inputs": signature(cfg),
         "notes": notes,
     }

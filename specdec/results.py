@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from specdec.config import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER
+from specdec.drafters.weights import UNTRAINED
 
 HASH_LENGTH = 12
 CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
@@ -45,6 +46,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         settings["runner"].pop(key, None)
     if resolved["debug"]["invariants"]:  # checked runs are slow: their times must not pass for those of others
         settings["invariants_every"] = resolved["debug"]["invariants_every"]
+    if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their names
+        del settings["drafter"][UNTRAINED]
     if settings["drafter"]["name"] == "none":  # nothing is drafted, so how much would be does not matter
         settings.pop("draft_length", None)
         settings.pop("gamma", None)
@@ -59,8 +62,8 @@ def digest(settings: Any) -> str:
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The summary of a finished run's folder, or None."""
     try:
-        summary = json.loads((path / "summary.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        summary = json.loads((path / "summary.json").read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
     return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
 
@@ -221,13 +224,13 @@ def cut_torn_line(path: Path) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSONL file; a torn last line (a process was killed while writing) is left out."""
+    """Records of a JSONL file; a torn or damaged line (a process was killed while writing) is left out."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for line in lines:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 continue
             yield record

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from specdec.cli_errors import explain
 from specdec.config import RANDOM_WEIGHTS_PROMPTS, RunConfig
+from specdec.drafters.weights import check_chosen
 from specdec.errors import ConfigError
 from specdec.lock import locked
 from specdec.pair_folder import fill_from_folder
@@ -21,6 +22,7 @@ from specdec.reference import follows_plain, has_reference, sampling_params
 from specdec.registry import PLUGIN_GROUPS, lookup, unknown
 from specdec.results import CODE_AND_MACHINE, ELSEWHERE, RunFolder, identity, plain_copy
 from specdec.serving.online import check_serving
+from specdec.stop_strings import check_stop_strings
 
 if TYPE_CHECKING:
     from specdec.ranks import Ranks
@@ -117,6 +119,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
         cfg.data.num_prompts = RANDOM_WEIGHTS_PROMPTS
     check_runner(cfg)
     check_serving(cfg)
+    check_chosen(cfg.drafter)
     _refuse_incorrect(cfg)
     _check_sampling(cfg)
     if cfg.strict and not (cfg.reference and has_reference(cfg)):
@@ -137,6 +140,7 @@ def _check_sampling(cfg: DictConfig) -> None:
     sampling_params(cfg)
     if cfg.stop_strings is not None and not all(cfg.stop_strings):
         raise ConfigError("stop_strings: an empty string would stop every row at once; leave it out")
+    check_stop_strings(cfg.stop_strings or ())
     if lookup("verifier", cfg.verifier.name).lossy and not cfg.allow_lossy:
         raise ConfigError(f"verifier={cfg.verifier.name} is lossy: its output is biased; set allow_lossy=true")
     if cfg.temperature > 0 and cfg.verifier.name == "greedy":

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from specdec.errors import ConfigError
+from specdec.text_files import lone_surrogate
 
 Decode = Callable[[list[int]], str]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how tokenizers write the first bytes of a character
 NUM_BEFORE = 5  # tokens decoded again in front of a new one, because its text may depend on them
+
+
+def check_stop_strings(strings: Iterable[str]) -> None:
+    """Refuse stop strings that no output can contain, because no tokenizer decodes to them.
+
+    Raises:
+        ConfigError: naming the string.
+    """
+    for string in strings:
+        if (problem := lone_surrogate(string)) is not None:
+            raise ConfigError(f"stop_strings: {string!a} has {problem}, so it would stop nothing: mend it")
 
 
 class StopText:

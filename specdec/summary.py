@@ -7,6 +7,7 @@ that were cut off and decoded anew.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from specdec.bound import read_bound
 from specdec.build import build_batching
 from specdec.clock import STAGES
+from specdec.drafters.weights import drafter_label
 from specdec.metrics import Tally, percentiles, ratio, timing
 from specdec.oracle import NEAR_TIE
 from specdec.results import RunFolder
@@ -102,14 +104,19 @@ def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any
 
 def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Who made this summary."""
+    env = json.loads((folder.path / "env.json").read_text())
     groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
     return {
         "hash": folder.hash,
         "path": str(folder.path),
         "pair": cfg.pair.name,
+        "target_fingerprint": env.get("pair_fingerprint"),
+        "draft_fingerprint": env.get("draft_fingerprint"),
         "data": _data_label(cfg),
+        "data_fingerprint": env.get("inputs", {}).get("data.path"),
         "scheduler": cfg.scheduler.label,
         **{group: cfg[group].name for group in groups},
+        "drafter": drafter_label(cfg.drafter),
         "batch": cfg.batch,
         "gamma": 0 if cfg.drafter.name == "none" else cfg.gamma,
         "temperature": cfg.temperature,

@@ -11,14 +11,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from specdec.labels import tell_apart
+
 WIDTH = 180  # where the output is no terminal
+USUAL = "pretrained"  # weights that need no mention
 Cell = Callable[[dict[str, Any]], str]
 
 
 def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> None:
     """One row per point; columns that are the same for all of them move to the title, or are left out."""
+    outcomes = [dict(outcome) for outcome in outcomes]
+    tell_apart(outcomes)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
+    if shared.get("weights") in (USUAL, shared.get("pair")):
+        shared["weights"] = None  # nothing that needs to be said
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = [
@@ -49,9 +56,12 @@ def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> No
         console.print(f"results: {folder}", soft_wrap=True)
 
 
-_TITLE = ("pair", "data", "num_prompts", "max_new_tokens", "temperature", "dtype", "alignment", "drafter", "verifier")
+_TITLE = (
+    *("pair", "weights", "data", "num_prompts", "max_new_tokens", "temperature", "dtype"),
+    *("alignment", "drafter", "verifier"),
+)
 _VARIED = ("execution", "draft_length", "lengths", "batching", "window")  # shown where the points differ in them
-_LEFT = ("method", *_VARIED, "alignment", "drafter", "verifier", "pair")
+_LEFT = ("method", *_VARIED, "alignment", "drafter", "verifier", "pair", "weights")
 
 
 def _shared(outcomes: list[dict[str, Any]], key: str) -> Any:
@@ -101,7 +111,7 @@ def _exact(outcome: dict[str, Any]) -> str:
 
 _COLUMNS: list[tuple[str, Cell]] = [
     ("method", _method),
-    *((key, _text(key)) for key in ("pair", "alignment", "drafter", "verifier")),
+    *((key, _text(key)) for key in ("pair", "weights", "alignment", "drafter", "verifier")),
     *((key, _text(key)) for key in _VARIED),
     ("batch", _number("batch", "d")),
     ("gamma", _number("gamma", "d")),

@@ -179,7 +179,10 @@ def test_wandb_logger_writes_an_offline_run(run, tmp_path):
         ("data.overlong=cut", "unknown data.overlong 'cut'"),
         ("scheduler=exspec batching.window=2", "batching.window=2 is smaller than batch=4"),
         ("drafter=model pair.draft=null", "drafter=model needs a draft model"),
-        ("drafter=ppd verifier=rejection temperature=0.5", "drafter=ppd drafts trees and verifier=rejection samples"),
+        (
+            "drafter=ppd drafter.untrained=true verifier=rejection temperature=0.5",
+            "drafter=ppd drafts trees and verifier=rejection samples",
+        ),
         ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
     ],
 )

@@ -40,7 +40,7 @@ def test_target_draft_and_tokenizer_lie_beside_each_other(tmp_path):
     for role in ("target", "draft", "tokenizer"):
         (tmp_path / "mine" / role).mkdir(parents=True)
     pair = filled(tmp_path / "mine", draft="another")
-    assert (pair.name, pair.draft) == ("mine", "another"), "what is set by hand stays"
+    assert (pair.name, pair.draft) == ("mine+another", "another"), "what is set by hand stays, and is told"
     assert pair.target.endswith("mine/target")
     assert pair.tokenizer.endswith("mine/tokenizer")
 

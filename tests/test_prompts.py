@@ -17,13 +17,17 @@ from specdec.prompts import load_prompts
 SPEC_BENCH = Path(__file__).parent.parent.parent / "shared" / "data" / "spec_bench.jsonl"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+def byte_level() -> PreTrainedTokenizerFast:
     """One token per byte-level character: lengths are easy to reckon."""
     alphabet = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     plain = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=plain)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level()
 
 
 def question(number, *turns, category="a"):

@@ -118,6 +118,7 @@ def test_training_lowers_the_loss_and_lifts_acceptance(model, own_text, folders,
     assert last < 0.8 * first
     asked = [row[:3].tolist() for row in own_text[:8]]
     shape = {"num_heads": 3} if kind == "medusa" else {"num_tokens": 3} if kind == "ppd" else {}
+    shape["untrained"] = True
     accepted = []
     for settings in (shape, {"path": folder}):
         rows, _ = run_all(engine_for(model, "inplace", kind, **settings), asked, 20)
@@ -164,7 +165,8 @@ def test_drafts_come_with_the_law_they_were_drawn_from(model, folders, kind):
 
 
 def test_rejection_runs_with_heads_and_refuses_probes(model, prompts, folders):
-    assert all(sampled(engine_for(model, "eqspec", "eagle", verifier=RejectionVerifier()), prompts, 1))
+    engine = engine_for(model, "eqspec", "eagle", verifier=RejectionVerifier(), untrained=True)
+    assert all(sampled(engine, prompts, 1))
     with pytest.raises(ContractError, match="verifier=naive"):
         sampled(engine_for(model, "eqspec", "ppd", verifier=RejectionVerifier(), path=folders["ppd"][0]), prompts, 1)
 

@@ -24,6 +24,7 @@ from specdec.alignment.content import Contents
 from specdec.alignment.layout import causal, padded
 from specdec.clock import Clock
 from specdec.model import CausalLM, KVStorage
+from specdec.vocabulary import check_ids
 
 
 class DsdAlignment(Alignment):
@@ -39,6 +40,7 @@ class DsdAlignment(Alignment):
         absolute_positions: bool = True,
         pad_id: int = 0,
     ) -> None:
+        check_ids("alignment.pad_id", [pad_id], model.vocab_size)
         self.model = model
         self.clock = clock
         self.attend_padding = attend_padding

@@ -22,7 +22,7 @@ def export_pair(cfg: DictConfig, pair: Pair, cache: Path) -> tuple[Path, Path | 
         folders = [Path(assets.resolve(cfg.pair[role])) if cfg.pair[role] else None for role in ("target", "draft")]
         if all(folder is None or (folder.is_dir() and _is_whole(folder)) for folder in folders) and folders[0]:
             return folders[0], folders[1]
-    root = cache / "models" / digest([pair.fingerprint, str(cfg.runner.dtype)])
+    root = cache / "models" / digest([pair.fingerprint, pair.draft_fingerprint, str(cfg.runner.dtype)])
     target, draft = root / "target", root / "draft" if pair.draft is not None else None
     for folder, model in ((target, pair.target), (draft, pair.draft)):
         if folder is None or model is None or (folder / _DONE).exists():

@@ -13,7 +13,9 @@ from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
 from specdec.bound import bound_counts, bound_figures
 from specdec.decode import decode
+from specdec.drafters.weights import drafter_label
 from specdec.equivalence import ReferenceStore, compare
+from specdec.inputs import content, named
 from specdec.metrics import latencies, ratio, timing
 from specdec.pair import Pair, load_pair
 from specdec.prompts import Prompt, load_prompts
@@ -125,6 +127,16 @@ def outcome(cfg: DictConfig, outputs: list[list[int]], prompts: list[Prompt], st
         "num_exact": sum(match.exact for match in matches),
         "exact_match": sum(match.exact for match in matches) / len(matches),
         "num_output_tokens": sum(map(len, outputs)),
+    }
+
+
+def made_of(cfg: DictConfig, pair: Pair) -> dict[str, Any]:
+    """What a measurement is of: fingerprints of the models, the drafter as tables call it, the files that were read."""
+    return {
+        "target_fingerprint": pair.fingerprint,
+        "draft_fingerprint": pair.draft_fingerprint,
+        "drafter": drafter_label(cfg.drafter),
+        "inputs": {name: known for name in named(cfg).values() if (known := content(name)) is not None},
     }
 
 

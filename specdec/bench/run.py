@@ -17,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from specdec.bench.export import export_pair
 from specdec.bench.machine import load_average
-from specdec.bench.own import Bench, outcome
+from specdec.bench.own import Bench, made_of, outcome
 from specdec.bench.peers import PeerError, PeerProcess, interpreter
 from specdec.bench.plan import Cell, Step, num_prompts, pairs, refusal, steps
 from specdec.bench.suite import Library, Method, Suite
 from specdec.cli_errors import explain
 from specdec.draft_lengths.profile import FOLDER as DRAFT_TABLES
 from specdec.errors import SpecdecError
+from specdec.inputs import content
 from specdec.results import append_line, read_lines
 
 MEASUREMENTS = "measurements.jsonl"
@@ -46,7 +47,7 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
     if suite.force:
         path.unlink(missing_ok=True)
         shutil.rmtree(Path(suite.cache) / DRAFT_TABLES, ignore_errors=True)
-    records = {record["key"]: record for record in read_lines(path)}
+    records = _up_to_date({record["key"]: record for record in read_lines(path)})
     plan = {pair: list(steps(suite, library, pair)) for pair in pairs(suite)}
     wanted = {step.key for planned in plan.values() for step in planned}
     with _progress(suite, len(wanted)) as advance:
@@ -62,6 +63,19 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
                     records[step.key] = record
                     advance("", 1)
     return {key: records[key] for key in records if key in wanted}
+
+
+def _up_to_date(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those that were measured with the models and prompts that lie there now."""
+    now = {name: content(name) for record in records.values() for name in record.get("inputs") or ()}
+    current = {
+        key: record
+        for key, record in records.items()
+        if all(now[name] in (known, None) for name, known in (record.get("inputs") or {}).items())
+    }
+    if num_stale := len(records) - len(current):
+        print(f"{num_stale} measurements are of files that have changed since: they are taken again", file=sys.stderr)
+    return current
 
 
 class Measuring:
@@ -111,7 +125,8 @@ class Measuring:
         if cell not in self._warm:
             warm_up_s = self._bench.warm_up(cfg, pair, prompts, method, store)
             self._warm.add(cell)
-        return {"warm_up_s": warm_up_s, **self._bench.measure(cfg, pair, prompts, store, study.bound)}
+        figures = self._bench.measure(cfg, pair, prompts, store, study.bound)
+        return {"warm_up_s": warm_up_s, **made_of(cfg, pair), **figures}
 
     def _export(self, step: Step) -> tuple[Path, Path | None]:
         """The pair's folders, made before anything decodes with it."""
@@ -150,6 +165,8 @@ class Measuring:
         figures = outcome(cfg, reply["outputs"], prompts, store)
         return {
             "warm_up_s": warm_up_s,
+            **made_of(cfg, pair),
+            "drafter": None,
             **figures,
             "wall_s": reply["seconds"],
             "tokens_per_s": figures["num_output_tokens"] / reply["seconds"],

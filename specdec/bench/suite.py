@@ -180,7 +180,7 @@ def _load(path: Path) -> Any:
     """A YAML file, or an error of one line that says where it is broken."""
     try:
         return OmegaConf.load(path)
-    except (YAMLError, OSError) as error:
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
 

@@ -10,6 +10,8 @@ from specdec.bench.plan import Cell
 from specdec.bench.run import DONE
 from specdec.bench.statistics import Estimate, median, ratio_of_medians
 from specdec.bench.suite import Claim, Library, Study, Suite
+from specdec.drafters.weights import UNTRAINED
+from specdec.labels import tell_apart
 
 Records = dict[Cell, list[dict[str, Any]]]
 _OF_THE_MACHINE = ("cache", "peers")  # settings that name folders of it
@@ -49,6 +51,9 @@ def summarize(suite: Suite, library: Library, records: dict[str, dict[str, Any]]
                     for batch in study.batches:
                         cell = Cell(name, pair, context, batch, method)
                         figures.append(_figures(cell, study, cells))
+    tell_apart(figures)
+    places = list(dict.fromkeys((entry["study"], entry["pair"], entry["context"]) for entry in figures))
+    figures.sort(key=lambda entry: places.index((entry["study"], entry["pair"], entry["context"])))
     return {
         "suite": {key: value for key, value in asdict(suite).items() if key not in _OF_THE_MACHINE},
         "cells": figures,
@@ -77,11 +82,22 @@ def _figures(cell: Cell, study: Study, cells: Records) -> dict[str, Any]:
     entry["versions"] = done[-1].get("versions")
     baseline = Cell(cell.study, cell.pair, cell.context, cell.batch, study.baseline) if study.baseline else None
     entry["ratio"] = _optional(_ratio(cells, cell, baseline, "tokens_per_s")) if baseline else None
+    entry["target_fingerprint"] = done[-1].get("target_fingerprint")
+    entry["method"] = _method(cells, cell)
     return entry
 
 
+def _method(cells: Records, cell: Cell) -> str:
+    """What tables call a cell's method: a drafter with untrained weights shows."""
+    labels = [str(record.get("drafter")) for record in cells.get(cell, [])]
+    return f"{cell.method} ({UNTRAINED})" if any(UNTRAINED in label for label in labels) else cell.method
+
+
 def _ratio(cells: Records, cell: Cell, other: Cell, metric: str) -> Estimate | None:
-    """The ratio of medians over the turns in which both were measured."""
+    """The ratio of medians over the turns in which both were measured; of two targets there is none."""
+    targets = {record.get("target_fingerprint") for each in (cell, other) for record in cells.get(each, [])} - {None}
+    if len(targets) > 1:
+        return None
     values, others = _by_turn(cells, cell, metric), _by_turn(cells, other, metric)
     turns = sorted(values.keys() & others.keys())
     return ratio_of_medians([values[t] for t in turns], [others[t] for t in turns]) if turns else None
@@ -107,6 +123,7 @@ def judge(claim: Claim, suite: Suite, library: Library, cells: Records) -> list[
                 lines.append(
                     {
                         **asdict(cell),
+                        "method": _method(cells, cell),
                         "text": claim.text,
                         "metric": claim.metric,
                         "over": claim.over,

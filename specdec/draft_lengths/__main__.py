@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specdec.draft_lengths.profile import FOLDER, FORM, best_gammas, read_trials
+from specdec.drafters.weights import drafter_label
 
 _TITLE = ("pair", "drafter", "alignment", "verifier", "temperature", "dtype", "execution", "prompt_tokens", "device")
 
@@ -39,7 +40,7 @@ def main(results_dir: Path) -> int:
 def _short(value: Any) -> str:
     """A setting in few words: a plug-in's name, the hashes of a pair."""
     if isinstance(value, dict):
-        return str(value.get("name", value))
+        return drafter_label(value) if "name" in value else str(value)
     return " + ".join(str(part)[:8] for part in value if part) if isinstance(value, list) else str(value)
 
 

@@ -20,6 +20,7 @@ from specdec.alignment.layout import padded
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
+from specdec.drafters.weights import check_weights
 from specdec.heads import load_weights, placed, read_settings
 from specdec.model import CausalLM
 from specdec.registry import create
@@ -62,7 +63,8 @@ class EagleDrafter(Drafter):
 
     reads_hidden = True
 
-    def __init__(self, context: DrafterContext, *, path: str | None = None) -> None:
+    def __init__(self, context: DrafterContext, *, path: str | None = None, untrained: bool = False) -> None:
+        check_weights("eagle", path, untrained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             layer = EagleLayer(context.target.module)

@@ -14,6 +14,7 @@ from torch import nn
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
+from specdec.drafters.weights import check_weights
 from specdec.errors import ConfigError
 from specdec.heads import load_weights, placed, read_settings
 from specdec.model import CausalLM
@@ -65,7 +66,10 @@ class EarlyExit(nn.Module):
 class EarlyExitDrafter(SelfDrafter):
     """The same with a trained norm and head behind the exit: better drafts for the memory of one head."""
 
-    def __init__(self, context: DrafterContext, *, path: str | None = None, num_layers: int = 2) -> None:
+    def __init__(
+        self, context: DrafterContext, *, path: str | None = None, untrained: bool = False, num_layers: int = 2
+    ) -> None:
+        check_weights("early_exit", path, untrained)
         target = context.target
         settings: dict[str, Any] = {"layer": num_layers}
         if path is not None:

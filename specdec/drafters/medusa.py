@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
+from specdec.drafters.weights import check_weights
 from specdec.errors import ConfigError
 from specdec.heads import load_weights, placed, read_settings
 from specdec.sequence import Sequence
@@ -45,7 +46,10 @@ class MedusaDrafter(Drafter):
 
     reads_hidden = True
 
-    def __init__(self, context: DrafterContext, *, path: str | None = None, num_heads: int = 4) -> None:
+    def __init__(
+        self, context: DrafterContext, *, path: str | None = None, untrained: bool = False, num_heads: int = 4
+    ) -> None:
+        check_weights("medusa", path, untrained)
         if num_heads < 1:
             raise ConfigError(f"drafter.num_heads={num_heads}: it must be at least 1")
         settings: dict[str, Any] = {"num_heads": num_heads}

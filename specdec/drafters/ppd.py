@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from specdec.alignment.layout import padded
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.weights import check_weights
 from specdec.errors import ConfigError
 from specdec.heads import load_weights, placed, read_settings
 from specdec.sequence import Sequence
@@ -37,7 +38,10 @@ class PpdDrafter(Drafter):
 
     reads_hidden = True
 
-    def __init__(self, context: DrafterContext, *, path: str | None = None, num_tokens: int = 3) -> None:
+    def __init__(
+        self, context: DrafterContext, *, path: str | None = None, untrained: bool = False, num_tokens: int = 3
+    ) -> None:
+        check_weights("ppd", path, untrained)
         if num_tokens < 1:
             raise ConfigError(f"drafter.num_tokens={num_tokens}: it must be at least 1")
         settings: dict[str, Any] = {"num_tokens": num_tokens}

@@ -20,6 +20,7 @@ from specdec.drafters.steps import extend
 from specdec.errors import ConfigError
 from specdec.sequence import Sequence
 from specdec.stop_strings import INCOMPLETE
+from specdec.vocabulary import check_fit
 
 TAIL = 8  # tokens encoded again in front of new text, because tokens may form across the seam
 
@@ -30,6 +31,9 @@ class RetokenizeDrafter(Drafter):
     def __init__(self, context: DrafterContext) -> None:
         if context.draft is None or context.tokenizer is None or context.draft_tokenizer is None:
             raise ConfigError("drafter=retokenize needs a draft model with its own tokenizer: set pair.draft")
+        check_fit(
+            context.target, context.draft, context.tokenizer, context.draft_tokenizer, by_text=True, settings=True
+        )
         self._model = context.draft
         self._alignment = context.align(context.draft)
         self._device = context.device

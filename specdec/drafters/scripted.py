@@ -14,6 +14,7 @@ from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
 from specdec.random_stream import SCRIPT, uniforms
 from specdec.sequence import Sequence
+from specdec.vocabulary import check_ids
 
 
 class ScriptedDrafter(Drafter):
@@ -35,6 +36,7 @@ class ScriptedDrafter(Drafter):
             known = self._context.known_output(row) if self._context.known_output else None
             if known is None:
                 raise ConfigError("drafter=scripted replays known outputs: set reference=true")
+            check_ids(f"the known output of row {row.index}", known, self._context.target.vocab_size)
             self._outputs[row.index] = known
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:

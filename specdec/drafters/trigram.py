@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from specdec.alignment.layout import padded
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.errors import ConfigError
+from specdec.errors import ConfigError, DataError
+from specdec.inputs import local
 from specdec.sequence import Sequence
+from specdec.text_files import read_text
+from specdec.vocabulary import check_fit
 
 Weights = dict[tuple[int, int], dict[int, float]]
 
@@ -92,9 +94,10 @@ def _corpus_store(context: DrafterContext, corpus: str, keep: int) -> Weights:
     """Relative frequencies of a text file's trigrams, one document per line."""
     if context.tokenizer is None:
         raise ConfigError("drafter.corpus needs the pair's tokenizer, which this engine was built without")
+    check_fit(context.target, None, context.tokenizer, None, by_text=False, settings=True)
     try:
-        lines = Path(corpus).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(local(corpus)).splitlines()
+    except (OSError, DataError) as error:
         raise ConfigError(f"drafter.corpus={corpus}: not a readable text file ({error})") from None
     return relative_frequencies((context.tokenizer.encode(line, add_special_tokens=False) for line in lines), keep)
 

@@ -6,10 +6,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from specdec.errors import ConfigError
+from specdec.errors import ConfigError, DataError
 from specdec.lock import locked
 from specdec.loggers.base import Logger
 from specdec.results import flatten
+from specdec.text_files import check_text
 
 
 class CsvLogger(Logger):
@@ -23,8 +24,11 @@ class CsvLogger(Logger):
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.open("a").close()
+            check_text(self._path)
         except OSError as error:
             raise ConfigError(f"logger.path={self._path}: cannot be written ({error.strerror})") from error
+        except DataError as error:
+            raise ConfigError(f"logger.path: {error}, or give another file") from error
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Append the point's figures; nested ones get dotted names."""

@@ -119,9 +119,18 @@ def _part(points: list[Record], keys: Sequence[str]) -> list[Group]:
     differing = [key for key in keys if len({str(group.keys[key]) for group in parted}) > 1]
     for group in parted:
         analysis.name_methods(group.points)
+        _name_models(group.points)
         group.points.sort(key=analysis.order)
         group.keys = {key: group.keys[key] for key in keys if key in differing or key in ALWAYS_NAMED}
     return parted
+
+
+def _name_models(points: list[Record]) -> None:
+    """Where a group is not parted by pair or data, a method's points of several would share a curve: name them too."""
+    for key in ("pair", "data"):
+        if len({str(point[key]) for point in points if key in point}) > 1:
+            for point in points:
+                point["method"] += f" {point.get(key, '')}".rstrip()
 
 
 def _fits(point: Record, keys: dict[str, Any]) -> bool:

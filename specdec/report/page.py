@@ -119,7 +119,9 @@ def tiles(content: Content) -> list[Tile]:
 
 def _who(content: Content, point: Record) -> str:
     exact = f", {point['num_exact']}/{point['num_prompts']} exact" if point.get("exact_match") is not None else ""
-    return f"{series(point, content.labels)}, batch {point['batch']}{exact}"
+    several = len({str(each["pair"]) for each in content.points}) > 1
+    pair = f"{point['pair']}, " if several else ""
+    return f"{pair}{series(point, content.labels)}, batch {point['batch']}{exact}"
 
 
 def verdicts(content: Content) -> list[tuple[str, str]]:

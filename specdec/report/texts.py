@@ -64,7 +64,7 @@ class Prompt:
 
 
 def prompts(content: Content, group: Group, limit: int) -> list[Prompt]:
-    """Up to ``limit`` prompts of a group's points, those with a divergence first; the points share a tokenizer.
+    """Up to ``limit`` prompts of a group's points, those with a divergence first; points of one pair share a tokenizer.
 
     Points that gave the same tokens of the same kinds share a rendering. Plain decoding shares the rendering of
     whoever has its tokens.
@@ -75,17 +75,21 @@ def prompts(content: Content, group: Group, limit: int) -> list[Prompt]:
     samples = content.samples
     keys = samples["label"] + "/" + samples["hash"]
     samples = samples[keys.isin(names)].assign(place=keys, differs=samples["exact"].eq(False))
-    by_prompt: dict[Any, pd.DataFrame] = dict(list(samples.groupby(["index", "question_id", "num_prompt_tokens"])))
+    by_prompt: dict[Any, pd.DataFrame] = dict(
+        list(samples.groupby(["pair", "index", "question_id", "num_prompt_tokens"]))
+    )
     chosen = sorted(by_prompt, key=lambda key: -by_prompt[key]["differs"].sum())[:limit]
     rounds = content.rounds[(content.rounds["label"] + "/" + content.rounds["hash"]).isin(names)]
-    drafted = _drafted(rounds, {int(index) for index, _, _ in chosen})
-    tokenizer = load_tokenizer(group.done[0])
-    texts = _prompt_texts(group.done[0], tokenizer)
+    drafted = _drafted(rounds, {int(index) for _, index, _, _ in chosen})
+    some = {str(point["pair"]): point for point in reversed(group.done)}
+    tokenizers = {pair: load_tokenizer(point) for pair, point in some.items()}
+    texts = {pair: _prompt_texts(point, tokenizers[pair]) for pair, point in some.items()}
     found = []
     for key in chosen:
         rows = by_prompt[key].to_dict("records")
-        index, question_id, num_tokens = key
-        prompt = Prompt(index, str(question_id), rows[0]["category"], num_tokens, texts.get((index, num_tokens)))
+        pair, index, question_id, num_tokens = key
+        tokenizer, text = tokenizers[pair], texts[pair].get((index, num_tokens))
+        prompt = Prompt(index, str(question_id), rows[0]["category"], num_tokens, text)
         prompt.renderings = _renderings(rows, names, drafted, tokenizer)
         found.append(prompt)
     return found

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import math
+from typing import Any
 
 from specdec.errors import ConfigError, DataError
+from specdec.inputs import local
 from specdec.serving.base import Arrivals
+from specdec.text_files import listed, text_lines
 
 
 class TraceArrivals(Arrivals):
@@ -22,25 +25,42 @@ class TraceArrivals(Arrivals):
         clock: str = "virtual",
     ) -> None:
         super().__init__(clock=clock, think_s=think_s, seed=seed)
-        if not path or not Path(path).is_file():
+        if not path or not local(path).is_file():
             raise ConfigError(f"arrivals.path={path}: no such file; it needs one line with arrival_s per conversation")
         if not speed > 0:
             raise ConfigError(f"arrivals.speed={speed}: it must be above 0 (2 halves the time between arrivals)")
-        self._path = Path(path)
+        self._path = local(path)
         self._speed = speed
+        self._times = self._read()
 
     def times(self, num_conversations: int) -> list[float]:
         """From the file; it may have more lines than are needed."""
-        times = []
-        for number, line in enumerate(self._path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                times.append(float(json.loads(line)["arrival_s"]))
-            except (ValueError, TypeError, KeyError) as error:
-                raise DataError(f"{self._path.name} line {number}: no number under arrival_s ({error})") from None
-        if len(times) < num_conversations:
+        if len(self._times) < num_conversations:
             raise DataError(
-                f"arrivals.path={self._path} has {len(times)} arrivals for {num_conversations} conversations: "
+                f"arrivals.path={self._path} has {len(self._times)} arrivals for {num_conversations} conversations: "
                 "set data.num_prompts to fewer"
             )
-        times = times[:num_conversations]
+        times = self._times[:num_conversations]
         return [(time - min(times)) / self._speed for time in times]
+
+    def _read(self) -> list[float]:
+        times, broken = [], []
+        for line in text_lines(self._path):
+            if not line.problem and not line.text.strip():
+                continue
+            try:
+                if line.problem:
+                    raise ValueError(line.problem)
+                times.append(_moment(json.loads(line.text)))
+            except (ValueError, RecursionError) as error:
+                broken.append(f"line {line.number}: no number under arrival_s ({error})")
+        if broken:
+            raise DataError(f"{self._path.name} {listed(broken)}")
+        return times
+
+
+def _moment(record: Any) -> float:
+    value = record.get("arrival_s") if isinstance(record, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"it has {json.dumps(record)[:60]}")
+    return float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import sysconfig
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def _read(root: Path, path: str, cfg: CorpusConfig) -> SourceFile | None:
     if not cfg.min_bytes <= len(raw) <= cfg.max_bytes:
         return None
     try:
-        text = raw.decode("utf-8").replace("\r\n", "\n")
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:  # tests of source encodings
         return None
     num_digits = sum(character.isdigit() for character in text)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import Any
 
+from specdec.errors import DataError
+from specdec.text_files import check_text
 from specdec.training import TrainingError
 from specdec.training.config import CorpusConfig
 
 BUILDERS = {"text": "text", "jsonl": "json", "parquet": "parquet"}
 SOURCES = ("python", *BUILDERS, "hub")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".7z")  # `datasets` unpacks them
 FEW_DOCUMENTS, PIECE_CHARACTERS = 50, 4000
 
 
@@ -28,12 +32,7 @@ def read_documents(cfg: CorpusConfig) -> list[tuple[str, str]]:
     if not cfg.path:
         raise TrainingError(f"corpus.source={cfg.source} needs corpus.path: a file, a folder, a pattern or a Hub name")
     column = "text" if cfg.source == "text" else cfg.column
-    rows = _load(cfg)
-    if column not in rows.column_names:
-        raise TrainingError(
-            f"corpus.column={column} is no column of {cfg.path}; there are {', '.join(rows.column_names)}"
-        )
-    texts = [text for text in rows[column] if isinstance(text, str) and text.strip()]
+    texts = [text for text in _load(cfg, column) if isinstance(text, str) and text.strip()]
     if not texts:
         raise TrainingError(f"corpus.path={cfg.path} holds no text in column {column}")
     if len(texts) < FEW_DOCUMENTS:
@@ -53,7 +52,24 @@ def pieces(text: str) -> Iterator[str]:
         yield part
 
 
-def _load(cfg: CorpusConfig) -> Any:
+def _check_encoding(files: str) -> None:
+    """Refuse files that `datasets` would read as something else, or refuse without naming file and line."""
+    for name in sorted(glob(files)):
+        path = Path(name)
+        if path.is_file() and path.suffix not in COMPRESSED:
+            check_text(path)
+
+
+def _texts(rows: Any, cfg: CorpusConfig, column: str) -> list[Any]:
+    if column not in rows.column_names:
+        raise TrainingError(
+            f"corpus.column={column} is no column of {cfg.path}; there are {', '.join(rows.column_names)}"
+        )
+    return list(rows[column])
+
+
+def _load(cfg: CorpusConfig, column: str) -> list[Any]:
+    """The values of the column that holds the text."""
     from datasets.load import load_dataset
     from datasets.utils.tqdm import disable_progress_bars
 
@@ -61,11 +77,20 @@ def _load(cfg: CorpusConfig) -> Any:
     assert cfg.path is not None
     try:
         if cfg.source == "hub":
-            return load_dataset(cfg.path, split=cfg.split)
+            return _texts(load_dataset(cfg.path, split=cfg.split), cfg, column)
         path = Path(cfg.path).expanduser()
         files = str(path / "*") if path.is_dir() else str(path)
-        options: dict[str, Any] = {"sample_by": "document"} if cfg.source == "text" else {}
-        return load_dataset(BUILDERS[cfg.source], data_files=files, split="train", **options)
+        if cfg.source != "parquet":
+            _check_encoding(files)
+        options: dict[str, Any] = {}
+        if cfg.source == "text":  # a byte order mark is no part of it
+            options = {"sample_by": "document", "encoding": "utf-8-sig"}
+        return _texts(load_dataset(BUILDERS[cfg.source], data_files=files, split="train", **options), cfg, column)
+    except TrainingError:
+        raise
+    except DataError as error:
+        raise TrainingError(f"corpus.source={cfg.source}: {error}") from error
     except Exception as error:  # datasets raises what its many back ends raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = str(error.__cause__ or error)
+        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
         raise TrainingError(f"corpus.path={cfg.path} cannot be loaded as {cfg.source} [{reason}]") from error

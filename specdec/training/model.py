@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from specdec import assets
+from specdec.loading import missing_weights
 from specdec.results import write_json
 from specdec.training import TrainingError
 from specdec.training.config import ModelConfig
@@ -94,10 +96,17 @@ def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
     """
     folder = assets.resolve(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise TrainingError(f"{setting}={name} is no folder of a model that can be loaded: {reason}") from error
+    model, loaded = found
+    if missing := missing_weights(loaded):
+        raise TrainingError(
+            f"{setting}={name}: the checkpoint lacks {missing}, which would be random: give a whole one"
+        )
     if not isinstance(model, LlamaForCausalLM):
         raise TrainingError(f"{setting}={name} is a {type(model).__name__}; drafts are of the Llama architecture")
     if model.config.vocab_size != vocab_size:

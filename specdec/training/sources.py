@@ -24,6 +24,7 @@ from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.heldout import make_prompts, write_prompts
 from specdec.training.stages import Record
 from specdec.training.tokenizer import encode_files, train_tokenizer
+from specdec.vocabulary import check_tokenizer, num_ids
 
 HELDOUT_SEED = 1234
 
@@ -50,14 +51,10 @@ class Sources:
         try:
             module = load_model("target", self.cfg.frozen, pair, torch.float32, torch.device("cpu"))
             target = supported(module, f"frozen={self.cfg.frozen}")
+            remedy = "set tokenizer to the target's own"
+            check_tokenizer(self.tokenizer, target.vocab_size, f"frozen={self.cfg.frozen}", remedy)
         except SpecdecError as error:
             raise TrainingError(str(error).replace("pair.target", "frozen")) from error
-        size = len(self.tokenizer)
-        if size > target.vocab_size:
-            raise TrainingError(
-                f"the tokenizer has {size} tokens but the vocabulary of frozen={self.cfg.frozen} is "
-                f"{target.vocab_size}: set tokenizer to the target's own"
-            )
         return target
 
     @cached_property
@@ -78,7 +75,7 @@ class Sources:
     @property
     def vocab_size(self) -> int:
         """Of a model for this tokenizer."""
-        return len(self.tokenizer)
+        return num_ids(self.tokenizer)
 
     @property
     def special_ids(self) -> tuple[int | None, int | None, int | None]:
