@@ -33,7 +33,8 @@ SMALL: dict[str, Any] = {
     **_named(16, "head_dim swa_head_dim dim_head swa_v_head_dim kv_channels"),
     **_named(32, "global_head_dim"),
     **_named(CONTEXT, "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions model_max_length"),
-    **_named(CONTEXT, "context_length position_bias_max_distance rel_extent relative_max_distance"),
+    **_named(CONTEXT, "context_length"),
+    **_named(2 * WINDOW, "position_bias_max_distance rel_extent relative_max_distance"),
     **_named(ORIGINAL, "original_max_position_embeddings"),
     **_named(WINDOW, "sliding_window sliding_window_size window_size attention_window_size attention_chunk_size"),
     **_named(WINDOW, "keep_window_size floor_scale log_scaling_n_floor index_topk local_attention_window_len"),
@@ -117,6 +118,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4": {"text": {"pad_token_id": 0}},
     "gemma4_assistant": {"default": {"text_config": ASSISTANT}, "text": ASSISTANT},
     "gemma4_unified": {"text": {"pad_token_id": 0}},
+    "gpt_bigcode": {"num_key_value_heads": 1},
     "granitemoehybrid": {"layer_types": HYBRID, "num_hidden_layers": 3},
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -141,6 +143,7 @@ OWN: dict[str, dict[str, Any]] = {
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 FULL = {"layer_types": ["full_attention"] * 3, "num_hidden_layers": 3}
+EAGER = {"attn_implementation": "eager"}
 EXTENDED = {"factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": THETA}
 
 
@@ -148,7 +151,9 @@ def _rope(kind: str, **settings: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, **EXTENDED, **settings}}
 
 
+LONGER = {"original_max_position_embeddings": CONTEXT, "max_position_embeddings": 2 * CONTEXT}
 LONGROPE = _rope("longrope", short_factor=[1.0] * 4, long_factor=[4.0] * 4)
+NOT_REACHED = {**LONGER, "rope_parameters": LONGROPE["rope_parameters"] | LONGER}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cohere": {"normalised queries and keys": {"use_qk_norm": True}},
     "cohere_compass_text": {
@@ -173,7 +178,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "shared keys": {"num_kv_shared_layers": 2},
         "keys are values": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
     },
-    "gpt_bigcode": {"all heads": {"multi_query": False}},
+    "gpt_bigcode": {"all heads": {"multi_query": False, "num_key_value_heads": 4}},
     "granitemoehybrid": {"attention only": FULL, "attention only, rope": {**FULL, "position_embedding_type": "rope"}},
     "laguna": {"window": MIXED},
     "lfm2": {"convolutions": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}},
@@ -186,19 +191,29 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "yarn at the trained length": _rope("yarn") | {"max_position_embeddings": ORIGINAL},
         "dynamic": _rope("dynamic") | {"max_position_embeddings": ORIGINAL},
         "longrope": LONGROPE | {"head_dim": 8},
+        "eager attention": EAGER,
     },
     "llama4_text": {
         "no temperature": {"attn_temperature_tuning": False},
         "no chunks": {"layer_types": ["full_attention"] * 4},
     },
     "mellum": {"window": MIXED},
-    "mistral": {"no window": {"sliding_window": None}},
+    "minimax_m3_vl_text": {
+        "sparse": {
+            "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+            "num_hidden_layers": 4,
+            "index_block_size": 4,
+            "index_topk_blocks": 2,
+        }
+    },
+    "mistral": {"no window": {"sliding_window": None}, "eager attention": EAGER},
+    "gemma2": {"eager attention": EAGER},
     "mixtral": {"window": {"sliding_window": WINDOW}},
     "minimax": {"attention only": FULL},
     "mpt": {"no ALiBi": {"attn_config": {"alibi": False}}},
     "opt": {"norm after": {"do_layer_norm_before": False}},
     "phi": {"normalised queries and keys": {"qk_layernorm": True}},
-    "phi3": {"window": {"sliding_window": WINDOW}, "longrope": LONGROPE},
+    "phi3": {"window": {"sliding_window": WINDOW}, "longrope": LONGROPE, "longrope, not reached": NOT_REACHED},
     "phimoe": {"window": {"sliding_window": WINDOW}},
     "qwen2": {"window": {**WINDOWED, **MIXED}, "yarn": _rope("yarn")},
     "qwen2_moe": {"window": {**WINDOWED, **MIXED}},

@@ -13,15 +13,17 @@ import model_check
 import pytest
 import transformers
 from model_check import EXACT, REFUSED, STRATEGIES, TRACEBACK, WRONG, Result
-from model_zoo import Entry, entries
+from model_reference import find_bites, find_reference, generate_alone
+from model_zoo import Entry, build, entries
 
 ROOT = Path(__file__).parent.parent
 
 EXACT_FAMILIES = [
-    *("llama", "llama (window left over)", "mistral", "qwen3 (window)", "gpt2", "gpt_neox", "gemma3_text", "falcon"),
-    *("mixtral (window)", "qwen3_moe", "phi3", "granite"),
+    *("llama", "mistral", "qwen3 (window)", "gpt2", "gpt_neox", "gemma3_text", "falcon", "mixtral (window)"),
+    *("qwen3_moe", "phi3", "granite"),
 ]
-EXACT_OR_REFUSED = ["llama4_text", "llama4_text (no temperature)", "gpt_neo", "deepseek_v3"]
+EXACT_OR_REFUSED = ["llama4_text", "llama4_text (no temperature)", "llama (window left over)", "gpt_neo", "deepseek_v3"]
+"""A left-over window: transformers' own forward ignores it, and its own cache does not."""
 BY_NAME = {entry.name: entry for entry in entries()}
 
 
@@ -36,7 +38,7 @@ def test_every_strategy_says_what_the_model_itself_says(name):
 
 def test_the_sample_bites():
     """Windows, chunks and scales begin within the fifty tokens, or they would prove nothing."""
-    bites = {name: model_check.find_bites(BY_NAME[name], _reference(name)) for name in ("mistral", "llama4_text")}
+    bites = {name: find_bites(BY_NAME[name], _reference(name)) for name in ("mistral", "llama4_text")}
     assert bites == {"mistral": ["sliding_window"], "llama4_text": ["attention_chunk_size", "floor_scale"]}
 
 
@@ -44,9 +46,9 @@ def test_a_wrong_token_is_found():
     """A model whose window is twice as long says something else, and every strategy is called wrong for it."""
     entry = BY_NAME["mistral"]
     reference = _reference("mistral")
-    longer = model_check.build(entry, sliding_window=16)
+    longer = build(entry, sliding_window=16)
     longer.load_state_dict(reference.module.state_dict())
-    outputs = [model_check.generate_alone(longer, row)[0] for row in reference.prompts]
+    outputs = [generate_alone(longer, row)[0] for row in reference.prompts]
     result = Result(entry.name)
     model_check.decode_all(replace(reference, outputs=outputs), reference.module, result)
     assert set(result.outcomes.values()) == {WRONG}
@@ -65,9 +67,9 @@ def test_a_model_that_hangs_or_dies_costs_its_own_row(monkeypatch):
         return check(entry)
 
     monkeypatch.setattr(model_check, "check", checked)
-    results = make_models_page.run_all([Entry("gpt2"), Entry("opt"), Entry("llama")], jobs=2, limit_s=15)
+    results = make_models_page.run_all([Entry("gpt2"), Entry("opt"), Entry("llama")], jobs=2, limit_s=12)
     assert [make_models_page.verdict(result) for result in results] == [TRACEBACK, TRACEBACK, EXACT]
-    assert [result.remark for result in results] == ["no result after 15 s", "the process died", ""]
+    assert [result.remark for result in results] == ["no result after 12 s", "the process died", ""]
 
 
 def test_the_page_has_a_row_for_every_architecture():
@@ -84,4 +86,4 @@ def test_no_architecture_is_wrong(tmp_path):
 
 
 def _reference(name):
-    return model_check.find_reference(BY_NAME[name])
+    return find_reference(BY_NAME[name])
