@@ -11,6 +11,8 @@ row alone. Each runs in a process of its own with a time limit.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import multiprocessing
@@ -81,7 +83,9 @@ def run_all(chosen: list[Entry], jobs: int, limit_s: float) -> list[Result]:
 
 def _child(entry: Entry, pipe: Connection) -> None:
     _quiet()
-    pipe.send(model_check.check(entry).as_dict())
+    with contextlib.redirect_stdout(io.StringIO()):  # some models print
+        result = model_check.check(entry)
+    pipe.send(result.as_dict())
     pipe.close()
 
 

@@ -18,7 +18,7 @@ def _named(value: Any, names: str) -> dict[str, Any]:
 SMALL: dict[str, Any] = {
     **_named(VOCAB, "vocab_size vocab_size_per_layer_input unpadded_vocab_size output_vocab_size"),
     **_named(WIDTH, "hidden_size d_model n_embd emb_dim embedding_dim embedding_size input_embedding_size"),
-    **_named(WIDTH, "output_embedding_size word_embed_proj_dim lru_width dim_model_base"),
+    **_named(WIDTH, "output_embedding_size word_embed_proj_dim lru_width dim_model_base hidden_size_global"),
     **_named(
         MLP, "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner dff dim_ff ffn_hidden_size d_inner"
     ),
@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     **_named(CONTEXT, "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions model_max_length"),
     **_named(CONTEXT, "context_length"),
     **_named(2 * WINDOW, "position_bias_max_distance rel_extent relative_max_distance"),
+    **_named(WINDOW, "position_bias_num_buckets num_buckets"),
     **_named(ORIGINAL, "original_max_position_embeddings"),
     **_named(WINDOW, "sliding_window sliding_window_size window_size attention_window_size attention_chunk_size"),
     **_named(WINDOW, "keep_window_size floor_scale log_scaling_n_floor index_topk local_attention_window_len"),
@@ -51,7 +52,8 @@ SMALL: dict[str, Any] = {
     **_named(12, "q_lora_rank v_head_dim"),
     **_named(16, "kv_lora_rank qk_nope_head_dim index_head_dim o_lora_rank"),
     **_named(8, "qk_rope_head_dim"),
-    **_named(2, "index_n_heads o_groups"),
+    **_named(2, "o_groups"),
+    **_named(16, "index_n_heads"),  # fewer give scores of exactly 0, and with them ties
     **_named(4, "rotary_dim"),
     # recurrent parts
     **_named(2, "linear_num_key_heads mamba_ngroups mamba_n_groups n_groups mamba_expand expand"),
@@ -103,6 +105,11 @@ ASSISTANT = {
 OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1]},
+    "blt": {
+        **{f"{part}_config": {"head_dim": 8} for part in ("patcher", "encoder", "decoder", "global")},
+        "encoder_hash_byte_group_vocab": 64,
+        "num_hidden_layers": 3,
+    },
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": THETA}}},
     "dbrx": {"attn_config": {"rope_theta": THETA, "kv_n_heads": 2, "clip_qkv": 4.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -207,7 +214,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
     "mistral": {"no window": {"sliding_window": None}, "eager attention": EAGER},
-    "gemma2": {"eager attention": EAGER},
+    "gemma2": {"sdpa attention": {"attn_implementation": "sdpa"}},
     "mixtral": {"window": {"sliding_window": WINDOW}},
     "minimax": {"attention only": FULL},
     "mpt": {"no ALiBi": {"attn_config": {"alibi": False}}},

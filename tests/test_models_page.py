@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -38,22 +39,35 @@ def test_every_strategy_says_what_the_model_itself_says(name):
 
 def test_the_sample_bites():
     """Windows, chunks and scales begin within the fifty tokens, or they would prove nothing."""
-    bites = {name: find_bites(BY_NAME[name], _reference(name)) for name in ("mistral", "llama4_text")}
+    names = ("mistral", "llama4_text")
+    bites = {name: find_bites(BY_NAME[name], find_reference(BY_NAME[name])) for name in names}
     assert bites == {"mistral": ["sliding_window"], "llama4_text": ["attention_chunk_size", "floor_scale"]}
 
 
-def test_a_wrong_token_is_found():
-    """A model whose window is twice as long says something else, and every strategy is called wrong for it."""
-    entry = BY_NAME["mistral"]
-    reference = _reference("mistral")
-    longer = build(entry, sliding_window=16)
+@pytest.fixture(scope="module")
+def misled():
+    """A model, and what the same weights would say with a window twice as long."""
+    reference = find_reference(BY_NAME["mistral"])
+    longer = build(BY_NAME["mistral"], sliding_window=16)
     longer.load_state_dict(reference.module.state_dict())
-    outputs = [generate_alone(longer, row)[0] for row in reference.prompts]
-    result = Result(entry.name)
-    model_check.decode_all(replace(reference, outputs=outputs), reference.module, result)
+    return replace(reference, outputs=[generate_alone(longer, row)[0] for row in reference.prompts])
+
+
+def test_a_wrong_token_is_found(misled):
+    result = Result("mistral")
+    model_check.decode_all(misled, misled.module, result)
     assert set(result.outcomes.values()) == {WRONG}
     assert result.failed
     assert "differs from new token" in result.remark
+
+
+def test_a_near_tie_is_decided_in_float64(misled, monkeypatch):
+    monkeypatch.setattr(model_check, "MARGIN", math.inf)  # so that the difference counts as a near tie
+    monkeypatch.setattr(model_check, "STRATEGIES", ("inplace",))
+    result = Result("mistral")
+    model_check.decode_all(misled, misled.module, result)
+    assert result.outcomes == {"inplace": EXACT}
+    assert "float64" in result.remark
 
 
 def test_a_model_that_hangs_or_dies_costs_its_own_row(monkeypatch):
@@ -83,7 +97,3 @@ def test_the_page_has_a_row_for_every_architecture():
 @pytest.mark.nightly
 def test_no_architecture_is_wrong(tmp_path):
     assert make_models_page.main(["--page", str(tmp_path / "models.md")]) == 0
-
-
-def _reference(name):
-    return find_reference(BY_NAME[name])
