@@ -18,7 +18,7 @@ def _named(value: Any, names: str) -> dict[str, Any]:
 SMALL: dict[str, Any] = {
     **_named(VOCAB, "vocab_size vocab_size_per_layer_input unpadded_vocab_size output_vocab_size"),
     **_named(WIDTH, "hidden_size d_model n_embd emb_dim embedding_dim embedding_size input_embedding_size"),
-    **_named(WIDTH, "output_embedding_size word_embed_proj_dim lru_width dim_model_base"),
+    **_named(WIDTH, "output_embedding_size word_embed_proj_dim lru_width dim_model_base hidden_size_global"),
     **_named(
         MLP, "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner dff dim_ff ffn_hidden_size d_inner"
     ),
@@ -33,7 +33,9 @@ SMALL: dict[str, Any] = {
     **_named(16, "head_dim swa_head_dim dim_head swa_v_head_dim kv_channels"),
     **_named(32, "global_head_dim"),
     **_named(CONTEXT, "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions model_max_length"),
-    **_named(CONTEXT, "context_length position_bias_max_distance rel_extent relative_max_distance"),
+    **_named(CONTEXT, "context_length"),
+    **_named(2 * WINDOW, "position_bias_max_distance rel_extent relative_max_distance"),
+    **_named(WINDOW, "position_bias_num_buckets num_buckets"),
     **_named(ORIGINAL, "original_max_position_embeddings"),
     **_named(WINDOW, "sliding_window sliding_window_size window_size attention_window_size attention_chunk_size"),
     **_named(WINDOW, "keep_window_size floor_scale log_scaling_n_floor index_topk local_attention_window_len"),
@@ -50,7 +52,8 @@ SMALL: dict[str, Any] = {
     **_named(12, "q_lora_rank v_head_dim"),
     **_named(16, "kv_lora_rank qk_nope_head_dim index_head_dim o_lora_rank"),
     **_named(8, "qk_rope_head_dim"),
-    **_named(2, "index_n_heads o_groups"),
+    **_named(2, "o_groups"),
+    **_named(16, "index_n_heads"),  # fewer give scores of exactly 0, and with them ties
     **_named(4, "rotary_dim"),
     # recurrent parts
     **_named(2, "linear_num_key_heads mamba_ngroups mamba_n_groups n_groups mamba_expand expand"),
@@ -102,6 +105,11 @@ ASSISTANT = {
 OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1]},
+    "blt": {
+        **{f"{part}_config": {"head_dim": 8} for part in ("patcher", "encoder", "decoder", "global")},
+        "encoder_hash_byte_group_vocab": 64,
+        "num_hidden_layers": 3,
+    },
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": THETA}}},
     "dbrx": {"attn_config": {"rope_theta": THETA, "kv_n_heads": 2, "clip_qkv": 4.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -117,6 +125,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4": {"text": {"pad_token_id": 0}},
     "gemma4_assistant": {"default": {"text_config": ASSISTANT}, "text": ASSISTANT},
     "gemma4_unified": {"text": {"pad_token_id": 0}},
+    "gpt_bigcode": {"num_key_value_heads": 1},
     "granitemoehybrid": {"layer_types": HYBRID, "num_hidden_layers": 3},
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -141,6 +150,7 @@ OWN: dict[str, dict[str, Any]] = {
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 FULL = {"layer_types": ["full_attention"] * 3, "num_hidden_layers": 3}
+EAGER = {"attn_implementation": "eager"}
 EXTENDED = {"factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": THETA}
 
 
@@ -148,7 +158,9 @@ def _rope(kind: str, **settings: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, **EXTENDED, **settings}}
 
 
+LONGER = {"original_max_position_embeddings": CONTEXT, "max_position_embeddings": 2 * CONTEXT}
 LONGROPE = _rope("longrope", short_factor=[1.0] * 4, long_factor=[4.0] * 4)
+NOT_REACHED = {**LONGER, "rope_parameters": LONGROPE["rope_parameters"] | LONGER}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cohere": {"normalised queries and keys": {"use_qk_norm": True}},
     "cohere_compass_text": {
@@ -173,7 +185,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "shared keys": {"num_kv_shared_layers": 2},
         "keys are values": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
     },
-    "gpt_bigcode": {"all heads": {"multi_query": False}},
+    "gpt_bigcode": {"all heads": {"multi_query": False, "num_key_value_heads": 4}},
     "granitemoehybrid": {"attention only": FULL, "attention only, rope": {**FULL, "position_embedding_type": "rope"}},
     "laguna": {"window": MIXED},
     "lfm2": {"convolutions": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}},
@@ -186,19 +198,29 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "yarn at the trained length": _rope("yarn") | {"max_position_embeddings": ORIGINAL},
         "dynamic": _rope("dynamic") | {"max_position_embeddings": ORIGINAL},
         "longrope": LONGROPE | {"head_dim": 8},
+        "eager attention": EAGER,
     },
     "llama4_text": {
         "no temperature": {"attn_temperature_tuning": False},
         "no chunks": {"layer_types": ["full_attention"] * 4},
     },
     "mellum": {"window": MIXED},
-    "mistral": {"no window": {"sliding_window": None}},
+    "minimax_m3_vl_text": {
+        "sparse": {
+            "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+            "num_hidden_layers": 4,
+            "index_block_size": 4,
+            "index_topk_blocks": 2,
+        }
+    },
+    "mistral": {"no window": {"sliding_window": None}, "eager attention": EAGER},
+    "gemma2": {"sdpa attention": {"attn_implementation": "sdpa"}},
     "mixtral": {"window": {"sliding_window": WINDOW}},
     "minimax": {"attention only": FULL},
     "mpt": {"no ALiBi": {"attn_config": {"alibi": False}}},
     "opt": {"norm after": {"do_layer_norm_before": False}},
     "phi": {"normalised queries and keys": {"qk_layernorm": True}},
-    "phi3": {"window": {"sliding_window": WINDOW}, "longrope": LONGROPE},
+    "phi3": {"window": {"sliding_window": WINDOW}, "longrope": LONGROPE, "longrope, not reached": NOT_REACHED},
     "phimoe": {"window": {"sliding_window": WINDOW}},
     "qwen2": {"window": {**WINDOWED, **MIXED}, "yarn": _rope("yarn")},
     "qwen2_moe": {"window": {**WINDOWED, **MIXED}},

@@ -148,7 +148,7 @@ def randomise(module: Any, seed: int) -> None:
 
 
 def _scale(name: str, weight: torch.Tensor) -> float:
-    if "pos" in name or "wpe" in name:
+    if "position" in name or "wpe" in name:
         return POSITION
     if "emb" in name or "wte" in name:
         return TOKEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -13,15 +14,17 @@ import model_check
 import pytest
 import transformers
 from model_check import EXACT, REFUSED, STRATEGIES, TRACEBACK, WRONG, Result
-from model_zoo import Entry, entries
+from model_reference import find_bites, find_reference, generate_alone
+from model_zoo import Entry, build, entries
 
 ROOT = Path(__file__).parent.parent
 
 EXACT_FAMILIES = [
-    *("llama", "llama (window left over)", "mistral", "qwen3 (window)", "gpt2", "gpt_neox", "gemma3_text", "falcon"),
-    *("mixtral (window)", "qwen3_moe", "phi3", "granite"),
+    *("llama", "mistral", "qwen3 (window)", "gpt2", "gpt_neox", "gemma3_text", "falcon", "mixtral (window)"),
+    *("qwen3_moe", "phi3", "granite"),
 ]
-EXACT_OR_REFUSED = ["llama4_text", "llama4_text (no temperature)", "gpt_neo", "deepseek_v3"]
+EXACT_OR_REFUSED = ["llama4_text", "llama4_text (no temperature)", "llama (window left over)", "gpt_neo", "deepseek_v3"]
+"""A left-over window: transformers' own forward ignores it, and its own cache does not."""
 BY_NAME = {entry.name: entry for entry in entries()}
 
 
@@ -36,22 +39,35 @@ def test_every_strategy_says_what_the_model_itself_says(name):
 
 def test_the_sample_bites():
     """Windows, chunks and scales begin within the fifty tokens, or they would prove nothing."""
-    bites = {name: model_check.find_bites(BY_NAME[name], _reference(name)) for name in ("mistral", "llama4_text")}
+    names = ("mistral", "llama4_text")
+    bites = {name: find_bites(BY_NAME[name], find_reference(BY_NAME[name])) for name in names}
     assert bites == {"mistral": ["sliding_window"], "llama4_text": ["attention_chunk_size", "floor_scale"]}
 
 
-def test_a_wrong_token_is_found():
-    """A model whose window is twice as long says something else, and every strategy is called wrong for it."""
-    entry = BY_NAME["mistral"]
-    reference = _reference("mistral")
-    longer = model_check.build(entry, sliding_window=16)
+@pytest.fixture(scope="module")
+def misled():
+    """A model, and what the same weights would say with a window twice as long."""
+    reference = find_reference(BY_NAME["mistral"])
+    longer = build(BY_NAME["mistral"], sliding_window=16)
     longer.load_state_dict(reference.module.state_dict())
-    outputs = [model_check.generate_alone(longer, row)[0] for row in reference.prompts]
-    result = Result(entry.name)
-    model_check.decode_all(replace(reference, outputs=outputs), reference.module, result)
+    return replace(reference, outputs=[generate_alone(longer, row)[0] for row in reference.prompts])
+
+
+def test_a_wrong_token_is_found(misled):
+    result = Result("mistral")
+    model_check.decode_all(misled, misled.module, result)
     assert set(result.outcomes.values()) == {WRONG}
     assert result.failed
     assert "differs from new token" in result.remark
+
+
+def test_a_near_tie_is_decided_in_float64(misled, monkeypatch):
+    monkeypatch.setattr(model_check, "MARGIN", math.inf)  # so that the difference counts as a near tie
+    monkeypatch.setattr(model_check, "STRATEGIES", ("inplace",))
+    result = Result("mistral")
+    model_check.decode_all(misled, misled.module, result)
+    assert result.outcomes == {"inplace": EXACT}
+    assert "float64" in result.remark
 
 
 def test_a_model_that_hangs_or_dies_costs_its_own_row(monkeypatch):
@@ -65,9 +81,9 @@ def test_a_model_that_hangs_or_dies_costs_its_own_row(monkeypatch):
         return check(entry)
 
     monkeypatch.setattr(model_check, "check", checked)
-    results = make_models_page.run_all([Entry("gpt2"), Entry("opt"), Entry("llama")], jobs=2, limit_s=15)
+    results = make_models_page.run_all([Entry("gpt2"), Entry("opt"), Entry("llama")], jobs=2, limit_s=12)
     assert [make_models_page.verdict(result) for result in results] == [TRACEBACK, TRACEBACK, EXACT]
-    assert [result.remark for result in results] == ["no result after 15 s", "the process died", ""]
+    assert [result.remark for result in results] == ["no result after 12 s", "the process died", ""]
 
 
 def test_the_page_has_a_row_for_every_architecture():
@@ -81,7 +97,3 @@ def test_the_page_has_a_row_for_every_architecture():
 @pytest.mark.nightly
 def test_no_architecture_is_wrong(tmp_path):
     assert make_models_page.main(["--page", str(tmp_path / "models.md")]) == 0
-
-
-def _reference(name):
-    return model_check.find_reference(BY_NAME[name])
