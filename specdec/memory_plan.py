@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from specdec.alignment.base import Alignment
 from specdec.errors import ConfigError
+from specdec.miniature import field
 from specdec.model import GROWTH_COLUMNS, CausalLM
 
 SLACK = 1.1  # of what is not weights: what the allocator rounds up, and small things
@@ -129,22 +129,17 @@ class MemoryPlan:
 
 def size_of(model: CausalLM) -> ModelSize:
     """The sizes of a loaded model."""
-    return sizes(model.module.config, model.dtype.itemsize)
-
-
-def sizes(config: Any, itemsize: int) -> ModelSize:
-    """The sizes that a model's config.json tells."""
-    config = config.get_text_config()
-    heads = config.num_attention_heads
+    config = model.module.config.get_text_config()
+    intermediate = field(config, "intermediate_size")
     return ModelSize(
-        num_layers=config.num_hidden_layers,
-        num_heads=heads,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_layers=len(model.kv_shapes) // 2,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
         hidden_size=config.hidden_size,
-        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        vocab_size=config.vocab_size,
-        itemsize=itemsize,
+        intermediate_size=intermediate if isinstance(intermediate, int) else 4 * config.hidden_size,
+        vocab_size=model.vocab_size,
+        itemsize=model.dtype.itemsize,
         eager_attention=config._attn_implementation == "eager",
     )
 

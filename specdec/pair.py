@@ -96,6 +96,7 @@ def _load(cfg: DictConfig) -> Pair:
         draft_fingerprint=_fingerprint(cfg, "draft", draft) if draft is not None else None,
         notes=notes,
     )
+    notes += [note for model in (pair.target, pair.draft) if model is not None for note in model.notes]
     if _retokenizes(cfg) and pair.draft is not None:
         name = cfg.pair.draft_tokenizer or (cfg.pair.draft if cfg.weights == "pretrained" else None)
         pair.draft_tokenizer = load_tokenizer(name, cfg.pair) if name else tokenizer

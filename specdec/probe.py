@@ -24,7 +24,7 @@ from specdec.model import CausalLM, context_length
 TOLERANCE = 5e-4
 """Largest difference of a logit, as a share of the largest: correct float32 computations lie within 1e-5."""
 NUM_TOKENS, NUM_FED = 44, 5
-SEEDS = (0, 1)  # one of them may hit a near-tie in what routes tokens to experts; a fault fails with both
+SEEDS = (0, 1)  # the first may hit a near-tie in what routes tokens to experts; a fault fails with both
 DISAGREES = "its own generate() and its own forward without a cache disagree, so there is no output to be exact to"
 MARGIN = 64  # columns kept free below a limit: drafted tokens, and holes between rows
 
@@ -94,14 +94,12 @@ def _first_form(small: Any) -> Finding:
     reasons: list[str] = []
     if (disagreement := _generates_otherwise(small)) is not None:
         return Finding(None, disagreement)
-    for number, form in enumerate(forms(small)):
-        reason = ""
-        for seed in SEEDS:
-            reason = _differs(small, form, seed)
-            if not reason:
-                return Finding(number)
-        reasons.append(reason)
-    return Finding(None, reasons[0])
+    likely = forms(small)
+    for number, form in enumerate(likely):
+        reasons.append(_differs(small, form, SEEDS[0]))
+        if not reasons[-1]:
+            return Finding(number)
+    return Finding(None if _differs(small, likely[0], SEEDS[1]) else 0, reasons[0])
 
 
 def _differs(small: Any, form: MaskForm, seed: int) -> str:

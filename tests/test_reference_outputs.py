@@ -1,0 +1,66 @@
+"""The reference is the unmodified model's: what is wrong in our masks, or in a forward of ours, cannot be in both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import greedy_alone, small_llama
+from model_zoo import Entry, build
+from transformers import GenerationConfig
+
+from specdec.masking import MaskForm
+from specdec.model import CausalLM
+from specdec.probe import Finding
+from specdec.reference_outputs import generate_alone
+from specdec.sequence import Sequence
+
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Mistral whose window of 8 tokens matters from the first prompt on, as a checkpoint."""
+    path = tmp_path_factory.mktemp("mistral")
+    module = build(Entry("mistral"), vocab_size=2048, max_position_embeddings=512)
+    module.generation_config = GenerationConfig(repetition_penalty=1.5)  # the run's settings hold, not the model's
+    module.save_pretrained(path)
+    return path
+
+
+def arguments(folder, *more):
+    pair = ("pair=folder", f"pair.target={folder}", "pair.tokenizer=asset:tiny/tokenizer", "drafter=none")
+    return (*pair, "data.num_prompts=3", f"max_new_tokens={NEW}", "batch=3", "warmup=false", "strict=true", *more)
+
+
+@pytest.mark.parametrize("scheduler", ["eqspec", "continuous"])
+def test_a_run_is_compared_with_transformers_generate(run, folder, scheduler):
+    code, out, err = run(*arguments(folder, f"scheduler={scheduler}", "baseline=false"))
+    assert code == 0, err
+    assert "3/3" in out
+
+
+def test_a_wrong_mask_is_not_in_the_reference_too(run, folder, monkeypatch):
+    """Masks without their window, past a probe that says yes: the reference must not be made with them."""
+    masks = MaskForm.masks
+
+    def blind(self, mask_BTS, dtype):
+        return masks(MaskForm(((None, type(self.widest)("full")),), self.additive), mask_BTS, dtype)
+
+    monkeypatch.setattr(MaskForm, "masks", blind)
+    monkeypatch.setattr("specdec.support.probe", lambda module: Finding(0))
+    code, out, err = run(*arguments(folder, "scheduler=eqspec", "baseline=false", "execution=eager"))
+    assert code == 1
+    assert "strict=true" in err
+    assert "0/3" in out
+
+
+@pytest.mark.parametrize("stop", [frozenset(), frozenset({7, 11})])
+def test_a_row_is_what_generate_says(stop):
+    model = CausalLM(small_llama(0, torch.float32))
+    model.module.generation_config = GenerationConfig(repetition_penalty=2.0, eos_token_id=3)
+    row = Sequence(0, [5, 9, 2, 7], 30, stop)
+    generate_alone(model.module, row)
+    assert model.module.generation_config.repetition_penalty == 2.0, "the model keeps its own settings"
+    model.module.generation_config = GenerationConfig()
+    assert row.output_ids == greedy_alone(model, row.prompt_ids, 30, stop)
+    assert row.stop_reason == ("stop" if row.output_ids[-1] in stop else "length")
