@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +12,15 @@ from conftest import small_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampling import their_scores
+from transformers import GenerationConfig
 
 import specdec
+from specdec.api_options import read_options
 from specdec.drafters.base import Draft
-from specdec.errors import PairError
+from specdec.errors import ConfigError, PairError
 from specdec.law import draw, penalized, processed, scores_of, seen_tokens, settings_of, warped
 from specdec.model import CausalLM
-from specdec.sampling import SamplingParams
+from specdec.sampling import GREEDY, SamplingParams
 from specdec.sequence import Sequence
 
 TEMPERATURES, PENALTIES = [0.0, 0.1, 0.3, 0.7, 1.0, 1.1, 1.7], [1.0, 1.05, 1.1, 1.2, 1.25, 1.3, 0.7]
@@ -193,3 +197,54 @@ def test_rows_with_other_settings_do_not_matter():
     together = processed(logits, settings_of(rows))
     alone = torch.cat([processed(logits[b : b + 1], [row.sampling]) for b, row in enumerate(rows)])
     assert torch.equal(together, alone)
+
+
+# --- what a call asks for --------------------------------------------------------------------------------------------
+
+VALUES = {
+    "do_sample": [True, False],
+    "temperature": [0.7, 1.0],
+    "top_k": [20, 50, 0],
+    "top_p": [0.8, 1.0],
+    "min_p": [0.1, 0.0],
+    "repetition_penalty": [1.05, 1.0],
+    "max_new_tokens": [5],
+    "max_length": [30],
+    "eos_token_id": [3, [3, 4]],
+}
+FIELDS = st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 2), max_size=6).map(
+    lambda drawn: {name: (VALUES[name] + [None] * 2)[index] for name, index in drawn.items()}
+)
+MODULE = small_llama(0, torch.float32)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(FIELDS, st.none() | FIELDS, FIELDS)
+def test_a_call_means_what_it_means_in_transformers_or_is_refused(own, passed, keywords):
+    """The model's own generation_config.json, a GenerationConfig and keywords, against how ``generate`` merges them."""
+    config = None if passed is None else GenerationConfig(**passed)
+    try:
+        ours = read_options(GenerationConfig(**own), config, keywords)
+    except ConfigError:
+        return
+    MODULE.generation_config = GenerationConfig(**own)
+    theirs, _ = MODULE._prepare_generation_config(copy.deepcopy(config), **keywords)
+    fields = (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0), ("repetition_penalty", 1.0))
+    effective = {name: neutral if getattr(theirs, name) is None else getattr(theirs, name) for name, neutral in fields}
+    if theirs.do_sample:
+        assert ours.sampling == SamplingParams(**{**effective, "top_k": effective["top_k"] or None})
+    else:
+        assert (ours.sampling or GREEDY) == replace(GREEDY, repetition_penalty=effective["repetition_penalty"])
+    eos = theirs.eos_token_id
+    assert ours.stop_ids == (() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos))
+    assert ours.max_new_tokens == theirs.max_new_tokens
+    if theirs.max_new_tokens is None and ours.max_length is not None:
+        assert ours.max_length == theirs.max_length
+
+
+def test_a_total_beside_the_models_own_number_of_new_tokens_is_refused():
+    """transformers lets the model's own number win over the caller's total."""
+    own = GenerationConfig(max_new_tokens=5)
+    with pytest.raises(ConfigError, match="max_length=30 has no effect beside the model's own max_new_tokens=5"):
+        read_options(own, None, {"max_length": 30})
+    assert read_options(own, None, {"max_length": 30, "max_new_tokens": None}).max_length == 30
