@@ -53,27 +53,38 @@ def pack(weight_OI: Tensor) -> Tensor | None:
 
 
 def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
-    """Several products of the same input as one. The parts' weights become views of the joined one: no copy stays."""
-    weight_OI = _side_by_side(parts)
-    if weight_OI is None:
-        weight_OI = torch.cat([part.weight.detach() for part in parts])
-        start = 0
-        for part in parts:
-            part.weight.data = weight_OI[start : start + part.out_features]
-            start += part.out_features
-    biases = [part.bias for part in parts]
-    bias_O = torch.cat([bias.detach() for bias in biases]) if all(bias is not None for bias in biases) else None
+    """Several products of the same input as one. The parts' weights become views of the joined ones: no copy stays."""
+    weight_OI = _joined_views([part.weight for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    if len(biases) == len(parts):
+        bias_O = _joined_views(biases)
+    elif biases:  # a part without one adds nothing
+        rows = [weight_OI.new_zeros(p.out_features) if p.bias is None else p.bias.detach() for p in parts]
+        bias_O = torch.cat(rows)
+    else:
+        bias_O = None
     return Linear(weight_OI, bias_O, may_pack=may_pack)
 
 
-def _side_by_side(parts: tuple[nn.Linear, ...]) -> Tensor | None:
-    """The joined weight of parts that were joined before."""
-    first = parts[0].weight.detach()
+def _joined_views(parts: list[nn.Parameter]) -> Tensor:
+    """The parts one after the other along their first dimension; each becomes a view of that."""
+    whole = _side_by_side(parts)
+    if whole is None:
+        whole = torch.cat([part.detach() for part in parts])
+        start = 0
+        for part in parts:
+            part.data = whole[start : start + len(part)]
+            start += len(part)
+    return whole
+
+
+def _side_by_side(parts: list[nn.Parameter]) -> Tensor | None:
+    """The joined tensor of parts that were joined before."""
+    first = parts[0].detach()
     start = first.storage_offset()
     for part in parts:
-        same = part.weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or part.weight.storage_offset() != start or not part.weight.is_contiguous():
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.storage_offset() != start or not part.is_contiguous():
             return None
-        start += part.weight.numel()
-    rows = sum(part.out_features for part in parts)
-    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
+        start += part.numel()
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
