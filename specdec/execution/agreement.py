@@ -1,12 +1,13 @@
 """A prepared fused execution compared with the model's own code, once, on the weights that it will run on.
 
-Two ragged rows of a few tokens run through the decoder of `transformers` alone: its own masks, no cache, nothing padded
-away by us. Every fused layer then gets the very inputs that the decoder's layer got, so that an error can neither grow
-nor drown on its way through the others, and what both add is compared.
+Two ragged rows of a few tokens run through the decoder of `transformers` alone, with its own masks and without a cache.
+Every fused layer then gets the very inputs that the decoder's layer got, so that an error can neither grow nor drown on
+its way through the others, and what both add is compared.
 
-What 16-bit numbers lose in one layer differs between models by orders of magnitude, so there it is measured: some
-layers are computed in float32 too, where the two must agree closely, and the fused layer in 16 bits may be as far from
-that as the decoder's own, within a factor. Shape letters: B rows, S columns, T tokens fed, M = B x T, D hidden size.
+How much rounding may make of it is measured, because it differs between models by orders of magnitude. Some layers are
+computed in a finer number format too. There the two may differ by what one float32 rounding of the inputs changes (the
+norms are float32 in every format), and in the run's own format by as much as the decoder's own layer lies off, within
+a factor. Shape letters: B rows, S columns, T tokens fed, M = B x T, D hidden size, X any.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from specdec.execution.fused import FusedExecution, Layer, Rotation, additive_ma
 
 PADS, STEPS = (5, 0), ((0, 8), (8, 12))
 """Columns of padding in front of each row, and the columns that each of two forwards feeds."""
-FLOAT32_WEIGHTS = 1 << 29
-"""Weights of 16-bit layers that are converted to float32 for the comparison, one layer at a time."""
-NOISE_FACTOR, MOST_NOISE = 4.0, 0.5
-"""How much further from float32 than the decoder's own 16-bit layer ours may be, and what is too far in any case."""
+FINER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
+FINER_BYTES = 2 << 30
+"""Bytes of converted weights, one layer at a time: larger layers are converted only if they look wrong."""
+FACTOR, MOST = 8.0, 0.5
+"""By how much more than measured rounding ours may differ, and what is too much in any case."""
+PLACES_16, PLACES_32 = 4, 16
+"""Last places that rounding may take without being measured; products of 16-bit numbers are summed in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,39 +53,42 @@ class _Columns:
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """See KVWriter."""
         known = self._parts.get(index)
-        self._parts[index] = states_BHTD if known is None else torch.cat([known, states_BHTD], dim=2)
+        # A copy: a compiled layer may give out memory that its next call overwrites.
+        self._parts[index] = states_BHTD.clone() if known is None else torch.cat([known, states_BHTD], dim=2)
         return self._parts[index]
 
 
 @torch.inference_mode()
 def disagreement(execution: FusedExecution) -> str | None:
     """Where the execution differs from `transformers`' own code by more than rounding; None where it does not."""
-    decoder, head = execution.model.module.model, execution.model.module.lm_head
-    seen, hidden_BSD = _run(decoder, _embeddings(execution.model, decoder))
-    dtype = execution.model.dtype
-    bound = _bound(dtype)
-    if dtype.itemsize < 4:
-        for number in _sample(decoder):
-            reason, noise = _in_float32(decoder, number, seen[number])
+    model = execution.model
+    decoder, head = model.module.model, model.module.lm_head
+    seen, hidden_BSD = _run(decoder, _embeddings(model, decoder))
+    sample, bound = _sample(decoder, model.dtype), _unmeasured(model.dtype)
+    for number, layer in enumerate(execution.layers):
+        error, allowed = error_of(_fused(layer, execution.rotation, seen[number].given), seen[number]), bound
+        if number in sample or not error <= bound:
+            reason, rounding = _in_finer_numbers(decoder, number, seen[number])
             if reason is not None:
                 return reason
-            bound = min(max(bound, NOISE_FACTOR * noise), MOST_NOISE)
-    for number, layer in enumerate(execution.layers):
-        ours_BSD = _fused(layer, execution.rotation, seen[number].given)
-        reason = _beyond(f"layer {number}", error_of(ours_BSD, seen[number]), bound, dtype)
-        if reason is not None:
-            return reason
-    normed_BSD = execution.norm(seen[-1].gave)
-    reason = _beyond("the last norm", _relative(normed_BSD, hidden_BSD), _bound(dtype), dtype)
+            allowed = min(max(bound, FACTOR * rounding), MOST)
+        if not error <= allowed:
+            return _told(f"layer {number}", error, allowed, model.dtype)
     logits_BSV = execution.head(hidden_BSD.flatten(0, 1)).unflatten(0, hidden_BSD.shape[:2])
-    return reason or _beyond("the head", _relative(logits_BSV, head(hidden_BSD)), _bound(dtype), dtype)
+    ends = {"last norm": (execution.norm(seen[-1].gave), hidden_BSD), "head": (logits_BSV, head(hidden_BSD))}
+    for place, (ours_BSX, theirs_BSX) in ends.items():
+        error = _relative(ours_BSX, theirs_BSX)
+        if not error <= bound:
+            return _told(f"the {place}", error, bound, model.dtype)
+    return None
 
 
 def error_of(ours_BSD: Tensor, layer: Seen) -> float:
-    """Root mean square difference as a share of what the layer adds, and of the last places of what it is added to."""
+    """Root mean square difference, as a share of what the layer adds and a little of what it is added to."""
     given, gave, ours = (part.to("cpu", torch.float64) for part in (layer.given, layer.gave, ours_BSD))
     added = (gave - given).square().mean(-1, keepdim=True).sqrt()
-    scale = added + 4 * _bound(layer.given.dtype) * given.abs()
+    # A tenth: the sum itself is rounded, at worst by some ten of the places that are compared.
+    scale = added + 0.1 * given.abs()
     return _rms(_difference(ours, gave) / scale.clamp(min=torch.finfo(torch.float64).tiny))
 
 
@@ -102,16 +109,18 @@ def _rms(error_BSX: Tensor) -> float:
     return float(real.square().mean().sqrt())
 
 
-def _bound(dtype: torch.dtype) -> float:
-    """Half of the digits: what rounding in one layer stays well below. The norms are float32 in a float64 model too."""
-    return float(max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5)
+def _eps(dtype: torch.dtype) -> float:
+    """The last place of what a layer computes: never finer than float32, which its norms are computed in."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
-def _beyond(place: str, error: float, bound: float, dtype: torch.dtype) -> str | None:
-    if error <= bound:  # NaN is not
-        return None
+def _unmeasured(dtype: torch.dtype) -> float:
+    return (PLACES_16 if dtype.itemsize == 2 else PLACES_32) * _eps(dtype)
+
+
+def _told(place: str, error: float, allowed: float, dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
-    return f"{place} differs from transformers' own by {error:.1e}, and rounding in {name} explains {bound:.1e}"
+    return f"{place} differs from transformers' own by {error:.1e}, and rounding in {name} explains {allowed:.1e}"
 
 
 def _embeddings(model: Any, decoder: Any) -> Tensor:
@@ -167,7 +176,6 @@ def _fused(layer: Layer, rotation: Rotation, given_BSD: Tensor) -> Tensor:
         writer.num_columns = stop
         masks = additive_masks([layer], mask_BSS[:, start:stop, :stop], levels)
         y_MD = layer(x_MD, cos_sin, masks[layer.window], writer)
-        # A compiled layer may give out memory that its next call overwrites.
         outputs.append(y_MD.clone().unflatten(0, (len(real_BS), stop - start)))
     return torch.cat(outputs, dim=1)
 
@@ -179,29 +187,34 @@ def _layout(device: torch.device) -> tuple[Tensor, Tensor]:
     return columns_S >= pads_B1, (columns_S - pads_B1).clamp(min=0)
 
 
-def _sample(decoder: Any) -> list[int]:
-    """Layers that are compared in float32: the first, the last and those between, for as long as it is cheap."""
-    count = len(windows_of(decoder))
-    chosen, weights = [], 0
-    for number in dict.fromkeys([0, count - 1, *range(count)]):
-        weights += sum(weight.numel() for weight in decoder.layers[number].parameters())
-        if weights > FLOAT32_WEIGHTS:
-            break
-        chosen.append(number)
-    return chosen
+def _sample(decoder: Any, dtype: torch.dtype) -> set[int]:
+    """Layers that are computed in finer numbers in any case: the last, and the first with each window, if not large."""
+    windows = windows_of(decoder)
+    numbers = {windows.index(window) for window in windows} | {len(windows) - 1}
+    largest = max(sum(weight.numel() for weight in decoder.layers[n].parameters()) for n in numbers)
+    return numbers if largest * FINER.get(dtype, dtype).itemsize <= FINER_BYTES else set()
 
 
-def _in_float32(decoder: Any, number: int, seen: Seen) -> tuple[str | None, float]:
-    """Why a layer in float32 is not the decoder's own; and how far the decoder's 16-bit layer is from float32."""
-    twin = copy.copy(decoder)
+def _in_finer_numbers(decoder: Any, number: int, seen: Seen) -> tuple[str | None, float]:
+    """Why a layer is not the decoder's own in finer numbers; and what rounding does to the decoder's own.
+
+    Rounding: how far its output lies off in the run's numbers, and how far float32 rounding of its inputs moves it.
+    """
+    dtype = FINER.get(seen.given.dtype, torch.float64)
+    twin, module = copy.copy(decoder), copy.deepcopy(decoder.layers[number]).to(dtype)
     twin.config = copy.deepcopy(decoder.config)
     twin.config.num_hidden_layers = 1
     if getattr(twin.config, "layer_types", None):
         twin.config.layer_types = [twin.config.layer_types[number]]
-    module = copy.deepcopy(decoder.layers[number]).float()
     twin.__dict__["_modules"] = {**decoder._modules, "layers": torch.nn.ModuleList([module])}
-    exact = _run(twin, seen.given.float())[0][0]
+    given_BSD = seen.given.to(dtype)
+    exact = _run(twin, given_BSD)[0][0]
+    signs_BSD = torch.ones_like(given_BSD)
+    signs_BSD[..., ::2] = -1
+    moved = _run(twin, given_BSD * (1 + _eps(torch.float32) * signs_BSD))[0][0]
+    condition = error_of(moved.gave, exact)
     layer = Layer(module, 0, windows_of(decoder)[number], may_pack=False)
-    ours_BSD = _fused(layer, Rotation(decoder.rotary_emb), exact.given)
-    reason = _beyond(f"layer {number}", error_of(ours_BSD, exact), _bound(torch.float32), torch.float32)
-    return reason, error_of(exact.gave, seen)
+    error = error_of(_fused(layer, Rotation(decoder.rotary_emb), given_BSD), exact)
+    allowed = max(FACTOR * condition, _unmeasured(dtype))
+    reason = None if error <= min(allowed, MOST) else _told(f"layer {number}", error, allowed, dtype)
+    return reason, max(condition, error_of(exact.gave, seen))

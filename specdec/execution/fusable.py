@@ -72,7 +72,7 @@ def _global_hooks() -> str | None:
 
 def _changed_part(model: CausalLM) -> str | None:
     for name, part, expected in _parts(model.module):
-        reason = _changed(part, expected) or _unreadable(part, model)
+        reason = changed(part, expected) or no_plain_weight(part) or _elsewhere(part, model)
         if reason is not None:
             return f"{name} {reason}" if name else f"the model {reason}"
     return None
@@ -104,12 +104,14 @@ def _parts(module: Any) -> Iterator[tuple[str, Any, type]]:
             yield f"model.layers.{number}.{name}".rstrip("."), layer.get_submodule(name), expected
 
 
-def _changed(part: Any, expected: type) -> str | None:
+def changed(part: Any, expected: Any) -> str | None:
     """How a module differs from one that its class would make and run."""
     if type(part) is not expected:
         return f"is a {_name(type(part))}, not a {_name(expected)}"
-    if expected.forward.__module__ != expected.__module__:  # type: ignore[attr-defined]
-        return f"is a {expected.__name__} whose forward was replaced by {_name(expected.forward)}"  # type: ignore[attr-defined]
+    if not expected.__module__.startswith(("transformers.", "torch.")):
+        return f"is a {_name(expected)}, in the place of transformers' own"
+    if expected.forward.__module__ != expected.__module__:
+        return f"is a {expected.__name__} whose forward was replaced by {_name(expected.forward)}"
     if hasattr(part, "_hf_hook"):
         return "is placed or offloaded by accelerate"
     if "forward" in vars(part):
@@ -119,8 +121,8 @@ def _changed(part: Any, expected: type) -> str | None:
     return f"has a forward hook ({_name(hooks[0])})" if hooks else None
 
 
-def _unreadable(part: nn.Module, model: CausalLM) -> str | None:
-    """Why the module's own weights cannot be read as plain matrices of the model's number format."""
+def no_plain_weight(part: nn.Module) -> str | None:
+    """Why what a module holds cannot be read as matrices and vectors of numbers."""
     if isinstance(part, nn.Linear) and set(part._parameters) != {"weight", "bias"}:
         return "computes its weight from others (weight_norm, pruning or the like)"
     for name, weight in part._parameters.items():
@@ -128,12 +130,18 @@ def _unreadable(part: nn.Module, model: CausalLM) -> str | None:
             continue
         if type(weight) is not nn.Parameter or type(weight.data) is not Tensor or weight.layout != torch.strided:
             return f"has a {name} that is a {_name(type(weight))}: no plain weight"
-        if weight.device != model.device:
-            return f"has a {name} on {weight.device}, the model is on {model.device}"
-        if weight.dtype != model.dtype:
-            return f"has a {name} in {weight.dtype}, the model is in {model.dtype}"
         if name == "weight" and isinstance(part, nn.Linear) and weight.shape != (part.out_features, part.in_features):
             return f"has a weight of shape {tuple(weight.shape)}, not {(part.out_features, part.in_features)}"
+    return None
+
+
+def _elsewhere(part: nn.Module, model: CausalLM) -> str | None:
+    """Whether a module's own weights lie on another device than the model's, or in another number format."""
+    for name, weight in part._parameters.items():
+        if weight is not None and weight.device != model.device:
+            return f"has a {name} on {weight.device}, the model is on {model.device}"
+        if weight is not None and weight.dtype != model.dtype:
+            return f"has a {name} in {weight.dtype}, the model is in {model.dtype}"
     return None
 
 

@@ -130,7 +130,8 @@ class FusedExecution(Execution):
         self.head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
         self._embed = decoder.embed_tokens
         self._levels = mask_levels(model.dtype, model.device)
-        self._weights = _fingerprint(model.module)
+        self._copied = any(product.copied for product in self._products())
+        self._weights = self._fingerprint()
         self.prepare_s = time.perf_counter() - start
 
     def _layer(self, module: Any, number: int, window: int | None) -> Layer:
@@ -139,12 +140,19 @@ class FusedExecution(Execution):
     @property
     def packed_bytes(self) -> int:
         """Bytes of the packed copies of weights."""
-        products = [part for layer in self.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return sum(product.packed_bytes for product in [*products, self.head])
+        return sum(product.packed_bytes for product in self._products())
+
+    def _products(self) -> list[Linear]:
+        return [self.head, *(p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down))]
 
     def holds(self) -> bool:
         """See Execution: no adapter or hook has come since, and no weight that was copied has changed."""
-        return can_fuse(self.model) is None and _fingerprint(self.model.module) == self._weights
+        return can_fuse(self.model) is None and self._fingerprint() == self._weights
+
+    def _fingerprint(self) -> list[tuple[int, int]]:
+        """Where each weight lies, and how often it was changed in place, if something here is a copy."""
+        weights = self.model.module.parameters()
+        return [(w.data_ptr(), w._version if self._copied and not w.is_inference() else 0) for w in weights]
 
     def run(self, call: Call) -> Tensor:
         """See Execution."""
@@ -163,11 +171,6 @@ class FusedExecution(Execution):
             return hidden_BTD
         logits_BTV = self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
         return logits_BTV if call.gives == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
-
-
-def _fingerprint(module: Any) -> list[tuple[int, int]]:
-    """Where each weight lies, and how often it was changed in place."""
-    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in module.parameters()]
 
 
 def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ class Linear:
         self.weight_OI = weight_OI.detach()
         self.bias_O = None if bias_O is None else bias_O.detach()
         self._packed = pack(self.weight_OI) if may_pack else None
+        self.copied = self._packed is not None  # whether later changes of the model's weights are not seen here
 
     @property
     def packed_bytes(self) -> int:
@@ -56,14 +57,12 @@ def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
     """Several products of the same input as one. The parts' weights become views of the joined ones: no copy stays."""
     weight_OI = _joined_views([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
-    if len(biases) == len(parts):
-        bias_O = _joined_views(biases)
-    elif biases:  # a part without one adds nothing
-        rows = [weight_OI.new_zeros(p.out_features) if p.bias is None else p.bias.detach() for p in parts]
-        bias_O = torch.cat(rows)
-    else:
-        bias_O = None
-    return Linear(weight_OI, bias_O, may_pack=may_pack)
+    if 0 < len(biases) < len(parts):  # a part without one adds nothing
+        rows: list[Tensor] = [weight_OI.new_zeros(p.out_features) if p.bias is None else p.bias for p in parts]
+        product = Linear(weight_OI, torch.cat(rows), may_pack=may_pack)
+        product.copied = True
+        return product
+    return Linear(weight_OI, _joined_views(biases) if biases else None, may_pack=may_pack)
 
 
 def _joined_views(parts: list[nn.Parameter]) -> Tensor:
