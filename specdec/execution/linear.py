@@ -58,14 +58,18 @@ def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
     weight_OI = _joined_views([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
     if 0 < len(biases) < len(parts):  # a part without one adds nothing
-        rows: list[Tensor] = [weight_OI.new_zeros(p.out_features) if p.bias is None else p.bias for p in parts]
-        product = Linear(weight_OI, torch.cat(rows), may_pack=may_pack)
+        product = Linear(weight_OI, torch.cat([_bias(part) for part in parts]), may_pack=may_pack)
         product.copied = True
         return product
     return Linear(weight_OI, _joined_views(biases) if biases else None, may_pack=may_pack)
 
 
-def _joined_views(parts: list[nn.Parameter]) -> Tensor:
+def _bias(part: nn.Linear) -> Tensor:
+    bias: Tensor | None = part.bias
+    return part.weight.new_zeros(part.out_features) if bias is None else bias.detach()
+
+
+def _joined_views(parts: list[Tensor]) -> Tensor:
     """The parts one after the other along their first dimension; each becomes a view of that."""
     whole = _side_by_side(parts)
     if whole is None:
@@ -77,7 +81,7 @@ def _joined_views(parts: list[nn.Parameter]) -> Tensor:
     return whole
 
 
-def _side_by_side(parts: list[nn.Parameter]) -> Tensor | None:
+def _side_by_side(parts: list[Tensor]) -> Tensor | None:
     """The joined tensor of parts that were joined before."""
     first = parts[0].detach()
     start = first.storage_offset()
