@@ -481,6 +481,16 @@ SIZES = {
 }
 
 
+def test_joined_weights_and_biases_are_saved_as_they_were(tmp_path):
+    module = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)).eval()
+    biased(module)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    assert CausalLM(module).execute("fused").name == "fused"
+    module.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in before.items())
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

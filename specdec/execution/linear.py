@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -69,7 +71,7 @@ def _bias(part: nn.Linear) -> Tensor:
     return part.weight.new_zeros(part.out_features) if bias is None else bias.detach()
 
 
-def _joined_views(parts: list[Tensor]) -> Tensor:
+def _joined_views(parts: Sequence[Tensor]) -> Tensor:
     """The parts one after the other along their first dimension; each becomes a view of that."""
     whole = _side_by_side(parts)
     if whole is None:
@@ -81,7 +83,7 @@ def _joined_views(parts: list[Tensor]) -> Tensor:
     return whole
 
 
-def _side_by_side(parts: list[Tensor]) -> Tensor | None:
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
     """The joined tensor of parts that were joined before."""
     first = parts[0].detach()
     start = first.storage_offset()
