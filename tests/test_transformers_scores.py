@@ -20,6 +20,7 @@ from specdec.drafters.base import Draft
 from specdec.errors import ConfigError, PairError
 from specdec.law import draw, penalized, processed, scores_of, seen_tokens, settings_of, warped
 from specdec.model import CausalLM
+from specdec.oracle import NEAR_TIE, explain
 from specdec.sampling import GREEDY, SamplingParams
 from specdec.sequence import Sequence
 
@@ -120,6 +121,19 @@ def test_a_float64_model_is_decided_in_float32_as_transformers_does():
     ):
         theirs = module.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0)
         assert ours[-12:] == theirs[0, len(prompt) :].tolist()
+
+
+def test_a_tie_in_float32_explains_a_difference_of_a_float64_model():
+    """The run took the first of two ids that are equal in float32; the reference the one that is larger in float64."""
+    module = small_llama(3, torch.float64)
+    twice_each(module, 1 + 1e-12)
+    with torch.inference_mode():
+        logits_V = module(torch.tensor([[1, 5, 9]])).logits[0, -1]
+    larger = int(logits_V.argmax())
+    assert int(logits_V.float().argmax()) == larger - 1
+    told = explain(CausalLM(module), [1, 5, 9], [larger - 1], [larger], logits_V.float().double(), batch=2, chunk=3)
+    assert told["kind"] == NEAR_TIE, told["reason"]
+    assert 0 < told["margin"] < 1e-10
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
