@@ -166,17 +166,19 @@ def _refuse_unsupported(sources: list[Mapping[str, Any]]) -> None:
 
 
 def _lengths(sources: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """New tokens, or tokens in all. Whoever sets both at once is asked which one holds."""
-    for source in sources:
-        new, total = source.get("max_new_tokens"), source.get("max_length")
-        if new is not None and total is not None and source is not sources[-1]:
-            raise ConfigError(f"max_new_tokens={new} and max_length={total} are both set: leave one out")
-        for name, value in (("max_new_tokens", new), ("max_length", total)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name}={value!r}: it must be a whole number, at least 1")
-        if new is not None or total is not None:
-            return new, None if new is not None else total
-    return None, None
+    """New tokens, or tokens in all. Whoever sets a total where new tokens are set too is asked which one holds."""
+    new, total = (_resolve(name, sources, None) for name in ("max_new_tokens", "max_length"))
+    for name, value in (("max_new_tokens", new), ("max_length", total)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name}={value!r}: it must be a whole number, at least 1")
+    if new is None or _resolve("max_length", sources[:-1], None) is None:
+        return new, None if new is not None else total
+    if _resolve("max_new_tokens", sources[:-1], None) is None:
+        raise ConfigError(
+            f"max_length={total} has no effect beside the model's own max_new_tokens={new}: set max_new_tokens, or set "
+            "it to None"
+        )
+    raise ConfigError(f"max_new_tokens={new} and max_length={total} are both set: leave one out")
 
 
 def _pad(value: Any) -> int | None:

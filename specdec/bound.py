@@ -75,7 +75,7 @@ def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
     all counted.
     """
     head = model.module.get_output_embeddings()
-    head_weights = head.weight.numel() if head is not None else 0
+    head_weights = sum(weight.numel() for weight in head.parameters()) if head is not None else 0
     weights = model.num_read_weights
     cache_bytes = shape.num_rows * shape.num_columns * model.token_bytes
     queries = model.num_heads * model.head_dim

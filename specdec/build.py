@@ -103,6 +103,12 @@ def executions(cfg: DictConfig, pair: Pair) -> dict[str, Any]:
     }
 
 
+def execution_notes(pair: Pair) -> list[str]:
+    """Why a model runs eagerly although a faster execution knows its architecture."""
+    models = {"target": pair.target, "draft": pair.draft}
+    return [f"{role}: {m.execution.note}" for role, m in models.items() if m is not None and m.execution.note]
+
+
 def build_batching(cfg: DictConfig) -> BatchingPolicy:
     """The batching policy of a config."""
     policy: BatchingPolicy = plugin(cfg, "batching")

@@ -16,7 +16,8 @@ from specdec.alignment.layout import padded
 from specdec.clock import Clock
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Draft, Drafter
-from specdec.law import penalized, processed, round_noise, seen_tokens, settings_of
+from specdec.errors import PairError
+from specdec.law import penalized, processed, round_noise, scores_of, seen_tokens, settings_of
 from specdec.prefill import Prefill
 from specdec.schedulers.base import Scheduler
 from specdec.sequence import Sequence, SequencePool
@@ -123,12 +124,15 @@ class Engine:
         """Greedy rows need no probabilities; where a row samples, the verifier gets the law that it samples from."""
         settings = settings_of(rows)
         if settings is None:
-            return self.verifier.verify(draft, logits_BTV)
+            return self.verifier.verify(draft, scores_of(logits_BTV))
         scores_BTV = penalized(logits_BTV, settings, seen_tokens(rows, draft, logits_BTV))
         if all(row_settings.greedy for row_settings in settings):
             return self.verifier.verify(draft, scores_BTV)
         noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device)
-        return self.verifier.verify_sampled(draft, processed(scores_BTV, settings), noise)
+        verdict = self.verifier.verify_sampled(draft, processed(scores_BTV, settings), noise)
+        if max(verdict.next_tokens) >= logits_BTV.shape[-1]:
+            raise PairError("NaN among the logits of the target or the draft: try runner.dtype=bfloat16 or float32")
+        return verdict
 
     def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
         drafted = draft.tokens_BG.tolist()

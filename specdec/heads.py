@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from specdec import assets
 from specdec.errors import ConfigError
+from specdec.execution.fusable import changed, no_plain_weight
 from specdec.model import CausalLM
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -71,6 +72,21 @@ def load_weights(path: str, module: nn.Module) -> None:
         raise ConfigError(f"drafter.path={path}: {WEIGHTS} cannot be loaded: {reason}") from None
     if unexpected or set(missing) & set(_own(module)):
         raise ConfigError(f"drafter.path={path}: {WEIGHTS} does not hold the weights that {CONFIG} promises")
+
+
+def plain_head(head: Any) -> nn.Linear:
+    """A target's head, for a module that begins with a copy of its weights.
+
+    Raises:
+        ConfigError: it is more than its matrix (an adapter, a hook, a quantised weight), which a copy would lose.
+    """
+    reason = changed(head, nn.Linear) or no_plain_weight(head)
+    if reason is not None:
+        raise ConfigError(
+            f"heads that begin as copies of the target's own cannot: it {reason}; merge the adapter first"
+        )
+    plain: nn.Linear = head
+    return plain
 
 
 def placed(module: nn.Module, target: CausalLM) -> Any:

@@ -1,13 +1,16 @@
-"""From logits to the law that a row's next token is drawn from, for rows with different settings at once.
+"""From logits to the distribution that a row's next token is drawn from, for rows with different settings at once.
 
-The steps, their order and their ties are those of ``transformers`` 5.23: repetition penalty, temperature, top-k,
-top-p, min-p. All arithmetic is float64. Shape letters: B rows, T positions, G drafted tokens, V vocabulary.
+The steps are those of ``transformers.generate``, bit for bit: logits in float32 whatever the model's dtype, then the
+repetition penalty, temperature, top-k, top-p and min-p, each by the same operations with the setting as a Python number
+(a GPU divides by a tensor of settings with another rounding). Only the probabilities of what survives are float64.
+Shape letters: B rows, T positions, G drafted tokens, V vocabulary, M = rows x positions with the same settings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from specdec.sampling import GREEDY, SamplingParams
 if TYPE_CHECKING:
     from specdec.drafters.base import Draft
     from specdec.sequence import Sequence
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +48,33 @@ def round_noise(rows: list[Sequence], num_columns: int, device: torch.device) ->
     return Noise(draws.to(device), uniforms(keys, starts, TEST, range(num_columns - 1)).to(device))
 
 
+def scores_of(logits_BTV: Tensor) -> Tensor:
+    """What ``transformers`` compares: logits in float32. 16-bit ones stay: their values and ties are the same there."""
+    return logits_BTV.float() if logits_BTV.dtype == torch.float64 else logits_BTV
+
+
+def penalized(logits_BTV: Tensor, settings: list[SamplingParams], seen_BTV: Tensor | None) -> Tensor:
+    """Scores with each row's repetition penalty on the tokens it has seen (None: no row has a penalty)."""
+    if seen_BTV is None:
+        return scores_of(logits_BTV)
+    scores_BTV = logits_BTV.float()
+    lowered_BTV = _for_each_setting(_lowered, scores_BTV, [s.repetition_penalty for s in settings])
+    return torch.where(seen_BTV, lowered_BTV, scores_BTV)
+
+
 def processed(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
-    """Probabilities (B, T, V), float64, of penalised logits; a greedy row's are one-hot at its argmax."""
-    temperature_B = [s.temperature or 1.0 for s in settings]
-    scores_BTV = scores_BTV.double() / _per_row(temperature_B, scores_BTV)
-    if any(s.top_k is not None for s in settings):
-        scores_BTV = _keep_top_k(scores_BTV, settings)
-    if any(s.top_p < 1 for s in settings):
-        scores_BTV = _keep_top_p(scores_BTV, settings)
-    probs_BTV = scores_BTV.softmax(-1)
-    if any(s.min_p > 0 for s in settings):
-        least_BT1 = _per_row([s.min_p for s in settings], probs_BTV) * probs_BTV.amax(-1, keepdim=True)
-        probs_BTV = scores_BTV.masked_fill(probs_BTV < least_BT1, -torch.inf).softmax(-1)
+    """Probabilities (B, T, V), float64, of penalised scores; a greedy row's are one-hot at its argmax."""
+    scores_BTV = scores_BTV.float()
+    probs_BTV = warped(scores_BTV, settings).double().softmax(-1)
     if any(s.greedy for s in settings):
         greedy_B11 = torch.tensor([s.greedy for s in settings], device=probs_BTV.device)[:, None, None]
         probs_BTV = torch.where(greedy_B11, one_hot(scores_BTV.argmax(-1), scores_BTV.shape[-1]), probs_BTV)
     return probs_BTV
 
 
-def penalized(logits_BTV: Tensor, settings: list[SamplingParams], seen_BTV: Tensor | None) -> Tensor:
-    """Logits with each row's repetition penalty on the tokens it has seen (None: no row has a penalty)."""
-    if seen_BTV is None:
-        return logits_BTV
-    scores_BTV = logits_BTV.double()
-    penalty_B11 = _per_row([s.repetition_penalty for s in settings], scores_BTV)
-    lowered_BTV = torch.where(scores_BTV < 0, scores_BTV * penalty_B11, scores_BTV / penalty_B11)
-    return torch.where(seen_BTV, lowered_BTV, scores_BTV)
+def warped(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
+    """float32 scores after temperature, top-k, top-p and min-p: -inf where a token cannot be drawn."""
+    return _for_each_setting(_warped, scores_BTV, [replace(s, seed=0) for s in settings])
 
 
 def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -> Tensor | None:
@@ -93,13 +99,13 @@ def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """The token whose share of the cumulative law holds the uniform number: (..., V) and (...) to (...) ids.
 
-    A token of probability zero is never drawn, at either end.
+    A token of probability zero is never drawn, at either end. Where the probabilities are NaN the id is V: no token.
     """
     cumulative = probs.cumsum(-1)
     total = cumulative[..., -1:]
     # Rounding may lift u * total to the total itself, which no token holds.
     level = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return (cumulative <= level).sum(-1)
+    return (~(cumulative > level)).sum(-1)
 
 
 def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
@@ -107,25 +113,44 @@ def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.one_hot(tokens, vocab_size).double()
 
 
-def _per_row(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None, None]
+def _for_each_setting(change: Callable[[Tensor, S], Tensor], scores_BTV: Tensor, values: list[S]) -> Tensor:
+    """Apply ``change`` to the scores (M, V) of all rows that share a value, one value after the other."""
+    distinct = dict.fromkeys(values)
+    if len(distinct) == 1:
+        return change(scores_BTV.flatten(0, 1), values[0]).view(scores_BTV.shape)
+    changed_BTV = torch.empty_like(scores_BTV)
+    for value in distinct:
+        places = torch.tensor([b for b, own in enumerate(values) if own == value], device=scores_BTV.device)
+        part_BTV = scores_BTV[places]
+        changed_BTV[places] = change(part_BTV.flatten(0, 1), value).view(part_BTV.shape)
+    return changed_BTV
 
 
-def _keep_top_k(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
-    vocab_size = scores_BTV.shape[-1]
-    sizes = [min(s.top_k or vocab_size, vocab_size) for s in settings]
-    largest = max((min(s.top_k, vocab_size) for s in settings if s.top_k is not None), default=1)
-    best_BTK = scores_BTV.topk(largest, dim=-1).values
-    last_B11 = torch.tensor([min(size, largest) - 1 for size in sizes], device=scores_BTV.device)[:, None, None]
-    least_BT1 = best_BTK.gather(-1, last_B11.expand(-1, scores_BTV.shape[1], 1))
-    limited_B11 = torch.tensor([s.top_k is not None for s in settings], device=scores_BTV.device)[:, None, None]
-    return scores_BTV.masked_fill(limited_B11 & (scores_BTV < least_BT1), -torch.inf)
+def _lowered(scores_MV: Tensor, penalty: float) -> Tensor:
+    return torch.where(scores_MV < 0, scores_MV * penalty, scores_MV / penalty)
 
 
-def _keep_top_p(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
-    ascending_BTV, order_BTV = scores_BTV.sort(dim=-1, stable=True)
-    limited_B11 = torch.tensor([s.top_p < 1 for s in settings], device=scores_BTV.device)[:, None, None]
-    outside_B11 = _per_row([1 - s.top_p for s in settings], scores_BTV)
-    dropped_BTV = limited_B11 & (ascending_BTV.softmax(-1).cumsum(-1) <= outside_B11)
-    dropped_BTV[..., -1] = False
-    return scores_BTV.masked_fill(dropped_BTV.scatter(-1, order_BTV, dropped_BTV), -torch.inf)
+def _warped(scores_MV: Tensor, params: SamplingParams) -> Tensor:
+    """A greedy row's are left as they are: only their argmax counts."""
+    if params.greedy:
+        return scores_MV
+    if params.temperature != 1:
+        scores_MV = scores_MV / params.temperature
+    if params.top_k is not None:
+        least_M1 = scores_MV.topk(min(params.top_k, scores_MV.shape[-1])).values[:, -1:]
+        scores_MV = scores_MV.masked_fill(scores_MV < least_M1, -torch.inf)
+    if params.top_p < 1:
+        scores_MV = scores_MV.masked_fill(_outside_top_p(scores_MV, params.top_p), -torch.inf)
+    if params.min_p > 0:
+        probs_MV = scores_MV.softmax(-1)
+        unlikely_MV = probs_MV < params.min_p * probs_MV.amax(-1, keepdim=True)
+        scores_MV = scores_MV.masked_fill(unlikely_MV, -torch.inf)
+    return scores_MV
+
+
+def _outside_top_p(scores_MV: Tensor, top_p: float) -> Tensor:
+    """(M, V) bool. Which of several equal scores at the edge stay follows from the sort, so it is called in one way."""
+    ascending_MV, order_MV = torch.sort(scores_MV, descending=False)
+    dropped_MV = ascending_MV.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped_MV[:, -1] = False
+    return dropped_MV.scatter(1, order_MV, dropped_MV)

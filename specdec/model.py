@@ -225,7 +225,7 @@ class CausalLM:
         Raises:
             ConfigError: no such execution, or it cannot run this model.
         """
-        if name not in self._executions:
+        if name not in self._executions or not self._executions[name].holds():
             self._executions[name] = make_execution(name, self)
         self.execution = self._executions[name]
         return self.execution

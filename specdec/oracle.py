@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from specdec.drafters.base import Draft
@@ -132,12 +133,14 @@ def explain(
     rounding = rounding_of(model, prompt, reference, at, batch, chunk)
     expected_V = rounding.logits_nV[at].double()
     token, own = output[at], reference[at]
+    # A float64 model is decided by its logits in float32 (specdec.law.scores_of): that rounds them too.
+    last_place = torch.finfo(torch.float32).eps * float(expected_V.abs().max()) if model.dtype == torch.float64 else 0.0
     values = {
         "margin": float(expected_V[own] - expected_V[token]),
         "difference": float((logits_V - expected_V).abs().max()),
         "difference_rms": float(rms(logits_V - expected_V)),
-        "noise": rounding.largest,
-        "noise_rms": rounding.rms,
+        "noise": max(rounding.largest, last_place),
+        "noise_rms": max(rounding.rms, last_place),
     }
     if int(logits_V.argmax()) != token:
         reason = "the run did not emit the argmax of its logits"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 
-from specdec.build import build_arrivals, build_engine, executions, plugin
+from specdec.build import build_arrivals, build_engine, execution_notes, executions, plugin
 from specdec.clock import Clock
 from specdec.config import RANDOM_WEIGHTS_PROMPTS
 from specdec.decode import row_sampling
@@ -53,7 +53,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
         build_engine(cfg, pair, Clock())  # settings that do not go together are refused before the long work
         build_arrivals(cfg).times(sum(prompt.turn == 0 for prompt in prompts))  # and so is a trace that is too short
         plan, advice = check_run(cfg, pair, prompts)
-        notes += advice
+        notes += execution_notes(pair) + advice
         for note in pair.notes + notes:
             ranks.say(f"note: {note}")
         store = _reference(cfg, pair, prompts, ranks) if cfg.reference and has_reference(cfg) else None

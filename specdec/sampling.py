@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from specdec.errors import ConfigError
 
+LEAST, MOST = 1e-30, 1e30
+"""What a float32 logit can be divided by, or multiplied with, and stay finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -28,6 +31,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"temperature={self.temperature}: it must be 0 (greedy) or more")
+        if 0 < self.temperature < LEAST:
+            raise ConfigError(f"temperature={self.temperature}: too small for float32 logits; 0 is greedy decoding")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k}: it must be at least 1, or null for no limit")
         if not 0 < self.top_p <= 1:
@@ -36,6 +41,8 @@ class SamplingParams:
             raise ConfigError(f"min_p={self.min_p}: it must be from 0 to 1")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ConfigError(f"repetition_penalty={self.repetition_penalty}: it must be above 0 (1 is no penalty)")
+        if not LEAST <= self.repetition_penalty <= MOST:
+            raise ConfigError(f"repetition_penalty={self.repetition_penalty}: it must be from {LEAST:g} to {MOST:g}")
 
     @property
     def greedy(self) -> bool:

@@ -28,20 +28,26 @@ from specdec.stop_strings import StopText
 VOCAB = 23
 
 
-def theirs(params: SamplingParams, context: list[int], logits: torch.Tensor) -> torch.Tensor:
-    """The law by transformers' processors, in the order of its GenerationMixin._get_logits_processor."""
+def their_scores(params: SamplingParams, context: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """Scores (V) by transformers' processors, in the dtype and order of its GenerationMixin."""
     processors = LogitsProcessorList()
     if params.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
-    if params.temperature != 1:
+    if params.temperature not in (0, 1):
         processors.append(TemperatureLogitsWarper(params.temperature))
-    if params.top_k is not None:
+    if params.top_k is not None and not params.greedy:
         processors.append(TopKLogitsWarper(params.top_k))
-    if params.top_p < 1:
+    if params.top_p < 1 and not params.greedy:
         processors.append(TopPLogitsWarper(params.top_p))
-    if params.min_p > 0:
+    if params.min_p > 0 and not params.greedy:
         processors.append(MinPLogitsWarper(params.min_p))
-    return processors(torch.tensor([context]), logits[None].double().clone())[0].softmax(-1)
+    scores: torch.Tensor = processors(torch.tensor([context]), logits[None].to(torch.float32, copy=True))
+    return scores[0]
+
+
+def theirs(params: SamplingParams, context: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """The law of the next token, float64."""
+    return their_scores(params, context, logits).double().softmax(-1)
 
 
 def some_params(rng: random.Random) -> SamplingParams:

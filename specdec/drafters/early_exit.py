@@ -16,7 +16,7 @@ from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
 from specdec.drafters.weights import check_weights
 from specdec.errors import ConfigError
-from specdec.heads import load_weights, placed, read_settings
+from specdec.heads import load_weights, placed, plain_head, read_settings
 from specdec.model import CausalLM
 from specdec.sequence import Sequence
 
@@ -58,7 +58,7 @@ class EarlyExit(nn.Module):
         super().__init__()
         decoder, norm = final_norm(target)
         self.norm = copy.deepcopy(getattr(decoder, norm))
-        theirs = target.get_output_embeddings()
+        theirs = plain_head(target.get_output_embeddings())
         self.head = nn.Linear(theirs.in_features, theirs.out_features, bias=theirs.bias is not None)
         self.head.load_state_dict(theirs.state_dict())
 

@@ -18,7 +18,7 @@ from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
 from specdec.drafters.weights import check_weights
 from specdec.errors import ConfigError
-from specdec.heads import load_weights, placed, read_settings
+from specdec.heads import load_weights, placed, plain_head, read_settings
 from specdec.sequence import Sequence
 
 
@@ -27,7 +27,7 @@ class MedusaHeads(nn.Module):
 
     def __init__(self, num_heads: int, head: nn.Linear) -> None:
         super().__init__()
-        vocab_size, hidden_size = head.weight.shape
+        vocab_size, hidden_size = plain_head(head).weight.shape
         self.blocks = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_heads))
         self.heads = nn.ModuleList(nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(num_heads))
         for block, projection in zip(self.blocks, self.heads, strict=True):

@@ -30,7 +30,8 @@ class PromptTokens(nn.Module):
     def __init__(self, num_tokens: int, embedding: nn.Embedding) -> None:
         super().__init__()
         places = torch.linspace(0, embedding.weight.shape[0] - 1, num_tokens + 2).long()[1:-1]
-        self.embeddings_MD = nn.Parameter(embedding.weight.detach()[places.to(embedding.weight.device)].clone().float())
+        # The table is called, not read: some scale what they hold, and an adapter may stand in front of it.
+        self.embeddings_MD = nn.Parameter(embedding(places.to(embedding.weight.device)).detach().clone().float())
 
 
 class PpdDrafter(Drafter):

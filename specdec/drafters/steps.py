@@ -54,7 +54,8 @@ class Picker:
         keys = [(s.seed, row.index) for s, row in zip(self._settings, self._rows, strict=True)]
         noise_B1 = uniforms(keys, [[row.length] for row in self._rows], DRAFT, [len(self._laws)])
         self._laws.append(law_BV)
-        return draw(law_BV, noise_B1[:, 0].to(law_BV.device))
+        tokens_B = draw(law_BV, noise_B1[:, 0].to(law_BV.device))
+        return tokens_B.clamp(max=law_BV.shape[-1] - 1)  # NaN draws no token; the verifier then finds it in the law
 
     @property
     def probs_BGV(self) -> Tensor | None:  # noqa: N802

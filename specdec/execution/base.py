@@ -33,7 +33,12 @@ class Execution(ABC):
     name: str
     prepare_s: float = 0.0  # seconds spent on packing or compiling, outside of every measurement
     column_bucket: int = 1  # widths of the read columns are rounded up to a multiple of this: fewer shapes
+    note: str | None = None  # why execution=auto chose this one, where a faster one knows the architecture
 
     @abstractmethod
     def run(self, call: Call) -> Tensor:
         """Logits (B, T or num_logits, V), or what ``call.gives`` says."""
+
+    def holds(self) -> bool:
+        """Whether what was prepared still stands for the model, whose weights and modules may have changed since."""
+        return True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from specdec.errors import ConfigError
+from specdec.execution.agreement import disagreement
 from specdec.execution.base import Execution
 from specdec.execution.eager import EagerExecution
-from specdec.execution.fused import FusedExecution, can_fuse
+from specdec.execution.fusable import can_fuse, known
+from specdec.execution.fused import FusedExecution
 from specdec.registry import unknown
 
 if TYPE_CHECKING:
@@ -17,17 +20,37 @@ EXECUTIONS = ("auto", "eager", "fused", "compiled")
 
 
 def make_execution(name: str, model: CausalLM) -> Execution:
-    """The execution of that name for a model; ``auto`` is fused where the architecture is known, else eager.
+    """The execution of that name for a model; ``auto`` is fused where that computes what the model does, else eager.
 
     Raises:
         ConfigError: no such execution, or the model cannot be run by it.
     """
     if name not in EXECUTIONS:
         raise ConfigError(unknown("execution", name, EXECUTIONS))
-    if name == "auto":
-        name = "eager" if can_fuse(model) else "fused"
+    if name == "eager" or (name == "auto" and not known(model)):
+        return EagerExecution(model)
+    made = _fused("fused" if name == "auto" else name, model)
+    if isinstance(made, Execution):
+        return made
+    if name != "auto":
+        raise ConfigError(f"execution={name} cannot run this model: {made}; set execution=eager")
+    eager = EagerExecution(model)
+    eager.note = f"execution=auto runs a {type(model.module).__name__} eagerly: {made}"
+    return eager
+
+
+def _fused(name: str, model: CausalLM) -> Execution | str:
+    """An execution of one's own that is known to compute what the model does, or why there is none."""
+    start = time.perf_counter()
+    reason = can_fuse(model)
+    if reason is not None:
+        return reason
+    kind = FusedExecution
     if name == "compiled":
         from specdec.execution.compiled import CompiledExecution  # torch.compile takes seconds to import
 
-        return CompiledExecution(model)
-    return FusedExecution(model) if name == "fused" else EagerExecution(model)
+        kind = CompiledExecution
+    execution = kind(model)
+    reason = disagreement(execution)
+    execution.prepare_s = time.perf_counter() - start
+    return execution if reason is None else reason

@@ -30,10 +30,10 @@ WARMUP_TOKENS = (2, 5)
 class CompiledLayer(Layer):
     """A fused layer whose two pieces are compiled functions."""
 
-    may_pack = False
-
-    def __init__(self, module: Any, model: CausalLM, before: Callable[..., Any], after: Callable[..., Any]) -> None:
-        super().__init__(module, model)
+    def __init__(
+        self, module: Any, number: int, window: int | None, before: Callable[..., Any], after: Callable[..., Any]
+    ) -> None:
+        super().__init__(module, number, window, may_pack=False)
         self._before, self._after = before, after
 
     def project(self, x_MD: Tensor, cos_M1E: Tensor, sin_M1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,15 +69,15 @@ class CompiledExecution(FusedExecution):
             torch.compiler.cudagraph_mark_step_begin()  # what the last forward's graphs gave out has been used
         return super().run(call)
 
-    def _layer(self, module: Any) -> Layer:
-        return CompiledLayer(module, self.model, self._before, self._after)
+    def _layer(self, module: Any, number: int, window: int | None) -> Layer:
+        return CompiledLayer(module, number, window, self._before, self._after)
 
     @torch.inference_mode()
     def _compile(self) -> None:
-        layer = self._layers[0]
+        layer = self.layers[0]
         for count in WARMUP_TOKENS:
             x_MD = self._embed(torch.zeros(count, dtype=torch.long, device=self.model.device))
-            cos_M1E, sin_M1E = self._rotation(x_MD, torch.arange(count, device=self.model.device)[None], count)
+            cos_M1E, sin_M1E = self.rotation(x_MD, torch.arange(count, device=self.model.device)[None], count)
             heads_MHE, _, _ = layer.project(x_MD, cos_M1E, sin_M1E)
             layer.finish(x_MD, heads_MHE.flatten(1))
 

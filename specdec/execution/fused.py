@@ -3,7 +3,8 @@
 What it saves: queries, keys and values come from one product, gate and up from another; query heads that share a
 key head are folded into the queries, so that keys and values are never repeated; the mask is made once per forward,
 not once per layer; residuals are added by the product; large weights are packed on a CPU. The arithmetic is the
-model's own (the same norms, rotations and softmax), so that results agree up to rounding.
+model's own (the same norms, rotations and softmax), so that results agree up to rounding. Which models are computed so,
+and how that is checked: specdec.execution.fusable and agreement.
 
 Shape letters: M = B x T tokens, D hidden size, H query heads, K key heads, G = H / K, E head size, S columns.
 """
@@ -17,27 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from specdec.errors import ConfigError
 from specdec.execution.base import Call, Execution
+from specdec.execution.fusable import can_fuse, windows_of
 from specdec.execution.linear import Linear, joined
 from specdec.masking import within_window
 
 if TYPE_CHECKING:
-    from specdec.model import CausalLM
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-def can_fuse(model: CausalLM) -> str | None:
-    """Why the model cannot be fused; None if it can."""
-    config = model.module.config.get_text_config()
-    if config.model_type not in FAMILIES:
-        return f"it knows the architectures {', '.join(FAMILIES)}, not {config.model_type}"
-    if any(type(part).__name__ == "DTensor" for part in model.module.parameters()):
-        return "the weights are spread over several processes (tensor parallel)"
-    plain = {"Linear", "Embedding"}
-    kinds = {type(part).__name__ for part in (model.module.lm_head, model.module.model.layers[0].self_attn.q_proj)}
-    return None if kinds <= plain else f"its matrices are not plain ones ({', '.join(sorted(kinds - plain))})"
+    from specdec.model import CausalLM, KVWriter
 
 
 class RMSNorm:
@@ -62,21 +49,29 @@ class RMSNorm:
 class Layer:
     """One decoder layer: attention and gated MLP, each behind a norm and added to its input."""
 
-    may_pack = True
-
-    def __init__(self, module: Any, model: CausalLM) -> None:
+    def __init__(self, module: Any, number: int, window: int | None, *, may_pack: bool = True) -> None:
         attention, mlp = module.self_attn, module.mlp
-        self.H, self.K, self.E = model.num_heads, model.num_kv_heads, model.head_dim
-        self.window: int | None = attention.sliding_window if model.form.by_type else model.window
+        self.number, self.window = number, window
+        self.E: int = attention.head_dim
+        self.H, self.K = (part.out_features // self.E for part in (attention.q_proj, attention.k_proj))
         self.scale: float = attention.scaling
         self.norm_in, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
-        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj, may_pack=self.may_pack)
+        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj, may_pack=may_pack)
         self.norm_q = RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.norm_k = RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None
-        self.out = Linear(attention.o_proj.weight, attention.o_proj.bias, may_pack=self.may_pack)
-        self.gate_up = joined(mlp.gate_proj, mlp.up_proj, may_pack=self.may_pack)
-        self.down = Linear(mlp.down_proj.weight, mlp.down_proj.bias, may_pack=self.may_pack)
+        self.out = Linear(attention.o_proj.weight, attention.o_proj.bias, may_pack=may_pack)
+        self.gate_up = joined(mlp.gate_proj, mlp.up_proj, may_pack=may_pack)
+        self.down = Linear(mlp.down_proj.weight, mlp.down_proj.bias, may_pack=may_pack)
         self.activation = mlp.act_fn
+
+    def __call__(self, x_MD: Tensor, rotation: tuple[Tensor, Tensor], mask_B1QS: Tensor, writer: KVWriter) -> Tensor:
+        """The hidden states after this layer; its keys and values go where the writer puts them."""
+        B, _, Q, _ = mask_B1QS.shape
+        T = Q * self.K // self.H
+        q_MHE, k_MKE, v_MKE = self.project(x_MD, *rotation)
+        keys = writer.write(2 * self.number, k_MKE.view(B, T, self.K, self.E).transpose(1, 2))
+        values = writer.write(2 * self.number + 1, v_MKE.view(B, T, self.K, self.E).transpose(1, 2))
+        return self.finish(x_MD, _attend(self, q_MHE, keys, values, mask_B1QS, B, T))
 
     def project(self, x_MD: Tensor, cos_M1E: Tensor, sin_M1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (M, H, E) and keys (M, K, E), and values (M, K, E)."""
@@ -122,66 +117,79 @@ class Rotation:
 
 
 class FusedExecution(Execution):
-    """Forwards of one model of the Llama family; see the module's text."""
+    """Forwards of one model of the Llama family; see the module's text. Made by ``make_execution``, which checks it."""
 
     name = "fused"
 
     def __init__(self, model: CausalLM) -> None:
-        reason = can_fuse(model)
-        if reason is not None:
-            raise ConfigError(f"execution={self.name} cannot run this model: {reason}; set execution=eager")
         start = time.perf_counter()
         decoder = model.module.model
         self.model = model
+        self.rotation = Rotation(decoder.rotary_emb)
+        self.layers = [self._layer(decoder.layers[n], n, window) for n, window in enumerate(windows_of(decoder))]
+        self.norm = RMSNorm(decoder.norm)
+        self.head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
         self._embed = decoder.embed_tokens
-        self._rotation = Rotation(decoder.rotary_emb)
-        self._shown = torch.zeros((), dtype=model.dtype, device=model.device)
-        self._hidden = torch.full_like(self._shown, torch.finfo(model.dtype).min)
-        self._layers = [self._layer(layer) for layer in decoder.layers]
-        self._norm = RMSNorm(decoder.norm)
-        self._head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
+        self._levels = mask_levels(model.dtype, model.device)
+        self._copied = any(product.copied for product in self._products())
+        self._weights = self._fingerprint()
         self.prepare_s = time.perf_counter() - start
 
-    def _layer(self, module: Any) -> Layer:
-        return Layer(module, self.model)
+    def _layer(self, module: Any, number: int, window: int | None) -> Layer:
+        return Layer(module, number, window)
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of the packed copies of weights."""
-        products = [part for layer in self._layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return sum(product.packed_bytes for product in [*products, self._head])
+        return sum(product.packed_bytes for product in self._products())
+
+    def _products(self) -> list[Linear]:
+        return [self.head, *(p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down))]
+
+    def holds(self) -> bool:
+        """See Execution: no adapter or hook has come since, and no weight that was copied has changed."""
+        return can_fuse(self.model) is None and self._fingerprint() == self._weights
+
+    def _fingerprint(self) -> list[tuple[int, int]]:
+        """Where each weight lies, and how often it was changed in place, if something here is a copy."""
+        weights = self.model.module.parameters()
+        return [(w.data_ptr(), w._version if self._copied and not w.is_inference() else 0) for w in weights]
 
     def run(self, call: Call) -> Tensor:
         """See Execution."""
         embedded = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
         B, T, D = embedded.shape
         x_MD = embedded.view(B * T, D)
-        cos_M1E, sin_M1E = self._rotation(x_MD, call.positions_BT, call.writer.num_columns)
-        masks = self._masks(call.mask_BTS)
-        for number, layer in enumerate(self._layers):
-            q_MHE, k_MKE, v_MKE = layer.project(x_MD, cos_M1E, sin_M1E)
-            keys = call.writer.write(2 * number, k_MKE.view(B, T, layer.K, layer.E).transpose(1, 2))
-            values = call.writer.write(2 * number + 1, v_MKE.view(B, T, layer.K, layer.E).transpose(1, 2))
-            x_MD = layer.finish(x_MD, _attend(layer, q_MHE, keys, values, masks[layer.window], B, T))
+        rotation = self.rotation(x_MD, call.positions_BT, call.writer.num_columns)
+        masks = additive_masks(self.layers, call.mask_BTS, self._levels)
+        for layer in self.layers:
+            x_MD = layer(x_MD, rotation, masks[layer.window], call.writer)
         return self._answer(x_MD.view(B, T, D), call)
 
-    def _masks(self, mask_BTS: Tensor) -> dict[int | None, Tensor]:
-        """Additive masks (B, 1, G T, S) by window: what a hidden column adds to a score hides it."""
-        B, T, S = mask_BTS.shape
-        groups = self._layers[0].H // self._layers[0].K
-        masks = {}
-        for window in {layer.window for layer in self._layers}:
-            seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
-            seen_B1GTS = seen_BTS[:, None, None].expand(B, 1, groups, T, S)
-            masks[window] = torch.where(seen_B1GTS, self._shown, self._hidden).view(B, 1, groups * T, S)
-        return masks
-
     def _answer(self, x_BTD: Tensor, call: Call) -> Tensor:
-        hidden_BTD = self._norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
+        hidden_BTD = self.norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
         if call.gives == "hidden":
             return hidden_BTD
-        logits_BTV = self._head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
+        logits_BTV = self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
         return logits_BTV if call.gives == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
+
+
+def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What is added to the score of a column that is seen, and of one that is not."""
+    shown = torch.zeros((), dtype=dtype, device=device)
+    return shown, torch.full_like(shown, torch.finfo(dtype).min)
+
+
+def additive_masks(layers: list[Layer], mask_BTS: Tensor, levels: tuple[Tensor, Tensor]) -> dict[int | None, Tensor]:
+    """Masks (B, 1, G T, S) by window, for queries that are folded by key head."""
+    B, T, S = mask_BTS.shape
+    groups = layers[0].H // layers[0].K
+    masks = {}
+    for window in {layer.window for layer in layers}:
+        seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
+        seen_B1GTS = seen_BTS[:, None, None].expand(B, 1, groups, T, S)
+        masks[window] = torch.where(seen_B1GTS, *levels).view(B, 1, groups * T, S)
+    return masks
 
 
 def _attend(layer: Layer, q_MHE: Tensor, keys: Tensor, values: Tensor, mask: Tensor, B: int, T: int) -> Tensor:

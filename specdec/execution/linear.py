@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -23,6 +25,7 @@ class Linear:
         self.weight_OI = weight_OI.detach()
         self.bias_O = None if bias_O is None else bias_O.detach()
         self._packed = pack(self.weight_OI) if may_pack else None
+        self.copied = self._packed is not None  # whether later changes of the model's weights are not seen here
 
     @property
     def packed_bytes(self) -> int:
@@ -53,27 +56,40 @@ def pack(weight_OI: Tensor) -> Tensor | None:
 
 
 def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
-    """Several products of the same input as one. The parts' weights become views of the joined one: no copy stays."""
-    weight_OI = _side_by_side(parts)
-    if weight_OI is None:
-        weight_OI = torch.cat([part.weight.detach() for part in parts])
+    """Several products of the same input as one. The parts' weights become views of the joined ones: no copy stays."""
+    weight_OI = _joined_views([part.weight for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    if 0 < len(biases) < len(parts):  # a part without one adds nothing
+        product = Linear(weight_OI, torch.cat([_bias(part) for part in parts]), may_pack=may_pack)
+        product.copied = True
+        return product
+    return Linear(weight_OI, _joined_views(biases) if biases else None, may_pack=may_pack)
+
+
+def _bias(part: nn.Linear) -> Tensor:
+    bias: Tensor | None = part.bias
+    return part.weight.new_zeros(part.out_features) if bias is None else bias.detach()
+
+
+def _joined_views(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after the other along their first dimension; each becomes a view of that."""
+    whole = _side_by_side(parts)
+    if whole is None:
+        whole = torch.cat([part.detach() for part in parts])
         start = 0
         for part in parts:
-            part.weight.data = weight_OI[start : start + part.out_features]
-            start += part.out_features
-    biases = [part.bias for part in parts]
-    bias_O = torch.cat([bias.detach() for bias in biases]) if all(bias is not None for bias in biases) else None
-    return Linear(weight_OI, bias_O, may_pack=may_pack)
+            part.data = whole[start : start + len(part)]
+            start += len(part)
+    return whole
 
 
-def _side_by_side(parts: tuple[nn.Linear, ...]) -> Tensor | None:
-    """The joined weight of parts that were joined before."""
-    first = parts[0].weight.detach()
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """The joined tensor of parts that were joined before."""
+    first = parts[0].detach()
     start = first.storage_offset()
     for part in parts:
-        same = part.weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or part.weight.storage_offset() != start or not part.weight.is_contiguous():
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.storage_offset() != start or not part.is_contiguous():
             return None
-        start += part.weight.numel()
-    rows = sum(part.out_features for part in parts)
-    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
+        start += part.numel()
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())

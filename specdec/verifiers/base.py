@@ -39,7 +39,7 @@ class Verifier(ABC):
 
         Args:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.
-            logits_BTV: the target's logits, with the rows' repetition penalties on them.
+            logits_BTV: the target's logits, with the rows' repetition penalties on them; at most float32 (scores_of).
         """
 
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
