@@ -67,7 +67,7 @@ HOW_TO_RUN = (
 ARGUMENTS = (
     *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model"),
     *("assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"),
-    *("inputs_embeds", "position_ids", "token_type_ids", "past_key_values", "trust_remote_code"),
+    *("inputs_embeds", "position_ids", "token_type_ids", "past_key_values", "cache", "trust_remote_code"),
 )
 """Further arguments of ``transformers.generate``; None and False mean the same as leaving them out."""
 

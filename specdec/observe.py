@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from specdec.cache_argument import cache_argument, returned_cache
 from specdec.execution.fused import within_window
 from specdec.model import CausalLM, KVWriter
 
@@ -117,7 +118,7 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
             input_ids=torch.tensor([tokens], device=model.device),
             position_ids=torch.tensor([positions], device=model.device),
             attention_mask=model.masks(mask_BTS),
-            past_key_values=Cache(layers=[layer] * model.num_layers),
+            **cache_argument(model.module, Cache(layers=[layer] * model.num_layers)),
             use_cache=True,
         )
     assert layer.keys_taken is not None
@@ -129,6 +130,6 @@ def fresh(model: CausalLM, tokens: list[int]) -> tuple[Tensor, Tensor]:
     """A forward over one row alone, as `transformers` itself runs it: logits (n, V) and KV (N, H, n, D)."""
     ids = torch.tensor([tokens], device=model.device)
     # A cache that knows nothing of the model keeps every column; the model's own would drop those behind a window.
-    output = model.module(ids, past_key_values=DynamicCache(), use_cache=True)
-    layers = output.past_key_values.layers
+    output = model.module(ids, **cache_argument(model.module, DynamicCache()), use_cache=True)
+    layers = returned_cache(output).layers
     return output.logits[0], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])

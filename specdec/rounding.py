@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from specdec.cache_argument import cache_argument, returned_cache
 from specdec.model import CausalLM
 
 NUM_PADS = 3  # masked columns before the measured row in a batch
@@ -87,7 +88,8 @@ def _token_by_token(model: CausalLM, tokens: list[int], first: int) -> Tensor:
     step = model.module(_ids(model, [tokens[:first]]), use_cache=True, logits_to_keep=1)
     logits = [step.logits[0, -1]]
     for token in tokens[first:]:
-        step = model.module(_ids(model, [[token]]), past_key_values=step.past_key_values, use_cache=True)
+        past = cache_argument(model.module, returned_cache(step))
+        step = model.module(_ids(model, [[token]]), **past, use_cache=True)
         logits.append(step.logits[0, -1])
     return torch.stack(logits)
 
@@ -102,6 +104,7 @@ def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chun
     mask_1SS = ((columns_S <= columns_S[:, None]) & (columns_S >= pad))[None]
     mask_1SS |= torch.eye(num_columns, dtype=torch.bool, device=model.device)
     cache, logits, start = DynamicCache(), [], 0
+    taken = cache_argument(model.module, cache)
     for stop in [pad + first, *range(pad + first + chunk, num_columns + chunk, chunk)]:
         stop = min(stop, num_columns)
         if start == stop:
@@ -111,7 +114,7 @@ def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chun
             input_ids=ids_1S[:, start:stop].expand(num_rows, -1),
             position_ids=positions_1S[:, start:stop].expand(num_rows, -1),
             attention_mask=model.masks(mask_1SS[:, start:stop, :stop].expand(num_rows, -1, -1)),
-            past_key_values=cache,
+            **taken,
             use_cache=True,
             logits_to_keep=1 if start == 0 else 0,
         )

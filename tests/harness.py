@@ -14,6 +14,7 @@ from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
+from specdec.cache_argument import returned_cache
 from specdec.clock import Clock
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.lockstep import LockstepLength
@@ -137,5 +138,5 @@ def fresh(*tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (V) after the last token and KV (N, H, length, D) of one row alone; the same row is asked for often."""
     with torch.inference_mode():
         output = the_model().module(torch.tensor([tokens]), use_cache=True)
-    layers = output.past_key_values.layers
+    layers = returned_cache(output).layers
     return output.logits[0, -1], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from specdec.cache_argument import cache_argument
 from specdec.execution.base import Call, Execution
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class EagerExecution(Execution):
     def __init__(self, model: CausalLM) -> None:
         self.model = model
         self._layers = [_StorageLayer(layer) for layer in range(model.num_layers)]
-        self._cache = Cache(layers=list(self._layers))
+        self._cache = cache_argument(model.module, Cache(layers=list(self._layers)))
 
     def run(self, call: Call) -> Tensor:
         """See Execution."""
@@ -66,7 +67,7 @@ class EagerExecution(Execution):
             **{"inputs_embeds" if call.tokens_BT.is_floating_point() else "input_ids": call.tokens_BT},
             position_ids=call.positions_BT,
             attention_mask=self.model.masks(call.mask_BTS),
-            past_key_values=self._cache,
+            **self._cache,
             use_cache=True,
             logits_to_keep=1 if call.gives == "hidden" else call.num_logits,
             **options,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from specdec.cache_argument import cache_argument
 from specdec.drafters.eagle import EagleLayer
 from specdec.drafters.early_exit import EarlyExit
 from specdec.drafters.medusa import MedusaHeads
@@ -101,14 +102,15 @@ def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps
     gave at entry t - 1, and sees the true entries up to t - i, and of every step j <= i its entry t - i + j.
     """
     num_rows, num_entries = embeds_BTD.shape[:2]
-    fed_BTD, cache = hidden_BTD[:, :num_entries], DynamicCache(config=module.body.config)
+    fed_BTD = hidden_BTD[:, :num_entries]
+    cache = cache_argument(module.body, DynamicCache(config=module.body.config))
     positions_T = torch.arange(num_entries, device=embeds_BTD.device)
     for step in range(num_steps):
         output_BTD: Tensor = module.body(
             inputs_embeds=module.inputs(embeds_BTD, fed_BTD),
             attention_mask=unrolled_mask(num_entries, step, embeds_BTD.device).expand(num_rows, 1, -1, -1),
             position_ids=positions_T[None],
-            past_key_values=cache,
+            **cache,
             use_cache=True,
         ).last_hidden_state
         yield output_BTD

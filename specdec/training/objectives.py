@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from specdec.cache_argument import cache_argument
 from specdec.law import draw
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch
@@ -97,9 +98,9 @@ def sample(model: Any, prompt_BP: Tensor, num_tokens: int, generator: torch.Gene
     model.set_attn_implementation("sdpa")
     training = model.training
     model.eval()
-    cache, step_BT, tokens = DynamicCache(config=model.config), prompt_BP, [prompt_BP]
+    cache, step_BT, tokens = cache_argument(model, DynamicCache(config=model.config)), prompt_BP, [prompt_BP]
     for _ in range(num_tokens):
-        probs_BV = model(input_ids=step_BT, past_key_values=cache, logits_to_keep=1).logits[:, -1].double().softmax(-1)
+        probs_BV = model(input_ids=step_BT, **cache, logits_to_keep=1).logits[:, -1].double().softmax(-1)
         noise_B = torch.rand(len(prompt_BP), generator=generator, dtype=torch.float64).to(probs_BV.device)
         step_BT = draw(probs_BV, noise_B)[:, None]
         tokens.append(step_BT)
