@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import random
 import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: further threads would only get in the way
@@ -18,6 +20,19 @@ from specdec import cli
 from specdec.model import CausalLM
 
 VOCAB = 61
+
+os.environ.setdefault("PYTHONWARNINGS", "error::FutureWarning")  # in the processes that tests start too
+
+
+class Deprecations(logging.Handler):
+    """`transformers` logs some of what it will remove: a warning like the others, and so an error in the tests."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            warnings.warn(record.getMessage(), FutureWarning, stacklevel=2)
+
+
+logging.getLogger("transformers").addHandler(Deprecations())
 
 
 def small_llama(seed: int, dtype: torch.dtype, layers: int = 3) -> LlamaForCausalLM:
