@@ -27,8 +27,7 @@ def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
 
 def returned_cache(output: Any) -> Any:
     """The cache that a forward returns, in either field."""
-    cache = getattr(output, "cache", None)
-    return output.past_key_values if cache is None else cache
+    return output.cache if hasattr(output, "cache") else output.past_key_values
 
 
 def _name(module: nn.Module) -> str:

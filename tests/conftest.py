@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import logging
 import os
 import random
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: further threads would only get in the way
@@ -18,6 +22,19 @@ from specdec import cli
 from specdec.model import CausalLM
 
 VOCAB = 61
+
+os.environ.setdefault("PYTHONWARNINGS", "error::FutureWarning")  # in the processes that tests start too
+
+
+class Deprecations(logging.Handler):
+    """`transformers` logs some of what it will remove: a warning like the others, and so an error in the tests."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            warnings.warn(record.getMessage(), FutureWarning, stacklevel=2)
+
+
+logging.getLogger("transformers").addHandler(Deprecations())
 
 
 def small_llama(seed: int, dtype: torch.dtype, layers: int = 3) -> LlamaForCausalLM:
@@ -50,7 +67,7 @@ def perturbed(module: LlamaForCausalLM, scale: float, seed: int = 7) -> LlamaFor
     return twin
 
 
-@pytest.fixture(scope="session", params=["float32", "float64"])
+@pytest.fixture(scope="session", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return getattr(torch, request.param)
 
@@ -86,22 +103,34 @@ def greedy_alone(model: CausalLM, prompt: list[int], max_new_tokens: int, stop_i
     return output[0, len(prompt) :].tolist()
 
 
+def command(main: Callable[[], None], *arguments: str) -> int:
+    """Call the main function of run.py or train.py in this process, where torch is loaded; returns the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run.py", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, capsys):
     """Run the command line in this process; returns exit code, stdout and stderr."""
 
     def call(*arguments: str, results: Path | None = tmp_path / "results") -> tuple[int, str, str]:
         place = [f"results_dir={results}"] if results else []
-        monkeypatch.setattr(sys, "argv", ["run.py", *place, *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = command(cli.main, *place, *arguments)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
     return call
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: the collector, which runs call often, need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 COSTLY_FIXTURES = ("docs", "report", "serving", "trained_drafters", "training", "training_resume")

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import transformers
+from cases import all_pairs
 from conftest import greedy_alone, perturbed
 from harness import make_engine, run_all
 
@@ -78,8 +79,11 @@ def expected(target: CausalLM, prompts: list[list[int]]) -> list[list[int]]:
     return outputs
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("target", "strategy", "scheduler"),
+    all_pairs(list(FAMILIES), list(STRATEGIES), ["static", "exspec"]),
+    indirect=["target"],
+)
 def test_tokens_equal_transformers_own(target, prompts, expected, strategy, scheduler):
     """Every call of target and draft is checked against the contract too."""
     draft = CausalLM(perturbed(target.module, 0.04))

@@ -250,7 +250,6 @@ def test_a_suite_measures_every_cell_once_and_says_why_it_did_not(folder, capsys
     assert sorted(record["key"] for record in taken) == sorted(record["key"] for record in done[-3:])
 
 
-@pytest.mark.slow
 def test_outputs_of_uneven_length_are_compared_up_to_their_own_ends(folder):
     words = ("studies.s.spread=0.5", "studies.s.methods=[plain,eqspec]", "studies.s.batches=[2]", "claims=[]")
     assert bench(folder, *words) == 0

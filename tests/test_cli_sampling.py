@@ -55,7 +55,7 @@ def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
 
 
 def test_a_sweep_over_verifiers_shows_what_sampling_costs_and_gains(run):
-    code, out, _ = run(*SAMPLED, "verifier=rejection,block,naive", "batch=1,4", "data.num_prompts=12", "-m")
+    code, out, _ = run(*SAMPLED, "verifier=rejection,block,naive", "batch=1,4", "data.num_prompts=6", "-m")
     assert code == 0
     points = {(p["verifier"], p["batch"]): p for p in last_json(out)["points"]}
     assert len(points) == 6

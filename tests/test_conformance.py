@@ -31,7 +31,14 @@ def broken(group: str, name: str, scale: float = SCALE, **params: object) -> set
     return {finding.promise for finding in examine(group, name, params, scale=scale, shrink=False) if not finding.kept}
 
 
-@pytest.mark.parametrize("name", ["eqspec", "inplace", "masked", "rollback", "expansion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eqspec",
+        "inplace",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("masked", "rollback", "expansion")),
+    ],
+)
 def test_correct_strategies_keep_every_promise(name):
     assert broken("alignment", name) == set()
 
@@ -39,10 +46,15 @@ def test_correct_strategies_keep_every_promise(name):
 @pytest.mark.parametrize(
     ("name", "switches", "expected"),
     [
-        ("bsp", {"count_padding": True, "count_holes": False}, "position"),
+        pytest.param("bsp", {"count_padding": True, "count_holes": False}, "position", marks=pytest.mark.slow),
         ("bsp", {"count_padding": False, "count_holes": True}, "position"),
         ("dsd", {"attend_padding": True, "pile_up_padding": False, "absolute_positions": False}, "visibility"),
-        ("dsd", {"attend_padding": False, "pile_up_padding": True, "absolute_positions": True}, "position"),
+        pytest.param(
+            "dsd",
+            {"attend_padding": False, "pile_up_padding": True, "absolute_positions": True},
+            "position",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_each_published_defect_breaks_its_own_promise(name, switches, expected):
@@ -54,7 +66,7 @@ def test_each_published_defect_breaks_its_own_promise(name, switches, expected):
 @pytest.mark.parametrize(
     ("name", "switches"),
     [
-        ("bsp", {"count_padding": False, "count_holes": False}),
+        pytest.param("bsp", {"count_padding": False, "count_holes": False}, marks=pytest.mark.slow),
         ("dsd", {"attend_padding": False, "pile_up_padding": True, "absolute_positions": False}),
     ],
 )
@@ -96,6 +108,7 @@ def test_other_groups_pass(plugin, settings):
     assert broken(group, name, **settings) == set()
 
 
+@pytest.mark.slow
 def test_a_drafter_that_listens_to_its_neighbours_is_caught():
     class Nosy(ModelDrafter):
         def propose(self, rows, gammas):
@@ -111,6 +124,7 @@ def test_a_drafter_that_listens_to_its_neighbours_is_caught():
         assert promise in {finding.promise for finding in findings if not finding.kept}
 
 
+@pytest.mark.slow
 def test_the_smallest_case_is_small():
     """One forward after one rejected token is all it takes to show that holes are counted."""
     findings = examine("alignment", "bsp", {"count_padding": False}, scale=SCALE)
@@ -192,12 +206,12 @@ def test_assertion_for_plug_in_authors():
     assert "smallest case found" in str(failure.value)
 
 
-def test_pytest_plugin(tmp_path):
-    """Option and fixture, in a project of another author."""
+def test_pytest_plugin(tmp_path, capsys):
+    """Option and fixture, in a project of another author; in this process, where torch is loaded."""
     (tmp_path / "test_mine.py").write_text(
         "def test_it(conformance):\n    conformance(scheduler='static', scale=0.05)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    command = [*("-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null", "-p", "no:xdist")]
     if not _is_installed():
         command += ["-p", "specdec.conformance.pytest_plugin"]
     command += [
@@ -209,10 +223,10 @@ def test_pytest_plugin(tmp_path):
         "0.05",
     ]
     command.append(str(tmp_path))
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 1
-    assert "2 passed" in result.stdout or "1 failed, 2 passed" in result.stdout, result.stdout
-    assert "scheduler=lockstep breaks progress" in result.stdout
+    assert pytest.main(command) == 1
+    said = capsys.readouterr().out
+    assert "2 passed" in said or "1 failed, 2 passed" in said, said
+    assert "scheduler=lockstep breaks progress" in said
 
 
 def _is_installed() -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from conftest import command
 
+from specdec import cli
 from specdec.bound import bound_figures
 
 ROOT = Path(__file__).parent.parent
@@ -39,10 +41,9 @@ def folder(tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("docs")
     arguments = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=3", "batch=2"]
     arguments += ["data.max_input_tokens=20", "data.overlong=truncate", "max_new_tokens=6", f"results_dir={results}"]
-    result = subprocess.run(
-        [sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return Path(json.loads(result.stdout.strip().splitlines()[-1])["path"])
+    with redirect_stdout(StringIO()) as said:
+        assert command(cli.main, *arguments) == 0
+    return Path(json.loads(said.getvalue().strip().splitlines()[-1])["path"])
 
 
 def documented(heading: str) -> set[str]:

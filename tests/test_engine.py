@@ -7,6 +7,7 @@ import random
 import time
 
 import pytest
+from cases import all_pairs
 from conftest import VOCAB, greedy_alone
 from harness import ALIGNMENTS, ScriptedDrafter, make_engine, run_all
 
@@ -15,6 +16,7 @@ from specdec.model import CausalLM
 from specdec.sequence import Sequence, SequencePool
 
 NEW = 24
+DTYPES = ["float64", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +33,21 @@ def test_outputs_vary(expected):
     assert sum(len(set(output)) > 6 for output in expected) >= 8
 
 
-@pytest.mark.parametrize("scheduler", ["static", "continuous", "exspec"])
-@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("dtype", "scheduler", "batch"),
+    all_pairs(DTYPES, ["static", "continuous", "exspec"], [1, 3, 4]),
+    indirect=["dtype"],
+)
 def test_plain_decoding_is_exact(target, prompts, expected, scheduler, batch):
     rows, _ = run_all(make_engine(target, scheduler=scheduler, batch=batch), prompts, NEW)
     assert outputs(rows) == expected
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
-@pytest.mark.parametrize(("batch", "gamma"), [(1, 5), (3, 1), (4, 5), (5, 8), (11, 3)])
+@pytest.mark.parametrize(
+    ("dtype", "scheduler", "batch", "gamma"),
+    all_pairs(DTYPES, ["static", "exspec"], [(1, 5), (3, 1), (4, 5), (5, 8), (11, 3)]),
+    indirect=["dtype"],
+)
 def test_speculation_is_exact(target, draft, prompts, expected, scheduler, batch, gamma):
     engine = make_engine(target, draft, scheduler=scheduler, batch=batch, gamma=gamma)
     rows, rounds = run_all(engine, prompts, NEW)
@@ -71,8 +79,9 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    ("dtype", "scheduler", "pattern"), all_pairs(DTYPES, ["static", "exspec"], list(PATTERNS)), indirect=["dtype"]
+)
 def test_every_acceptance_pattern(target, prompts, expected, scheduler, pattern):
     """Forced acceptance per row and round; the counts must be those that were forced."""
     gamma, script = 5, PATTERNS[pattern]
@@ -94,9 +103,11 @@ def test_every_acceptance_pattern(target, prompts, expected, scheduler, pattern)
 OTHERS = [name for name in ALIGNMENTS if name != "eqspec"]
 
 
-@pytest.mark.parametrize("alignment", OTHERS)
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
-@pytest.mark.parametrize(("batch", "gamma"), [(1, 5), (4, 5), (11, 3)])
+@pytest.mark.parametrize(
+    ("dtype", "scheduler", "batch", "gamma", "alignment"),
+    all_pairs(DTYPES, ["static", "exspec"], [(1, 5), (4, 5), (11, 3)], OTHERS),
+    indirect=["dtype"],
+)
 def test_speculation_is_exact_with_every_alignment(
     target, draft, prompts, expected, scheduler, batch, gamma, alignment
 ):
@@ -107,8 +118,9 @@ def test_speculation_is_exact_with_every_alignment(
     assert outputs(rows) == expected
 
 
-@pytest.mark.parametrize("alignment", OTHERS)
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize(
+    ("dtype", "scheduler", "alignment"), all_pairs(DTYPES, ["static", "exspec"], OTHERS), indirect=["dtype"]
+)
 def test_draft_equal_to_target_accepts_everything_with_every_alignment(target, prompts, expected, scheduler, alignment):
     gamma = 3
     engine = make_engine(target, target, scheduler=scheduler, gamma=gamma, alignment=ALIGNMENTS[alignment])
@@ -117,9 +129,11 @@ def test_draft_equal_to_target_accepts_everything_with_every_alignment(target, p
     assert all(accepted == gamma for r in rounds for accepted in r.num_accepted)
 
 
-@pytest.mark.parametrize("alignment", OTHERS)
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    ("dtype", "scheduler", "pattern", "alignment"),
+    all_pairs(DTYPES, ["static", "exspec"], list(PATTERNS), OTHERS),
+    indirect=["dtype"],
+)
 def test_every_acceptance_pattern_with_every_alignment(target, prompts, expected, scheduler, pattern, alignment):
     known = {i: output + [0] * 6 for i, output in enumerate(expected)}
     drafter = ScriptedDrafter(known, PATTERNS[pattern], VOCAB)

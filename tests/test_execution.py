@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from cases import all_pairs
 from conftest import greedy_alone, perturbed
 from harness import make_engine, run_all
 from test_architectures import FAMILIES, NEW, VOCAB, build
@@ -57,9 +58,10 @@ def test_fused_logits_equal_eager_logits(family, dtype, tolerance, gives):
         torch.testing.assert_close(fused, eager, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("strategy", "scheduler", "dtype"),
+    all_pairs(list(STRATEGIES), ["static", "exspec"], [torch.float64, torch.float32]),
+)
 def test_fused_tokens_equal_transformers_own_under_every_strategy(strategy, scheduler, dtype):
     target = CausalLM(build("llama").module.to(dtype))
     draft = CausalLM(perturbed(target.module, 0.04))

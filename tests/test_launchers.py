@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.plugins.launcher import Launcher
+from hydra.utils import get_class
+
+import specdec.config  # noqa: F401  (declares the config groups)
 
 ROOT = Path(__file__).parent.parent
 SWEEP = [
@@ -22,16 +27,28 @@ def sweep(results: Path, *overrides: str) -> tuple[int, list[dict], str]:
     return result.returncode, json.loads(result.stdout.strip().splitlines()[-1])["points"], result.stdout
 
 
+LAUNCHERS = {
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=10"]),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=10"]),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=1"]),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_can_be_chosen_for_a_sweep(launcher):
+    package, settings = LAUNCHERS[launcher]
+    pytest.importorskip(package, reason=f"hydra/launcher={launcher} is not installed")
+    words = [f"hydra/launcher={launcher}", *settings, *SWEEP]
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        cfg = compose(config_name="config", overrides=words, return_hydra_config=True)
+    assert issubclass(get_class(cfg.hydra.launcher._target_), Launcher)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "package", "settings"),
-    [
-        ("submitit_local", "hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=10"]),
-        ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=1"]),
-    ],
-)
-def test_points_in_other_processes_come_back_into_one_table(tmp_path, launcher, package, settings):
+@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+def test_points_in_other_processes_come_back_into_one_table(tmp_path, launcher):
     """The second point fails: it is recorded, the sweep goes on, and the exit code says so."""
+    package, settings = LAUNCHERS[launcher]
     pytest.importorskip(
         package, reason=f"hydra/launcher={launcher} is not installed (pip install 'specdec[launchers]')"
     )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from hydra import compose, initialize_config_module
 from nbclient import NotebookClient
+
+from specdec.runner import resolve
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -22,6 +29,34 @@ def test_a_notebook_is_kept_without_outputs(path):
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert not [cell.source for cell in code if cell.outputs or cell.execution_count is not None]
     assert "parameters" in code[0].metadata.get("tags", []), "sizes are set in one cell at the top"
+
+
+def code_of(path: Path) -> tuple[str, list[str]]:
+    """The Python of a notebook, and the words of each `specdec` command that its shell lines run."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    values = {}
+    exec(cells[0], values)
+    shell = re.compile(r"^!((?:.*\\\n)*.*)$", re.MULTILINE)
+    lines = [line.replace("\\\n", " ") for cell in cells for line in shell.findall(cell)]
+    commands = [re.search(r"-m specdec ([^|]*)", line) for line in lines]
+    words = [re.sub(r"\{(\w+)\}", lambda name: str(values[name[1]]), found[1]) for found in commands if found]
+    return "\n".join(shell.sub("pass", cell) for cell in cells), words
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_asks_for_nothing_that_is_not_there(path):
+    """Its imports and the settings of its commands, without running it."""
+    code, commands = code_of(path)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}")
+    for words in commands:
+        overrides = [word.partition(",")[0] for word in words.split() if word != "-m"]
+        with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+            resolve(compose(config_name="config", overrides=overrides))
+    assert commands or "compose(" in code
 
 
 @pytest.fixture(scope="module")

@@ -97,11 +97,17 @@ def run(monkeypatch, capsys, *arguments):
     return code, json.loads(out.strip().splitlines()[-1]), err
 
 
-COMMON = ("data.num_prompts=6", "max_new_tokens=24", "baseline=false", "progress=false", "warmup=false", "strict=true")
+COMMON = ("data.num_prompts=4", "max_new_tokens=24", "baseline=false", "progress=false", "warmup=false", "strict=true")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("wrong", ["bsp", "dsd"])
+@pytest.mark.parametrize(
+    ("wrong", "dtype"),
+    [
+        *(("bsp", "float32"), ("dsd", "bfloat16")),
+        pytest.param("bsp", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("dsd", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, tmp_path, dtype, wrong):
     code, point, err = run(
         monkeypatch, capsys, *COMMON, f"scheduler={wrong}", "allow_incorrect=true", f"runner.dtype={dtype}",
@@ -116,11 +122,18 @@ def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, 
     assert kinds == [FAILURE] * point["num_failures"]
 
 
-@pytest.mark.parametrize("alignment", ["inplace", pytest.param("eqspec", marks=pytest.mark.nightly)])
-def test_correct_strategies_have_no_failure_in_bfloat16(monkeypatch, capsys, tmp_path, alignment):
+@pytest.mark.parametrize(
+    ("alignment", "num_prompts"),
+    [
+        ("inplace", 4),
+        pytest.param("inplace", 10, marks=pytest.mark.slow),
+        pytest.param("eqspec", 10, marks=pytest.mark.nightly),
+    ],
+)
+def test_correct_strategies_have_no_failure_in_bfloat16(monkeypatch, capsys, tmp_path, alignment, num_prompts):
     code, point, _ = run(
-        monkeypatch, capsys, *COMMON, f"alignment={alignment}", "runner.dtype=bfloat16", "data.num_prompts=10",
-        "max_new_tokens=32", f"results_dir={tmp_path}",
+        monkeypatch, capsys, *COMMON, f"alignment={alignment}", "runner.dtype=bfloat16", "max_new_tokens=32",
+        f"data.num_prompts={num_prompts}", f"results_dir={tmp_path}",
     )  # fmt: skip
     assert code == 0
     assert point["num_failures"] == 0

@@ -171,7 +171,12 @@ def test_schedulers_and_policies_of_one_class_run_in_a_sweep(installed):
     """They bring neither the label that tables call them by, nor a window of their own."""
     (installed / "specdec_bigram.py").write_text(PLUGIN)
     longest, stubborn = sweep(
-        installed, "scheduler=shortest", "batching=longest,stubborn", "data.num_prompts=3", "max_new_tokens=6"
+        installed,
+        "scheduler=shortest",
+        "batching=longest,stubborn",
+        "data.num_prompts=3",
+        "max_new_tokens=6",
+        "baseline=false",
     )
     assert longest["scheduler"] == stubborn["scheduler"] == "shortest"
     assert (longest["window"], stubborn["window"]) == (48, 48)

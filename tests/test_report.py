@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import command
 
-from specdec import analysis
+from specdec import analysis, cli
 from specdec.errors import ConfigError
 from specdec.report.__main__ import main
 from specdec.report.compare import paper_tables
@@ -24,7 +23,6 @@ from specdec.report.page import tiles, verdicts
 from specdec.report.texts import kinds, load_tokenizer, prompts
 from specdec.results import append_line
 
-ROOT = Path(__file__).parent.parent
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=5", "data.max_input_tokens=30"]
 
 
@@ -32,12 +30,8 @@ SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num
 def results(tmp_path_factory) -> Path:
     """A part of Table 1 on a small pair, and the same points once more with a budget that does not fit."""
     folder = tmp_path_factory.mktemp("report") / "results"
-    command = [sys.executable, "run.py", "experiment=paper_table1", *SMALL, "max_new_tokens=10,100000"]
-    command += ["scheduler=plain,eqspec,dsd", "batch=2,4"]
-    done = subprocess.run(
-        [*command, f"results_dir={folder}", "-m"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr  # because of the failed points
+    words = ["experiment=paper_table1", *SMALL, "max_new_tokens=10,100000", "scheduler=plain,eqspec,dsd", "batch=2,4"]
+    assert command(cli.main, *words, f"results_dir={folder}", "-m") == 1  # because of the failed points
     return folder
 
 

@@ -50,11 +50,13 @@ VERIFIERS = {"rejection": RejectionVerifier, "block": BlockVerifier, "naive": Na
 DRAFTERS = {"model": ModelDrafter, "self": functools.partial(SelfDrafter, num_layers=1), "lookup": PromptLookupDrafter}
 CASES = [
     ("none", "naive", "static", "eqspec"),
-    *[("model", verifier, "exspec", "eqspec") for verifier in VERIFIERS],
-    ("self", "block", "static", "inplace"),
+    ("model", "block", "exspec", "eqspec"),
     ("lookup", "rejection", "exspec", "masked"),
-    ("lookup", "block", "static", "eqspec"),
-    ("lookup", "naive", "static", "rollback"),
+    pytest.param("model", "rejection", "exspec", "eqspec", marks=pytest.mark.slow),
+    pytest.param("model", "naive", "exspec", "eqspec", marks=pytest.mark.slow),
+    pytest.param("self", "block", "static", "inplace", marks=pytest.mark.slow),
+    pytest.param("lookup", "block", "static", "eqspec", marks=pytest.mark.slow),
+    pytest.param("lookup", "naive", "static", "rollback", marks=pytest.mark.slow),
 ]
 # Three prompts per case, each against the exact law and against plain sampling.
 LEVEL = 1e-3 / (len(CASES) * len(PROMPTS) * 2)
@@ -217,8 +219,8 @@ class ClaimsToSample(ModelDrafter):
         # A small bias, and it only begins with the second round.
         pytest.param("tests by position", 4 * COPIES, marks=pytest.mark.nightly),
         ("one stream", COPIES),
-        ("draft unprocessed", COPIES),
-        ("argmax draft", COPIES),
+        pytest.param("draft unprocessed", COPIES, marks=pytest.mark.slow),
+        pytest.param("argmax draft", COPIES, marks=pytest.mark.slow),
     ],
 )
 def test_planted_mistakes_are_seen(monkeypatch, mistake, copies):
@@ -270,8 +272,9 @@ def serial(drafter: str, verifier: str, prompts: tuple[tuple[int, ...], ...]) ->
     return outputs
 
 
+SHORT = (("model", "block"), ("lookup", "rejection"), ("trigram", "block"), ("self", "block"))
 MIXED = [
-    (drafter, verifier)
+    pytest.param(drafter, verifier, marks=() if (drafter, verifier) in SHORT else pytest.mark.slow)
     for drafter, verifier in itertools.product(["model", "self", "lookup", "trigram"], VERIFIERS)
     if drafter in ("model", "lookup") or verifier == "block"
 ]

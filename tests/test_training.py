@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
@@ -15,6 +16,7 @@ from specdec.model import CausalLM
 from specdec.training import TrainingError, run_recipe
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.budget import Budget
+from specdec.training.cli import main as train
 from specdec.training.config import (
     CorpusConfig,
     DeviceConfig,
@@ -218,12 +220,9 @@ def test_help_is_quick_and_torch_free():
 
 
 @pytest.mark.parametrize("override", ["target.stpes=3", "pair=nothing", "corpus.root=/nowhere"])
-def test_wrong_setting_is_one_line(override):
-    failed = subprocess.run(
-        [sys.executable, "train.py", override], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert failed.returncode == 1
-    assert len(failed.stderr.strip().splitlines()) == 1
+def test_wrong_setting_is_one_line(override, capsys):
+    assert command(train, override) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_shipped_pair_is_small_and_loads():
