@@ -62,8 +62,10 @@ HOW_TO_RUN = (
     *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
     *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "early_stopping", "length_penalty"),
+    *("decoder_start_token_id", "forced_bos_token_id"),
 )
-"""Of the target's own configuration these are passed over: they decide how transformers runs it, and no token."""
+"""Of the target's own configuration these are passed over: they decide how transformers runs it, and no token
+(of a decoder alone; a forced first token, which follows a prompt of one token, is seen to in specdec.api_plan)."""
 
 ARGUMENTS = (
     *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model"),

@@ -55,6 +55,7 @@ def make_plan(
     options = replace(options, pad_token_id=_pad(options, tokenizer))
     block = read_inputs(inputs, attention_mask, tokenizer, options.pad_token_id)
     check_vocabulary(block.rows, target.vocab_size)
+    _check_forced(block.rows, own)
     budgets = [_budget(number, len(row), options, models) for number, row in enumerate(block.rows)]
     _require_pad(block, budgets, options)
     sampling = _per_row(options.sampling, seed, len(block.rows))
@@ -71,6 +72,17 @@ def _check_stops(options: Options, own: Any, target: CausalLM) -> None:
     known = getattr(own, "eos_token_id", None)
     known = known if isinstance(known, list | tuple) else (known,)
     check_ids("eos_token_id", (token for token in options.stop_ids if token not in known), target.vocab_size)
+
+
+def _check_forced(rows: list[list[int]], own: Any) -> None:
+    """`transformers` forces this token where a row has one token so far: after a prompt of one."""
+    forced = getattr(own, "forced_bos_token_id", None)
+    for number, ids in enumerate(rows):
+        if forced is not None and len(ids) == 1:
+            raise DataError(
+                f"row {number}: after a prompt of one token the target's generation_config forces token {forced} "
+                "(forced_bos_token_id), which is not supported: give a longer prompt, or set that to None"
+            )
 
 
 def _whole(name: str, value: Any, least: int | None = None) -> int:

@@ -21,7 +21,7 @@ import specdec
 from specdec.api_models import choose_gamma
 from specdec.api_options import read_options
 from specdec.assets import resolve
-from specdec.errors import ConfigError, PairError
+from specdec.errors import ConfigError, DataError, PairError
 from specdec.model import CausalLM
 from specdec.sampling import SamplingParams
 
@@ -332,3 +332,16 @@ def test_the_draft_length_follows_the_cost_of_the_draft():
     target = CausalLM(small_llama(0, torch.float32, layers=8))
     half, small = (CausalLM(small_llama(0, torch.float32, layers=layers)) for layers in (4, 1))
     assert choose_gamma(target, half) < choose_gamma(target, small) < choose_gamma(target, None)
+
+
+def test_a_target_may_name_its_decoder_start_and_a_forced_first_token():
+    """XGLM's own configuration does: neither decides a token after a prompt of two tokens or more."""
+    target = small_llama(0, torch.float32)
+    target.generation_config = GenerationConfig(decoder_start_token_id=2, forced_bos_token_id=5, pad_token_id=0)
+    prompts = [[3, 9, 4], [8, 1]]
+    outputs = specdec.generate(target, None, prompts, max_new_tokens=8)
+    for row, prompt in enumerate(prompts):
+        alone = target.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8)
+        assert outputs[row, 3:].tolist() == alone[0, len(prompt) :].tolist()
+    with pytest.raises(DataError, match=r"row 1: after a prompt of one token .* forces token 5"):
+        specdec.generate(target, None, [[3, 9], [4]], max_new_tokens=8)

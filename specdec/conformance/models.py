@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specdec.cache_argument import cache_argument, returned_cache
 from specdec.conformance.cases import STEP, VOCAB
 from specdec.model import CausalLM
 from specdec.random_stream import DRAW, uniforms
@@ -87,10 +88,11 @@ def _plain(
     seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int, choose: Callable[[torch.Tensor, int], int]
 ) -> tuple[int, ...]:
     module = small_pair(seed, dtype)[0].module
-    tokens, past, output = torch.tensor([prompt]), None, []
+    tokens, past = torch.tensor([prompt]), None
+    output: list[int] = []
     for _ in range(max_new_tokens):
-        step = module(tokens, past_key_values=past, use_cache=True)
-        past = step.past_key_values
+        step = module(tokens, **cache_argument(module, past), use_cache=True)
+        past = returned_cache(step)
         output.append(choose(step.logits[0, -1], len(prompt) + len(output)))
         tokens = torch.tensor([output[-1:]])
     return tuple(output)
