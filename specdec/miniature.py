@@ -17,6 +17,7 @@ import torch
 
 NUM_LAYERS = 8  # the first ones; further ones only for kinds of layers that do not occur among them
 CONTEXT, ORIGINAL, VOCAB = 64, 32, 128
+LARGEST = 50_000_000  # weights of a copy that keeps its widths
 OUT_OF_REACH = 1000  # tokens: more than is ever fed to a miniature
 HEAD_DIM, MLP = 16, 48
 LIMITS = {"floor_scale": 11, "sliding_window": 7, "attention_chunk_size": 9, "window_size": 6, "index_topk": 8} | {
@@ -75,9 +76,14 @@ def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = (
     """
     inner = module.get_base_model() if hasattr(module, "get_base_model") else module
     config = small_config(inner.config, keep_width, lifted)
+    config._attn_implementation = inner.config._attn_implementation
+    if keep_width:
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in type(inner)(config).parameters())
+        if size > LARGEST:
+            raise ValueError(f"its layers are not made narrow, and {size:,} weights are too many to try")
     with quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        config._attn_implementation = inner.config._attn_implementation
         copied = type(inner)(config).float().eval()
         _spread(copied)
     return copied
