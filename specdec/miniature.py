@@ -121,7 +121,9 @@ def _shorten(config: Any) -> None:
     """Keep the first layers, and the first layer of every kind that does not occur among them."""
     total: int = config.num_hidden_layers
     fields = _fields(config)
-    lists = {name: value for name, value in fields.items() if isinstance(value, (list, tuple)) and len(value) == total}
+    sequences = {name: value for name, value in fields.items() if isinstance(value, (list, tuple))}
+    numbers = {name: value for name, value in sequences.items() if _are_layers(value, total)}
+    lists = {name: value for name, value in sequences.items() if len(value) == total and name not in numbers}
     kinds = [tuple(str(value[layer]) for value in lists.values()) for layer in range(total)]
     chosen = list(range(min(total, NUM_LAYERS)))
     spec = getattr(config, "_heterogeneity_spec", None)  # settings of single layers, by their number
@@ -131,10 +133,18 @@ def _shorten(config: Any) -> None:
     config.num_hidden_layers = len(chosen)
     for name, value in lists.items():
         setattr(config, name, type(value)(value[layer] for layer in chosen))
+    for name, value in numbers.items():
+        setattr(config, name, [layer for layer in value if layer < len(chosen)])
     for name in ("num_kv_shared_layers", "max_window_layers"):
         count = fields.get(name)
         if isinstance(count, int) and count >= len(chosen):
             setattr(config, name, len(chosen) // 2)
+
+
+def _are_layers(value: list[Any] | tuple[Any, ...], total: int) -> bool:
+    """Whether a list names layers by their numbers."""
+    whole = all(isinstance(layer, int) and not isinstance(layer, bool) for layer in value)
+    return whole and len(value) > 1 and sorted(set(value)) == list(value) and value[-1] < total
 
 
 def _narrow(config: Any) -> None:
