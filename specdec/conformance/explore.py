@@ -67,8 +67,9 @@ def explore(
         if stop_at_first and _broken_names([family]):
             break
     num_cases = sum(len(family.outcomes) for family in families)
-    if num_cases == 0:
-        raise ConfigError(next(reason for family in families for reason in family.refused.values()))
+    refused = [reason for family in families for reason in family.refused.values()]
+    if refused and num_cases == 0:
+        raise ConfigError(refused[0])
     if unknown := _broken_names(families) - set(promises):
         raise KeyError(f"a check reports promises that the group does not make, and nobody would see: {unknown}")
     outcomes = [outcome for family in families for outcome in family.outcomes.values()]
