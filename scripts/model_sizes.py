@@ -209,12 +209,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "sparse": {
             "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
             "num_hidden_layers": 4,
+            "index_n_heads": 2,
             "index_block_size": 4,
             "index_topk_blocks": 2,
         }
     },
     "mistral": {"no window": {"sliding_window": None}, "eager attention": EAGER},
-    "gemma2": {"sdpa attention": {"attn_implementation": "sdpa"}},
     "mixtral": {"window": {"sliding_window": WINDOW}},
     "minimax": {"attention only": FULL},
     "mpt": {"no ALiBi": {"attn_config": {"alibi": False}}},
