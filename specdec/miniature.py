@@ -17,6 +17,7 @@ import torch
 
 NUM_LAYERS = 8  # the first ones; further ones only for kinds of layers that do not occur among them
 CONTEXT, ORIGINAL, VOCAB = 64, 32, 128
+LARGEST = 50_000_000  # weights of a copy that keeps its widths
 OUT_OF_REACH = 1000  # tokens: more than is ever fed to a miniature
 HEAD_DIM, MLP = 16, 48
 LIMITS = {"floor_scale": 11, "sliding_window": 7, "attention_chunk_size": 9, "window_size": 6, "index_topk": 8} | {
@@ -75,9 +76,14 @@ def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = (
     """
     inner = module.get_base_model() if hasattr(module, "get_base_model") else module
     config = small_config(inner.config, keep_width, lifted)
+    config._attn_implementation = inner.config._attn_implementation
+    if keep_width:
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in type(inner)(config).parameters())
+        if size > LARGEST:
+            raise ValueError(f"its layers are not made narrow, and {size:,} weights are too many to try")
     with quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        config._attn_implementation = inner.config._attn_implementation
         copied = type(inner)(config).float().eval()
         _spread(copied)
     return copied
@@ -115,7 +121,9 @@ def _shorten(config: Any) -> None:
     """Keep the first layers, and the first layer of every kind that does not occur among them."""
     total: int = config.num_hidden_layers
     fields = _fields(config)
-    lists = {name: value for name, value in fields.items() if isinstance(value, (list, tuple)) and len(value) == total}
+    sequences = {name: value for name, value in fields.items() if isinstance(value, (list, tuple))}
+    numbers = {name: value for name, value in sequences.items() if _are_layers(value, total)}
+    lists = {name: value for name, value in sequences.items() if len(value) == total and name not in numbers}
     kinds = [tuple(str(value[layer]) for value in lists.values()) for layer in range(total)]
     chosen = list(range(min(total, NUM_LAYERS)))
     spec = getattr(config, "_heterogeneity_spec", None)  # settings of single layers, by their number
@@ -125,10 +133,18 @@ def _shorten(config: Any) -> None:
     config.num_hidden_layers = len(chosen)
     for name, value in lists.items():
         setattr(config, name, type(value)(value[layer] for layer in chosen))
+    for name, value in numbers.items():
+        setattr(config, name, [layer for layer in value if layer < len(chosen)])
     for name in ("num_kv_shared_layers", "max_window_layers"):
         count = fields.get(name)
         if isinstance(count, int) and count >= len(chosen):
             setattr(config, name, len(chosen) // 2)
+
+
+def _are_layers(value: list[Any] | tuple[Any, ...], total: int) -> bool:
+    """Whether a list names layers by their numbers."""
+    whole = all(isinstance(layer, int) and not isinstance(layer, bool) for layer in value)
+    return whole and len(value) > 1 and sorted(set(value)) == list(value) and value[-1] < total
 
 
 def _narrow(config: Any) -> None:

@@ -11,6 +11,7 @@ from conftest import greedy_alone, perturbed, small_llama
 from harness import make_engine, run_all
 from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.utils import logging
 
 from specdec import rounding
 from specdec.cache_argument import NAMES, cache_argument, returned_cache
@@ -98,3 +99,11 @@ def test_every_use_of_a_cache_takes_either_name_and_warns_of_nothing(name, promp
         assert measure_step_s(model.module, 1, 1, context=8) > 0
         rows_BT = sample(model.module, torch.tensor([prompts[1]]), 4, torch.Generator().manual_seed(0))
     assert rows_BT.shape == (1, len(prompts[1]) + 4)
+
+
+def test_what_transformers_calls_deprecated_is_an_error_in_these_tests():
+    """Warned of or only logged: conftest.py and pyproject.toml see to it, or the next renaming would go unnoticed."""
+    with pytest.raises(FutureWarning, match="`one` is deprecated"):
+        warnings.warn("`one` is deprecated", FutureWarning, stacklevel=1)
+    with pytest.raises(FutureWarning, match="`other` is deprecated"):
+        logging.get_logger("transformers.models").warning("`other` is deprecated! Use `that` instead!")
