@@ -232,6 +232,7 @@ FIELDS = st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 2), max
 MODULE = small_llama(0, torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:Passing `generation_config` together:FutureWarning")  # supported here
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(FIELDS, st.none() | FIELDS, FIELDS)
 def test_a_call_means_what_it_means_in_transformers_or_is_refused(own, passed, keywords):
