@@ -10,6 +10,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: further threads would only get in the way
@@ -74,11 +75,21 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture(scope="session")
 def target(dtype: torch.dtype) -> CausalLM:
+    return _target(dtype)
+
+
+@cache  # tests of both dtypes take turns, and every turn would begin with a new one
+def _target(dtype: torch.dtype) -> CausalLM:
     return CausalLM(small_llama(0, dtype))
 
 
 @pytest.fixture(scope="session")
 def draft(target: CausalLM) -> CausalLM:
+    return _draft(target)
+
+
+@cache
+def _draft(target: CausalLM) -> CausalLM:
     return CausalLM(perturbed(target.module, 0.04))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -63,7 +64,10 @@ def build(family: str, seed: int = 0) -> CausalLM:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def target(request: pytest.FixtureRequest) -> CausalLM:
-    return build(request.param)
+    return cached_target(request.param)
+
+
+cached_target = cache(build)  # the cases of several families take turns
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,12 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(target: CausalLM, prompts: list[list[int]]) -> list[list[int]]:
-    outputs = [greedy_alone(target, prompt, NEW, frozenset()) for prompt in prompts]
+    return expected_of(target, tuple(map(tuple, prompts)))
+
+
+@cache
+def expected_of(target: CausalLM, prompts: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    outputs = [greedy_alone(target, list(prompt), NEW, frozenset()) for prompt in prompts]
     assert sum(len(set(output)) > 4 for output in outputs) >= 3, "an oracle of one repeated token is worth nothing"
     return outputs
 

@@ -150,12 +150,6 @@ def test_csv_logger(run, tmp_path):
     assert float(rows[0]["latency_s.p50"]) > 0
 
 
-def test_wandb_logger_writes_an_offline_run(run, tmp_path):
-    code, _, _ = run(*SMALL, "logger=wandb", f"logger.directory={tmp_path}", "batch=2", "baseline=false")
-    assert code == 0
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-
-
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [

@@ -89,10 +89,13 @@ def test_what_the_runner_group_cannot_mean(overrides, message):
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("baseline", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_give_the_same_outputs_as_one(run, monkeypatch, baseline):
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # by pytest, not by a run
+@pytest.mark.parametrize(
+    ("strategy", "baseline"), [("ddp_fork", False), pytest.param("ddp", True, marks=pytest.mark.slow)]
+)
+def test_two_processes_give_the_same_outputs_as_one(run, monkeypatch, strategy, baseline):
     monkeypatch.chdir(ROOT)
-    code, out, err = run(*SIX, "runner.devices=1,2", f"baseline={baseline}", "-m")
+    code, out, err = run(*SIX, f"runner.strategy={strategy}", "runner.devices=1,2", f"baseline={baseline}", "-m")
     assert code == 0, err
     alone, together = json.loads(out.strip().splitlines()[-1])["points"]
     texts = []
