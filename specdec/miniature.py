@@ -56,7 +56,7 @@ _WIDTHS = {
     "max_position_embeddings": CONTEXT,
     "original_max_position_embeddings": ORIGINAL,
     "index_head_dim": HEAD_DIM,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
 }
 """Sizes that are lowered to these where they are larger."""
 

@@ -278,6 +278,8 @@ def check_supported(config: Any, name: str) -> None:
     recurrent = {"linear_attention", "conv", "hybrid", "mamba", "recurrent"}
     kinds = set(field(config, "layer_types") or [])
     fields = {*vars(config), *type(config).attribute_map}
+    if "num_attention_heads" not in fields and getattr(config, "sub_configs", None):
+        raise PairError(f"{name} ({config.model_type}) is made of several models: it has no one KV cache to cut back")
     if kinds & recurrent or "num_attention_heads" not in fields:
         raise PairError(
             f"{name} ({config.model_type}) keeps a recurrent state that cannot be cut back to the accepted tokens; "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from specdec.masking import forms
+from specdec.masking import MaskForm, forms
 from specdec.miniature import LIMITS, field, miniature, quiet, small_config
 from specdec.model import CausalLM, context_length
 
@@ -97,19 +97,19 @@ def _first_form(small: Any) -> Finding:
     likely, rows = forms(small), _rows(small, SEEDS[0])
     expected = _alone(small, rows)
     for number, form in enumerate(likely):
-        reasons.append(_differs(CausalLM(small, form), rows, expected))
+        reasons.append(_differs(small, form, rows, expected))
         if not reasons[-1]:
             return Finding(number)
     others = _rows(small, SEEDS[1])
-    return Finding(None if _differs(CausalLM(small, likely[0]), others, _alone(small, others)) else 0, reasons[0])
+    return Finding(None if _differs(small, likely[0], others, _alone(small, others)) else 0, reasons[0])
 
 
-def _differs(model: CausalLM, rows: list[list[int]], expected: list[Tensor]) -> str:
+def _differs(small: Any, form: MaskForm, rows: list[list[int]], expected: list[Tensor]) -> str:
     """How the aligned forwards differ from each row alone, (n, V) each; empty if they do not."""
     scale = max(float(logits.abs().max()) for logits in expected)
     for way, forward in (("scattered", _scattered), ("appended", _appended)):
         try:
-            found = forward(model, rows)
+            found = forward(CausalLM(small, form), rows)
         except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
             return f"{type(error).__name__}: {_first_line(error)}"
         share = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / max(scale, 1e-6)
@@ -129,7 +129,17 @@ def _rows(small: Any, seed: int) -> list[list[int]]:
 
 def _alone(small: Any, rows: list[list[int]]) -> list[Tensor]:
     """Logits (n, V) of each row alone, without a cache."""
-    return [small(torch.tensor([row]), use_cache=False).logits[0] for row in rows]
+    return [forward_alone(small, torch.tensor([row]))[0] for row in rows]
+
+
+def forward_alone(module: Any, ids_1S: Tensor) -> Tensor:
+    """Logits (1, S, V) of a row without a cache, at positions 0, 1, 2, ...: those that ``generate`` gives a row alone.
+
+    Some models (RoBERTa's kind) begin elsewhere where no positions are given.
+    """
+    positions_1S = torch.arange(ids_1S.shape[1], device=ids_1S.device)[None]
+    logits_1SV: Tensor = module(ids_1S, position_ids=positions_1S, use_cache=False).logits
+    return logits_1SV
 
 
 def _steps(rows: list[list[int]]) -> list[list[int]]:
@@ -198,8 +208,11 @@ def _generates_otherwise(small: Any) -> str | None:
     prompt = torch.tensor([row[: len(row) // 2]])
     settings = GenerationConfig(do_sample=False, max_new_tokens=len(row) - len(row) // 2, pad_token_id=0)
     small.generation_config = GenerationConfig()
-    output = small.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
-    logits_TV = small(output, use_cache=False).logits[0, prompt.shape[1] - 1 : -1].float()
+    try:
+        output = small.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+    except Exception:  # code that came with a checkpoint need not know how it is called: a reference will say so
+        return None
+    logits_TV = forward_alone(small, output)[0, prompt.shape[1] - 1 : -1].float()
     emitted_T1 = output[0, prompt.shape[1] :, None]
     short_T = logits_TV.amax(-1) - logits_TV.gather(-1, emitted_T1)[:, 0]
     if float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:

@@ -34,6 +34,7 @@ from specdec.clock import Clock
 from specdec.decode import conversations, decode, make_rows, stop_ids
 from specdec.engine import Round
 from specdec.equivalence import ReferenceStore
+from specdec.errors import PairError
 from specdec.law import draw
 from specdec.pair import Pair
 from specdec.placement import num_processes
@@ -123,6 +124,9 @@ def generate_alone(module: Any, row: Sequence) -> None:
 
     Args:
         module: a causal language model of `transformers`. row: fresh; its settings are passed on.
+
+    Raises:
+        PairError: its ``generate`` does not work.
     """
     ids = torch.tensor([row.prompt_ids], device=module.device)
     stops = sorted(row.stop_ids)
@@ -136,13 +140,19 @@ def generate_alone(module: Any, row: Sequence) -> None:
     )
     watch = _Watch(row)
     with _without_own_settings(module):
-        output = module.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=settings,
-            logits_processor=LogitsProcessorList(_processors(row)),
-            stopping_criteria=StoppingCriteriaList([watch] if row.stop_text is not None else []),
-        )
+        try:
+            output = module.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList(_processors(row)),
+                stopping_criteria=StoppingCriteriaList([watch] if row.stop_text is not None else []),
+            )
+        except (TypeError, AttributeError, NotImplementedError) as error:
+            raise PairError(
+                f"transformers' own generate cannot run a {type(module).__name__}, so there is nothing to compare with "
+                f"({type(error).__name__}: {error}); reference=false runs without"
+            ) from error
     if not row.output_ids:
         row.emit(output[0, len(row.prompt_ids) :].tolist())
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from specdec.errors import PairError
 from specdec.masking import MaskForm, forms
 from specdec.miniature import field
 from specdec.model import CausalLM, check_supported
-from specdec.probe import DISAGREES, MARGIN, Finding, probe
+from specdec.probe import DISAGREES, MARGIN, Finding, forward_alone, probe
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of the loaded module's logits from its own, as a share of the largest logit."""
@@ -132,9 +133,10 @@ def _has_alibi(config: Any) -> bool:
 
 
 def _takes_positions(module: Any) -> bool:
-    """A wrapper names no arguments and hands them on: the model is the first of its parts that names ids."""
-    named = (inspect.signature(part.forward).parameters for part in module.modules())
-    return "position_ids" in next((names for names in named if "input_ids" in names), ())
+    """A wrapper names no arguments and hands them on: so any of the models that it is made of may name them."""
+    models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
+    named = (inspect.signature(part.forward).parameters for part in models)
+    return any({"input_ids", "position_ids"} <= names.keys() for names in named)
 
 
 def _tokens(vocab_size: int) -> list[int]:
@@ -146,7 +148,7 @@ def _alone(module: Any, described: str) -> Tensor:
     """The last token's logits (V), as `transformers` itself computes them."""
     ids = torch.tensor([_tokens(module.config.get_text_config().vocab_size)], device=module.device)
     try:
-        logits: Tensor = module(ids, use_cache=False).logits
+        logits = forward_alone(module, ids)
     except Exception as error:
         raise PairError(
             f"{described} cannot be run in {str(module.dtype).removeprefix('torch.')} on {module.device}, even alone: "

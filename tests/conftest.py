@@ -38,6 +38,12 @@ class Deprecations(logging.Handler):
 logging.getLogger("transformers").addHandler(Deprecations())
 
 
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """Loading a model silences the logger, for all later tests too."""
+    logging.getLogger("transformers").setLevel(logging.WARNING)
+
+
 def small_llama(seed: int, dtype: torch.dtype, layers: int = 3) -> LlamaForCausalLM:
     """A random Llama whose greedy outputs vary: wide initialisation, untied head."""
     config = LlamaConfig(

@@ -21,9 +21,10 @@ ROOT = Path(__file__).parent.parent
 
 EXACT_FAMILIES = [
     *("llama", "mistral", "qwen3 (window)", "gpt2", "gpt_neox", "gemma3_text", "falcon", "mixtral (window)"),
-    *("qwen3_moe", "phi3", "granite", "llama4_text (no temperature)", "deepseek_v3", "mimo_v2_flash", "xglm"),
+    *("qwen3_moe", "phi3", "granite", "llama4_text (no temperature)", "deepseek_v3", "mimo_v2_flash"),
+    *("xglm", "roberta"),
 ]
-REFUSED_FAMILIES = ["llama4_text", "llama (window left over)", "gpt_neo", "bloom", "roberta"]
+REFUSED_FAMILIES = ["llama4_text", "llama (window left over)", "gpt_neo", "bloom", "moshi"]
 """A left-over window: transformers' own forward ignores it, and its own cache does not."""
 BY_NAME = {entry.name: entry for entry in entries()}
 

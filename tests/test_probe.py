@@ -165,9 +165,9 @@ def t5() -> nn.Module:
         (lambda: build(Entry("mixtral")).double(), "cannot be run in float64 on cpu, even alone"),
         (lambda: build(Entry("bart")), "takes no position ids"),
         (lambda: build(Entry("openai-gpt")), "keeps no KV cache"),
-        (lambda: build(Entry("roberta")), r"generate\(\) and its own forward without a cache disagree"),
+        (lambda: build(Entry("moshi")), r"generate\(\) and its own forward without a cache disagree"),
     ],
-    ids=["int8", "offloaded", "t5", "experts", "bart", "gpt", "roberta"],
+    ids=["int8", "offloaded", "t5", "experts", "bart", "gpt", "moshi"],
 )
 def test_the_true_reason_is_given_in_one_line(make, reason):
     with pytest.raises(PairError, match=reason) as refusal:

@@ -172,7 +172,7 @@ def shared_index(patch: Patch):
     return Shared
 
 
-@planted("drafter=medusa", "goes on from the hidden state of the first token that stays", "state", RUNS)
+@planted("drafter=medusa", "goes on from the hidden state of the first token that stays", "state", RUNS, untrained=True)
 def first_hidden_state(patch: Patch):
     class First(MedusaDrafter):
         def see(self, rows, hidden_BTD, kept):
