@@ -22,6 +22,7 @@ OUT_OF_REACH = 1000  # tokens: more than is ever fed to a miniature
 HEAD_DIM, MLP = 16, 48
 LIMITS = {"floor_scale": 11, "sliding_window": 7, "attention_chunk_size": 9, "window_size": 6, "index_topk": 8} | {
     "keep_window_size": 10,
+    "original_max_position_embeddings": ORIGINAL,
 }
 """Fields that begin to matter at some distance or position, and the small values that they get."""
 

@@ -203,21 +203,25 @@ def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
 
 
 def _generates_otherwise(small: Any) -> str | None:
-    """Whether the copy's own ``generate`` emits a token that its own forward would not; the reason, or None."""
+    """Whether the copy's own ``generate`` emits a token that its own forward would not; the reason, or None.
+
+    Once from a short prompt, so that everything begins while it generates, and once from a long one.
+    """
     row = _rows(small, SEEDS[0])[0]
-    prompt = torch.tensor([row[: len(row) // 2]])
-    settings = GenerationConfig(do_sample=False, max_new_tokens=len(row) - len(row) // 2, pad_token_id=0)
     small.generation_config = GenerationConfig()
-    try:
-        output = small.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
-    except Exception:  # code that came with a checkpoint need not know how it is called: a reference will say so
-        return None
-    logits_TV = forward_alone(small, output)[0, prompt.shape[1] - 1 : -1].float()
-    emitted_T1 = output[0, prompt.shape[1] :, None]
-    short_T = logits_TV.amax(-1) - logits_TV.gather(-1, emitted_T1)[:, 0]
-    if float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:
-        return None
-    return DISAGREES
+    for num_prompt, num_new in ((NUM_FED, len(row) - NUM_FED), (len(row) - NUM_FED, NUM_FED)):
+        prompt = torch.tensor([row[:num_prompt]])
+        settings = GenerationConfig(do_sample=False, max_new_tokens=num_new, pad_token_id=0)
+        try:
+            output = small.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+        except Exception:  # code that came with a checkpoint need not know how it is called: a reference will say so
+            return None
+        logits_TV = forward_alone(small, output)[0, num_prompt - 1 : -1].float()
+        emitted_T1 = output[0, num_prompt:, None]
+        short_T = logits_TV.amax(-1) - logits_TV.gather(-1, emitted_T1)[:, 0]
+        if not float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:
+            return DISAGREES
+    return None
 
 
 def _first_line(error: BaseException) -> str:

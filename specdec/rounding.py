@@ -81,7 +81,7 @@ def rms(difference: Tensor) -> Tensor:
 def _in_one_piece(model: CausalLM, tokens: list[int], first: int) -> Tensor:
     kept = len(tokens) - first + 1
     logits: Tensor = model.module(_ids(model, [tokens]), use_cache=False, logits_to_keep=kept).logits[0]
-    return logits
+    return logits[-kept:]  # some models know no logits_to_keep
 
 
 def _token_by_token(model: CausalLM, tokens: list[int], first: int) -> Tensor:
@@ -119,7 +119,7 @@ def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chun
         )
         if start == 0:
             cache.batch_repeat_interleave(batch)
-        logits.append(part.logits[0])
+        logits.append(part.logits[0, -1:] if start == 0 else part.logits[0])
         start = stop
     return torch.cat(logits)
 

@@ -174,3 +174,13 @@ def test_the_true_reason_is_given_in_one_line(make, reason):
         supported(make(), "pair.target=x")
     assert "\n" not in str(refusal.value)
     assert "ALiBi" not in str(refusal.value)
+
+
+def test_a_model_that_knows_no_logits_to_keep_gives_the_last_ones():
+    """Whisper's decoder takes the argument and ignores it: rollback, which asks for a part, read the wrong logits."""
+    model = supported(build(Entry("whisper")), "target")
+    tokens, positions = torch.tensor([[3, 9, 4]]), torch.arange(3)[None]
+    mask = torch.ones(3, 3, dtype=torch.bool).tril()[None]
+    whole = model.forward(tokens, positions, mask, model.empty_storage(1, 0).append(3))
+    part = model.forward(tokens, positions, mask, model.empty_storage(1, 0).append(3), num_logits=2)
+    assert torch.equal(part, whole[:, 1:])

@@ -74,7 +74,8 @@ class EagerExecution(Execution):
         )
         for layer in self._layers:
             layer.writer = None
+        logits_BTV: Tensor = output.logits[:, -call.num_logits :]  # -0 keeps all; some models know no logits_to_keep
         if call.gives == "logits":
-            return output.logits  # type: ignore[no-any-return]
+            return logits_BTV
         hidden_BTD: Tensor = output.hidden_states[-1][:, -call.num_logits :]
-        return hidden_BTD if call.gives == "hidden" else torch.cat([output.logits, hidden_BTD], dim=-1)
+        return hidden_BTD if call.gives == "hidden" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
