@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.miniature import field
+from specdec.miniature import field, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,5 +112,4 @@ def _visible_of(layer_type: str, sizes: dict[str, int]) -> Visible:
 
 def _makes_windows(module: Any) -> bool:
     """Whether the model's own code makes masks with a window: a config may hold one that nothing reads."""
-    inner = module.get_base_model() if hasattr(module, "get_base_model") else module
-    return hasattr(sys.modules.get(type(inner).__module__), "create_sliding_window_causal_mask")
+    return hasattr(sys.modules.get(type(unwrapped(module)).__module__), "create_sliding_window_causal_mask")

@@ -75,7 +75,7 @@ def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = (
     Raises:
         Exception: whatever the class raises where its sizes cannot be lowered so.
     """
-    inner = module.get_base_model() if hasattr(module, "get_base_model") else module
+    inner = unwrapped(module)
     config = small_config(inner.config, keep_width, lifted)
     config._attn_implementation = inner.config._attn_implementation
     if keep_width:
@@ -88,6 +88,17 @@ def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = (
         copied = type(inner)(config).float().eval()
         _spread(copied)
     return copied
+
+
+def unwrapped(module: Any) -> Any:
+    """The model of `transformers` within an adapter's wrapper (PEFT) or that of torch.compile."""
+    while True:
+        if hasattr(module, "get_base_model"):
+            module = module.get_base_model()
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            return module
 
 
 def small_config(config: Any, keep_width: bool = False, lifted: tuple[str, ...] = ()) -> Any:

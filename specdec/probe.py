@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from specdec.masking import MaskForm, forms
-from specdec.miniature import LIMITS, field, miniature, quiet, small_config
+from specdec.miniature import LIMITS, field, miniature, quiet, small_config, unwrapped
 from specdec.model import CausalLM, context_length
 
 TOLERANCE = 5e-4
@@ -47,7 +47,7 @@ def probe(module: Any) -> Finding:
     Raises:
         Exception: whatever a small copy raises where it cannot be built or run alone.
     """
-    inner = module.get_base_model() if hasattr(module, "get_base_model") else module
+    inner = unwrapped(module)
     settings = small_config(inner.config).to_dict()
     ignored = ("_name_or_path", "transformers_version", "architectures", "dtype")
     described = {name: value for name, value in settings.items() if name not in ignored}
@@ -78,8 +78,11 @@ def _build(module: Any, lifted: tuple[str, ...]) -> Any:
         small = miniature(module, lifted=lifted)
         _alone(small, _rows(small, SEEDS[0])[:1])
         return small
-    except Exception:
-        return miniature(module, keep_width=True, lifted=lifted)
+    except Exception as error:
+        try:
+            return miniature(module, keep_width=True, lifted=lifted)
+        except Exception:
+            raise error from None  # what the narrow copy lacked is the reason
 
 
 def _late_fields(module: Any) -> list[str]:
@@ -104,7 +107,16 @@ def _first_form(small: Any) -> Finding:
     return Finding(None if _differs(small, likely[0], others, _alone(small, others)) else 0, reasons[0])
 
 
-def _differs(small: Any, form: MaskForm, rows: list[list[int]], expected: list[Tensor]) -> str:
+@torch.inference_mode()
+def differs_itself(module: Any, form: MaskForm, tolerance: float) -> str:
+    """How a loaded module differs from itself in aligned forwards; empty if it does not."""
+    rows = _rows(module, SEEDS[0])
+    return _differs(module, form, rows, _alone(module, rows), tolerance)
+
+
+def _differs(
+    small: Any, form: MaskForm, rows: list[list[int]], expected: list[Tensor], tolerance: float = TOLERANCE
+) -> str:
     """How the aligned forwards differ from each row alone, (n, V) each; empty if they do not."""
     scale = max(float(logits.abs().max()) for logits in expected)
     for way, forward in (("scattered", _scattered), ("appended", _appended)):
@@ -113,7 +125,7 @@ def _differs(small: Any, form: MaskForm, rows: list[list[int]], expected: list[T
         except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
             return f"{type(error).__name__}: {_first_line(error)}"
         share = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / max(scale, 1e-6)
-        if not share <= TOLERANCE:
+        if not share <= tolerance:
             return f"with {way} columns its logits differ by up to {share:.1%} from those of the row alone"
     return ""
 
@@ -129,7 +141,7 @@ def _rows(small: Any, seed: int) -> list[list[int]]:
 
 def _alone(small: Any, rows: list[list[int]]) -> list[Tensor]:
     """Logits (n, V) of each row alone, without a cache."""
-    return [forward_alone(small, torch.tensor([row]))[0] for row in rows]
+    return [forward_alone(small, torch.tensor([row], device=small.device))[0] for row in rows]
 
 
 def forward_alone(module: Any, ids_1S: Tensor) -> Tensor:
@@ -163,16 +175,18 @@ def _fed(rows: list[list[int]], starts: list[int], counts: list[int], num_new: i
 
 def _scattered(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
     """Column j holds token j of its row; what was rejected is overwritten by the next tokens."""
+    device = model.device
     kv, slots = model.empty_storage(4, 0), [2, 0, 3]
     starts, logits = [0] * len(rows), [[] for _ in rows]  # type: tuple[list[int], list[list[Tensor]]]
     for step, counts in enumerate(_steps(rows)):
         num_new = max(counts) if step == 0 else NUM_FED
-        columns_BT = torch.tensor(starts)[:, None] + torch.arange(num_new)
+        columns_BT = (torch.tensor(starts)[:, None] + torch.arange(num_new)).to(device)
         num_columns = max(starts) + num_new
-        mask_BTS = torch.arange(num_columns) <= columns_BT[..., None]
+        mask_BTS = torch.arange(num_columns, device=device) <= columns_BT[..., None]
         writer = kv.scatter(slots, columns_BT, num_columns)
         positions_BT = columns_BT.clamp(max=model.context_length - 1)
-        logits_BTV = model.forward(_fed(rows, starts, counts, num_new), positions_BT, mask_BTS, writer)
+        tokens_BT = _fed(rows, starts, counts, num_new).to(device)
+        logits_BTV = model.forward(tokens_BT, positions_BT, mask_BTS, writer)
         for b, count in enumerate(counts):
             logits[b].append(logits_BTV[b, :count])
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
@@ -193,7 +207,8 @@ def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
         own_BTT |= torch.eye(num_new, dtype=torch.bool)  # a padding column sees itself: something must be finite
         mask_BTS = torch.cat([real_BS[:, None].expand(-1, num_new, -1), own_BTT], dim=-1)
         positions_BT = (places_BT + torch.tensor(starts)[:, None]).clamp(min=0, max=model.context_length - 1)
-        logits_BTV = model.forward(tokens_BT, positions_BT, mask_BTS, kv.append(num_new))
+        given = (part.to(model.device) for part in (tokens_BT, positions_BT, mask_BTS))
+        logits_BTV = model.forward(*given, kv.append(num_new))
         for b, (pad, count) in enumerate(zip(pads, counts, strict=True)):
             logits[b].append(logits_BTV[b, pad : pad + count])
         kept_BT = (places_BT >= 0) & (places_BT < torch.tensor(counts)[:, None])

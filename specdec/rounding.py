@@ -3,14 +3,17 @@
 A row is run through its model in four ways that differ only in the order of floating-point operations: in one piece;
 token by token over a cache; and as a padded row of a batch, in chunks as a round feeds them and token by token. All
 of it is plain `transformers`: neither the engine nor any alignment strategy takes part, so that whatever is wrong in
-them cannot widen the measure. Shape letters: n positions, V vocabulary, B rows, T tokens fed, S columns.
+them cannot widen the measure. Where a 16-bit model was run by other code than its own, the exact logits are a fifth
+way. Shape letters: n positions, V vocabulary, B rows, T tokens fed, S columns.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -64,6 +67,8 @@ def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, c
         lambda: _in_a_batch(model, tokens, first, batch, chunk),
         lambda: _in_a_batch(model, tokens, first, batch, 1),
     ]
+    if model.dtype.itemsize == 2 and model.execution.name != "eager":
+        ways.append(lambda: _in_float32(model, tokens, first))
     logits = [way().cpu() for way in ways]
     differences = [a.double() - b.double() for a, b in combinations(logits, 2)]
     return Rounding(
@@ -71,6 +76,22 @@ def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, c
         max(float(difference.abs().max()) for difference in differences),
         max(float(rms(difference).max()) for difference in differences),
     )
+
+
+_PRECISE: WeakKeyDictionary[CausalLM, Any] = WeakKeyDictionary()  # float32 copies, made where one is needed
+
+
+def _in_float32(model: CausalLM, tokens: list[int], first: int) -> Tensor:
+    """The exact logits, as far as a 16-bit model is concerned.
+
+    The model's own 16-bit code rounds at its own places in whatever order it is run: how far it lies from the exact
+    logits tells how far another computation may, which rounds elsewhere (a fused one).
+    """
+    if model not in _PRECISE:
+        _PRECISE[model] = copy.deepcopy(model.module).float()
+    kept = len(tokens) - first + 1
+    logits: Tensor = _PRECISE[model](_ids(model, [tokens]), use_cache=False, logits_to_keep=kept).logits[0]
+    return logits[-kept:]
 
 
 def rms(difference: Tensor) -> Tensor:

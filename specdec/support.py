@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import PairError
+from specdec.execution.fusable import foreign_hooks
 from specdec.masking import MaskForm, forms
 from specdec.miniature import field
 from specdec.model import CausalLM, check_supported
-from specdec.probe import DISAGREES, MARGIN, Finding, forward_alone, probe
+from specdec.probe import DISAGREES, MARGIN, Finding, differs_itself, forward_alone, probe
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of the loaded module's logits from its own, as a share of the largest logit."""
@@ -47,6 +48,8 @@ def supported(module: Any, name: str) -> CausalLM:
         raise
     except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
         raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {_first_line(error)}")) from error
+    if _changed(module) and (reason := differs_itself(module, model.form, TOLERANCE[model.dtype])):
+        raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
     if not difference <= TOLERANCE[model.dtype]:
         reason = f"after padding its logits differ by {difference:.1%} from its own"
@@ -125,6 +128,11 @@ def _cannot_run(module: Any) -> str | None:
             "rows advance unevenly"
         )
     return None
+
+
+def _changed(module: Any) -> bool:
+    """Whether parts have a forward of their own, or hooks: a copy of the class would not show what they do."""
+    return any("forward" in vars(part) or foreign_hooks(part) for part in module.modules())
 
 
 def _has_alibi(config: Any) -> bool:

@@ -271,6 +271,33 @@ def leaving_program() -> Program:
     )
 
 
+def wide_program(trees: bool = False) -> Program:
+    """Nine rows in one forward, in no order, that feed up to nine tokens each and keep up to all of them."""
+    rows = [4, 0, 8, 2, 6, 1, 7, 3, 5]
+    steps: list[Step] = [Admit(tuple((row, ramp(row, 1 + row % 4)) for row in range(9)))]
+    lengths = {row: 1 + row % 4 for row in rows}
+    for turn in range(3):
+        counts = {row: 1 + (row + turn * 4) % 9 for row in rows}
+        parents = {row: [i - 2 if trees and i % 3 == 2 else i - 1 for i in range(counts[row])] for row in rows}
+        steps.append(
+            Forward(
+                tuple((row, ramp(row + turn, counts[row])) for row in rows),
+                tuple(tuple(parents[row]) for row in rows) if trees else None,
+            )
+        )
+        kept: list[tuple[int, int | tuple[int, ...]]] = []
+        for row in rows:
+            node, path = (row * 5 + turn) % (counts[row] + 1) - 1, []
+            while node >= 0:
+                path.insert(0, node)
+                node = parents[row][node]
+            lengths[row] += len(path)
+            kept.append((row, tuple(path) if trees else lengths[row]))
+        steps.append(Commit(tuple(kept)))
+        rows = rows[3:] + rows[:3]
+    return Program(tuple(steps))
+
+
 def growing_programs() -> list[Program]:
     """Rows that come close to the columns that storage begins with, and cross them: how it grows must lose nothing."""
     near = CROSSED - 2

@@ -17,12 +17,13 @@ from specdec.conformance.cases import (
     programs,
     ramp,
     runs,
+    wide_program,
 )
 from specdec.conformance.contracts import CheckedDrafter, CheckedScheduler
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import DRAWN_CASES, EMITTED_CASES, check_drawn, check_emitted
 from specdec.conformance.explore import Family
-from specdec.conformance.verdicts import check_verdict, verdict_cases
+from specdec.conformance.verdicts import check_verdict, deep_cases, verdict_cases
 from specdec.model import CausalLM
 from specdec.registry import create, lookup
 from specdec.verifiers.base import Verifier
@@ -70,8 +71,10 @@ def alignment_suite(make: Any, scale: float = 1.0) -> list[Family]:
 
     count = lambda number: max(1, round(number * scale))  # noqa: E731
     return [
-        Family("chains", program_check("float64"), programs(trees=False), count(25), [leaving_program()]),
-        Family("trees", program_check("float64"), programs(), count(35)),
+        Family(
+            "chains", program_check("float64"), programs(trees=False), count(25), [leaving_program(), wide_program()]
+        ),
+        Family("trees", program_check("float64"), programs(), count(35), [wide_program(trees=True)]),
         Family("float32", program_check("float32"), programs(), count(12)),
         Family(
             "growth of the cache",
@@ -90,7 +93,13 @@ def _run_families(
 ) -> list[Family]:
     check = partial(check_run, parts=parts)
     return [
-        Family("decoding runs", check, runs(schedulers), count(50), [*_patterns(schedulers), *_long_runs(schedulers)]),
+        Family(
+            "decoding runs",
+            check,
+            runs(schedulers),
+            count(50),
+            [*_patterns(schedulers), *_long_runs(schedulers), *_wide_runs(schedulers)],
+        ),
     ]
 
 
@@ -115,6 +124,17 @@ def _long_runs(schedulers: tuple[str, ...]) -> list[Run]:
         Run(_LONG[:num_rows], (9, 12, 10, 8)[:num_rows], 3, (4,), pattern, not pattern, scheduler)
         for scheduler in schedulers
         for num_rows, pattern in ((3, (1, 0, 3, 2, 4)), (4, ()))
+    ]
+
+
+def _wide_runs(schedulers: tuple[str, ...]) -> list[Run]:
+    """More rows than the drawn cases have, in larger batches, with longer drafts."""
+    prompts = tuple(ramp(row, 1 + row % 4) for row in range(9))
+    budgets = (12, 5, 9, 12, 3, 8, 11, 6, 10)
+    return [
+        Run(prompts, budgets, batch, (8, 3, 6), (8, 0, 3, 5, 1, 7, 2), False, scheduler, window=9)
+        for scheduler in schedulers
+        for batch in (6, 9)
     ]
 
 
@@ -152,7 +172,7 @@ def verifier_suite(make: Any, scale: float = 1.0, lossy: bool = False) -> list[F
     """Single verdicts, whole runs, and what is emitted where rows sample, unless that is said to be lossy."""
     count = lambda number: max(1, round(number * scale))  # noqa: E731
     return [
-        Family("verdicts", lambda case: check_verdict(case, make()), verdict_cases(), count(200)),
+        Family("verdicts", lambda case: check_verdict(case, make()), verdict_cases(), count(200), deep_cases()),
         Family("emitted tokens", lambda case: check_emitted(case, make()), fixed=() if lossy else EMITTED_CASES),
         *_run_families(Parts(verifier=make), count),
     ]

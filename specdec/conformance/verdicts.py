@@ -57,6 +57,19 @@ def verdict_cases(draw: Any) -> VerdictCase:
     return VerdictCase(tuple(rows), draw(st.booleans()), draw(st.integers(0, 3)))
 
 
+def deep_cases() -> list[VerdictCase]:
+    """Nine rows at once, drafts of eight tokens, each row's first mismatch at another depth, and one without any."""
+    depth = 8
+    rows = []
+    for wrong in range(depth + 1):
+        tokens = [(wrong + i) % SMALL_VOCAB for i in range(depth)]
+        chosen = [*tokens, wrong % SMALL_VOCAB]
+        if wrong < depth:
+            chosen[wrong] = (tokens[wrong] + 1) % SMALL_VOCAB
+        rows.append((tuple((i - 1, token) for i, token in enumerate(tokens)), tuple(chosen)))
+    return [VerdictCase(tuple(rows), with_probs, 0) for with_probs in (False, True)]
+
+
 def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
     """All that is wrong with the verdicts of one case; what was found before an exception stays found."""
     broken: list[Broken] = []
@@ -85,6 +98,9 @@ def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
     verdict = verifier.verify(draft, logits_BTV)
     yield from before.changes()
     yield from _judge(case, verdict)
+    first = replace(case, rows=tuple((nodes, (0,) * len(chosen)) for nodes, chosen in case.rows))
+    for found in _judge(first, verifier.verify(draft, torch.zeros_like(logits_BTV))):
+        yield replace(found, detail=f"where all logits are equal, torch's argmax is token 0; {found.detail}")
     if _differ(verifier.verify(*_inputs(case, filler=3)), verdict):
         yield Broken("filler", "the verdict changes with what stands after num_drafted")
     for b, (nodes, _) in enumerate(case.rows):

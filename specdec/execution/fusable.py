@@ -116,9 +116,14 @@ def changed(part: Any, expected: Any) -> str | None:
         return "is placed or offloaded by accelerate"
     if "forward" in vars(part):
         return "has a forward of its own"
-    hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-    hooks = [hook for hook in hooks if getattr(hook, "__module__", None) != CAPTURING]
+    hooks = foreign_hooks(part)
     return f"has a forward hook ({_name(hooks[0])})" if hooks else None
+
+
+def foreign_hooks(part: nn.Module) -> list[Any]:
+    """Forward hooks that are not those by which `transformers` hands out hidden states."""
+    hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+    return [hook for hook in hooks if getattr(hook, "__module__", None) != CAPTURING]
 
 
 def no_plain_weight(part: nn.Module) -> str | None:

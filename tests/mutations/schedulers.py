@@ -107,3 +107,13 @@ def bound_late_by_one(patch: Patch):
                 self.max_wait_rounds -= 1
 
     return Late
+
+
+@planted(CONTINUOUS, "one row too many in batches of four and more", "choice")
+def large_batches_overfilled(patch: Patch):
+    class Overfilled(ContinuousScheduler):
+        def select(self, pool):
+            pool.activate(self.batch + (self.batch >= 4) - len(pool.active))
+            return list(pool.active)
+
+    return Overfilled

@@ -212,3 +212,13 @@ def growth_at_home_loses_all(patch: Patch):
                 grown[..., : before.shape[3] - 8, :] = 0
 
     return Losing
+
+
+@planted(INPLACE, "six rows and more get each other's logits", "logits", "chains")
+def logits_of_neighbours(patch: Patch):
+    class Rolled(InplaceAlignment):
+        def forward(self, rows, tokens_BT, num_tokens=None, parents=None):
+            logits_BTV = super().forward(rows, tokens_BT, num_tokens, parents)
+            return logits_BTV.roll(1, 0) if len(rows) >= 6 else logits_BTV
+
+    return Rolled

@@ -156,3 +156,24 @@ def greedy_after_no_acceptance(patch: Patch):
             return torch.where((tau_B == 0)[:, None], most_BV, law_BV)
 
     return Greedy
+
+
+@planted(REJECTION, "whatever can be accepted is, from the sixth drafted token on", "sampled", VERDICTS)
+def deep_tokens_accepted(patch: Patch):
+    class Deep(RejectionVerifier):
+        def acceptance(self, draft, probs_BTV):
+            chances = super().acceptance(draft, probs_BTV)
+            chances.accept_BG[:, 5:] = (chances.accept_BG[:, 5:] > 0).double()
+            return chances
+
+    return Deep
+
+
+@planted(GREEDY, "the last of several equal logits is taken for the largest", "greedy", VERDICTS)
+def last_of_equals(patch: Patch):
+    class Last(GreedyVerifier):
+        def verify(self, draft, logits_BTV):
+            last_BT = logits_BTV.shape[-1] - 1 - logits_BTV.flip(-1).argmax(-1)
+            return base.longest_match(draft, last_BT)
+
+    return Last
