@@ -184,3 +184,43 @@ def test_a_model_that_knows_no_logits_to_keep_gives_the_last_ones():
     whole = model.forward(tokens, positions, mask, model.empty_storage(1, 0).append(3))
     part = model.forward(tokens, positions, mask, model.empty_storage(1, 0).append(3), num_logits=2)
     assert torch.equal(part, whole[:, 1:])
+
+
+def test_a_forward_that_was_replaced_after_loading_is_tried_itself():
+    """A copy of the class would not show it; what begins within forty tokens does."""
+    module = small_llama(0, torch.float32)
+    attention = module.model.layers[0].self_attn
+    own = attention.forward
+
+    def by_columns(hidden_states, position_embeddings=None, attention_mask=None, **options):
+        if attention_mask is not None and attention_mask.shape[-1] > 16:
+            attention_mask = attention_mask.clone()
+            attention_mask[..., : attention_mask.shape[-1] - 16] = False
+        return own(hidden_states, position_embeddings, attention_mask, **options)
+
+    attention.forward = by_columns
+    with pytest.raises(PairError, match=r"its modules were changed after loading, and with \w+ columns"):
+        supported(module, "target")
+    attention.forward = lambda *arguments, **options: own(*arguments, **options)
+    assert supported(module, "target").form.widest == FULL
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_the_model_within():
+    module = small_llama(0, torch.float32)
+    prompts = [[3, 9, 4, 1], [8, 1]]
+    outputs = specdec.generate(torch.compile(module, backend="eager"), None, prompts, max_new_tokens=6, pad_token_id=0)
+    model = CausalLM(module)
+    assert [row[4:].tolist() for row in outputs] == [greedy_alone(model, prompt, 6, frozenset()) for prompt in prompts]
+
+
+def test_the_narrow_copys_own_error_is_the_reason(monkeypatch):
+    module = build(Entry("llama"))
+
+    def failing(module, keep_width=False, lifted=()):
+        raise ValueError("too wide" if keep_width else "the true reason")
+
+    monkeypatch.setattr("specdec.probe.miniature", failing)
+    monkeypatch.setattr("specdec.probe._FINDINGS", {})
+    with pytest.raises(PairError, match="cannot be tried in a small copy.*the true reason"):
+        supported(module, "target")
