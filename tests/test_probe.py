@@ -222,5 +222,5 @@ def test_the_narrow_copys_own_error_is_the_reason(monkeypatch):
 
     monkeypatch.setattr("specdec.probe.miniature", failing)
     monkeypatch.setattr("specdec.probe._FINDINGS", {})
-    with pytest.raises(PairError, match="cannot be tried in a small copy.*the true reason"):
+    with pytest.raises(PairError, match=r"cannot be tried in a small copy.*the true reason"):
         supported(module, "target")
