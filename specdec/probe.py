@@ -207,8 +207,8 @@ def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
         own_BTT |= torch.eye(num_new, dtype=torch.bool)  # a padding column sees itself: something must be finite
         mask_BTS = torch.cat([real_BS[:, None].expand(-1, num_new, -1), own_BTT], dim=-1)
         positions_BT = (places_BT + torch.tensor(starts)[:, None]).clamp(min=0, max=model.context_length - 1)
-        given = (part.to(model.device) for part in (tokens_BT, positions_BT, mask_BTS))
-        logits_BTV = model.forward(*given, kv.append(num_new))
+        tokens_BT, positions_BT, mask_BTS = (p.to(model.device) for p in (tokens_BT, positions_BT, mask_BTS))
+        logits_BTV = model.forward(tokens_BT, positions_BT, mask_BTS, kv.append(num_new))
         for b, (pad, count) in enumerate(zip(pads, counts, strict=True)):
             logits[b].append(logits_BTV[b, pad : pad + count])
         kept_BT = (places_BT >= 0) & (places_BT < torch.tensor(counts)[:, None])

@@ -287,7 +287,8 @@ def wide_program(trees: bool = False) -> Program:
         )
         kept: list[tuple[int, int | tuple[int, ...]]] = []
         for row in rows:
-            node, path = (row * 5 + turn) % (counts[row] + 1) - 1, []
+            node = (row * 5 + turn) % (counts[row] + 1) - 1
+            path: list[int] = []
             while node >= 0:
                 path.insert(0, node)
                 node = parents[row][node]
