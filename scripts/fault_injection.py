@@ -9,7 +9,7 @@ through, its samples and counts must equal the undisturbed ones. The last line o
 code is 1 if anything was lost, doubled or different.
 
 Processes are forked from this one, which has imported torch already, so that a start takes no seconds. A forked child
-runs the command line like any other process: `specdec.cli.main`.
+runs the command line like any other process: `specdec.cli.run.main`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
-import specdec.point  # noqa: F401  (with the line above all that a point needs, imported once for all children)
-from specdec import cli
-from specdec.results import read_lines, read_summary
+import specdec.run.point  # noqa: F401  (with the line above all that a point needs, imported once for all children)
+from specdec.cli import run as cli
+from specdec.run.folder import read_lines, read_summary
 
 SWEEP = [
     *("pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.3"),

@@ -3,8 +3,8 @@
     python scripts/make_docs.py            # write both
     python scripts/make_docs.py --check    # exit with an error if one of them is not up to date
 
-A setting's description is the comment behind its field, in specdec/config.py, specdec/builtin.py,
-specdec/builtin_drafting.py and specdec/training/config.py.
+A setting's description is the comment behind its field, in specdec/config/schema.py, specdec/config/running.py,
+specdec/config/methods.py and specdec/training/config.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from specdec.cli_help import GROUPS, describe
-from specdec.config import RunConfig
-from specdec.descriptions import comments
+from specdec.cli.help import GROUPS, describe
+from specdec.config.comments import comments
+from specdec.config.schema import RunConfig
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.training.config import TrainConfig
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import specdec
 from specdec.alignment.base import Alignment
-from specdec.api import _Parts
-from specdec.api_models import wrapped
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 from specdec.drafters.context import DrafterContext
+from specdec.engine.api import _Parts
+from specdec.engine.wrapping import wrapped
 from specdec.errors import SpecdecError
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 
 STRATEGIES = ("eqspec", "inplace", "masked", "rollback", "expansion")

@@ -11,8 +11,8 @@ from specdec.errors import SpecdecError
 from specdec.registry import register
 
 if TYPE_CHECKING:
-    from specdec.api import Engine, generate, stream
-    from specdec.api_output import Event, SpeculativeOutput
+    from specdec.engine.api import Engine, generate, stream
+    from specdec.engine.output import Event, SpeculativeOutput
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Engine": "specdec.api",
-    "generate": "specdec.api",
-    "stream": "specdec.api",
-    "Event": "specdec.api_output",
-    "SpeculativeOutput": "specdec.api_output",
+    "Engine": "specdec.engine.api",
+    "generate": "specdec.engine.api",
+    "stream": "specdec.engine.api",
+    "Event": "specdec.engine.output",
+    "SpeculativeOutput": "specdec.engine.output",
 }
 
 

@@ -18,11 +18,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specdec.config import RunConfig
-from specdec.drafters.weights import UNTRAINED
+from specdec.config.drafter_weights import UNTRAINED
+from specdec.config.labels import tell_apart
+from specdec.config.schema import RunConfig
 from specdec.errors import ConfigError, DataError
-from specdec.labels import tell_apart
-from specdec.results import flatten, read_lines
+from specdec.run.folder import flatten, read_lines
 
 if TYPE_CHECKING:
     import duckdb

@@ -16,8 +16,8 @@ from specdec.errors import SpecdecError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from specdec.api_output import Event
-    from specdec.pair import Pair
+    from specdec.engine.output import Event
+    from specdec.models.pair import Pair
 
 PROMPTS = (  # of the kind that the built-in pair was trained on, from its held-out files
     "class E:\n    'Test propagation of exceptions'",
@@ -78,7 +78,7 @@ def show(args: argparse.Namespace) -> None:
     """Decode twice, with the draft and without, and say what the draft was good for."""
     from rich.console import Console
 
-    from specdec.api import Engine
+    from specdec.engine.api import Engine
 
     pair = load(args.pair)
     prompts = list(args.prompts) or list(PROMPTS)
@@ -106,8 +106,8 @@ def load(name: str) -> Pair:
     from hydra import compose, initialize_config_module
 
     import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-    from specdec.pair import load_pair
-    from specdec.runner import resolve
+    from specdec.models.pair import load_pair
+    from specdec.run.runner import resolve
 
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         return load_pair(resolve(compose(config_name="config", overrides=[f"pair={name}"])))

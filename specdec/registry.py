@@ -3,7 +3,7 @@
 Two forms, for the same effect:
 
 - on a config dataclass, with a lazy ``target="module:Class"``: nothing heavy is imported before a job starts
-  (this is how the built-in plug-ins are declared, in :mod:`specdec.builtin` and `specdec.builtin_drafting`);
+  (this is how the built-in plug-ins are declared, in :mod:`specdec.config.running` and `specdec.config.methods`);
 - on the implementing class itself: its keyword-only ``__init__`` parameters become the config. This is the short
   form for a plug-in that lives in one file of another package.
 

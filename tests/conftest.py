@@ -19,8 +19,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specdec import cli
-from specdec.model import CausalLM
+from specdec.cli import run as cli
+from specdec.models.causal_lm import CausalLM
 
 VOCAB = 61
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy
 import torch
 
+from specdec.core.sampling import Noise
 from specdec.drafters.base import Draft
-from specdec.law import Noise
 from specdec.verifiers.base import Verdict, Verifier
 from specdec.verifiers.chain import ChainVerifier
 

@@ -14,21 +14,21 @@ from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
-from specdec.cache_argument import returned_cache
-from specdec.clock import Clock
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.lockstep import LockstepLength
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.none import NoDrafter
-from specdec.engine import Engine, Round
-from specdec.model import CausalLM
+from specdec.engine.loop import Engine, Round
+from specdec.models.cache_argument import returned_cache
+from specdec.models.causal_lm import CausalLM
 from specdec.schedulers.continuous import ContinuousScheduler
 from specdec.schedulers.exspec import ExspecScheduler
 from specdec.schedulers.lockstep import LockstepScheduler
 from specdec.schedulers.static import StaticScheduler
-from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verifier
 from specdec.verifiers.greedy import GreedyVerifier
 

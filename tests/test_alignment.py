@@ -11,14 +11,14 @@ from harness import ALIGNMENTS, fresh, the_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specdec.alignment.checked import CheckedAlignment
 from specdec.alignment.content import Content
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 from specdec.errors import ConfigError, ContractError
-from specdec.invariants import CheckedAlignment
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from transformers import (
 )
 
 import specdec
-from specdec.api_models import choose_gamma
-from specdec.api_options import read_options
 from specdec.assets import resolve
+from specdec.core.sampling_params import SamplingParams
+from specdec.engine.options import read_options
+from specdec.engine.wrapping import choose_gamma
 from specdec.errors import ConfigError, DataError, PairError
-from specdec.model import CausalLM
-from specdec.sampling import SamplingParams
+from specdec.models.causal_lm import CausalLM
 
 ROLES = ("target", "draft")
 VOCAB, CONTEXT, NEW, EOS = 61, 128, 14, 5

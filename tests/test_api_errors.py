@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 import specdec
 from specdec.errors import ConfigError, DataError, PairError, SpecdecError
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 
 CONTEXT = 256
 

@@ -12,12 +12,12 @@ from cases import all_pairs
 from conftest import greedy_alone, perturbed
 from harness import make_engine, run_all
 
+from specdec.alignment.checked import CheckedAlignment
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.errors import PairError
-from specdec.invariants import CheckedAlignment
-from specdec.model import CausalLM
-from specdec.support import supported
+from specdec.models.causal_lm import CausalLM
+from specdec.models.compatibility import supported
 
 VOCAB, NEW = 61, 16
 SIZES = {

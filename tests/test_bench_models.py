@@ -11,10 +11,10 @@ import torch
 from conftest import perturbed, small_llama
 from test_labels import composed, save_pair, write_words
 
-from specdec import pair as pair_module
 from specdec.bench.__main__ import main as bench
 from specdec.bench.export import export_pair
-from specdec.pair import load_pair
+from specdec.models import pair as pair_module
+from specdec.models.pair import load_pair
 
 
 @pytest.fixture(autouse=True)

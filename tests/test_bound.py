@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_module
 
-from specdec.bound import bound_counts, bound_figures, work
-from specdec.build import kept_as_it_is
-from specdec.clock import Clock
-from specdec.decode import decode
-from specdec.model import CausalLM
-from specdec.pair import load_pair
-from specdec.prompts import load_prompts
-from specdec.replay import ForwardLog, Shape, recording
-from specdec.runner import resolve
+from specdec.core.clock import Clock
+from specdec.core.prompts import load_prompts
+from specdec.models.causal_lm import CausalLM
+from specdec.models.pair import load_pair
+from specdec.run.decode import decode
+from specdec.run.factory import kept_as_it_is
+from specdec.run.forward_bound import bound_counts, bound_figures, work
+from specdec.run.forward_log import ForwardLog, Shape, recording
+from specdec.run.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from specdec import cli
+from specdec.cli import run as cli
 from specdec.errors import SpecdecError
-from specdec.loggers.csv import CsvLogger
-from specdec.results import ELSEWHERE
+from specdec.run.folder import ELSEWHERE
+from specdec.run.loggers.csv import CsvLogger
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -62,7 +62,7 @@ def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
 
 
 def test_a_pair_is_loaded_once_per_sweep(run, monkeypatch):
-    from specdec import pair
+    from specdec.models import pair
 
     loads = []
     original = pair._load

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from specdec.alignment.checked import InvariantError
 from specdec.conformance import ConformanceError, conformance, examine
 from specdec.conformance.__main__ import main
 from specdec.conformance.calls import check_program
@@ -19,8 +20,7 @@ from specdec.conformance.suites import drafter_suite
 from specdec.drafters.base import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
-from specdec.invariants import InvariantError
-from specdec.model import GROWTH_COLUMNS
+from specdec.models.causal_lm import GROWTH_COLUMNS
 from specdec.registry import create
 
 ROOT = Path(__file__).parent.parent

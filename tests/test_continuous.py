@@ -9,12 +9,12 @@ import pytest
 from conftest import VOCAB, greedy_alone
 from harness import ALIGNMENTS, make_engine, run_all
 
-from specdec.engine import Round
+from specdec.core.sequence import Sequence, SequencePool
+from specdec.engine.loop import Round
+from specdec.engine.prefill import FIRST_TOKENS, MIN_TOKENS, Pace, Prefill
 from specdec.errors import ConfigError
-from specdec.model import CausalLM
-from specdec.prefill import FIRST_TOKENS, MIN_TOKENS, Pace, Prefill
+from specdec.models.causal_lm import CausalLM
 from specdec.schedulers.continuous import ContinuousScheduler
-from specdec.sequence import Sequence, SequencePool
 
 NEW = 16
 BUDGETS = [1 + (5 * i) % NEW for i in range(9)]

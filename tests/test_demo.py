@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def test_importing_the_package_imports_no_torch():
     script = "import sys, specdec; print('torch' in sys.modules, specdec.Engine.__module__)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.split() == ["False", "specdec.api"]
+    assert result.stdout.split() == ["False", "specdec.engine.api"]
     with pytest.raises(AttributeError, match="no attribute 'genrate'"):
         specdec.genrate  # noqa: B018
 

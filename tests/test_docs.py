@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-from specdec import cli
-from specdec.bound import bound_figures
+from specdec.cli import run as cli
+from specdec.run.forward_bound import bound_figures
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

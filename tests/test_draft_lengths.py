@@ -6,11 +6,11 @@ import pytest
 from conftest import greedy_alone
 from harness import ALIGNMENTS, make_engine, run_all
 
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.batch_table import BatchTableLength
 from specdec.draft_lengths.profile import Profiler, Trial, best_gammas, powers_of_two
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 
 def trial(batch: int, gamma: int) -> Trial:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from specdec.alignment.eqspec import EqspecAlignment
-from specdec.clock import Clock
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.early_exit import SelfDrafter, first_layers
@@ -22,8 +23,7 @@ from specdec.drafters.retokenize import RetokenizeDrafter
 from specdec.drafters.scripted import ScriptedDrafter
 from specdec.drafters.trigram import TrigramDrafter, relative_frequencies
 from specdec.errors import ConfigError
-from specdec.model import CausalLM
-from specdec.sequence import Sequence
+from specdec.models.causal_lm import CausalLM
 
 NEW = 24
 

@@ -12,9 +12,9 @@ from cases import all_pairs
 from conftest import VOCAB, greedy_alone
 from harness import ALIGNMENTS, ScriptedDrafter, make_engine, run_all
 
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
-from specdec.model import CausalLM
-from specdec.sequence import Sequence, SequencePool
+from specdec.models.causal_lm import CausalLM
 
 NEW = 24
 DTYPES = ["float64", "float32"]

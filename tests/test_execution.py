@@ -13,16 +13,16 @@ from test_architectures import FAMILIES, NEW, VOCAB, build
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from specdec.alignment.checked import CheckedAlignment
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 from specdec.errors import ConfigError
-from specdec.execution.linear import PACK_FROM_WEIGHTS, Linear, joined
-from specdec.invariants import CheckedAlignment
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
+from specdec.models.execution.linear import PACK_FROM_WEIGHTS, Linear, joined
 
 FUSED = ("llama", "qwen3", "mistral", "mistral, sliding")
 STRATEGIES = {

@@ -19,15 +19,15 @@ from torch.nn.utils.parametrizations import spectral_norm
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.early_exit import first_layers
 from specdec.errors import ConfigError
-from specdec.execution import agreement
-from specdec.execution.agreement import disagreement
-from specdec.execution.fused import FusedExecution
-from specdec.execution.linear import PACK_FROM_WEIGHTS
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
+from specdec.models.execution import agreement
+from specdec.models.execution.agreement import disagreement
+from specdec.models.execution.fused import FusedExecution
+from specdec.models.execution.linear import PACK_FROM_WEIGHTS
 from specdec.registry import create
 
 VOCAB = 61

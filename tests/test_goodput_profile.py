@@ -13,18 +13,18 @@ import pytest
 from hydra import compose, initialize_config_module
 from worlds import READ_S, Always, World, compute_bound, memory_bound
 
-from specdec.decode import decode
+from specdec.core.prompts import Prompt
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.__main__ import main as show_profiles
 from specdec.draft_lengths.acceptance import Acceptance
 from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.goodput import GoodputLength
 from specdec.draft_lengths.probes import SHORTEST_PAUSE
 from specdec.draft_lengths.profile import Profiler, Trial, read_trials
-from specdec.pair import load_pair
-from specdec.profiling import NUM_TOKENS, NUM_TURNS
-from specdec.prompts import Prompt
-from specdec.runner import resolve
-from specdec.sequence import Sequence
+from specdec.models.pair import load_pair
+from specdec.run.decode import decode
+from specdec.run.runner import resolve
+from specdec.run.trial_rounds import NUM_TOKENS, NUM_TURNS
 
 
 def profiled(world: Callable[[], World], batch: int, folder: Path) -> GoodputLength:

@@ -8,8 +8,8 @@ from harness import fresh, the_model
 
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.slots import idle_are_cheap
-from specdec.clock import Clock
-from specdec.model import CausalLM
+from specdec.core.clock import Clock
+from specdec.models.causal_lm import CausalLM
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_module
 from test_pair import save_tokenizer
 
 from specdec import analysis
-from specdec import pair as pair_module
-from specdec.pair import load_pair
+from specdec.models import pair as pair_module
+from specdec.models.pair import load_pair
 from specdec.report.__main__ import main as report
 from specdec.report.content import collect
 from specdec.report.texts import prompts
-from specdec.runner import resolve
+from specdec.run.runner import resolve
 
 SMALL = ["max_new_tokens=5", "batch=2", "scheduler=static", "baseline=false", "stop_tokens=[]"]
 PRESETS = ("tiny", "vicuna", "qwen3", "glm4", "synthetic")
@@ -122,7 +122,7 @@ def alike(tmp_path_factory, data) -> tuple[Path, list[str]]:
     """Results of two pairs in folders of one name, at two batch sizes each, and the marks that tell them apart."""
     import sys
 
-    from specdec import cli
+    from specdec.cli import run as cli
 
     root = tmp_path_factory.mktemp("alike")
     marks = []
@@ -177,7 +177,7 @@ def test_a_report_that_is_asked_to_mix_them_names_them_in_every_row(alike):
 
 
 def test_the_table_of_a_sweep_tells_them_apart(run, tmp_path, data):
-    from specdec.table import print_table
+    from specdec.cli.table import print_table
 
     outcomes = []
     for place in ("a", "b"):
@@ -215,7 +215,7 @@ def test_heads_in_other_folders_are_other_models():
 
 def test_a_fingerprint_that_is_not_known_parts_nothing():
     """Results of before there was one, and a pair with and without its draft."""
-    from specdec.labels import tell_apart
+    from specdec.config.labels import tell_apart
 
     points = [
         {"pair": "p", "target_fingerprint": t, "draft_fingerprint": d}

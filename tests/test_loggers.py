@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from specdec.clock import Clock
-from specdec.engine import Round
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence
+from specdec.engine.loop import Round
 from specdec.errors import ConfigError
-from specdec.loggers import meter as meter_module
-from specdec.loggers.base import Logger
-from specdec.loggers.meter import StepMeter
-from specdec.loggers.secrets import Discreet, is_secret, scrub
-from specdec.loggers.tables import by_category, run_name, sample_rows
-from specdec.loggers.wandb import WandbLogger
-from specdec.sequence import Sequence
+from specdec.run.loggers import meter as meter_module
+from specdec.run.loggers.base import Logger
+from specdec.run.loggers.meter import StepMeter
+from specdec.run.loggers.secrets import Discreet, is_secret, scrub
+from specdec.run.loggers.tables import by_category, run_name, sample_rows
+from specdec.run.loggers.wandb import WandbLogger
 
 ROOT = Path(__file__).parent.parent
 SECRET = "s3cr3t-value-of-a-token"
@@ -121,12 +121,12 @@ def test_an_offline_wandb_run_holds_everything_but_secrets(logged, tmp_path):
 
 
 def test_a_point_that_fails_closes_its_run(logged, tmp_path, monkeypatch):
-    import specdec.point
+    import specdec.run.point
 
     def broken(*_: object) -> None:
         raise RuntimeError(f"the machine says {SECRET}")
 
-    monkeypatch.setattr(specdec.point, "decode_rows", broken)
+    monkeypatch.setattr(specdec.run.point, "decode_rows", broken)
     code, _ = logged("logger=wandb", "logger.mode=offline")
     assert code == 1
     records = wandb_records(tmp_path)

@@ -15,19 +15,19 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from specdec import fitting
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
-from specdec.build import build_engine
-from specdec.clock import Clock
-from specdec.decode import decode
+from specdec.core.clock import Clock
+from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
-from specdec.memory import PeakMemory, free_bytes, resident_bytes, used_bytes
-from specdec.memory_plan import MemoryPlan, ModelSize
-from specdec.pair import Pair, load_pair
-from specdec.prompts import Prompt
-from specdec.runner import resolve
+from specdec.models.memory import PeakMemory, free_bytes, resident_bytes, used_bytes
+from specdec.models.pair import Pair, load_pair
+from specdec.run import memory_check as fitting
+from specdec.run.decode import decode
+from specdec.run.factory import build_engine
+from specdec.run.memory_plan import MemoryPlan, ModelSize
+from specdec.run.runner import resolve
 
 CPU = torch.device("cpu")
 FACTOR_ABOVE, FACTOR_BELOW = 1.25, 4.0

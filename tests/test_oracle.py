@@ -10,10 +10,10 @@ import torch
 from conftest import VOCAB, greedy_alone, small_llama
 
 from specdec.cli import main
-from specdec.model import CausalLM
-from specdec.oracle import FACTOR, FAILURE, NEAR_TIE, explain
-from specdec.results import read_lines
-from specdec.rounding import measure, rounding_of
+from specdec.equivalence.near_ties import FACTOR, FAILURE, NEAR_TIE, explain
+from specdec.equivalence.rounding import measure, rounding_of
+from specdec.models.causal_lm import CausalLM
+from specdec.run.folder import read_lines
 
 NEW = 24
 PROMPT = [3, 1, 4, 1, 5]

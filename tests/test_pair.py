@@ -14,15 +14,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import specdec.config
-from specdec import pair as pair_module
+from specdec.config.identity import signature
+from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError, PairError
-from specdec.inputs import signature
-from specdec.pair import load_pair
-from specdec.profiling import profiler
-from specdec.prompts import Prompt
-from specdec.reference_outputs import reference_settings
-from specdec.runner import resolve
-from specdec.specimens import Specimens
+from specdec.models import pair as pair_module
+from specdec.models.pair import load_pair
+from specdec.run.reference_outputs import reference_settings
+from specdec.run.runner import resolve
+from specdec.run.trial_rounds import profiler
+from specdec.run.trial_rows import Specimens
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +192,7 @@ def test_the_synthetic_draft_shares_memory_with_its_target():
     pair = synthetic(0.1)
     ours, theirs = pair.draft.module.model, pair.target.module.model
     assert ours.embed_tokens.weight.data_ptr() == theirs.embed_tokens.weight.data_ptr()
-    assert len(ours.layers) == specdec.config.SyntheticConfig().draft_layers
+    assert len(ours.layers) == specdec.config.schema.SyntheticConfig().draft_layers
 
 
 def test_everything_that_a_point_reads_is_signed(tmp_path, monkeypatch):

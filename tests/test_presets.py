@@ -10,12 +10,12 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from specdec.cli.presets import split_presets
+from specdec.core.prompts import load_prompts
 from specdec.errors import ConfigError
-from specdec.paper import PAPER, ours
-from specdec.prompts import load_prompts
-from specdec.results import RunFolder, identity
-from specdec.runner import resolve
-from specdec.sweeps import split_presets
+from specdec.report.paper import PAPER, ours
+from specdec.run.folder import RunFolder, identity
+from specdec.run.runner import resolve
 
 FOLDER = files("specdec.conf") / "experiment"
 PRESETS = sorted(file.name.removesuffix(".yaml") for file in FOLDER.iterdir() if file.name.endswith(".yaml"))

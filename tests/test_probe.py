@@ -13,10 +13,10 @@ from torch import nn
 import specdec
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.errors import ContractError, DataError, PairError
-from specdec.masking import FULL, MaskForm, Visible, forms, within_chunk, within_window
-from specdec.model import CausalLM
-from specdec.probe import MARGIN, probe
-from specdec.support import supported
+from specdec.models.causal_lm import CausalLM
+from specdec.models.compatibility import supported
+from specdec.models.masks import FULL, MaskForm, Visible, forms, within_chunk, within_window
+from specdec.models.probe import MARGIN, probe
 
 LATE = {"max_position_embeddings": 512}
 
@@ -82,8 +82,8 @@ def test_a_window_that_the_model_does_not_make_is_not_made_for_it():
 def test_a_form_that_is_not_the_likeliest_is_found_by_trial(monkeypatch):
     """Were the order of the forms wrong, a window that begins late would still be found."""
     module = build(Entry("mistral"))
-    monkeypatch.setattr("specdec.masking._makes_windows", lambda module: False)
-    monkeypatch.setattr("specdec.probe._FINDINGS", {})
+    monkeypatch.setattr("specdec.models.masks._makes_windows", lambda module: False)
+    monkeypatch.setattr("specdec.models.probe._FINDINGS", {})
     assert forms(module)[0].widest == FULL
     found = probe(module)
     assert found.form == 1
@@ -114,7 +114,7 @@ def test_a_blind_mask_is_seen_past_the_window(monkeypatch):
     """The probe itself: were the window ignored, it would find no form."""
     module = build(Entry("mistral"))
     monkeypatch.setattr(Visible, "of", lambda self, mask_BTS: mask_BTS)
-    monkeypatch.setattr("specdec.probe._FINDINGS", {})
+    monkeypatch.setattr("specdec.models.probe._FINDINGS", {})
     finding = probe(module)
     assert finding.limit == "sliding_window"
     assert "differ by" in finding.reason
@@ -220,7 +220,7 @@ def test_the_narrow_copys_own_error_is_the_reason(monkeypatch):
     def failing(module, keep_width=False, lifted=()):
         raise ValueError("too wide" if keep_width else "the true reason")
 
-    monkeypatch.setattr("specdec.probe.miniature", failing)
-    monkeypatch.setattr("specdec.probe._FINDINGS", {})
+    monkeypatch.setattr("specdec.models.probe.miniature", failing)
+    monkeypatch.setattr("specdec.models.probe._FINDINGS", {})
     with pytest.raises(PairError, match=r"cannot be tried in a small copy.*the true reason"):
         supported(module, "target")

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specdec.config import DataConfig
+from specdec.config.schema import DataConfig
+from specdec.core.prompts import load_prompts
 from specdec.errors import ConfigError, DataError
-from specdec.prompts import load_prompts
 
 SPEC_BENCH = Path(__file__).parent.parent.parent / "shared" / "data" / "spec_bench.jsonl"
 

@@ -10,10 +10,10 @@ from test_drafters import characters
 from test_prompts import byte_level, question
 
 import specdec
-from specdec.config import DataConfig
+from specdec.config.schema import DataConfig
+from specdec.core.prompts import load_prompts
 from specdec.errors import ConfigError, DataError, SpecdecError
-from specdec.model import CausalLM
-from specdec.prompts import load_prompts
+from specdec.models.causal_lm import CausalLM
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specdec.config.processes import is_main_process, world_size
+from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
-from specdec.placement import is_main_process, world_size
-from specdec.prompts import Prompt
-from specdec.ranks import Ranks, shares
-from specdec.results import read_lines
-from specdec.runner import resolve
+from specdec.run.distributed import Ranks, shares
+from specdec.run.folder import read_lines
+from specdec.run.runner import resolve
 
 ROOT = Path(__file__).parent.parent
 SIX = [

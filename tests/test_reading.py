@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec.reading import groups_of_length
+from specdec.alignment.reader import groups_of_length
 
 
 def cost(lengths, groups, fixed):

@@ -8,11 +8,11 @@ from conftest import greedy_alone, small_llama
 from model_zoo import Entry, build
 from transformers import GenerationConfig
 
-from specdec.masking import MaskForm
-from specdec.model import CausalLM
-from specdec.probe import Finding
-from specdec.reference_outputs import generate_alone
-from specdec.sequence import Sequence
+from specdec.core.sequence import Sequence
+from specdec.models.causal_lm import CausalLM
+from specdec.models.masks import MaskForm
+from specdec.models.probe import Finding
+from specdec.run.reference_outputs import generate_alone
 
 NEW = 12
 
@@ -47,7 +47,7 @@ def test_a_wrong_mask_is_not_in_the_reference_too(run, folder, monkeypatch):
         return masks(MaskForm(((None, type(self.widest)("full")),), self.additive), mask_BTS, dtype)
 
     monkeypatch.setattr(MaskForm, "masks", blind)
-    monkeypatch.setattr("specdec.support.probe", lambda module: Finding(0))
+    monkeypatch.setattr("specdec.models.compatibility.probe", lambda module: Finding(0))
     code, out, err = run(*arguments(folder, "scheduler=eqspec", "baseline=false", "execution=eager"))
     assert code == 1
     assert "strict=true" in err

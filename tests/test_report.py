@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from conftest import command
 
-from specdec import analysis, cli
+from specdec import analysis
+from specdec.cli import run as cli
 from specdec.errors import ConfigError
 from specdec.report.__main__ import main
 from specdec.report.compare import paper_tables
@@ -21,7 +22,7 @@ from specdec.report.content import Content, collect
 from specdec.report.intervals import of_mean, of_ratio
 from specdec.report.page import tiles, verdicts
 from specdec.report.texts import kinds, load_tokenizer, prompts
-from specdec.results import append_line
+from specdec.run.folder import append_line
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=5", "data.max_input_tokens=30"]
 

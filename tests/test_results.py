@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec.config
-from specdec.clock import STAGES, Clock
-from specdec.equivalence import ReferenceStore, compare
-from specdec.metrics import quantile, timing
-from specdec.results import RunFolder, identity, read_lines, write_atomically
-from specdec.runner import resolve
+from specdec.core.clock import STAGES, Clock
+from specdec.core.metrics import quantile, timing
+from specdec.equivalence.store import ReferenceStore, compare
+from specdec.run.folder import RunFolder, identity, read_lines, write_atomically
+from specdec.run.runner import resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +39,7 @@ def test_identity_ignores_what_does_not_change_the_result():
 
 
 def test_every_preset_composes():
-    root = Path(specdec.config.__file__).parent / "conf"
+    root = Path(specdec.__file__).parent / "conf"
     presets = [f"{file.parent.name}={file.stem}" for file in sorted(root.glob("*/*.yaml"))]
     assert len(presets) > 15
     for preset in presets:
@@ -93,7 +93,7 @@ def test_torn_lines_are_left_out(tmp_path):
 APPEND = """
 import sys
 from pathlib import Path
-from specdec.results import append_line
+from specdec.run.folder import append_line
 for i in range(200):
     append_line(Path(sys.argv[1]), {"process": sys.argv[2], "i": i, "filler": "x" * 300})
 """

@@ -15,10 +15,10 @@ from harness import ALIGNMENTS, make_engine, run_all
 from test_drafters import characters, pairs_of_letters
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.retokenize import RetokenizeDrafter
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 
 CONTEXT = 40  # of the draft, in its own tokens
 GAMMA = 5

@@ -17,13 +17,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from specdec.core.random_numbers import DRAFT, DRAW, SCRIPT, TEST, uniforms
+from specdec.core.sampling import draw, penalized, processed, round_noise, seen_tokens, settings_of
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence
+from specdec.core.stop_strings import StopText
 from specdec.drafters.base import Draft
 from specdec.errors import ConfigError
-from specdec.law import draw, penalized, processed, round_noise, seen_tokens, settings_of
-from specdec.random_stream import DRAFT, DRAW, SCRIPT, TEST, uniforms
-from specdec.sampling import SamplingParams
-from specdec.sequence import Sequence
-from specdec.stop_strings import StopText
 
 VOCAB = 23
 

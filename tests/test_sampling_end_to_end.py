@@ -22,19 +22,19 @@ from scipy.stats import chi2_contingency, chisquare
 from test_sampling import theirs
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specdec import engine as engine_module
-from specdec.clock import Clock
+from specdec.core.clock import Clock
+from specdec.core.random_numbers import TEST, uniforms
+from specdec.core.sampling import Noise, round_noise
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.early_exit import SelfDrafter
 from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.none import NoDrafter
 from specdec.drafters.trigram import TrigramDrafter
-from specdec.law import Noise, round_noise
-from specdec.model import CausalLM
-from specdec.random_stream import TEST, uniforms
-from specdec.sampling import SamplingParams
-from specdec.sequence import Sequence, SequencePool
+from specdec.engine import loop as engine_module
+from specdec.models.causal_lm import CausalLM
 from specdec.verifiers.block import BlockVerifier
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier

@@ -14,23 +14,22 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from specdec import assets
-from specdec import pair as pair_module
-from specdec.clock import Clock
-from specdec.decode import conversations
+from specdec.core.clock import Clock, VirtualClock
+from specdec.core.prompts import Prompt
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.errors import ConfigError, DataError
-from specdec.loading import load_tokenizer
-from specdec.pair import load_pair
-from specdec.prompts import Prompt
-from specdec.results import read_lines
-from specdec.runner import resolve, run_point
+from specdec.models import pair as pair_module
+from specdec.models.checkpoints import load_tokenizer
+from specdec.models.pair import load_pair
+from specdec.run.decode import conversations
+from specdec.run.folder import read_lines
+from specdec.run.runner import resolve, run_point
+from specdec.run.serving.conversations import Conversations
+from specdec.run.serving.figures import ServingLog
+from specdec.run.serving.poisson import PoissonArrivals
+from specdec.run.serving.queue import ArrivalQueue
+from specdec.run.serving.trace import TraceArrivals
 from specdec.schedulers.order import Fifo, Sorted
-from specdec.sequence import Sequence, SequencePool
-from specdec.serving.clock import VirtualClock
-from specdec.serving.conversations import Conversations
-from specdec.serving.figures import ServingLog
-from specdec.serving.poisson import PoissonArrivals
-from specdec.serving.queue import ArrivalQueue
-from specdec.serving.trace import TraceArrivals
 
 # --- arrivals and the queue ---------------------------------------------------------------------------------------
 

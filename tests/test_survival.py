@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from specdec import point
 from specdec.alignment.inplace import InplaceAlignment
-from specdec.cli_errors import ends_in_one_line
-from specdec.lock import locked
-from specdec.ranks import Ranks
+from specdec.cli.exit import ends_in_one_line
+from specdec.core.lock import locked
 from specdec.registry import register
-from specdec.results import LineFile, read_lines
+from specdec.run import point
+from specdec.run.distributed import Ranks
+from specdec.run.folder import LineFile, read_lines
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.errors import PairError
-from specdec.loading import _split
-from specdec.results import read_lines
+from specdec.models.checkpoints import _split
+from specdec.run.folder import read_lines
 from tests.conftest import perturbed
 
 ROOT = Path(__file__).parent.parent

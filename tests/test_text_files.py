@@ -15,14 +15,14 @@ from test_drafters import characters, context_of
 from test_prompts import byte_level, question
 
 from specdec import analysis
-from specdec.config import DataConfig
+from specdec.config.schema import DataConfig
+from specdec.core.prompts import load_prompts
 from specdec.drafters.trigram import TrigramDrafter
 from specdec.errors import ConfigError, DataError, SpecdecError
-from specdec.loggers.csv import CsvLogger
-from specdec.model import CausalLM
-from specdec.prompts import load_prompts
+from specdec.models.causal_lm import CausalLM
 from specdec.report.__main__ import main as report
-from specdec.serving.trace import TraceArrivals
+from specdec.run.loggers.csv import CsvLogger
+from specdec.run.serving.trace import TraceArrivals
 from specdec.training import TrainingError
 from specdec.training.config import CorpusConfig
 from specdec.training.corpus import read_corpus
@@ -209,7 +209,7 @@ def finished(tmp_path_factory) -> Path:
     """The folder of a small finished run."""
     import sys
 
-    from specdec import cli
+    from specdec.cli import run as cli
 
     results = tmp_path_factory.mktemp("finished")
     arguments = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=3", "max_new_tokens=4"]

@@ -6,17 +6,17 @@ from conftest import VOCAB, greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.clock import Clock
+from specdec.alignment.reader import Reader
+from specdec.core.clock import Clock
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.ppd import PpdDrafter
+from specdec.drafters.trained import save_heads
 from specdec.errors import ConfigError, ContractError
-from specdec.heads import save_heads
-from specdec.model import CausalLM
-from specdec.reading import Reader
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.sampling import SamplingParams
-from specdec.sequence import Sequence, SequencePool
 from specdec.training.blocks import Batch
 from specdec.training.config import HeadsConfig
 from specdec.training.heads import KINDS, HeadsObjective

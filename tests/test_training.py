@@ -11,12 +11,12 @@ from conftest import command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
+from specdec.cli.train import main as train
 from specdec.drafters.model import ModelDrafter
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError, run_recipe
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.budget import Budget
-from specdec.training.cli import main as train
 from specdec.training.config import (
     CorpusConfig,
     DeviceConfig,
@@ -207,7 +207,7 @@ def test_precision_follows_the_processor_unless_named(monkeypatch):
 
 
 def test_help_is_quick_and_torch_free():
-    code = "import sys, specdec.training.cli; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    code = "import sys, specdec.cli.train; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     shown = subprocess.run(
         [sys.executable, "train.py", "--cfg", "job", "pair=tiny"],

@@ -15,14 +15,14 @@ from test_sampling import their_scores
 from transformers import GenerationConfig
 
 import specdec
-from specdec.api_options import read_options
+from specdec.core.sampling import draw, penalized, processed, scores_of, seen_tokens, settings_of, warped
+from specdec.core.sampling_params import GREEDY, SamplingParams
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft
+from specdec.engine.options import read_options
+from specdec.equivalence.near_ties import NEAR_TIE, explain
 from specdec.errors import ConfigError, PairError
-from specdec.law import draw, penalized, processed, scores_of, seen_tokens, settings_of, warped
-from specdec.model import CausalLM
-from specdec.oracle import NEAR_TIE, explain
-from specdec.sampling import GREEDY, SamplingParams
-from specdec.sequence import Sequence
+from specdec.models.causal_lm import CausalLM
 
 TEMPERATURES, PENALTIES = [0.0, 0.1, 0.3, 0.7, 1.0, 1.1, 1.7], [1.0, 1.05, 1.1, 1.2, 1.25, 1.3, 0.7]
 PARAMS = st.builds(

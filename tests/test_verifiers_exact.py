@@ -8,10 +8,10 @@ import torch
 from enumeration import Context, Laws, chain_draft, integrate, integrate_draws, laws_argmax
 from scipy.stats import chisquare
 
+from specdec.core.random_numbers import DRAFT, DRAW, TEST, uniforms
+from specdec.core.sampling import Noise
 from specdec.drafters.base import Draft
 from specdec.errors import ContractError
-from specdec.law import Noise
-from specdec.random_stream import DRAFT, DRAW, TEST, uniforms
 from specdec.verifiers.block import BlockVerifier, running_weight
 from specdec.verifiers.chain import Acceptance, ratios
 from specdec.verifiers.greedy import GreedyVerifier

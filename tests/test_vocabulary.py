@@ -14,18 +14,18 @@ from test_pair import save_tokenizer
 from transformers import GenerationConfig
 
 import specdec
-from specdec import pair as pair_module
 from specdec.alignment.dsd import DsdAlignment
-from specdec.build import build_engine
-from specdec.clock import Clock
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence
 from specdec.drafters.retokenize import RetokenizeDrafter
 from specdec.drafters.scripted import ScriptedDrafter
 from specdec.drafters.trigram import TrigramDrafter
 from specdec.errors import ConfigError, DataError, PairError
-from specdec.model import CausalLM
-from specdec.pair import load_pair
-from specdec.runner import resolve
-from specdec.sequence import Sequence
+from specdec.models import pair as pair_module
+from specdec.models.causal_lm import CausalLM
+from specdec.models.pair import load_pair
+from specdec.run.factory import build_engine
+from specdec.run.runner import resolve
 
 SAME = list(range(VOCAB))
 
@@ -179,7 +179,7 @@ def test_ids_need_not_be_as_many_as_the_largest_of_them(checkpoint):
 
 
 def test_num_ids_counts_added_tokens():
-    from specdec.vocabulary import num_ids
+    from specdec.models.vocabulary import num_ids
 
     assert num_ids(characters(SAME)) == VOCAB
     assert num_ids(with_a_token_more()) == VOCAB + 1

@@ -9,9 +9,9 @@ from harness import make_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.errors import ConfigError
 from specdec.schedulers.exspec import ExspecScheduler
-from specdec.sequence import Sequence, SequencePool
 
 
 def longest_waits(scheduler: ExspecScheduler, prompts: list[int], growth: random.Random, budget: int) -> dict[int, int]:

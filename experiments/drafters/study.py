@@ -22,7 +22,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 import specdec.config  # noqa: F401  (declares the plug-ins)
-from specdec.runner import run_point
+from specdec.run.runner import run_point
 from specdec.training import run_task
 from specdec.training.config import (
     GreedyConfig,

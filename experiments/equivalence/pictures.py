@@ -18,13 +18,13 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 import specdec.config  # noqa: F401  (declares the plug-ins)
-from specdec.build import build_engine
-from specdec.clock import Clock
-from specdec.engine import Round
-from specdec.observe import Observed, watch
-from specdec.pair import load_pair
-from specdec.runner import resolve
-from specdec.sequence import Sequence, SequencePool
+from specdec.alignment.observation import Observed, watch
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence, SequencePool
+from specdec.engine.loop import Round
+from specdec.models.pair import load_pair
+from specdec.run.factory import build_engine
+from specdec.run.runner import resolve
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

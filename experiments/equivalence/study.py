@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_module
 
 import specdec.config  # noqa: F401  (declares the plug-ins)
 from specdec.registry import load_entry_points
-from specdec.runner import run_point
+from specdec.run.runner import run_point
 
 INCORRECT = "allow_incorrect=true"
 METHODS = {

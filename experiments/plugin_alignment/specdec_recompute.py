@@ -15,14 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specdec import register
-from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.base import Alignment, Clock, Kept
 from specdec.alignment.content import Contents
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from specdec.clock import Clock
-    from specdec.model import CausalLM
+    from specdec.alignment.base import CausalLM
 
 
 @register("alignment", "recompute")

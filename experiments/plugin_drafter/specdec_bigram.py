@@ -9,9 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from specdec import register
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Draft, Drafter, Sequence
 from specdec.drafters.context import DrafterContext
-from specdec.sequence import Sequence
 
 
 @register("drafter", "bigram")

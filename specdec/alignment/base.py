@@ -10,13 +10,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from specdec.core.clock import Clock
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from specdec.model import CausalLM
+    from specdec.models.causal_lm import CausalLM
+
+__all__ = ["Alignment", "CausalLM", "Clock", "Kept"]
 
 Kept = int | list[int]
 """What a commit keeps of a row: its new number of tokens, or the fed nodes (in path order) of a tree."""
+
+
+def __getattr__(name: str) -> object:
+    """`CausalLM`, handed on for plug-ins without importing torch here."""
+    if name != "CausalLM":
+        raise AttributeError(f"module 'specdec.alignment.base' has no attribute {name!r}")
+    from specdec.models.causal_lm import CausalLM
+
+    return CausalLM
 
 
 class Alignment(ABC):

@@ -22,9 +22,9 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import causal, padded
-from specdec.clock import Clock
-from specdec.model import CausalLM, KVStorage
-from specdec.vocabulary import check_ids
+from specdec.core.clock import Clock
+from specdec.models.causal_lm import CausalLM, KVStorage
+from specdec.models.vocabulary import check_ids
 
 
 class DsdAlignment(Alignment):

@@ -18,9 +18,9 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, causal, consecutive, padded
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 from specdec.errors import ContractError
-from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
+from specdec.models.causal_lm import GROWTH_COLUMNS, CausalLM, KVStorage
 
 
 @dataclass(frozen=True, slots=True)

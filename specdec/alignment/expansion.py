@@ -21,8 +21,8 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import padded
 from specdec.alignment.slots import SlotStorage, feed_chains
-from specdec.clock import Clock
-from specdec.model import CausalLM, KVStorage
+from specdec.core.clock import Clock
+from specdec.models.causal_lm import CausalLM, KVStorage
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, consecutive, padded
 from specdec.alignment.slots import SlotStorage, chain_columns, feed_chains, idle_are_cheap
-from specdec.clock import Clock
-from specdec.model import CausalLM
+from specdec.core.clock import Clock
+from specdec.models.causal_lm import CausalLM
 
 
 class InplaceAlignment(Alignment):

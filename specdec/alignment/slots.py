@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specdec.model import GROWTH_COLUMNS, CausalLM, KVStorage
+from specdec.models.causal_lm import GROWTH_COLUMNS, CausalLM, KVStorage
 
 OPERATIONS_PER_BYTE = {"cpu": 6, "cuda": 200}
 """Operations of a product that take as long as moving one byte of the cache; on a CPU in bfloat16 or float16, which
-many of them emulate, 1. Constants, although specdec.bound.device_peaks could measure them: the same run shall make the
-same forwards everywhere."""
+many of them emulate, 1. Constants, although `device_peaks` (specdec.run.forward_bound) could measure them: the
+same run shall make the same forwards everywhere."""
 
 
 class SlotStorage:

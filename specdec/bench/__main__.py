@@ -11,8 +11,8 @@ from typing import Any
 
 from specdec.bench.machine import pin
 from specdec.bench.suite import Library, Suite, load_suite
+from specdec.core.lock import locked
 from specdec.errors import ConfigError, SpecdecError
-from specdec.lock import locked
 
 _HELP = """usage: python -m specdec.bench suite=NAME [KEY=VALUE ...]
 
@@ -79,7 +79,7 @@ def write(document: dict[str, Any], out: Path) -> str:
     """Write results.json, tables.md, tables.tex and the plots; returns the Markdown."""
     from specdec.bench.plots import draw
     from specdec.bench.tables import latex, markdown
-    from specdec.results import write_atomically, write_json
+    from specdec.run.folder import write_atomically, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(document)
@@ -97,7 +97,7 @@ def _machine(cores: list[int]) -> dict[str, Any]:
     """Where the figures come from."""
     import torch
 
-    from specdec.provenance import git_revision, package_version, processor
+    from specdec.run.provenance import git_revision, package_version, processor
 
     packages = ("specdec", "torch", "transformers")
     return {

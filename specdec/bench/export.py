@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from specdec import assets
-from specdec.pair import Pair
-from specdec.results import digest, write_json
+from specdec.models.pair import Pair
+from specdec.run.folder import digest, write_json
 
 _DONE = "exported.json"
 

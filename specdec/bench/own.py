@@ -11,18 +11,18 @@ from omegaconf import DictConfig, open_dict
 
 from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
-from specdec.bound import bound_counts, bound_figures
-from specdec.decode import decode
-from specdec.drafters.weights import drafter_label
-from specdec.equivalence import ReferenceStore, compare
-from specdec.inputs import content, named
-from specdec.metrics import latencies, ratio, timing
-from specdec.pair import Pair, load_pair
-from specdec.prompts import Prompt, load_prompts
-from specdec.reference import reference_key
-from specdec.reference_outputs import complete_reference, reference_settings
-from specdec.replay import ForwardLog
-from specdec.runner import resolve
+from specdec.config.drafter_weights import drafter_label
+from specdec.config.identity import content, named
+from specdec.config.reference import reference_key
+from specdec.core.metrics import latencies, ratio, timing
+from specdec.core.prompts import Prompt, load_prompts
+from specdec.equivalence.store import ReferenceStore, compare
+from specdec.models.pair import Pair, load_pair
+from specdec.run.decode import decode
+from specdec.run.forward_bound import bound_counts, bound_figures
+from specdec.run.forward_log import ForwardLog
+from specdec.run.reference_outputs import complete_reference, reference_settings
+from specdec.run.runner import resolve
 
 WARMUP_TOKENS = 8
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specdec.bench.suite import Library, Method, Study, Suite
-from specdec.results import digest
+from specdec.run.folder import digest
 
 
 @dataclass(frozen=True, slots=True)

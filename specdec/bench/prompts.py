@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
-from specdec.prompts import Prompt
 
 _SPREAD = 5  # a context of N tokens means N - N / 5 to N, so that a batch stays ragged
 _STRIDE = 37

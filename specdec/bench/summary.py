@@ -8,10 +8,10 @@ from typing import Any
 
 from specdec.bench.plan import Cell
 from specdec.bench.run import DONE
-from specdec.bench.statistics import Estimate, median, ratio_of_medians
 from specdec.bench.suite import Claim, Library, Study, Suite
-from specdec.drafters.weights import UNTRAINED
-from specdec.labels import tell_apart
+from specdec.config.drafter_weights import UNTRAINED
+from specdec.config.labels import tell_apart
+from specdec.report.medians import Estimate, median, ratio_of_medians
 
 Records = dict[Cell, list[dict[str, Any]]]
 _OF_THE_MACHINE = ("cache", "peers")  # settings that name folders of it

@@ -44,7 +44,7 @@ def examine(
         ConfigError: there is no such group, plug-in or setting, or hypothesis is not installed.
     """
     import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-    from specdec.drafters.weights import check_chosen
+    from specdec.config.drafter_weights import check_chosen
     from specdec.registry import lookup, unknown
 
     if group not in GROUPS:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment
-from specdec.clock import Clock
+from specdec.alignment.checked import TOLERANCE, CheckedAlignment, InvariantError
 from specdec.conformance.cases import VOCAB, Admit, Commit, Forward, Program, Release
 from specdec.conformance.models import small_pair
 from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.core.clock import Clock
 from specdec.errors import ConfigError, ContractError
-from specdec.invariants import TOLERANCE, CheckedAlignment, InvariantError
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 
 MakeAlignment = Callable[[CausalLM, Clock], Alignment]
 FILLERS = (0, 7)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specdec.clock import Clock
+from specdec.alignment.checked import TOLERANCE
+from specdec.alignment.reader import Reader
 from specdec.conformance.cases import VOCAB
 from specdec.conformance.promises import Broken
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.base import Draft, Drafter
-from specdec.invariants import TOLERANCE
-from specdec.model import CausalLM
-from specdec.reading import Reader
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.schedulers.base import Scheduler
-from specdec.sequence import Sequence, SequencePool
 
 
 class CheckedDrafter(Drafter):

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import torch
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.clock import Clock
 from specdec.conformance.calls import MakeAlignment
 from specdec.conformance.cases import VOCAB, Run
 from specdec.conformance.models import greedy, sampled, small_pair, tokenizers
 from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.core.clock import Clock
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
-from specdec.engine import Engine
+from specdec.engine.loop import Engine
 from specdec.errors import ConfigError
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.sampling import SamplingParams
 from specdec.schedulers.base import Scheduler
-from specdec.sequence import Sequence, SequencePool
 from specdec.verifiers.base import Verifier
 
 Truth = list[tuple[int, ...]]

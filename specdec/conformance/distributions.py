@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec.clock import Clock
 from specdec.conformance.cases import named
 from specdec.conformance.contracts import draft_at_once, misshapen
 from specdec.conformance.models import small_pair, tokenizers
 from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.core.clock import Clock
+from specdec.core.sampling import Noise
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
-from specdec.law import Noise
 from specdec.registry import create
-from specdec.sampling import SamplingParams
-from specdec.sequence import Sequence
 from specdec.verifiers.base import Verifier
 
 LIMIT = 6.0  # standard deviations

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specdec.cache_argument import cache_argument, returned_cache
 from specdec.conformance.cases import STEP, VOCAB
-from specdec.model import CausalLM
-from specdec.random_stream import DRAW, uniforms
+from specdec.core.random_numbers import DRAW, uniforms
+from specdec.models.cache_argument import cache_argument, returned_cache
+from specdec.models.causal_lm import CausalLM
 
 CONTEXT = 256
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from specdec.clock import Clock
 from specdec.conformance.calls import MISUSES, check_misuse, check_program
 from specdec.conformance.cases import (
     CROSSED,
@@ -24,7 +23,8 @@ from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import DRAWN_CASES, EMITTED_CASES, check_drawn, check_emitted
 from specdec.conformance.explore import Family
 from specdec.conformance.verdicts import check_verdict, deep_cases, verdict_cases
-from specdec.model import CausalLM
+from specdec.core.clock import Clock
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create, lookup
 from specdec.verifiers.base import Verifier
 

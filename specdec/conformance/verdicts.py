@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specdec.conformance.promises import Broken
+from specdec.core.sampling import Noise
 from specdec.drafters.base import Draft
-from specdec.law import Noise
 from specdec.verifiers.base import Verdict, Verifier
 
 SMALL_VOCAB = 7

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from specdec.config.drafter_weights import drafter_label
 from specdec.draft_lengths.profile import FOLDER, FORM, best_gammas, read_trials
-from specdec.drafters.weights import drafter_label
 
 _TITLE = ("pair", "drafter", "alignment", "verifier", "temperature", "dtype", "execution", "prompt_tokens", "device")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from specdec.sequence import Sequence
+from specdec.core.sequence import Sequence
 
 if TYPE_CHECKING:
     from specdec.draft_lengths.profile import Profiler
-    from specdec.engine import Round
+    from specdec.engine.loop import Round
 
 
 class DraftLength(ABC):

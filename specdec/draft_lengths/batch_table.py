@@ -8,10 +8,10 @@ Source: Su, Giannoula, Pekhimenko 2023, arXiv 2310.18813.
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.profile import Profile, Profiler, best_gammas
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 
 class BatchTableLength(DraftLength):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.base import DraftLength
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 
 class FixedLength(DraftLength):

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.acceptance import Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.costs import RoundCosts
@@ -32,11 +33,10 @@ from specdec.draft_lengths.probes import MOST_ROUNDS, PROBE_STEPS, ROUNDS, Probe
 from specdec.draft_lengths.profile import Profile, by_place
 from specdec.draft_lengths.reading import ReadingCosts
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 if TYPE_CHECKING:
     from specdec.draft_lengths.profile import Profiler
-    from specdec.engine import Round
+    from specdec.engine.loop import Round
 
 PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted, where no profile is known
 PLAIN_SOON = 2  # that are measured soon where a profile says to draft, because all that is saved is measured by them

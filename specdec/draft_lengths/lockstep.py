@@ -6,9 +6,9 @@ Source: Yan, Agarwal, Venkataraman 2024, arXiv 2402.01528; the reference code of
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.base import DraftLength
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 
 class LockstepLength(DraftLength):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from specdec.core.sequence import Sequence
 from specdec.draft_lengths.costs import RoundCosts
-from specdec.sequence import Sequence
 
 if TYPE_CHECKING:
-    from specdec.engine import Round
+    from specdec.engine.loop import Round
 
 PROBE_ROWS, PROBE_SHARE, PROBE_STEPS = 4, 0.25, 2  # rows, at least and of the batch, and tokens that each drafts
 FIRST_ROUNDS, ROUNDS = 3, 2  # of a probe, at least; the first of them reads what the draft's cache lacks

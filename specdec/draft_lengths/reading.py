@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from specdec.sequence import Sequence
+from specdec.core.sequence import Sequence
 
 if TYPE_CHECKING:
-    from specdec.engine import Round
+    from specdec.engine.loop import Round
 
 REPAID = 1.1  # times what reading takes, that drafting has to save: the saving is only expected
 

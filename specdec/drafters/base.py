@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specdec.sequence import Sequence
+from specdec.core.sequence import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = ["Draft", "Drafter", "Sequence"]
 
 
 @dataclass(slots=True)

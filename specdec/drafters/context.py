@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specdec.alignment.base import Alignment
-from specdec.clock import Clock
+from specdec.core.clock import Clock
 
 if TYPE_CHECKING:
     import torch
 
-    from specdec.model import CausalLM
-    from specdec.sequence import Sequence
+    from specdec.core.sequence import Sequence
+    from specdec.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from specdec.alignment.base import Alignment
 from specdec.alignment.layout import padded
+from specdec.config.drafter_weights import check_weights
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
-from specdec.drafters.weights import check_weights
-from specdec.heads import load_weights, placed, read_settings
-from specdec.model import CausalLM
+from specdec.drafters.trained import load_weights, placed, read_settings
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.sequence import Sequence
 
 
 class EagleLayer(nn.Module):

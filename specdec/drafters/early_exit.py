@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from specdec.config.drafter_weights import check_weights
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
-from specdec.drafters.weights import check_weights
+from specdec.drafters.trained import load_weights, placed, plain_head, read_settings
 from specdec.errors import ConfigError
-from specdec.heads import load_weights, placed, plain_head, read_settings
-from specdec.model import CausalLM
-from specdec.sequence import Sequence
+from specdec.models.causal_lm import CausalLM
 
 
 class SelfDrafter(Drafter):

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specdec.config.drafter_weights import check_weights
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
-from specdec.drafters.weights import check_weights
+from specdec.drafters.trained import load_weights, placed, plain_head, read_settings
 from specdec.errors import ConfigError
-from specdec.heads import load_weights, placed, plain_head, read_settings
-from specdec.sequence import Sequence
 
 
 class MedusaHeads(nn.Module):

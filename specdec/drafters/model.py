@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 
 class ModelDrafter(Drafter):

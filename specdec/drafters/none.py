@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.sequence import Sequence
 
 
 class NoDrafter(Drafter):

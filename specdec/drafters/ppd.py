@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from specdec.alignment.layout import padded
+from specdec.config.drafter_weights import check_weights
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.weights import check_weights
+from specdec.drafters.trained import load_weights, placed, read_settings
 from specdec.errors import ConfigError
-from specdec.heads import load_weights, placed, read_settings
-from specdec.sequence import Sequence
 
 
 class PromptTokens(nn.Module):

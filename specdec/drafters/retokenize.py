@@ -14,13 +14,13 @@ from torch import Tensor
 
 from specdec.alignment.base import Kept
 from specdec.alignment.layout import padded
+from specdec.core.sequence import Sequence
+from specdec.core.stop_strings import INCOMPLETE
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import extend
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
-from specdec.stop_strings import INCOMPLETE
-from specdec.vocabulary import check_fit
+from specdec.models.vocabulary import check_fit
 
 TAIL = 8  # tokens encoded again in front of new text, because tokens may form across the seam
 

@@ -9,12 +9,12 @@ because nothing behind a wrong one can be accepted.
 from __future__ import annotations
 
 from specdec.alignment.layout import padded
+from specdec.core.random_numbers import SCRIPT, uniforms
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
-from specdec.random_stream import SCRIPT, uniforms
-from specdec.sequence import Sequence
-from specdec.vocabulary import check_ids
+from specdec.models.vocabulary import check_ids
 
 
 class ScriptedDrafter(Drafter):

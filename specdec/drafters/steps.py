@@ -12,12 +12,12 @@ from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
+from specdec.alignment.reader import Reader
+from specdec.core.random_numbers import DRAFT, uniforms
+from specdec.core.sampling import draw, penalized, processed, seen_tokens, settings_of
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Draft
-from specdec.law import draw, penalized, processed, seen_tokens, settings_of
-from specdec.model import CausalLM
-from specdec.random_stream import DRAFT, uniforms
-from specdec.reading import Reader
-from specdec.sequence import Sequence
+from specdec.models.causal_lm import CausalLM
 
 LAG = 2
 MAX_TOGETHER = 8

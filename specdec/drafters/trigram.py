@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from specdec.alignment.layout import padded
+from specdec.config.identity import local
+from specdec.core.sequence import Sequence
+from specdec.core.text_files import read_text
 from specdec.drafters.base import Draft, Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError, DataError
-from specdec.inputs import local
-from specdec.sequence import Sequence
-from specdec.text_files import read_text
-from specdec.vocabulary import check_fit
+from specdec.models.vocabulary import check_fit
 
 Weights = dict[tuple[int, int], dict[int, float]]
 

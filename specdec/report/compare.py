@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from specdec import paper
 from specdec.analysis import Record
-from specdec.paper import PAPER, Row
+from specdec.report import paper
 from specdec.report.content import Content
+from specdec.report.paper import PAPER, Row
 from specdec.report.tables import NONE, Cell, Column, Table, number
 
 _CAPTION = (

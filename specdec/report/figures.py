@@ -13,7 +13,7 @@ from specdec.report.content import Content, Group, series
 from specdec.report.intervals import of_ratio
 from specdec.report.plots import Curve
 from specdec.report.svg import STAGES
-from specdec.results import read_lines
+from specdec.run.folder import read_lines
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -180,8 +180,8 @@ def _prompt_texts(point: Record, tokenizer: Any | None) -> dict[tuple[int, int],
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from specdec.config import DataConfig
-    from specdec.prompts import load_prompts
+    from specdec.config.schema import DataConfig
+    from specdec.core.prompts import load_prompts
 
     path = str(point.get("data.path"))
     if tokenizer is None or not Path(assets.resolve(path)).expanduser().is_file():

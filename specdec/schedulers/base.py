@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from specdec.sequence import Sequence, SequencePool
+from specdec.core.sequence import Sequence, SequencePool
 
 
 class Scheduler(ABC):

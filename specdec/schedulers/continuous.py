@@ -1,16 +1,16 @@
 """Continuous batching: a finished row's place is taken by the next prompt, in the next round.
 
 Idea: a batch never runs with places that stay empty until its slowest row ends. The newcomer's prompt is read between
-the rounds of the others, in chunks that take at most ``prefill_share`` of the time (specdec.prefill).
+the rounds of the others, in chunks that take at most ``prefill_share`` of the time (specdec.engine.prefill).
 Source: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI); chunked prefill, Agrawal et al. 2023 (arXiv
 2308.16369).
 """
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.errors import ConfigError
 from specdec.schedulers.base import Scheduler
-from specdec.sequence import Sequence, SequencePool
 
 
 class ContinuousScheduler(Scheduler):

@@ -10,9 +10,9 @@ Source: Zhang et al. 2025, arXiv 2510.22876, without the bound. With window = ba
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.errors import ConfigError
 from specdec.schedulers.base import Scheduler
-from specdec.sequence import Sequence, SequencePool
 
 
 class ExspecScheduler(Scheduler):

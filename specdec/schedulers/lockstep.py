@@ -7,8 +7,8 @@ Source: Yan, Agarwal, Venkataraman 2024, arXiv 2402.01528; described in arXiv 25
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.schedulers.base import Scheduler
-from specdec.sequence import Sequence, SequencePool
 
 
 class LockstepScheduler(Scheduler):

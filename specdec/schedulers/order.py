@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from specdec.core.sequence import Sequence
 from specdec.errors import ConfigError
-from specdec.sequence import Sequence
 
 
 class BatchingPolicy(ABC):

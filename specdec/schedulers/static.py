@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.schedulers.base import Scheduler
-from specdec.sequence import Sequence, SequencePool
 
 
 class StaticScheduler(Scheduler):

@@ -9,14 +9,14 @@ from typing import Any
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.base import Alignment
-from specdec.clock import Clock
+from specdec.core.clock import Clock
+from specdec.core.metrics import ratio
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.engine import Engine, Round
-from specdec.metrics import ratio
-from specdec.model import CausalLM
+from specdec.engine.loop import Engine, Round
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.sequence import Sequence, SequencePool
 from specdec.training.config import ValidationConfig
 
 MakeDrafter = Callable[[DrafterContext], Drafter]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import specdec.labels  # noqa: F401  (declares ${pair_name:...}, which the presets of pairs use)
+import specdec.config.labels  # noqa: F401  (declares ${pair_name:...}, which the presets of pairs use)
 
 
 @dataclass

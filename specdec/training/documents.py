@@ -8,8 +8,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from specdec.core.text_files import check_text
 from specdec.errors import DataError
-from specdec.text_files import check_text
 from specdec.training import TrainingError
 from specdec.training.config import CorpusConfig
 

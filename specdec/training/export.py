@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specdec.heads import save_heads
-from specdec.provenance import git_revision
-from specdec.results import write_json
+from specdec.drafters.trained import save_heads
+from specdec.run.folder import write_json
+from specdec.run.provenance import git_revision
 from specdec.training import TrainingError
 from specdec.training.card import model_card, trained_card
 from specdec.training.config import TrainConfig, output_folder
@@ -24,7 +24,7 @@ from specdec.training.model import save_model
 from specdec.training.stages import Record
 
 if TYPE_CHECKING:
-    from specdec.model import CausalLM
+    from specdec.models.causal_lm import CausalLM
     from specdec.training.sources import Sources
 
 # Stage folder -> place in the export of a pair.

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from specdec.cache_argument import cache_argument
 from specdec.drafters.eagle import EagleLayer
 from specdec.drafters.early_exit import EarlyExit
 from specdec.drafters.medusa import MedusaHeads
 from specdec.drafters.ppd import PromptTokens
+from specdec.models.cache_argument import cache_argument
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch
 from specdec.training.config import HeadsConfig

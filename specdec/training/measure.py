@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from specdec.cache_argument import cache_argument
+from specdec.models.cache_argument import cache_argument
 
 
 @torch.inference_mode()

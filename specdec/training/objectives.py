@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from specdec.cache_argument import cache_argument
-from specdec.law import draw
+from specdec.core.sampling import draw
+from specdec.models.cache_argument import cache_argument
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch
 from specdec.training.config import LossConfig

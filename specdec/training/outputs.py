@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.clock import Clock
+from specdec.core.clock import Clock
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.context import DrafterContext
-from specdec.engine import Engine
-from specdec.model import CausalLM
+from specdec.engine.loop import Engine
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.results import write_json
-from specdec.sampling import SamplingParams
-from specdec.sequence import Sequence, SequencePool
+from specdec.run.folder import write_json
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget

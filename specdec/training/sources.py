@@ -12,11 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from specdec import assets
-from specdec.config import PairConfig
+from specdec.config.schema import PairConfig
 from specdec.errors import SpecdecError
-from specdec.loading import load_model, load_tokenizer
-from specdec.model import CausalLM
-from specdec.support import supported
+from specdec.models.causal_lm import CausalLM
+from specdec.models.checkpoints import load_model, load_tokenizer
+from specdec.models.compatibility import supported
+from specdec.models.vocabulary import check_tokenizer, num_ids
 from specdec.training import TrainingError
 from specdec.training.acceptance import stop_ids_of
 from specdec.training.config import TrainConfig
@@ -24,7 +25,6 @@ from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.heldout import make_prompts, write_prompts
 from specdec.training.stages import Record
 from specdec.training.tokenizer import encode_files, train_tokenizer
-from specdec.vocabulary import check_tokenizer, num_ids
 
 HELDOUT_SEED = 1234
 

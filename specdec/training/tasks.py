@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import transformers
 
-from specdec.heads import save_heads
-from specdec.model import CausalLM
+from specdec.drafters.trained import save_heads
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance

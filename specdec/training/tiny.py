@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.model import CausalLM
+from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import measure_acceptance

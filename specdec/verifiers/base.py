@@ -16,7 +16,7 @@ from specdec.errors import ContractError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from specdec.law import Noise
+    from specdec.core.sampling import Noise
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.core.sampling import Noise, draw, one_hot
 from specdec.drafters.base import Draft
 from specdec.errors import ContractError
-from specdec.law import Noise, draw, one_hot
 from specdec.verifiers.base import Verdict, Verifier, longest_match
 
 

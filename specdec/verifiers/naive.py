@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specdec.core.sampling import Noise, draw
 from specdec.drafters.base import Draft
-from specdec.law import Noise, draw
 from specdec.verifiers.base import Verdict, Verifier, longest_match
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specdec.core.sampling import Noise, draw
 from specdec.drafters.base import Draft
 from specdec.errors import ConfigError
-from specdec.law import Noise, draw
 from specdec.verifiers.base import Verdict, Verifier, descend, longest_match, parents_of
 
 

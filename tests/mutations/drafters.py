@@ -8,12 +8,12 @@ import torch
 
 from mutations.planting import Patch, planted, wrapped
 from specdec.alignment.inplace import InplaceAlignment
+from specdec.alignment.reader import Reader
 from specdec.drafters import steps
 from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.medusa import MedusaDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.steps import ChainDrafts, Picker
-from specdec.reading import Reader
 
 MODEL = "drafter=model"
 RUNS = "decoding runs"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mutations.planting import Patch, planted, wrapped
-from specdec import prefill
-from specdec.engine import Engine
-from specdec.reading import Reader
-from specdec.sequence import Sequence
+from specdec.alignment.reader import Reader
+from specdec.core.sequence import Sequence
+from specdec.engine import prefill
+from specdec.engine.loop import Engine
 from specdec.verifiers.base import Verdict
 
 RUNS = "decoding runs"

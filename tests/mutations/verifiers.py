@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from mutations.planting import Patch, planted
-from specdec.law import Noise
+from specdec.core.sampling import Noise
 from specdec.verifiers import base
 from specdec.verifiers.greedy import GreedyVerifier
 from specdec.verifiers.naive import NaiveVerifier

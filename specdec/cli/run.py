@@ -1,0 +1,165 @@
+"""The command line: Hydra composes, this module turns every failure into one line and prints the tables.
+
+Nothing here imports torch; the job does, once its config is known to be right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.cli.exit import ends_in_one_line, explain
+from specdec.cli.presets import split_presets
+from specdec.config.pair_folder import folder_words
+from specdec.config.processes import is_main_process
+from specdec.errors import SpecdecError
+from specdec.registry import load_entry_points
+from specdec.run.folder import ELSEWHERE, append_line, read_lines, read_summary
+
+QUICKSTART = "experiment=quickstart"
+POINTS = "points.jsonl"
+_sweep_dirs: list[Path] = []  # state of one call of main()
+_outcomes: list[dict[str, Any]] = []
+_errors: list[Exception] = []  # of a single run: raised again outside Hydra, which would print lines of its own
+
+
+class SweepCallback(Callback):
+    """Tells this process where the jobs of its sweep, wherever they run, leave their outcomes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called once, before the first job."""
+        _sweep_dirs.append(Path(config.hydra.sweep.dir))
+
+
+def main() -> None:
+    """Entry point of ``run.py`` and of the ``specdec`` command."""
+    load_entry_points()
+    for state in (_sweep_dirs, _outcomes, _errors):
+        state.clear()
+    if len(sys.argv) == 1:
+        sys.argv.append(QUICKSTART)
+    sys.argv = [sys.argv[0], *folder_words(flags_first(sys.argv)[1:])]
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        _help()
+        return
+    # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with _quiet_unless_main(), ends_in_one_line():
+        failure = _run()
+        for folder in _sweep_dirs:
+            _outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
+        _collect_from_elsewhere()
+        if _outcomes:
+            _show()
+        if failure is not None:
+            raise failure
+        _check()
+
+
+def flags_first(argv: list[str]) -> list[str]:
+    """The same command with ``-m`` in front: argparse would refuse overrides on both sides of it."""
+    multirun = [word for word in argv[1:] if word in ("-m", "--multirun")]
+    return [argv[0], *multirun[:1], *(word for word in argv[1:] if word not in multirun)]
+
+
+def _run() -> Exception | None:
+    """Run all points; an error that ended the run is returned, so that what is done is shown first."""
+    run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
+    program, *arguments = sys.argv
+    try:
+        for line in split_presets(arguments):
+            sys.argv = [program, *line]
+            run()
+    except Exception as error:
+        return error
+    finally:
+        sys.argv = [program, *arguments]
+    return _errors[0] if _errors else None
+
+
+@contextmanager
+def _quiet_unless_main() -> Iterator[None]:
+    """Of the processes that torchrun or srun started, one speaks."""
+    if is_main_process():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _help() -> None:
+    from specdec.cli.help import print_help
+
+    with ends_in_one_line():
+        print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+
+
+def _job(cfg: DictConfig) -> None:
+    """One point. In a sweep a point that fails is recorded and the sweep goes on."""
+    from specdec.run.runner import failed_point, run_point
+
+    context = HydraConfig.get()
+    overrides = list(context.overrides.task)
+    if context.mode != RunMode.MULTIRUN:
+        try:
+            _outcomes.append({**run_point(cfg, overrides), "strict": bool(cfg.strict)})
+        except Exception as error:
+            _errors.append(error)
+        return
+    given = [argument.lower() for argument in sys.argv]
+    varying = [override for override in overrides if override.lower() not in given]
+    print(f"[{context.job.num + 1}] {' '.join(varying)}", flush=True)
+    try:
+        outcome = {**run_point(cfg, overrides), "strict": bool(cfg.strict)}
+    except Exception as error:
+        message = explain(error)
+        print(f"specdec: this point failed: {message}", file=sys.stderr, flush=True)
+        outcome = failed_point(cfg, overrides, message)
+    if is_main_process():
+        append_line(Path(context.sweep.dir) / POINTS, {**outcome, "job": context.job.num, "preset": cfg.experiment})
+
+
+def _collect_from_elsewhere() -> None:
+    """Points that another process was computing may be finished by now."""
+    for place, outcome in enumerate(_outcomes):
+        if outcome["status"] == ELSEWHERE:
+            summary = read_summary(Path(outcome["path"]))
+            _outcomes[place] = {**outcome, **summary} if summary else outcome
+
+
+def _show() -> None:
+    """A table of the points of each preset, then one JSON document as the last line of stdout."""
+    from specdec.cli.table import print_table
+
+    for preset, outcomes in groupby(_outcomes, key=lambda outcome: outcome.get("preset")):
+        print_table(list(outcomes), preset)
+    document = {"points": _outcomes} if _sweep_dirs else _outcomes[0]
+    print(json.dumps(document, allow_nan=False), flush=True)
+
+
+def _check() -> None:
+    """The exit code: non-zero if something failed, is missing, or is not as it was demanded to be."""
+    failures = [outcome.get("num_failures") or 0 for outcome in _outcomes if outcome.get("strict")]
+    if any(failures):
+        raise SpecdecError(
+            f"strict=true: {sum(failures)} divergences that rounding does not explain; see `explanation` in "
+            "samples.jsonl"
+        )
+    num_elsewhere = sum(outcome["status"] == ELSEWHERE for outcome in _outcomes)
+    if num_elsewhere:
+        raise SpecdecError(f"{num_elsewhere} points run elsewhere: run the same command again to have their results")
+    if any(outcome["status"] != "done" for outcome in _outcomes):
+        sys.exit(1)

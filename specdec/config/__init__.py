@@ -1,0 +1,11 @@
+"""What can be set, what fits together, and what identifies a run. Imports no torch.
+
+Importing it declares every setting and every built-in plug-in.
+"""
+
+import specdec.config.labels
+import specdec.config.methods
+import specdec.config.running  # noqa: F401  (these three declare ${pair_name:...} and the built-in plug-ins)
+from specdec.config.schema import RunConfig
+
+__all__ = ["RunConfig"]

@@ -1,0 +1,72 @@
+"""``pair=FOLDER``: a pair that training exported, by the folder it lies in. Imports no torch.
+
+A folder holds ``target/`` and, beside it, ``draft/`` and ``tokenizer/`` where there are any; or it is a model by
+itself, with a provenance.json that says what it was trained as: a draft of its frozen target, or a target.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from specdec.config.labels import name_after
+from specdec.errors import ConfigError
+
+OPTION = "folder"
+_PAIR = "pair="
+
+
+def folder_words(arguments: list[str]) -> list[str]:
+    """The command line with ``pair=FOLDER`` as the config group's option and its path; other words as they are."""
+    words = []
+    for word in arguments:
+        path = word.removeprefix(_PAIR)
+        is_folder = word.startswith(_PAIR) and ("/" in path or path in (".", "..")) and "," not in path
+        words += [f"{_PAIR}{OPTION}", f"pair.folder='{path}'"] if is_folder else [word]
+    return words
+
+
+def fill_from_folder(pair: DictConfig) -> None:
+    """Set target, draft and tokenizer from ``pair.folder`` where the config leaves them open.
+
+    Raises:
+        ConfigError: there is no such folder, or it holds no pair.
+    """
+    if pair.folder is None:
+        return
+    folder = Path(pair.folder)
+    if not folder.is_dir():
+        raise ConfigError(f"pair={pair.folder}: no such folder; give one that train.py exported, or a pair's name")
+    found = _beside(folder) if (folder / "target").is_dir() else _alone(folder)
+    for role, path in found.items():
+        if pair[role] is None:
+            pair[role] = path
+    if pair.name == OPTION:
+        roles = ("target", "draft")
+        given = {role: pair[role] for role in roles}
+        pair.name = name_after(folder.resolve().name, given, {role: found.get(role) for role in roles})
+
+
+def _beside(folder: Path) -> dict[str, str]:
+    return {role: str(folder / role) for role in ("target", "draft", "tokenizer") if (folder / role).is_dir()}
+
+
+def _alone(folder: Path) -> dict[str, str]:
+    provenance: dict[str, Any] = {}
+    if (folder / "provenance.json").is_file():
+        try:
+            provenance = json.loads((folder / "provenance.json").read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"pair={folder}: provenance.json is damaged ({error})") from None
+    config = provenance.get("config") or {}
+    if provenance.get("task") == "heads":
+        kind = (config.get("heads") or {}).get("kind", "KIND")
+        raise ConfigError(f"pair={folder}: it holds weights for a drafter; set drafter={kind} drafter.path={folder}")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"pair={folder}: neither target/ nor config.json in it; give a folder that train.py exported")
+    if provenance.get("task") == "distill":
+        return {"target": str(config["frozen"]), "draft": str(folder)}
+    return {"target": str(folder)}

@@ -1,0 +1,1 @@
+"""Nouns that every room uses: rows, prompts, sampling, the clock, metrics, files."""

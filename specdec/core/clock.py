@@ -1,0 +1,76 @@
+"""Where the time goes: exclusive stage times whose sum is the time that was measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STAGES = ("prefill", "draft", "verify", "align", "schedule", "other")
+
+
+class Clock:
+    """Charges every moment to the innermost open stage, so that nested stages never count twice.
+
+    ``synchronize`` is called at each switch on devices that run asynchronously, so that a stage is charged for the
+    work it started.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._synchronize = synchronize
+        self._stack: list[str] = []
+        self._since = time.perf_counter()
+
+    def now(self) -> float:
+        """Seconds on the clock's own scale, for time stamps."""
+        return time.perf_counter()
+
+    def wait_until(self, moment: float) -> None:
+        """Let time pass until ``moment`` on the clock's own scale."""
+        time.sleep(max(0.0, moment - self.now()))
+
+    def within(self, name: str) -> bool:
+        """Whether a stage is open, at any depth."""
+        return name in self._stack
+
+    def discount(self, seconds: float) -> None:
+        """Charge so much less to the innermost open stage, for time that an observer of the run took."""
+        self._since += seconds
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charge the block to ``name``, and nothing of it to the stage around."""
+        self._charge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def _charge(self) -> None:
+        if self._synchronize is not None:
+            self._synchronize()
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+
+class VirtualClock(Clock):
+    """A clock on which only the rounds take time: idle time is skipped, and who watches the run does not slow it down.
+
+    Its time is the time charged to stages, plus the idle time that was skipped; it starts at 0.
+    """
+
+    _idle_s = 0.0
+
+    def now(self) -> float:
+        """Seconds since the start."""
+        self._charge()
+        return sum(self.seconds.values()) + self._idle_s
+
+    def wait_until(self, moment: float) -> None:
+        """Jump to ``moment``, if it is not past."""
+        self._idle_s += max(0.0, moment - self.now())

@@ -1,0 +1,156 @@
+"""From logits to the distribution that a row's next token is drawn from, for rows with different settings at once.
+
+The steps are those of ``transformers.generate``, bit for bit: logits in float32 whatever the model's dtype, then the
+repetition penalty, temperature, top-k, top-p and min-p, each by the same operations with the setting as a Python number
+(a GPU divides by a tensor of settings with another rounding). Only the probabilities of what survives are float64.
+Shape letters: B rows, T positions, G drafted tokens, V vocabulary, M = rows x positions with the same settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from specdec.core.random_numbers import DRAW, TEST, uniforms
+from specdec.core.sampling_params import GREEDY, SamplingParams
+
+if TYPE_CHECKING:
+    from specdec.core.sequence import Sequence
+    from specdec.drafters.base import Draft
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """A round's random numbers, each row's own, in [0, 1), float64."""
+
+    draws_BT: Tensor  # column d decides the token at depth d behind the last committed one, by ``draw``
+    tests_BG: Tensor  # column g tests drafted node g
+
+
+def settings_of(rows: list[Sequence]) -> list[SamplingParams] | None:
+    """The rows' settings, or None where every row takes the model's own argmax: the path that must cost nothing."""
+    if all(row.sampling is None for row in rows):
+        return None
+    return [row.sampling or GREEDY for row in rows]
+
+
+def round_noise(rows: list[Sequence], num_columns: int, device: torch.device) -> Noise:
+    """The numbers of a round over T = ``num_columns`` positions. What a row gets does not depend on T."""
+    keys = [(row.sampling.seed if row.sampling else 0, row.index) for row in rows]
+    draws = uniforms(keys, [range(row.length, row.length + num_columns) for row in rows], DRAW, [0] * num_columns)
+    starts = [[row.length] * (num_columns - 1) for row in rows]
+    return Noise(draws.to(device), uniforms(keys, starts, TEST, range(num_columns - 1)).to(device))
+
+
+def scores_of(logits_BTV: Tensor) -> Tensor:
+    """What ``transformers`` compares: logits in float32. 16-bit ones stay: their values and ties are the same there."""
+    return logits_BTV.float() if logits_BTV.dtype == torch.float64 else logits_BTV
+
+
+def penalized(logits_BTV: Tensor, settings: list[SamplingParams], seen_BTV: Tensor | None) -> Tensor:
+    """Scores with each row's repetition penalty on the tokens it has seen (None: no row has a penalty)."""
+    if seen_BTV is None:
+        return scores_of(logits_BTV)
+    scores_BTV = logits_BTV.float()
+    lowered_BTV = _for_each_setting(_lowered, scores_BTV, [s.repetition_penalty for s in settings])
+    return torch.where(seen_BTV, lowered_BTV, scores_BTV)
+
+
+def processed(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
+    """Probabilities (B, T, V), float64, of penalised scores; a greedy row's are one-hot at its argmax."""
+    scores_BTV = scores_BTV.float()
+    probs_BTV = warped(scores_BTV, settings).double().softmax(-1)
+    if any(s.greedy for s in settings):
+        greedy_B11 = torch.tensor([s.greedy for s in settings], device=probs_BTV.device)[:, None, None]
+        probs_BTV = torch.where(greedy_B11, one_hot(scores_BTV.argmax(-1), scores_BTV.shape[-1]), probs_BTV)
+    return probs_BTV
+
+
+def warped(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
+    """float32 scores after temperature, top-k, top-p and min-p: -inf where a token cannot be drawn."""
+    return _for_each_setting(_warped, scores_BTV, [replace(s, seed=0) for s in settings])
+
+
+def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -> Tensor | None:
+    """(B, T, V) bool: the tokens that stand before each position of a round, or None where no row has a penalty.
+
+    Column 0 follows the row's last token, column g + 1 follows drafted node g and its ancestors.
+    """
+    if not any(row.sampling and row.sampling.penalizes for row in rows):
+        return None
+    seen_BTV = torch.zeros(logits_BTV.shape, dtype=torch.bool, device=logits_BTV.device)
+    for b, row in enumerate(rows):
+        seen_BTV[b, :, torch.tensor(row.tokens(0), device=seen_BTV.device)] = True
+    if draft is not None:
+        drafted = draft.tokens_BG.tolist()
+        for b, num_drafted in enumerate(draft.num_drafted):
+            for node in range(num_drafted):
+                path = [drafted[b][ancestor] for ancestor in draft.path(b, node)]
+                seen_BTV[b, node + 1, [token for token in path if token < logits_BTV.shape[-1]]] = True
+    return seen_BTV
+
+
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The token whose share of the cumulative law holds the uniform number: (..., V) and (...) to (...) ids.
+
+    A token of probability zero is never drawn, at either end. Where the probabilities are NaN the id is V: no token.
+    """
+    cumulative = probs.cumsum(-1)
+    total = cumulative[..., -1:]
+    # Rounding may lift u * total to the total itself, which no token holds.
+    level = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return (~(cumulative > level)).sum(-1)
+
+
+def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
+    """(..., V) float64: all probability on one token."""
+    return torch.nn.functional.one_hot(tokens, vocab_size).double()
+
+
+def _for_each_setting(change: Callable[[Tensor, S], Tensor], scores_BTV: Tensor, values: list[S]) -> Tensor:
+    """Apply ``change`` to the scores (M, V) of all rows that share a value, one value after the other."""
+    distinct = dict.fromkeys(values)
+    if len(distinct) == 1:
+        return change(scores_BTV.flatten(0, 1), values[0]).view(scores_BTV.shape)
+    changed_BTV = torch.empty_like(scores_BTV)
+    for value in distinct:
+        places = torch.tensor([b for b, own in enumerate(values) if own == value], device=scores_BTV.device)
+        part_BTV = scores_BTV[places]
+        changed_BTV[places] = change(part_BTV.flatten(0, 1), value).view(part_BTV.shape)
+    return changed_BTV
+
+
+def _lowered(scores_MV: Tensor, penalty: float) -> Tensor:
+    return torch.where(scores_MV < 0, scores_MV * penalty, scores_MV / penalty)
+
+
+def _warped(scores_MV: Tensor, params: SamplingParams) -> Tensor:
+    """A greedy row's are left as they are: only their argmax counts."""
+    if params.greedy:
+        return scores_MV
+    if params.temperature != 1:
+        scores_MV = scores_MV / params.temperature
+    if params.top_k is not None:
+        least_M1 = scores_MV.topk(min(params.top_k, scores_MV.shape[-1])).values[:, -1:]
+        scores_MV = scores_MV.masked_fill(scores_MV < least_M1, -torch.inf)
+    if params.top_p < 1:
+        scores_MV = scores_MV.masked_fill(_outside_top_p(scores_MV, params.top_p), -torch.inf)
+    if params.min_p > 0:
+        probs_MV = scores_MV.softmax(-1)
+        unlikely_MV = probs_MV < params.min_p * probs_MV.amax(-1, keepdim=True)
+        scores_MV = scores_MV.masked_fill(unlikely_MV, -torch.inf)
+    return scores_MV
+
+
+def _outside_top_p(scores_MV: Tensor, top_p: float) -> Tensor:
+    """(M, V) bool. Which of several equal scores at the edge stay follows from the sort, so it is called in one way."""
+    ascending_MV, order_MV = torch.sort(scores_MV, descending=False)
+    dropped_MV = ascending_MV.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped_MV[:, -1] = False
+    return dropped_MV.scatter(1, order_MV, dropped_MV)

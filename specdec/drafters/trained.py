@@ -1,0 +1,102 @@
+"""Folders of what is trained beside a target: settings as JSON, weights as safetensors, and checks that they fit it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from specdec import assets
+from specdec.errors import ConfigError
+from specdec.models.causal_lm import CausalLM
+from specdec.models.execution.fusable import changed, no_plain_weight
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def target_shape(target: CausalLM) -> dict[str, int]:
+    """What heads must share with their target."""
+    config = target.module.config.get_text_config()
+    shape = {"hidden_size": config.hidden_size, "vocab_size": target.vocab_size}
+    return {**shape, "num_target_layers": target.num_layers}
+
+
+def save_heads(folder: Path, kind: str, settings: dict[str, Any], module: nn.Module, target: CausalLM) -> None:
+    """Write the folder: config.json and bfloat16 weights, which are loaded in the target's own number format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in _own(module).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {"drafter": kind, **settings, **target_shape(target)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_settings(path: str, kind: str, target: CausalLM) -> dict[str, Any]:
+    """The settings of a folder.
+
+    Raises:
+        ConfigError: it is no such folder, or it was trained for another kind of drafter or target.
+    """
+    try:
+        settings: dict[str, Any] = json.loads((_folder(path) / CONFIG).read_text())
+        found = settings["drafter"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"drafter.path={path}: no folder of `python train.py task=heads heads.kind={kind}` "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    if found != kind:
+        raise ConfigError(f"drafter.path={path} was trained for drafter={found}, not drafter={kind}")
+    for name, value in target_shape(target).items():
+        if settings.get(name) != value:
+            raise ConfigError(
+                f"drafter.path={path} was trained for a target with {name} {settings.get(name)}; this one has {value}"
+            )
+    return settings
+
+
+def load_weights(path: str, module: nn.Module) -> None:
+    """Fill the module from the folder's weights.
+
+    Raises:
+        ConfigError: the file is damaged, or of another shape.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(load_file(_folder(path) / WEIGHTS), strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"drafter.path={path}: {WEIGHTS} cannot be loaded: {reason}") from None
+    if unexpected or set(missing) & set(_own(module)):
+        raise ConfigError(f"drafter.path={path}: {WEIGHTS} does not hold the weights that {CONFIG} promises")
+
+
+def plain_head(head: Any) -> nn.Linear:
+    """A target's head, for a module that begins with a copy of its weights.
+
+    Raises:
+        ConfigError: it is more than its matrix (an adapter, a hook, a quantised weight), which a copy would lose.
+    """
+    reason = changed(head, nn.Linear) or no_plain_weight(head)
+    if reason is not None:
+        raise ConfigError(
+            f"heads that begin as copies of the target's own cannot: it {reason}; merge the adapter first"
+        )
+    plain: nn.Linear = head
+    return plain
+
+
+def placed(module: nn.Module, target: CausalLM) -> Any:
+    """The module ready to draft beside the target: its device, its number format, no gradients."""
+    return module.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if "rotary" not in name}
+
+
+def _folder(path: str) -> Path:
+    return Path(assets.resolve(path)).expanduser()

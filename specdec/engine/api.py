@@ -1,0 +1,240 @@
+"""Batched speculative generation for any causal model of `transformers`, without a config.
+
+`generate` is the drop-in for ``model.generate``: every row gets the tokens that it would have got alone. `stream`
+yields them as they come. `Engine` keeps what can be kept between calls. Alignment is `inplace`, the scheduler
+`continuous`, and the draft length comes from what the draft costs; none of them changes a greedy token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.alignment.base import Alignment
+from specdec.alignment.inplace import InplaceAlignment
+from specdec.core.clock import Clock
+from specdec.core.sequence import SequencePool
+from specdec.draft_lengths.fixed import FixedLength
+from specdec.drafters.base import Drafter
+from specdec.drafters.context import DrafterContext
+from specdec.engine.call import Plan, make_plan
+from specdec.engine.inputs import Inputs
+from specdec.engine.loop import Engine as Rounds
+from specdec.engine.output import Event, SpeculativeOutput, events_of, sequences, statistics
+from specdec.engine.wrapping import (
+    Model,
+    check_device,
+    check_unmoved,
+    choose_drafter,
+    choose_gamma,
+    evaluating,
+    wrapped,
+)
+from specdec.errors import ConfigError
+from specdec.models.causal_lm import CausalLM
+from specdec.models.vocabulary import check_fit
+from specdec.registry import create, lookup
+from specdec.schedulers.continuous import ContinuousScheduler
+
+
+def generate(
+    target: Model,
+    draft: Model | str | None,
+    inputs: Inputs | None = None,
+    generation_config: Any = None,
+    *,
+    tokenizer: Any = None,
+    draft_tokenizer: Any = None,
+    gamma: int | None = None,
+    verifier: str = "block",
+    **call: Any,
+) -> Tensor | SpeculativeOutput:
+    """``target.generate(inputs, ...)``, speculative, for any batch.
+
+    See `Engine` for the models and `Engine.generate` for everything else. Each call asks both models with three
+    short forwards whether they can be run so; an `Engine` asks once.
+    """
+    engine = Engine(target, draft, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer, gamma=gamma, verifier=verifier)
+    return engine.generate(inputs, generation_config, **call)
+
+
+def stream(
+    target: Model,
+    draft: Model | str | None,
+    inputs: Inputs | None = None,
+    generation_config: Any = None,
+    *,
+    tokenizer: Any = None,
+    draft_tokenizer: Any = None,
+    gamma: int | None = None,
+    verifier: str = "block",
+    **call: Any,
+) -> Iterator[Event]:
+    """Like `generate`, as an iterator of events: the new tokens of one row in one round."""
+    engine = Engine(target, draft, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer, gamma=gamma, verifier=verifier)
+    return engine.stream(inputs, generation_config, **call)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What holds caches, and is kept from one call to the next."""
+
+    target: Alignment
+    drafter: Drafter
+    clock: Clock
+
+
+class Engine:
+    """A target, a draft and their caches, for any number of calls. Rows of different calls never meet.
+
+    Args:
+        target: the model whose output is wanted, of `transformers` or wrapped as a CausalLM.
+        draft: a smaller model of the same vocabulary; the name of a drafter that needs none ("prompt_lookup",
+            "trigram", "self"); or None for plain batched decoding.
+        tokenizer: needed for texts and stop strings. draft_tokenizer: the draft's own, if it is another one.
+        gamma: drafted tokens per row and round; None chooses by what the draft costs.
+        verifier: how samples are verified ("block", "rejection", "naive"); greedy decoding has only one way.
+
+    Raises:
+        PairError: a model cannot be run in aligned batches, or the two do not fit together. ConfigError: a setting.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        draft: Model | str | None = None,
+        *,
+        tokenizer: Any = None,
+        draft_tokenizer: Any = None,
+        gamma: int | None = None,
+        verifier: str = "block",
+    ) -> None:
+        if gamma is not None and (isinstance(gamma, bool) or not isinstance(gamma, int) or gamma < 0):
+            raise ConfigError(f"gamma={gamma!r}: it must be a whole number, 0 or more")
+        entry = lookup("verifier", verifier)
+        if entry.lossy or entry.known_incorrect or verifier == "greedy":
+            raise ConfigError(f"verifier={verifier}: choose one that samples without loss: block, rejection or naive")
+        self.tokenizer = tokenizer
+        self.target = wrapped(target, "target")
+        self.draft = None if draft is None or isinstance(draft, str) else wrapped(draft, "draft")
+        self._draft_tokenizer = draft_tokenizer
+        self._drafter = choose_drafter(draft, draft_tokenizer)
+        check_device(self.target, self.draft)
+        by_text = self._drafter == "retokenize"
+        check_fit(self.target, self.draft, tokenizer, draft_tokenizer, by_text=by_text, settings=False)
+        self.gamma = choose_gamma(self.target, self.draft) if gamma is None else gamma
+        self._sampling_verifier = create("verifier", verifier)
+        self._greedy_verifier = create("verifier", "greedy")
+        self._idle: list[_Parts] = [self._parts()]
+
+    def generate(
+        self,
+        inputs: Inputs | None = None,
+        generation_config: Any = None,
+        *,
+        input_ids: Inputs | None = None,
+        attention_mask: Tensor | None = None,
+        streamer: Any = None,
+        seed: int | SequenceOf[int] | None = None,
+        batch: int | None = None,
+        **settings: Any,
+    ) -> Tensor | SpeculativeOutput:
+        """What the target's own ``generate`` returns for each row alone, in one block.
+
+        Args:
+            inputs: (B, W) token ids padded on either side, what a tokenizer returns, ragged lists of ids, or texts.
+            generation_config: a GenerationConfig of `transformers`. input_ids: another name for inputs.
+            attention_mask: (B, W), 1 for real tokens. Without one all tokens are real, whatever their ids.
+            streamer: a streamer of `transformers` for one row; for more, a list with one streamer per row.
+            seed: of sampling; or one per row. None draws one from torch's generator. A row's tokens depend on its
+                seed and number, and not on the other rows.
+            batch: most rows in flight at a time; None takes all at once.
+            settings: options of ``model.generate`` by name. max_length counts each row's own tokens.
+
+        Returns:
+            (B, W + N) ids: the inputs as given, then the new tokens from column W on, finished rows padded on the
+            right; lists and texts are padded on the left to a block first. With return_dict_in_generate=True a
+            SpeculativeOutput, which holds that as ``sequences``, with acceptance statistics.
+
+        Raises:
+            ConfigError: an option is unknown, unsupported or out of range. DataError: a row cannot be continued.
+        """
+        plan = self._plan(inputs, generation_config, input_ids, attention_mask, seed, batch, settings)
+        streamers = _streamers(streamer, plan)
+        for event in self._run(plan):
+            if streamers:
+                for token in event.tokens:
+                    streamers[event.row].put(torch.tensor([token]))
+                if event.stop_reason:
+                    streamers[event.row].end()
+        result = sequences(plan.block, plan.rows, plan.options.pad_token_id, self.target.device)
+        return statistics(plan.rows, result, self.tokenizer) if plan.options.return_dict else result
+
+    def stream(
+        self,
+        inputs: Inputs | None = None,
+        generation_config: Any = None,
+        *,
+        input_ids: Inputs | None = None,
+        attention_mask: Tensor | None = None,
+        seed: int | SequenceOf[int] | None = None,
+        batch: int | None = None,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """The same tokens as `generate`, row by row and round by round. Errors are raised at once, not by ``next``."""
+        return self._run(self._plan(inputs, generation_config, input_ids, attention_mask, seed, batch, settings))
+
+    def _plan(self, inputs: Any, generation_config: Any, input_ids: Any, *call: Any) -> Plan:
+        """Everything that can be wrong is found here, before any model runs."""
+        if (inputs is None) == (input_ids is None):
+            raise ConfigError("inputs: give the prompts once, as inputs or as input_ids")
+        models = [self.target] if self.draft is None or self._drafter == "retokenize" else [self.target, self.draft]
+        check_unmoved([self.target] if self.draft is None else [self.target, self.draft])
+        return make_plan(models, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
+
+    def _run(self, plan: Plan) -> Iterator[Event]:
+        """Rounds until the last row ends. Caches go back only when no row is left in them."""
+        parts = self._idle.pop() if self._idle else self._parts()
+        samples = any(row.sampling is not None and not row.sampling.greedy for row in plan.rows)
+        rounds = Rounds(
+            parts.target,
+            parts.drafter,
+            self._sampling_verifier if samples else self._greedy_verifier,
+            ContinuousScheduler(plan.batch, plan.batch),
+            FixedLength(gamma=self.gamma),
+            parts.clock,
+        )
+        pool = SequencePool(plan.rows)
+        while not pool.done:
+            with evaluating(self.target, self.draft):
+                outcome = rounds.step(pool)
+            yield from events_of(outcome)
+        self._idle.append(parts)
+
+    def _parts(self) -> _Parts:
+        """Empty caches, and a drafter over its own."""
+        clock = Clock()
+
+        def align(model: CausalLM) -> Alignment:
+            return InplaceAlignment(model, clock)
+
+        context = DrafterContext(self.target, self.draft, align, clock, self.tokenizer, self._draft_tokenizer)
+        return _Parts(align(self.target), create("drafter", self._drafter, context), clock)
+
+
+def _streamers(streamer: Any, plan: Plan) -> list[Any]:
+    """One streamer per row (none at all without any), each shown its prompt first, as ``transformers`` does."""
+    if streamer is None:
+        return []
+    streamers = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
+    if len(streamers) != len(plan.rows):
+        raise ConfigError(f"streamer: {len(streamers)} for {len(plan.rows)} rows; give a list with one per row")
+    for one, row in zip(streamers, plan.rows, strict=True):
+        one.put(torch.tensor([row.prompt_ids]))
+    return streamers

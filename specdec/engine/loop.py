@@ -1,0 +1,166 @@
+"""The round: select -> draft -> verify -> commit.
+
+Between rounds every row has committed its prompt and output; the target's cache holds all of that but the last
+token, which the next round feeds first. This holds from the first round on, so no round is special.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.layout import padded
+from specdec.core.clock import Clock
+from specdec.core.sampling import penalized, processed, round_noise, scores_of, seen_tokens, settings_of
+from specdec.core.sequence import Sequence, SequencePool
+from specdec.draft_lengths.base import DraftLength
+from specdec.drafters.base import Draft, Drafter
+from specdec.engine.prefill import Prefill
+from specdec.errors import PairError
+from specdec.schedulers.base import Scheduler
+from specdec.verifiers.base import Verdict, Verifier
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round did: raw counts, from which every ratio is derived."""
+
+    rows: list[Sequence]
+    num_drafted: list[int]
+    num_accepted: list[int]  # of what the verifier accepted, the tokens that were emitted (a stop may cut it)
+    emitted: list[list[int]]
+    same_length: bool
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage of the clock
+    finished: list[Sequence] = field(default_factory=list)
+
+
+class Engine:
+    """Runs rounds over a pool of rows. Knows no model: only the four contracts."""
+
+    def __init__(
+        self,
+        target: Alignment,
+        drafter: Drafter,
+        verifier: Verifier,
+        scheduler: Scheduler,
+        draft_length: DraftLength,
+        clock: Clock | None = None,
+        *,
+        prefill_chunk: int | None = None,
+    ) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.verifier = verifier
+        self.scheduler = scheduler
+        self.draft_length = draft_length
+        self.clock = clock or Clock()
+        self.prefill = Prefill(target, drafter, self.clock, scheduler.prefill_share, prefill_chunk)
+        self._counted = dict(self.clock.seconds)
+
+    def step(self, pool: SequencePool) -> Round:
+        """Run one round and retire the rows that it finished."""
+        with self.clock.stage("other"):
+            rows = self._select(pool)
+            same_length = len({row.length for row in rows}) == 1
+            with self.clock.stage("draft"):
+                draft = self._draft(rows)
+            with self.clock.stage("verify"):
+                verdict = self._verify(rows, draft)
+            outcome = self._emit(rows, draft, verdict)
+            self.scheduler.end_round(rows)
+            outcome.same_length = same_length
+            self._commit(rows, verdict)
+            outcome.finished = pool.retire()
+        now = dict(self.clock.seconds)
+        outcome.seconds = {stage: total - self._counted[stage] for stage, total in now.items()}
+        self._counted = now  # what follows belongs to the next round, so that no moment is lost
+        with self.clock.stage("schedule"):
+            self.prefill.decoded(sum(outcome.seconds.values()) - outcome.seconds["prefill"])
+            self.draft_length.observe(outcome)
+        return outcome
+
+    def _select(self, pool: SequencePool) -> list[Sequence]:
+        with self.clock.stage("schedule"):
+            rows = self.scheduler.select(pool)
+        return self.prefill.ready(rows, self.draft_length.drafting)
+
+    def _draft(self, rows: list[Sequence]) -> Draft:
+        gammas = self._gammas(rows)
+        if any(gammas):
+            return self.drafter.propose(rows, gammas)
+        return Draft(torch.zeros(len(rows), 0, dtype=torch.long, device=self.target.model.device), gammas)
+
+    def _gammas(self, rows: list[Sequence]) -> list[int]:
+        """Wished draft lengths, cut per row: the token that every round adds needs room in the row's budget."""
+        wished = self.draft_length.choose(rows)
+        if self.drafter.max_length is not None:
+            wished = [min(gamma, self.drafter.max_length) for gamma in wished]
+        return [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
+
+    def _verify(self, rows: list[Sequence], draft: Draft) -> Verdict:
+        """One target forward over [last token, drafted tokens] of every row."""
+        device = draft.tokens_BG.device
+        last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
+        # A chain is the default of both sides; in a tree the last committed token becomes node 0.
+        parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
+        with self.target.model.giving("both" if self.drafter.reads_hidden else "logits"):
+            logits_BTV = self.target.forward(
+                [row.index for row in rows],
+                torch.cat([last_B1, draft.tokens_BG], dim=1),
+                [1 + count for count in draft.num_drafted],
+                parents,
+            )
+        if not self.drafter.reads_hidden:
+            return self._judge(rows, draft, logits_BTV)
+        vocab_size = self.target.model.vocab_size
+        verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
+        self.drafter.see(rows, logits_BTV[..., vocab_size:], [[0, *(node + 1 for node in p)] for p in verdict.paths])
+        return verdict
+
+    def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:
+        """Greedy rows need no probabilities; where a row samples, the verifier gets the law that it samples from."""
+        settings = settings_of(rows)
+        if settings is None:
+            return self.verifier.verify(draft, scores_of(logits_BTV))
+        scores_BTV = penalized(logits_BTV, settings, seen_tokens(rows, draft, logits_BTV))
+        if all(row_settings.greedy for row_settings in settings):
+            return self.verifier.verify(draft, scores_BTV)
+        noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device)
+        verdict = self.verifier.verify_sampled(draft, processed(scores_BTV, settings), noise)
+        if max(verdict.next_tokens) >= logits_BTV.shape[-1]:
+            raise PairError("NaN among the logits of the target or the draft: try runner.dtype=bfloat16 or float32")
+        return verdict
+
+    def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
+        drafted = draft.tokens_BG.tolist()
+        emitted, num_accepted = [], []
+        now = self.clock.now()
+        for b, row in enumerate(rows):
+            path = verdict.paths[b]
+            kept = row.emit([*(drafted[b][node] for node in path), verdict.next_tokens[b]])
+            accepted = min(len(path), len(kept))
+            row.accepted_lengths.append(accepted)
+            row.num_drafted += draft.num_candidates[b]
+            row.num_accepted += accepted
+            row.first_token_s = row.first_token_s or now
+            emitted.append(kept)
+            num_accepted.append(accepted)
+        return Round(rows, draft.num_candidates, num_accepted, emitted, same_length=False)
+
+    def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:
+        """Finished rows leave first, so that nobody pays for keeping them aligned."""
+        gone = [row for row in rows if row.finished]
+        if gone:
+            now = self.clock.now()
+            for row in gone:
+                row.finished_s = now
+            self.prefill.release(gone)
+            self.drafter.release(gone)
+        alive = [(row, path) for row, path in zip(rows, verdict.paths, strict=True) if not row.finished]
+        if alive:
+            kept: list[Kept] = [[0, *(node + 1 for node in path)] for _, path in alive]
+            self.target.commit([row.index for row, _ in alive], kept)
+            self.drafter.commit([row for row, _ in alive])

@@ -1,0 +1,95 @@
+"""What a call gives back: events per row while it runs, and sequences with what was counted at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from specdec.core.sequence import Sequence
+from specdec.engine.inputs import Block
+from specdec.engine.loop import Round
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The new tokens of one row in one round."""
+
+    row: int  # number of the prompt in the call
+    tokens: list[int]  # at least one; the accepted ones come first
+    num_accepted: int  # tokens of the draft among them
+    num_drafted: int
+    stop_reason: str | None  # "stop", "stop_string" or "length" in the row's last event
+
+    @property
+    def kinds(self) -> list[str]:
+        """For each token: accepted, recovered (after a rejection), bonus (after full acceptance), or plain."""
+        last = "plain" if not self.num_drafted else "bonus" if self.num_accepted == self.num_drafted else "recovered"
+        return ["accepted"] * self.num_accepted + [last] * (len(self.tokens) - self.num_accepted)
+
+
+@dataclass
+class SpeculativeOutput(ModelOutput):  # type: ignore[misc]
+    """What ``return_dict_in_generate`` returns. All lists have one entry per row; counts are raw, ratios derived."""
+
+    sequences: Tensor | None = None  # (B, W + most new tokens): the call's plain result
+    num_new_tokens: list[int] | None = None
+    num_drafted: list[int] | None = None
+    num_accepted: list[int] | None = None
+    num_verify_calls: list[int] | None = None  # target forwards that the row took part in, its prefill not counted
+    accepted_lengths: list[list[int]] | None = None  # accepted tokens in each of those
+    stop_reasons: list[str] | None = None  # "stop", "stop_string" or "length"
+    texts: list[str] | None = None  # of the new tokens, without special ones, where a tokenizer is known
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / drafted tokens, over all rows; 0 where nothing was drafted."""
+        return sum(self.num_accepted or []) / max(sum(self.num_drafted or []), 1)
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """New tokens per row and verify call."""
+        return sum(self.num_new_tokens or []) / max(sum(self.num_verify_calls or []), 1)
+
+
+def events_of(outcome: Round) -> Iterator[Event]:
+    """A round as one event per row."""
+    for b, row in enumerate(outcome.rows):
+        yield Event(row.index, outcome.emitted[b], outcome.num_accepted[b], outcome.num_drafted[b], row.stop_reason)
+
+
+def sequences(block: Block, rows: list[Sequence], pad_token_id: int | None, device: torch.device) -> Tensor:
+    """(B, W + N): the prompts as they were given, then the new tokens, padded on the right.
+
+    New tokens begin behind the block of prompts, in column W of every row, on whichever side that is padded: the
+    layout of ``transformers.generate``. Lists and texts form a block that is padded on the left.
+    """
+    pad = 0 if pad_token_id is None else pad_token_id  # None: it was made sure that nothing is padded
+    new = [row.output_ids for row in rows]
+    most = max(map(len, new))
+    if block.input_ids is None:
+        width = max(map(len, block.rows))
+        prompts = torch.tensor([[pad] * (width - len(row)) + row for row in block.rows], device=device)
+    else:
+        prompts = block.input_ids
+    tail = torch.tensor([ids + [pad] * (most - len(ids)) for ids in new], device=prompts.device)
+    return torch.cat([prompts, tail], dim=1)
+
+
+def statistics(rows: list[Sequence], sequences_BT: Tensor, tokenizer: Any) -> SpeculativeOutput:
+    """The rows' counts beside their sequences."""
+    decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    return SpeculativeOutput(
+        sequences=sequences_BT,
+        num_new_tokens=[len(row.output_ids) for row in rows],
+        num_drafted=[row.num_drafted for row in rows],
+        num_accepted=[row.num_accepted for row in rows],
+        num_verify_calls=[len(row.accepted_lengths) for row in rows],
+        accepted_lengths=[row.accepted_lengths for row in rows],
+        stop_reasons=[str(row.stop_reason) for row in rows],
+        texts=None if decode is None else [decode(row.output_ids) for row in rows],
+    )

@@ -1,0 +1,128 @@
+"""Prefill: newcomers' prompts are read before their first round, between the rounds of the rows that decode already.
+
+Where nobody decodes, prompts are read at once. Otherwise a round waits for as many prompt tokens as take the
+scheduler's ``prefill_share`` of the time, and a row joins the rounds when its prompt is read.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from specdec.alignment.base import Alignment
+from specdec.alignment.reader import Reader
+from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence
+from specdec.drafters.base import Drafter
+
+MIN_TOKENS, FIRST_TOKENS, MAX_TOKENS = 64, 256, 8192  # smaller parts would cost a forward's fixed time too often
+SAVED_ROUNDS = 4  # for which time that was not needed for reading is saved up
+
+
+class Pace:
+    """How many prompt tokens may be read before the next round.
+
+    The number is a power of two that is doubled or halved by what the last reading took, so it needs no model of the
+    costs. What a reading took beyond its allowance is paid back in rounds without any, so the share holds over time.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._ratio = share / (1 - share)  # seconds of reading per second of decoding
+        self._tokens = FIRST_TOKENS
+        self._allowance_s = 0.0
+        self._credit_s = 0.0
+
+    def budget(self) -> int:
+        """Tokens that may be read now, 0 while a debt is being paid."""
+        return self._tokens if self._credit_s >= 0 else 0
+
+    def read(self, seconds: float, num_tokens: int) -> None:
+        """A reading of so many tokens took so long."""
+        self._credit_s -= seconds
+        if seconds > self._allowance_s:
+            self._tokens = max(self._tokens // 2, MIN_TOKENS)
+        elif 2 * seconds < self._allowance_s and num_tokens >= self._tokens:
+            self._tokens = min(self._tokens * 2, MAX_TOKENS)
+
+    def decoded(self, seconds: float) -> None:
+        """A round took so long, without prefill."""
+        self._allowance_s = self._ratio * seconds
+        self._credit_s = min(self._credit_s + self._allowance_s, SAVED_ROUNDS * self._allowance_s)
+
+
+class Prefill:
+    """Reads prompts into the caches of target and draft.
+
+    Args:
+        share: of the time, at most, where other rows wait for it; 1 reads prompts whole.
+        chunk: tokens of a prompt per forward, at most, to bound the memory that a forward takes; None: no bound.
+    """
+
+    def __init__(self, target: Alignment, drafter: Drafter, clock: Clock, share: float, chunk: int | None) -> None:
+        self._target = Reader(target, drafter.see if drafter.reads_hidden else None)
+        self._drafter = drafter
+        self._clock = clock
+        self._pace = Pace(share) if share < 1 else None
+        self._chunk = chunk
+        self._unread: dict[int, int] = {}  # of rows that were not read to their end: tokens that are missing
+
+    def ready(self, rows: list[Sequence], drafting: bool) -> list[Sequence]:
+        """Read on in the prompts of ``rows``; returns those that can decode now, at least one.
+
+        Where no row drafts (``drafting`` is false) the draft reads nothing; it catches up when it is asked again.
+        """
+        new = [row for row in rows if row.admitted_s is None]
+        if not new and not self._unread:
+            return rows
+        with self._clock.stage("prefill"):
+            self._admit(new)
+            reading = [row for row in rows if row.index in self._unread]
+            if self._pace is None or len(reading) == len(rows):
+                self._read(reading, None, drafting)
+            elif reading and (budget := self._pace.budget()):
+                start = self._clock.now()
+                num_tokens = self._read(reading, budget, drafting)
+                if self._target.alignment.model.device.type == "cuda":
+                    torch.cuda.synchronize()
+                self._pace.read(self._clock.now() - start, num_tokens)
+        return [row for row in rows if row.index not in self._unread]
+
+    def decoded(self, seconds: float) -> None:
+        """A round's own time, which the newcomers' share is measured by."""
+        if self._pace is not None:
+            self._pace.decoded(seconds)
+
+    def _admit(self, rows: list[Sequence]) -> None:
+        now = self._clock.now()
+        for row in rows:
+            row.admitted_s = now
+            self._unread[row.index] = len(row.prompt_ids) - 1  # the last token is fed by the first round
+        if rows:
+            self._drafter.admit(rows)
+
+    def _read(self, rows: list[Sequence], budget: int | None, drafting: bool) -> int:
+        """Feed up to ``budget`` tokens, first come, first served; returns how many were fed."""
+        num_fed = 0
+        while rows and (budget is None or num_fed < budget):
+            stops = []
+            for row in rows:
+                left = self._unread[row.index]
+                count = min(left, self._chunk or left)
+                if budget is not None:
+                    count = min(count, budget - num_fed)
+                num_fed += count
+                self._unread[row.index] = left - count
+                stops.append(len(row.prompt_ids) - 1 - self._unread[row.index])
+            self._target.read(rows, stops)
+            if drafting:
+                self._drafter.read(rows, stops)
+            done = [row for row in rows if not self._unread[row.index]]
+            if done and self._drafter.probe_ids:
+                self._target.probe(done, self._drafter.probe_ids)
+            for row in done:
+                del self._unread[row.index]
+            rows = [row for row in rows if row.index in self._unread]
+        return num_fed
+
+    def release(self, rows: list[Sequence]) -> None:
+        """Forget the target's caches of rows."""
+        self._target.release(rows)

@@ -1,0 +1,1 @@
+"""Reference outputs on disk, and whether a difference from them is explained by rounding."""

@@ -1,0 +1,167 @@
+"""Loading checkpoints through `transformers`: Hub names or local folders, safely, with errors of one line."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+
+from specdec import assets
+from specdec.errors import ConfigError, PairError
+from specdec.models.causal_lm import check_supported
+
+
+def load_model(
+    role: str, name: str, pair: DictConfig, dtype: torch.dtype, device: torch.device, num_parts: int = 1
+) -> Any:
+    """A causal language model from a Hub name or a local folder.
+
+    With ``num_parts`` above 1, `transformers` splits it over that many processes, of which this must be one.
+
+    Raises:
+        PairError: it cannot be loaded; the message says how to give a local folder.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _quiet()
+    source = _source(role, name)
+    try:
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
+        )
+        check_supported(config, f"pair.{role}={name}")
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=pair.attention,
+            trust_remote_code=pair.trust_remote_code,
+            use_safetensors=None if pair.allow_pickle else True,
+            local_files_only=_is_folder(name),
+            output_loading_info=True,
+            **_split(role, name, config.get_text_config(), num_parts),
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise PairError(_explain(role, name, error)) from error
+    module, loaded = found
+    if missing := missing_weights(loaded):
+        raise PairError(
+            f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a whole one, or set "
+            "weights=random"
+        )
+    return module if num_parts > 1 else move(module, device)
+
+
+def missing_weights(loaded: dict[str, Any]) -> str | None:
+    """What a checkpoint lacks of its architecture: `transformers` fills it with random numbers, and warns.
+
+    Args:
+        loaded: what ``from_pretrained`` tells with ``output_loading_info``.
+    """
+    missing: list[str] = sorted(loaded["missing_keys"])
+    if not missing:
+        return None
+    return missing[0] + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
+
+
+def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
+    """What makes `transformers` split a model by its own plan."""
+    if num_parts == 1:
+        return {}
+    if find_spec("accelerate") is None:
+        raise ConfigError("runner.tensor_parallel=true needs accelerate: pip install 'specdec[parallel]'")
+    heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if any(count % num_parts for count in heads):
+        raise PairError(
+            f"pair.{role}={name} has {heads[0]} attention and {heads[1]} key-value heads, which {num_parts} processes "
+            "cannot share: set runner.devices to a divisor of both"
+        )
+    if not getattr(config, "base_model_tp_plan", None):
+        raise PairError(
+            f"pair.{role}={name} ({config.model_type}) has no plan in transformers to split it by: set "
+            "runner.tensor_parallel=false"
+        )
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=num_parts, tp_plan="auto")}
+
+
+def load_tokenizer(name: str, pair: DictConfig) -> Any:
+    """The tokenizer of a Hub name or a local folder."""
+    from transformers import AutoTokenizer
+
+    _quiet()
+    source = _source("tokenizer", name)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PairError(_explain("tokenizer", name, error)) from error
+
+
+def _is_folder(name: str) -> bool:
+    return Path(assets.resolve(name)).is_dir()
+
+
+def _source(role: str, name: str) -> str:
+    """A folder that exists, or a Hub name; anything that looks like a path but is no folder is an error."""
+    resolved = assets.resolve(name)
+    if Path(resolved).expanduser().is_dir():
+        return str(Path(resolved).expanduser())
+    if name.startswith(("/", ".", "~", assets.PREFIX)) or name.count("/") != 1:
+        raise ConfigError(f"pair.{role}={name}: no such folder, and not a Hub name (ORGANISATION/MODEL)")
+    if _hub_is_unknown() and not _is_cached(name):
+        raise PairError(_explain(role, name, OSError("no connection, and not in the local cache")))
+    return name
+
+
+def _quiet() -> None:
+    """The Hub client logs every retry, and transformers long prompts and more; our one line says what matters."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for name in ("huggingface_hub", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _hub_is_unknown() -> bool:
+    """Whether the Hub's host has no address here, so that half a minute of retries would be in vain."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if getproxies() or host is None:
+        return False
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return True
+    return False
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "tokenizer_config.json"))
+
+
+def move(module: Any, device: torch.device) -> Any:
+    """The module on a device (transformers annotates ``to`` in a way that no caller can satisfy)."""
+    return module.to(device)
+
+
+def _explain(role: str, name: str, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if _is_folder(name):
+        return f"pair.{role}={name}: the folder does not hold a checkpoint that can be loaded: {reason}"
+    remedy = f"download it and set pair.{role}=FOLDER (Hub format)"
+    if role != "tokenizer":
+        remedy += ", or set weights=random for the same architecture without a download"
+    return f"cannot load the {role} model {name!r} from the Hub: {remedy} [{reason}]"

@@ -1,0 +1,189 @@
+"""Whether a model can be run on an aligned batch: asked of the model itself, before anything else.
+
+An architecture that ignores positions or masks, keeps a state of another kind, or takes other arguments would give
+wrong tokens or a third-party traceback in the middle of a run. Lists of names grow old; the question does not. It is
+asked twice: of a small copy of the architecture, past everything that begins late (specdec.models.probe), and of the
+loaded module, in a few tokens, because a module may have been changed after it was made.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specdec.errors import PairError
+from specdec.models.causal_lm import CausalLM, check_supported
+from specdec.models.execution.fusable import foreign_hooks
+from specdec.models.masks import MaskForm, forms
+from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, forward_alone, probe
+from specdec.models.small_copy import field
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""Largest difference of the loaded module's logits from its own, as a share of the largest logit."""
+NUM_TOKENS, NUM_PADS = 6, 3
+QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized")  # where the classes of such modules are defined
+
+
+def supported(module: Any, name: str) -> CausalLM:
+    """The model, made ready for alignment.
+
+    Raises:
+        PairError: it cannot be; the message names the model and the reason.
+    """
+    check_supported(module.config, name)
+    described = f"{name} ({module.config.get_text_config().model_type})"
+    if (reason := _cannot_run(module)) is not None:
+        raise PairError(f"{described} {reason}")
+    alone_V = _alone(module, described)
+    finding = _probed(module, described)
+    try:
+        model = CausalLM(module, _form(module, finding))
+        _limit(model, finding, described)
+        aligned_BV = _aligned(model)
+    except PairError:
+        raise
+    except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
+        raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {_first_line(error)}")) from error
+    if _changed(module) and (reason := differs_itself(module, model.form, TOLERANCE[model.dtype])):
+        raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
+    difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
+    if not difference <= TOLERANCE[model.dtype]:
+        reason = f"after padding its logits differ by {difference:.1%} from its own"
+        raise PairError(_does_not_follow(described, reason))
+    return model
+
+
+def _probed(module: Any, described: str) -> Finding:
+    try:
+        finding = probe(module)
+    except Exception as error:
+        raise PairError(
+            f"{described} cannot be tried in a small copy, so nothing would show that a long row is right: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+    if finding.form is None:
+        called = "Error: " in finding.reason
+        raise PairError((_cannot_be_called if called else _does_not_follow)(described, finding.reason))
+    return finding
+
+
+def _form(module: Any, finding: Finding) -> MaskForm:
+    assert finding.form is not None
+    return forms(module)[finding.form]
+
+
+def _limit(model: CausalLM, finding: Finding, described: str) -> None:
+    """Let rows end before the position at which the model would no longer be exact."""
+    if finding.limit is None:
+        return
+    value = int(field(model.module.config.get_text_config(), finding.limit))
+    if value - 1 >= model.context_length:
+        return
+    model.max_columns, model.context_length = value - 1, min(model.context_length, value - 1 - MARGIN)
+    if model.context_length < 1:
+        raise PairError(f"{_does_not_follow(described, finding.reason)} (from {finding.limit}={value} on)")
+    model.notes.append(
+        f"{described}: rows end at {model.context_length} tokens; beyond {finding.limit}={value} {finding.reason}"
+    )
+
+
+def _cannot_be_called(described: str, reason: str) -> str:
+    return (
+        f"{described} cannot be run on an aligned batch, which needs explicit positions, a 4-D mask and a cache that "
+        f"is written in place: {reason}"
+    )
+
+
+def _does_not_follow(described: str, reason: str) -> str:
+    if reason == DISAGREES:
+        return f"{described} cannot be run exactly: {reason}"
+    return (
+        f"{described} does not follow explicit positions and masks: {reason}; speculative decoding in batches would be "
+        "wrong"
+    )
+
+
+def _cannot_run(module: Any) -> str | None:
+    """Why this module cannot be run here, as far as it can be seen without running it."""
+    config = module.config.get_text_config()
+    if field(module.config, "is_encoder_decoder") and not field(module.config, "is_decoder"):
+        return "is an encoder-decoder: speculative decoding here needs a decoder alone"
+    if any(type(part).__module__.startswith(QUANTISED) for part in module.modules()):
+        return (
+            "is quantised by PyTorch: its activations are scaled over the whole batch, so a row would depend on its "
+            "neighbours; load the unquantised model, or one whose weights alone are quantised"
+        )
+    if any(weight.device.type == "meta" for weight in module.parameters()):
+        return "has parts that are offloaded (device_map): load it on one device"
+    if not _takes_positions(module):
+        alibi = "; its attention biases (ALiBi) are made of the columns of a 2-D mask" if _has_alibi(config) else ""
+        return f"takes no position ids, which a batch needs whose rows advance unevenly{alibi}"
+    if _has_alibi(config):
+        return (
+            "makes its attention biases (ALiBi) of the columns of a 2-D mask, which are no positions in a batch whose "
+            "rows advance unevenly"
+        )
+    return None
+
+
+def _changed(module: Any) -> bool:
+    """Whether parts have a forward of their own, or hooks: a copy of the class would not show what they do."""
+    return any("forward" in vars(part) or foreign_hooks(part) for part in module.modules())
+
+
+def _has_alibi(config: Any) -> bool:
+    attention = field(config, "attn_config")
+    return bool(field(config, "alibi") or field(attention, "alibi") or config.model_type == "bloom")
+
+
+def _takes_positions(module: Any) -> bool:
+    """A wrapper names no arguments and hands them on: so any of the models that it is made of may name them."""
+    models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
+    named = (inspect.signature(part.forward).parameters for part in models)
+    return any({"input_ids", "position_ids"} <= names.keys() for names in named)
+
+
+def _tokens(vocab_size: int) -> list[int]:
+    return [(7 * i + 1) % vocab_size for i in range(NUM_TOKENS)]
+
+
+@torch.inference_mode()
+def _alone(module: Any, described: str) -> Tensor:
+    """The last token's logits (V), as `transformers` itself computes them."""
+    ids = torch.tensor([_tokens(module.config.get_text_config().vocab_size)], device=module.device)
+    try:
+        logits = forward_alone(module, ids)
+    except Exception as error:
+        raise PairError(
+            f"{described} cannot be run in {str(module.dtype).removeprefix('torch.')} on {module.device}, even alone: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return logits[0, -1]
+
+
+@torch.inference_mode()
+def _aligned(model: CausalLM) -> Tensor:
+    """The same (B, V) in two rows of a batch, one of them after padding, the last two tokens over the cache."""
+    starts_B1 = torch.tensor([[NUM_PADS], [0]], device=model.device)
+    columns_S = torch.arange(NUM_PADS + NUM_TOKENS, device=model.device)
+    tokens_S = torch.tensor(_tokens(model.vocab_size), device=model.device)
+    tokens_BS = tokens_S[(columns_S - starts_B1).clamp(min=0, max=NUM_TOKENS - 1)]
+    positions_BS = (columns_S - starts_B1).clamp(min=0)
+    mask_BSS = (columns_S <= columns_S[:, None]) & (columns_S >= starts_B1)[:, None]
+    mask_BSS |= torch.eye(len(columns_S), dtype=torch.bool, device=model.device)
+    kv, logits = model.empty_storage(2, len(columns_S)), []
+    for start, stop in ((0, len(columns_S) - 2), (len(columns_S) - 2, len(columns_S))):
+        fed = slice(start, stop)
+        mask_BTS = mask_BSS[:, fed, :stop]
+        logits.append(model.forward(tokens_BS[:, fed], positions_BS[:, fed], mask_BTS, kv.append(stop - start)))
+    logits_BSV = torch.cat(logits, dim=1)
+    return torch.stack([logits_BSV[0, -1], logits_BSV[1, NUM_TOKENS - 1]])
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no reason given"

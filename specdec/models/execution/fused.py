@@ -1,0 +1,201 @@
+"""Fused execution: the forward of the Llama family in few operations, prepared once, without the framework's layers.
+
+What it saves: queries, keys and values come from one product, gate and up from another; query heads that share a
+key head are folded into the queries, so that keys and values are never repeated; the mask is made once per forward,
+not once per layer; residuals are added by the product; large weights are packed on a CPU. The arithmetic is the
+model's own (the same norms, rotations and softmax), so that results agree up to rounding. Which models are computed so,
+and how that is checked: specdec.models.execution.fusable and agreement.
+
+Shape letters: M = B x T tokens, D hidden size, H query heads, K key heads, G = H / K, E head size, S columns.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from specdec.models.execution.base import Call, Execution
+from specdec.models.execution.fusable import can_fuse, windows_of
+from specdec.models.execution.linear import Linear, joined
+from specdec.models.masks import within_window
+
+if TYPE_CHECKING:
+    from specdec.models.causal_lm import CausalLM, KVWriter
+
+
+class RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 as the model's own does it."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight = module.weight.detach()
+        self.eps: float = module.variance_epsilon
+        self._eps = torch.tensor(self.eps, dtype=torch.float32, device=self.weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Over the last dimension."""
+        if x.dtype != torch.float32:
+            normed: Tensor = torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+            return normed
+        # torch.rms_norm is a dozen operations on a CPU; for a few tokens these five take half of its time.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(self.weight)
+
+
+class Layer:
+    """One decoder layer: attention and gated MLP, each behind a norm and added to its input."""
+
+    def __init__(self, module: Any, number: int, window: int | None, *, may_pack: bool = True) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.number, self.window = number, window
+        self.E: int = attention.head_dim
+        self.H, self.K = (part.out_features // self.E for part in (attention.q_proj, attention.k_proj))
+        self.scale: float = attention.scaling
+        self.norm_in, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
+        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj, may_pack=may_pack)
+        self.norm_q = RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.norm_k = RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.out = Linear(attention.o_proj.weight, attention.o_proj.bias, may_pack=may_pack)
+        self.gate_up = joined(mlp.gate_proj, mlp.up_proj, may_pack=may_pack)
+        self.down = Linear(mlp.down_proj.weight, mlp.down_proj.bias, may_pack=may_pack)
+        self.activation = mlp.act_fn
+
+    def __call__(self, x_MD: Tensor, rotation: tuple[Tensor, Tensor], mask_B1QS: Tensor, writer: KVWriter) -> Tensor:
+        """The hidden states after this layer; its keys and values go where the writer puts them."""
+        B, _, Q, _ = mask_B1QS.shape
+        T = Q * self.K // self.H
+        q_MHE, k_MKE, v_MKE = self.project(x_MD, *rotation)
+        keys = writer.write(2 * self.number, k_MKE.view(B, T, self.K, self.E).transpose(1, 2))
+        values = writer.write(2 * self.number + 1, v_MKE.view(B, T, self.K, self.E).transpose(1, 2))
+        return self.finish(x_MD, _attend(self, q_MHE, keys, values, mask_B1QS, B, T))
+
+    def project(self, x_MD: Tensor, cos_M1E: Tensor, sin_M1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (M, H, E) and keys (M, K, E), and values (M, K, E)."""
+        qkv = self.qkv(self.norm_in(x_MD)).view(len(x_MD), self.H + 2 * self.K, self.E)
+        qk = qkv[:, : self.H + self.K]
+        if self.norm_q is not None and self.norm_k is not None:
+            qk = torch.cat([self.norm_q(qk[:, : self.H]), self.norm_k(qk[:, self.H :])], dim=1)
+        qk = torch.addcmul(qk * cos_M1E, torch.roll(qk, self.E // 2, dims=-1), sin_M1E)
+        return qk[:, : self.H], qk[:, self.H :], qkv[:, self.H + self.K :]
+
+    def finish(self, x_MD: Tensor, heads_MX: Tensor) -> Tensor:
+        """What follows attention: output projection, MLP, and their residuals."""
+        x_MD = self.out.added_to(x_MD, heads_MX)
+        gate, up = self.gate_up(self.norm_mlp(x_MD)).chunk(2, dim=-1)
+        return self.down.added_to(x_MD, self.activation(gate) * up)
+
+
+class Rotation:
+    """Cosines and signed sines of positions, so that a rotation is x cos + roll(x) sin; from a table where that holds.
+
+    The frequencies of some scalings (dynamic, longrope) depend on the longest row at hand: they are asked for anew.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._fixed = getattr(module, "rope_type", None) in ("default", "linear", "llama3", "yarn")
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x_MD: Tensor, positions_BT: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+        """(M, 1, E) each, for positions that are all below ``bound``."""
+        if not self._fixed:
+            return self._ask(x_MD, positions_BT)
+        if self._table is None or len(self._table[0]) < bound:
+            self._table = self._ask(x_MD, torch.arange(2 * bound, device=x_MD.device)[None])
+        cos_P1E, sin_P1E = self._table
+        positions_M = positions_BT.reshape(-1)
+        return cos_P1E[positions_M], sin_P1E[positions_M]
+
+    def _ask(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        cos_M1E, sin_M1E = (part.flatten(0, 1)[:, None] for part in self._module(x_MD, positions_BT))
+        half = sin_M1E.shape[-1] // 2
+        return cos_M1E, torch.cat([-sin_M1E[..., :half], sin_M1E[..., half:]], dim=-1)
+
+
+class FusedExecution(Execution):
+    """Forwards of one model of the Llama family; see the module's text. Made by ``make_execution``, which checks it."""
+
+    name = "fused"
+
+    def __init__(self, model: CausalLM) -> None:
+        start = time.perf_counter()
+        decoder = model.module.model
+        self.model = model
+        self.rotation = Rotation(decoder.rotary_emb)
+        self.layers = [self._layer(decoder.layers[n], n, window) for n, window in enumerate(windows_of(decoder))]
+        self.norm = RMSNorm(decoder.norm)
+        self.head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
+        self._embed = decoder.embed_tokens
+        self._levels = mask_levels(model.dtype, model.device)
+        self._copied = any(product.copied for product in self._products())
+        self._weights = self._fingerprint()
+        self.prepare_s = time.perf_counter() - start
+
+    def _layer(self, module: Any, number: int, window: int | None) -> Layer:
+        return Layer(module, number, window)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed copies of weights."""
+        return sum(product.packed_bytes for product in self._products())
+
+    def _products(self) -> list[Linear]:
+        return [self.head, *(p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down))]
+
+    def holds(self) -> bool:
+        """See Execution: no adapter or hook has come since, and no weight that was copied has changed."""
+        return can_fuse(self.model) is None and self._fingerprint() == self._weights
+
+    def _fingerprint(self) -> list[tuple[int, int]]:
+        """Where each weight lies, and how often it was changed in place, if something here is a copy."""
+        weights = self.model.module.parameters()
+        return [(w.data_ptr(), w._version if self._copied and not w.is_inference() else 0) for w in weights]
+
+    def run(self, call: Call) -> Tensor:
+        """See Execution."""
+        embedded = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
+        B, T, D = embedded.shape
+        x_MD = embedded.view(B * T, D)
+        rotation = self.rotation(x_MD, call.positions_BT, call.writer.num_columns)
+        masks = additive_masks(self.layers, call.mask_BTS, self._levels)
+        for layer in self.layers:
+            x_MD = layer(x_MD, rotation, masks[layer.window], call.writer)
+        return self._answer(x_MD.view(B, T, D), call)
+
+    def _answer(self, x_BTD: Tensor, call: Call) -> Tensor:
+        hidden_BTD = self.norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
+        if call.gives == "hidden":
+            return hidden_BTD
+        logits_BTV = self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
+        return logits_BTV if call.gives == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
+
+
+def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What is added to the score of a column that is seen, and of one that is not."""
+    shown = torch.zeros((), dtype=dtype, device=device)
+    return shown, torch.full_like(shown, torch.finfo(dtype).min)
+
+
+def additive_masks(layers: list[Layer], mask_BTS: Tensor, levels: tuple[Tensor, Tensor]) -> dict[int | None, Tensor]:
+    """Masks (B, 1, G T, S) by window, for queries that are folded by key head."""
+    B, T, S = mask_BTS.shape
+    groups = layers[0].H // layers[0].K
+    masks = {}
+    for window in {layer.window for layer in layers}:
+        seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
+        seen_B1GTS = seen_BTS[:, None, None].expand(B, 1, groups, T, S)
+        masks[window] = torch.where(seen_B1GTS, *levels).view(B, 1, groups * T, S)
+    return masks
+
+
+def _attend(layer: Layer, q_MHE: Tensor, keys: Tensor, values: Tensor, mask: Tensor, B: int, T: int) -> Tensor:
+    """Attention (M, H E) of queries that are folded by key head: no key is repeated for the heads that share it."""
+    H, K, E = layer.H, layer.K, layer.E
+    groups = H // K
+    folded = q_MHE.view(B, T, K, groups, E).permute(0, 2, 3, 1, 4).reshape(B, K, groups * T, E)
+    mixed = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
+    return mixed.view(B, K, groups, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, H * E)

@@ -1,0 +1,195 @@
+"""A pair: target, draft and tokenizer, loaded once per sweep, checked to fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from specdec import assets
+from specdec.config.identity import local, signature
+from specdec.config.processes import num_processes
+from specdec.errors import ConfigError, PairError
+from specdec.models.causal_lm import CausalLM
+from specdec.models.checkpoints import load_model, load_tokenizer
+from specdec.models.compatibility import supported
+from specdec.models.random_weights import random_model, synthetic_models
+from specdec.models.vocabulary import check_fit
+from specdec.registry import unknown
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+WEIGHTS = ("pretrained", "random", "synthetic")
+FALLBACK_TOKENIZER = "asset:tiny/tokenizer"
+_HASHED_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Pair:
+    """Two models of one vocabulary, and the tokenizer of both."""
+
+    name: str
+    target: CausalLM
+    draft: CausalLM | None
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    fingerprint: str  # changes whenever the target's weights do
+    draft_fingerprint: str | None  # the same of the draft; None without one
+    notes: list[str]
+    draft_tokenizer: Any = None  # where the draft has a vocabulary of its own (drafter=retokenize)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, special ones included, exactly as it stands."""
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
+
+    @property
+    def context_length(self) -> int:
+        """Longest row that both models can hold, in tokens."""
+        return min(model.context_length for model in (self.target, self.draft) if model is not None)
+
+
+_cache: dict[str, Pair] = {}
+
+
+def load_pair(cfg: DictConfig) -> Pair:
+    """The pair that a resolved run config asks for; the last one loaded is kept for the next point of a sweep."""
+    parts = [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")]
+    files = signature(cfg, "pair.")  # a folder may hold other weights than the last time
+    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg), files], sort_keys=True)
+    if key not in _cache:
+        _cache.clear()  # before loading: two large pairs need not fit together
+        _cache[key] = _load(cfg)
+    return _cache[key]
+
+
+def _load(cfg: DictConfig) -> Pair:
+    if cfg.weights not in WEIGHTS:
+        raise ConfigError(unknown("weights", cfg.weights, WEIGHTS))
+    if cfg.runner.dtype not in DTYPES:
+        raise ConfigError(unknown("runner.dtype", cfg.runner.dtype, DTYPES))
+    device, dtype = choose_device(cfg.runner.accelerator), DTYPES[cfg.runner.dtype]
+    notes: list[str] = []
+    if cfg.weights == "pretrained":
+        _refuse_overrides(cfg.pair)
+        if not cfg.pair.target:
+            raise ConfigError(f"pair={cfg.pair.name} has no checkpoint: set pair.target, or weights=random")
+        num_parts = num_processes(cfg.runner) if cfg.runner.tensor_parallel else 1
+        target = load_model("target", cfg.pair.target, cfg.pair, dtype, device, num_parts)
+        draft = load_model("draft", cfg.pair.draft, cfg.pair, dtype, device) if cfg.pair.draft else None
+    elif cfg.weights == "random":
+        target, draft = (random_model(role, cfg, dtype, device) for role in ("target", "draft"))
+    else:
+        target, draft = synthetic_models(cfg, dtype, device)
+    tokenizer = _tokenizer(cfg, notes)
+    pair = Pair(
+        name=cfg.pair.name,
+        target=supported(target, f"pair.target={cfg.pair.target or cfg.pair.name}"),
+        draft=supported(draft, f"pair.draft={cfg.pair.draft or cfg.pair.name}") if draft is not None else None,
+        tokenizer=tokenizer,
+        stop_ids=_stop_ids(target, tokenizer) if cfg.weights == "pretrained" else frozenset(),
+        fingerprint=_fingerprint(cfg, "target", target),
+        draft_fingerprint=_fingerprint(cfg, "draft", draft) if draft is not None else None,
+        notes=notes,
+    )
+    notes += [note for model in (pair.target, pair.draft) if model is not None for note in model.notes]
+    if _retokenizes(cfg) and pair.draft is not None:
+        name = cfg.pair.draft_tokenizer or (cfg.pair.draft if cfg.weights == "pretrained" else None)
+        pair.draft_tokenizer = load_tokenizer(name, cfg.pair) if name else tokenizer
+    _check_fit(cfg, pair)
+    return pair
+
+
+def _retokenizes(cfg: DictConfig) -> bool:
+    """Whether the models are joined by text, so that their vocabularies need not be the same."""
+    return bool(cfg.drafter.name == "retokenize")
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` means a GPU, or the CPU where there is none; of several GPUs, the one that is this process's own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runner.accelerator=cuda: this machine has no CUDA device; use runner.accelerator=cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
+
+
+def _refuse_overrides(pair: DictConfig) -> None:
+    for key in ("num_layers", "hidden_size", "vocab_size"):
+        if pair[key] is not None:
+            raise ConfigError(f"pair.{key}={pair[key]} changes the architecture: it needs weights=random")
+
+
+def _tokenizer(cfg: DictConfig, notes: list[str]) -> Any:
+    name = cfg.pair.tokenizer or (cfg.pair.target if cfg.weights == "pretrained" else None)
+    if name is None and cfg.pair.target and Path(assets.resolve(cfg.pair.target)).is_dir():
+        name = cfg.pair.target
+    if name is None:
+        notes.append("no tokenizer given: prompts are encoded with the built-in pair's, whose ids are all valid here")
+        name = FALLBACK_TOKENIZER
+    return load_tokenizer(name, cfg.pair)
+
+
+def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
+    eos = target.generation_config.eos_token_id
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+
+def _check_fit(cfg: DictConfig, pair: Pair) -> None:
+    """Refuse pairs whose drafts the target could not read."""
+    by_text = _retokenizes(cfg)
+    check_fit(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer, by_text=by_text, settings=True)
+    if pair.draft is None or by_text:
+        return
+    folder = Path(assets.resolve(cfg.pair.draft or ""))
+    if cfg.weights == "pretrained" and cfg.pair.tokenizer is None and cfg.pair.draft:
+        has_own = not folder.is_dir() or (folder / "tokenizer.json").exists()
+        if has_own:
+            _compare_tokenizers(pair.tokenizer, load_tokenizer(cfg.pair.draft, cfg.pair))
+
+
+def _compare_tokenizers(target: Any, draft: Any) -> None:
+    ids = draft.get_vocab()
+    for token, number in target.get_vocab().items():
+        if ids.get(token, number) != number:
+            raise PairError(
+                f"tokenizers differ: {token!r} is {number} for the target and {ids[token]} for the draft; "
+                "choose a draft with the target's tokenizer (pair.draft), or drafter=retokenize"
+            )
+    for special in ("bos_token_id", "eos_token_id"):
+        ours, theirs = getattr(target, special), getattr(draft, special)
+        if None not in (ours, theirs) and ours != theirs:
+            raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to say which holds")
+
+
+def _shape_keys(cfg: DictConfig, role: str) -> tuple[str, ...]:
+    """Settings of the pair that decide made-up weights; its name and threads, for example, do not."""
+    if cfg.weights == "synthetic":  # both are made of the target
+        return ("target", "target_architecture", "num_layers", "hidden_size", "vocab_size", "synthetic")
+    return (role, f"{role}_architecture", "num_layers", "hidden_size", "vocab_size")
+
+
+def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
+    """A hash of what decides a model's weights: file contents (names, sizes and times of large ones)."""
+    digest = hashlib.sha256()
+    folder = local(cfg.pair[role] or "")
+    if cfg.weights != "pretrained":
+        made_of = {key: cfg.pair[key] for key in _shape_keys(cfg, role)}
+        described = OmegaConf.to_container(OmegaConf.create(made_of))
+        digest.update(json.dumps([described, cfg.weights, cfg.seed, torch.__version__], sort_keys=True).encode())
+    elif folder.is_dir():
+        for path in sorted(folder.glob("*")):
+            if path.suffix in (".safetensors", ".json", ".bin"):
+                stat = path.stat()
+                digest.update(f"{path.name}:{stat.st_size}".encode())
+                small = stat.st_size <= _HASHED_BYTES
+                digest.update(path.read_bytes() if small else str(stat.st_mtime_ns).encode())
+    else:
+        digest.update(f"{cfg.pair[role]}@{getattr(module.config, '_commit_hash', None)}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,244 @@
+"""Whether an architecture follows explicit positions and masks: a small copy, run past everything that begins late.
+
+The copy (models.small_copy) is run in float32 on rows longer than all of its windows, chunks, scales and original
+lengths: ragged, several tokens at once after a ragged commit, through both ways of writing to the cache. What it must
+give is its own forward of each row alone, without a cache. And its own ``generate`` must agree with that forward, or
+nothing that it gives could be called exact. The logits also decide in which form it takes masks.
+Shape letters: B rows, T tokens fed, S columns, n tokens of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from specdec.models.causal_lm import CausalLM, context_length
+from specdec.models.masks import MaskForm, forms
+from specdec.models.small_copy import LIMITS, field, miniature, quiet, small_config, unwrapped
+
+TOLERANCE = 5e-4
+"""Largest difference of a logit, as a share of the largest: correct float32 computations lie within 1e-5."""
+NUM_TOKENS, NUM_FED = 44, 5
+SEEDS = (0, 1)  # the first may hit a near-tie in what routes tokens to experts; a fault fails with both
+DISAGREES = "its own generate() and its own forward without a cache disagree, so there is no output to be exact to"
+MARGIN = 64  # columns kept free below a limit: drafted tokens, and holes between rows
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a probe found."""
+
+    form: int | None  # which of ``masking.forms``; None: no form makes the model follow
+    reason: str = ""  # why it is not followed, or what limits it
+    limit: str | None = None  # a field of the config beyond whose value the model is not followed
+
+
+_FINDINGS: dict[str, Finding] = {}
+
+
+def probe(module: Any) -> Finding:
+    """Try the architecture of a module; kept for all modules of the same architecture and switches.
+
+    Raises:
+        Exception: whatever a small copy raises where it cannot be built or run alone.
+    """
+    inner = unwrapped(module)
+    settings = small_config(inner.config).to_dict()
+    ignored = ("_name_or_path", "transformers_version", "architectures", "dtype")
+    described = {name: value for name, value in settings.items() if name not in ignored}
+    kind = f"{type(inner).__module__}.{type(inner).__qualname__}"
+    attention = inner.config._attn_implementation
+    key = json.dumps([kind, attention, described], sort_keys=True, default=str)
+    if key not in _FINDINGS:
+        with quiet():
+            _FINDINGS[key] = _find(module)
+    return _FINDINGS[key]
+
+
+def _find(module: Any) -> Finding:
+    small = _build(module, ())
+    found = _first_form(small)
+    if found.form is not None:
+        return found
+    for name in _late_fields(module):
+        lifted = _first_form(_build(module, (name,)))
+        if lifted.form is not None:
+            return Finding(lifted.form, found.reason, name)
+    return found
+
+
+def _build(module: Any, lifted: tuple[str, ...]) -> Any:
+    """The copy with narrow layers, or with the module's own widths where these cannot be made narrow."""
+    try:
+        small = miniature(module, lifted=lifted)
+        _alone(small, _rows(small, SEEDS[0])[:1])
+        return small
+    except Exception as error:
+        try:
+            return miniature(module, keep_width=True, lifted=lifted)
+        except Exception:
+            raise error from None  # what the narrow copy lacked is the reason
+
+
+def _late_fields(module: Any) -> list[str]:
+    """Fields of the config that begin to matter at some distance, and are lowered in the copy."""
+    config = module.config.get_text_config()
+    return [name for name in LIMITS if isinstance(field(config, name), int) and field(config, name) > 0]
+
+
+@torch.inference_mode()
+def _first_form(small: Any) -> Finding:
+    """The first form under which the copy does what it does alone; the reason of the likeliest one where none does."""
+    reasons: list[str] = []
+    if (disagreement := _generates_otherwise(small)) is not None:
+        return Finding(None, disagreement)
+    likely, rows = forms(small), _rows(small, SEEDS[0])
+    expected = _alone(small, rows)
+    for number, form in enumerate(likely):
+        reasons.append(_differs(small, form, rows, expected))
+        if not reasons[-1]:
+            return Finding(number)
+    others = _rows(small, SEEDS[1])
+    return Finding(None if _differs(small, likely[0], others, _alone(small, others)) else 0, reasons[0])
+
+
+@torch.inference_mode()
+def differs_itself(module: Any, form: MaskForm, tolerance: float) -> str:
+    """How a loaded module differs from itself in aligned forwards; empty if it does not."""
+    rows = _rows(module, SEEDS[0])
+    return _differs(module, form, rows, _alone(module, rows), tolerance)
+
+
+def _differs(
+    small: Any, form: MaskForm, rows: list[list[int]], expected: list[Tensor], tolerance: float = TOLERANCE
+) -> str:
+    """How the aligned forwards differ from each row alone, (n, V) each; empty if they do not."""
+    scale = max(float(logits.abs().max()) for logits in expected)
+    for way, forward in (("scattered", _scattered), ("appended", _appended)):
+        try:
+            found = forward(CausalLM(small, form), rows)
+        except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
+            return f"{type(error).__name__}: {_first_line(error)}"
+        share = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / max(scale, 1e-6)
+        if not share <= tolerance:
+            return f"with {way} columns its logits differ by up to {share:.1%} from those of the row alone"
+    return ""
+
+
+def _rows(small: Any, seed: int) -> list[list[int]]:
+    """Three ragged rows, the longest as long as the copy's context allows."""
+    config = small.config.get_text_config()
+    longest = min(NUM_TOKENS, context_length(config) - NUM_FED)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = (longest, longest - 7, longest // 2)
+    return [torch.randint(0, config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
+
+
+def _alone(small: Any, rows: list[list[int]]) -> list[Tensor]:
+    """Logits (n, V) of each row alone, without a cache."""
+    return [forward_alone(small, torch.tensor([row], device=small.device))[0] for row in rows]
+
+
+def forward_alone(module: Any, ids_1S: Tensor) -> Tensor:
+    """Logits (1, S, V) of a row without a cache, at positions 0, 1, 2, ...: those that ``generate`` gives a row alone.
+
+    Some models (RoBERTa's kind) begin elsewhere where no positions are given.
+    """
+    positions_1S = torch.arange(ids_1S.shape[1], device=ids_1S.device)[None]
+    logits_1SV: Tensor = module(ids_1S, position_ids=positions_1S, use_cache=False).logits
+    return logits_1SV
+
+
+def _steps(rows: list[list[int]]) -> list[list[int]]:
+    """How many true tokens of each row every forward feeds: ragged prompts, then 1 to NUM_FED each."""
+    generator = torch.Generator().manual_seed(0)
+    left = [len(row) for row in rows]
+    steps = [[max(n // 2 - 3 * b, 1) for b, n in enumerate(left)]]
+    left = [n - fed for n, fed in zip(left, steps[0], strict=True)]
+    while any(left):
+        drawn = torch.randint(1, NUM_FED + 1, (len(rows),), generator=generator).tolist()
+        steps.append([min(n, fed) for n, fed in zip(left, drawn, strict=True)])
+        left = [n - fed for n, fed in zip(left, steps[-1], strict=True)]
+    return steps
+
+
+def _fed(rows: list[list[int]], starts: list[int], counts: list[int], num_new: int) -> Tensor:
+    """(B, T) tokens: each row's next ones, and others in place of those that would be rejected."""
+    fed = [row[start : start + n] for row, start, n in zip(rows, starts, counts, strict=True)]
+    return torch.tensor([part + [row[0]] * (num_new - len(part)) for part, row in zip(fed, rows, strict=True)])
+
+
+def _scattered(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
+    """Column j holds token j of its row; what was rejected is overwritten by the next tokens."""
+    device = model.device
+    kv, slots = model.empty_storage(4, 0), [2, 0, 3]
+    starts, logits = [0] * len(rows), [[] for _ in rows]  # type: tuple[list[int], list[list[Tensor]]]
+    for step, counts in enumerate(_steps(rows)):
+        num_new = max(counts) if step == 0 else NUM_FED
+        columns_BT = (torch.tensor(starts)[:, None] + torch.arange(num_new)).to(device)
+        num_columns = max(starts) + num_new
+        mask_BTS = torch.arange(num_columns, device=device) <= columns_BT[..., None]
+        writer = kv.scatter(slots, columns_BT, num_columns)
+        positions_BT = columns_BT.clamp(max=model.context_length - 1)
+        tokens_BT = _fed(rows, starts, counts, num_new).to(device)
+        logits_BTV = model.forward(tokens_BT, positions_BT, mask_BTS, writer)
+        for b, count in enumerate(counts):
+            logits[b].append(logits_BTV[b, :count])
+        starts = [start + count for start, count in zip(starts, counts, strict=True)]
+    return [torch.cat(parts) for parts in logits]
+
+
+def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
+    """All rows write to the same columns: padding on the left, and holes where tokens were rejected."""
+    kv, starts, logits = model.empty_storage(len(rows), 0), [0] * len(rows), [[] for _ in rows]  # type: ignore[var-annotated]
+    real_BS = torch.zeros(len(rows), 0, dtype=torch.bool)
+    for step, counts in enumerate(_steps(rows)):
+        num_new = max(counts) if step == 0 else NUM_FED
+        pads = [num_new - count if step == 0 else 0 for count in counts]
+        tokens_BT = _fed(rows, starts, counts, num_new)
+        places_BT = torch.arange(num_new) - torch.tensor(pads)[:, None]
+        tokens_BT = tokens_BT.gather(1, places_BT % num_new)
+        own_BTT = (places_BT[:, None] <= places_BT[..., None]) & (places_BT[:, None] >= 0)
+        own_BTT |= torch.eye(num_new, dtype=torch.bool)  # a padding column sees itself: something must be finite
+        mask_BTS = torch.cat([real_BS[:, None].expand(-1, num_new, -1), own_BTT], dim=-1)
+        positions_BT = (places_BT + torch.tensor(starts)[:, None]).clamp(min=0, max=model.context_length - 1)
+        tokens_BT, positions_BT, mask_BTS = (p.to(model.device) for p in (tokens_BT, positions_BT, mask_BTS))
+        logits_BTV = model.forward(tokens_BT, positions_BT, mask_BTS, kv.append(num_new))
+        for b, (pad, count) in enumerate(zip(pads, counts, strict=True)):
+            logits[b].append(logits_BTV[b, pad : pad + count])
+        kept_BT = (places_BT >= 0) & (places_BT < torch.tensor(counts)[:, None])
+        real_BS = torch.cat([real_BS, kept_BT], dim=1)
+        starts = [start + count for start, count in zip(starts, counts, strict=True)]
+    return [torch.cat(parts) for parts in logits]
+
+
+def _generates_otherwise(small: Any) -> str | None:
+    """Whether the copy's own ``generate`` emits a token that its own forward would not; the reason, or None.
+
+    Once from a short prompt, so that everything begins while it generates, and once from a long one.
+    """
+    row = _rows(small, SEEDS[0])[0]
+    small.generation_config = GenerationConfig()
+    for num_prompt, num_new in ((NUM_FED, len(row) - NUM_FED), (len(row) - NUM_FED, NUM_FED)):
+        prompt = torch.tensor([row[:num_prompt]])
+        settings = GenerationConfig(do_sample=False, max_new_tokens=num_new, pad_token_id=0)
+        try:
+            output = small.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+        except Exception:  # code that came with a checkpoint need not know how it is called: a reference will say so
+            return None
+        logits_TV = forward_alone(small, output)[0, num_prompt - 1 : -1].float()
+        emitted_T1 = output[0, num_prompt:, None]
+        short_T = logits_TV.amax(-1) - logits_TV.gather(-1, emitted_T1)[:, 0]
+        if not float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:
+            return DISAGREES
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason given"

@@ -1,0 +1,116 @@
+"""The forward-only bound: the time of a run's own forwards without the loop, and what that says of loop and device.
+
+``loop_efficiency`` = bound / decode time: how much of the time was the models' own (specdec.run.forward_log).
+Padding that a strategy feeds (short rows of a batch, idle slots) is part of its forwards, so part of the bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specdec.core.clock import Clock
+from specdec.core.metrics import ratio
+from specdec.models.causal_lm import CausalLM
+from specdec.run.folder import read_lines
+from specdec.run.forward_log import ForwardLog, Shape
+
+BOUND = "bound.jsonl"
+
+
+def bound_counts(log: ForwardLog, clock: Clock, device: torch.device) -> dict[str, Any]:
+    """What a finished decode and the replay of its forwards took, and what the forwards had to read and compute.
+
+    Seconds, bytes and operations are those of the rounds, prompts apart.
+    """
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else None
+    works = [work(model, shape) for model, shape in log.forwards() if not shape.prefill]
+    dtype = next((model.dtype for model, _ in log.forwards()), torch.float32)
+    peak_bytes, peak_operations = device_peaks(device, dtype)
+    return {
+        "bounded_decode_s": sum(seconds for stage, seconds in clock.seconds.items() if stage != "prefill"),
+        "forward_bound_s": log.replay(synchronize=synchronize),
+        "prefill_bound_s": log.replay(prefill=True, synchronize=synchronize),
+        "num_forwards": len(works),
+        "num_forward_bytes": sum(num_bytes for num_bytes, _ in works),
+        "num_forward_operations": sum(num_operations for _, num_operations in works),
+        "peak_bytes_per_s": peak_bytes,
+        "peak_operations_per_s": peak_operations,
+    }
+
+
+def bound_figures(counts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a summary from the counts of its decodes: the bound, how near it came, shares of the device.
+
+    A share is what the forwards read (weights, keys and values) or compute (matrix products) per second of decode
+    time, over what a copy and a matrix product of this device reach. Weights that stay in a CPU's cache can pass 100%.
+    """
+    summed = ("bounded_decode_s", "forward_bound_s", "prefill_bound_s", "num_forwards")
+    total = {key: sum(line[key] for line in counts) for key in (*summed, "num_forward_bytes", "num_forward_operations")}
+    peaks = {key: max(line[key] for line in counts) for key in ("peak_bytes_per_s", "peak_operations_per_s")}
+    decode_s = total["bounded_decode_s"]
+    return {
+        **total,
+        **peaks,
+        "loop_efficiency": ratio(total["forward_bound_s"], decode_s),
+        "bandwidth_share": ratio(total["num_forward_bytes"], decode_s * peaks["peak_bytes_per_s"]),
+        "compute_share": ratio(total["num_forward_operations"], decode_s * peaks["peak_operations_per_s"]),
+    }
+
+
+def read_bound(folder: Path) -> dict[str, Any]:
+    """The figures of a run folder; empty without ``bound=true``."""
+    path = folder / BOUND
+    return bound_figures(list(read_lines(path))) if path.exists() else {}
+
+
+def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
+    """Bytes that a forward has to read (weights, keys and values), and operations of its matrix products.
+
+    Of an embedding table only the rows of the tokens are read, unless it is the head too. Experts of a mixture are
+    all counted.
+    """
+    head = model.module.get_output_embeddings()
+    head_weights = sum(weight.numel() for weight in head.parameters()) if head is not None else 0
+    weights = model.num_read_weights
+    cache_bytes = shape.num_rows * shape.num_columns * model.token_bytes
+    queries = model.num_heads * model.head_dim
+    num_tokens = shape.num_rows * shape.num_tokens
+    num_logits = shape.num_rows * (shape.num_logits or shape.num_tokens)
+    products = 2 * ((weights - head_weights) * num_tokens + head_weights * num_logits)
+    attention = 4 * model.num_layers * num_tokens * shape.num_columns * queries
+    return weights * model.dtype.itemsize + cache_bytes, products + attention
+
+
+_peaks: dict[tuple[str, torch.dtype, int], tuple[float, float]] = {}
+
+
+def device_peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes per second of a large copy (read + written) and operations per second of a large matrix product."""
+    key = (str(device), dtype, torch.get_num_threads())
+    if key not in _peaks:
+        cuda = device.type == "cuda"
+        source = torch.ones(2**28 if cuda else 2**24, dtype=torch.float32, device=device)
+        target = torch.empty_like(source)
+        size = 8192 if cuda else 1024
+        left = torch.ones(size, size, dtype=dtype, device=device)
+        copy_s = _best(lambda: target.copy_(source), cuda)
+        product_s = _best(lambda: left @ left, cuda)
+        _peaks[key] = (2 * source.numel() * source.element_size() / copy_s, 2 * size**3 / product_s)
+    return _peaks[key]
+
+
+def _best(call: Callable[[], object], cuda: bool, repeats: int = 5) -> float:
+    """Seconds of the fastest of a few calls, behind one that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])

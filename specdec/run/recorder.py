@@ -1,0 +1,106 @@
+"""What a point writes while it decodes: a line per round, and a line per row as soon as it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from specdec.core.clock import STAGES, Clock
+from specdec.core.prompts import Prompt
+from specdec.core.sequence import Sequence
+from specdec.engine.loop import Round
+from specdec.equivalence.near_ties import Witness
+from specdec.equivalence.store import compare
+from specdec.equivalence.witness import WitnessFiles
+from specdec.models.memory import PeakMemory
+from specdec.models.pair import Pair
+from specdec.run.distributed import Ranks
+from specdec.run.folder import RunFolder
+
+Known = Callable[[Sequence], list[int] | None]
+
+
+class Recorder:
+    """Pass its ``observe`` to the decoding loop. Whatever happens then, what it has written counts.
+
+    A round's line comes before those of the rows that it finished, and a row's logits, where they are needed to explain
+    it, before its line: so no finished row lacks its time or its witness, wherever a process is killed.
+    """
+
+    def __init__(
+        self, folder: RunFolder, attempt: int, ranks: Ranks, pair: Pair, prompts: list[Prompt], known_output: Known
+    ) -> None:
+        self.witness: Witness | None = None
+        self._attempt = attempt
+        self._rank = ranks.rank
+        self._writes = ranks.writes
+        self._pair = pair
+        self._prompts = {prompt.index: prompt for prompt in prompts}
+        self._known_output = known_output
+        self._witnesses = WitnessFiles(folder.path, pair.target.dtype)
+        self._memory = PeakMemory(pair.target.device)
+        self._num_rounds = 0
+        self._files = ExitStack()
+        if self._writes:
+            self._samples = self._files.enter_context(folder.open_lines("samples", ranks.rank))
+            self._rounds = self._files.enter_context(folder.open_lines("rounds", ranks.rank))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def observe(self, outcome: Round, clock: Clock) -> None:
+        """Write down one round and the rows that it finished."""
+        if not self._writes:
+            return
+        self._memory.sample()
+        self._rounds.write(self._round(outcome))
+        self._num_rounds += 1
+        for row in outcome.finished:
+            if self.witness is not None and row.index in self.witness.logits:
+                self._witnesses.save(row.index, self.witness.logits.pop(row.index))
+            self._samples.write(self._sample(row))
+
+    def _round(self, outcome: Round) -> dict[str, Any]:
+        return {
+            "attempt": self._attempt,
+            "rank": self._rank,
+            "step": self._num_rounds,
+            "rows": [row.index for row in outcome.rows],
+            "num_drafted": outcome.num_drafted,
+            "num_accepted": outcome.num_accepted,
+            "num_emitted": [len(tokens) for tokens in outcome.emitted],
+            "same_length": outcome.same_length,
+            **{f"{stage}_s": round(outcome.seconds[stage], 7) for stage in STAGES},
+            "peak_memory_bytes": self._memory.bytes,
+        }
+
+    def _sample(self, row: Sequence) -> dict[str, Any]:
+        prompt, reference = self._prompts[row.index], self._known_output(row)
+        match = compare(row.output_ids, reference) if reference is not None else None
+        return {
+            "index": row.index,
+            "question_id": prompt.question_id,
+            "category": prompt.category,
+            "num_prompt_tokens": len(row.prompt_ids),
+            **({"turn": prompt.turn, "prompt_ids": row.prompt_ids} if row.prompt_ids != prompt.ids else {}),
+            "output_ids": row.output_ids,
+            "text": self._pair.tokenizer.decode(row.output_ids, skip_special_tokens=True),
+            "stop_reason": row.stop_reason,
+            "exact": match.exact if match else None,
+            "first_divergence": match.first_divergence if match else None,
+            "matched_share": match.share if match else None,
+            "explanation": None,
+            "accepted_lengths": row.accepted_lengths,
+            "num_drafted": row.num_drafted,
+            "ttft_s": (row.first_token_s or 0.0) - row.arrived_s,
+            "latency_s": (row.finished_s or 0.0) - row.arrived_s,
+            "attempt": self._attempt,
+            "rank": self._rank,
+        }

@@ -1,0 +1,215 @@
+"""Reference outputs: what a point's rows are compared with, computed once and kept (specdec.equivalence.store).
+
+Where the tokens are those of plain decoding they come from the unmodified model: `transformers`' own ``generate``, one
+row at a time, with its own cache, masks and positions. Nothing of this project takes part in a forward. When sampling,
+its own logits processors make the distribution; the only part of ours is the row's random number that picks from it.
+Where the tokens also depend on the draft (``verifier=rejection`` and ``block``), they are the method's own at batch 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from specdec.config.processes import num_processes
+from specdec.config.reference import follows_plain, method_settings, reference_key, reference_run
+from specdec.core.clock import Clock
+from specdec.core.prompts import Prompt
+from specdec.core.random_numbers import DRAW, uniforms
+from specdec.core.sampling import draw
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import Sequence
+from specdec.engine.loop import Round
+from specdec.equivalence.store import ReferenceStore
+from specdec.errors import PairError
+from specdec.models.pair import Pair
+from specdec.run.decode import conversations, decode, make_rows, stop_ids
+
+REVISION = "generate"  # part of the store's name: outputs made in another way are not taken for these
+Keep = Callable[[Sequence, float], None]
+"""Called for every finished row, with its seconds."""
+
+
+def reference_settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
+    """Everything that decides the reference outputs."""
+    return {
+        "made_by": REVISION,
+        "pair": pair.fingerprint,
+        "dtype": cfg.runner.dtype,
+        "device": pair.target.device.type,
+        "attention": cfg.pair.attention,
+        "torch": torch.__version__,
+        "max_new_tokens": cfg.max_new_tokens,
+        "stop_ids": sorted(stop_ids(cfg, pair)),
+        **method_settings(cfg),
+        **({} if follows_plain(cfg) else {"draft": pair.draft_fingerprint}),
+        **({"tensor_parallel": num_processes(cfg.runner)} if cfg.runner.tensor_parallel else {}),
+    }
+
+
+def complete_reference(
+    cfg: DictConfig,
+    pair: Pair,
+    prompts: list[Prompt],
+    store: ReferenceStore,
+    observe: Callable[[int, float], None] | None = None,
+) -> None:
+    """Decode what the store lacks, one row at a time.
+
+    All of them at full length, whatever a prompt's own ``max_new_tokens`` is. Of a conversation every turn, with the
+    reference's own answers as history. ``observe`` is called for every row with its tokens and seconds.
+    """
+    talks = conversations(cfg, pair, prompts)
+
+    def keep(row: Sequence, seconds: float) -> None:
+        store.add(reference_key(cfg, row.index, row.prompt_ids), row.output_ids)
+        if observe is not None:
+            observe(len(row.output_ids), seconds)
+
+    def known(prompt: Prompt) -> list[int] | None:
+        return store.get(reference_key(cfg, prompt.index, prompt.ids))
+
+    todo = talks.openings()
+    while todo:
+        missing = [replace(prompt, max_new_tokens=None) for prompt in todo if known(prompt) is None]
+        if missing:
+            (_generated if follows_plain(cfg) else _decoded)(cfg, pair, missing, keep)
+        after = [talks.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
+        todo = [prompt for prompt in after if prompt is not None]
+
+
+def _generated(cfg: DictConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> None:
+    """Rows as ``generate`` decodes them alone."""
+    for row in make_rows(cfg, pair, prompts):
+        start = time.perf_counter()
+        generate_alone(pair.target.module, row)
+        keep(row, time.perf_counter() - start)
+
+
+def _decoded(cfg: DictConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> None:
+    """Rows as the point's own method decodes them at batch 1."""
+    decoded_s = 0.0
+
+    def observe(outcome: Round, clock: Clock) -> None:
+        nonlocal decoded_s
+        for row in outcome.finished:
+            before, decoded_s = decoded_s, sum(clock.seconds.values())
+            keep(row, decoded_s - before)
+
+    decode(reference_run(cfg), pair, prompts, observe)
+
+
+@torch.inference_mode()
+def generate_alone(module: Any, row: Sequence) -> None:
+    """Fill a row's output by the model's own ``generate``: batch 1, no draft, its own cache, masks and positions.
+
+    Args:
+        module: a causal language model of `transformers`. row: fresh; its settings are passed on.
+
+    Raises:
+        PairError: its ``generate`` does not work.
+    """
+    ids = torch.tensor([row.prompt_ids], device=module.device)
+    stops = sorted(row.stop_ids)
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=row.max_new_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=stops[0] if stops else 0,  # of one row nothing is padded; without it generate warns
+        use_cache=True,
+    )
+    watch = _Watch(row)
+    with _without_own_settings(module):
+        try:
+            output = module.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList(_processors(row)),
+                stopping_criteria=StoppingCriteriaList([watch] if row.stop_text is not None else []),
+            )
+        except (TypeError, AttributeError, NotImplementedError) as error:
+            raise PairError(
+                f"transformers' own generate cannot run a {type(module).__name__}, so there is nothing to compare with "
+                f"({type(error).__name__}: {error}); reference=false runs without"
+            ) from error
+    if not row.output_ids:
+        row.emit(output[0, len(row.prompt_ids) :].tolist())
+
+
+def _processors(row: Sequence) -> list[LogitsProcessor]:
+    """What ``generate`` itself would apply for these settings, in its order; then the draw."""
+    params = row.sampling
+    if params is None:
+        return []
+    made: list[LogitsProcessor] = []
+    if params.penalizes:
+        made.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.greedy:
+        return made
+    if params.temperature != 1:
+        made.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k is not None:
+        made.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        made.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0:
+        made.append(MinPLogitsWarper(params.min_p))
+    return [*made, _Draw(row.index, params)]
+
+
+class _Draw(LogitsProcessor):
+    """Leaves the one token that the row's random number of this position picks."""
+
+    def __init__(self, index: int, params: SamplingParams) -> None:
+        self._key = (params.seed, index)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(1, n) ids and (1, V) scores to scores that are -inf but for one."""
+        uniform_B1 = uniforms([self._key], [[input_ids.shape[1]]], DRAW, [0]).to(scores.device)
+        token_B = draw(scores.double().softmax(-1), uniform_B1[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(1, token_B[:, None], 0.0)
+
+
+class _Watch(StoppingCriteria):
+    """Ends a row at its stop strings, by the same rule that the run's rows follow."""
+
+    def __init__(self, row: Sequence) -> None:
+        self._row = row
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """(1,) bool: whether the row has ended."""
+        if not self._row.finished:
+            self._row.emit(input_ids[0, self._row.length :].tolist())
+        return torch.tensor([self._row.finished], device=input_ids.device)
+
+
+@contextmanager
+def _without_own_settings(module: Any) -> Iterator[None]:
+    """A model's own generation settings would fill whatever the call leaves open; a run's settings are the config's."""
+    own = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = own

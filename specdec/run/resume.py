@@ -1,0 +1,65 @@
+"""Attempts at a point: what an unfinished one left is kept, if it is of the same inputs, code and machine.
+
+Every start of a point is an attempt, one line of ``attempts.jsonl``. Rows that were finished stay as they are; rows
+that were in flight are decoded anew, in other batches than before, which changes no output (a row never depends on its
+neighbours) but does change times. So the times of a resumed point are sums over its attempts, the tokens that were
+emitted for nothing are counted (``num_discarded_tokens``), and ``num_attempts`` says that it was disturbed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from specdec.core.prompts import Prompt
+from specdec.run.folder import CODE_AND_MACHINE, RunFolder, append_line, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a point."""
+
+    number: int  # from 1
+    todo: frozenset[int]  # indices of the prompts that are not finished
+
+
+def begin(
+    folder: RunFolder, env: dict[str, Any], reference: str | None, prompts: list[Prompt], *, batch: int, force: bool
+) -> tuple[Attempt, str | None]:
+    """Open the folder for one more attempt; returns it with a note of what was kept or dropped, if anything was."""
+    conditions = _conditions(env, reference, prompts)
+    earlier = [line for line in folder.attempts() if "conditions" in line]
+    changed = _changed(earlier[-1]["conditions"], conditions) if earlier else []
+    note = None
+    if changed and not force:
+        note = f"earlier samples are dropped, because other things hold now: {', '.join(changed)}"
+    if force or changed or not earlier:
+        folder.clear()
+        earlier = []
+    folder.start(env)
+    kept = folder.samples()
+    if earlier:
+        note = f"going on in {folder.path}: {len(kept)} of {len(prompts)} prompts are finished"
+    attempt = Attempt(len(earlier) + 1, frozenset(prompt.index for prompt in prompts) - kept.keys())
+    record = {
+        "attempt": attempt.number,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "batch": batch,
+        "num_kept": len(kept),
+        "execution": env.get("execution"),
+        "conditions": conditions,
+    }
+    append_line(folder.path / "attempts.jsonl", record)
+    return attempt, note
+
+
+def _conditions(env: dict[str, Any], reference: str | None, prompts: list[Prompt]) -> dict[str, Any]:
+    """What must be the same for two attempts to make one run."""
+    names = (*CODE_AND_MACHINE, "inputs")
+    encoded = [[prompt.index, prompt.ids] for prompt in prompts]
+    return {**{name: env.get(name) for name in names}, "prompts": digest(encoded), "reference": reference}
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -1,0 +1,158 @@
+"""A point's summary, made from nothing but what is on disk: so a resumed point is summed up like any other.
+
+What is counted by row (tokens, drafted, accepted) comes from the samples and is the same however often the point was
+interrupted. What is counted by round (verify calls, time) comes from the rounds: all that really ran, also for rows
+that were cut off and decoded anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from specdec.config.drafter_weights import drafter_label
+from specdec.core.clock import STAGES
+from specdec.core.metrics import Tally, percentiles, ratio, timing
+from specdec.equivalence.near_ties import NEAR_TIE
+from specdec.run.factory import build_batching
+from specdec.run.folder import RunFolder
+from specdec.run.forward_bound import read_bound
+from specdec.run.serving.figures import read_figures
+
+_EQUIVALENCE = ("exact_match", "partial_match", "num_exact", "num_divergences", "num_explained", "num_failures")
+Records = list[dict[str, Any]]
+
+
+def summarize(cfg: DictConfig, folder: RunFolder, reference: str | None, num_ranks: int) -> dict[str, Any]:
+    """Everything in summary.json but the comparison with the baseline."""
+    samples, rounds, attempts = list(folder.samples().values()), folder.rounds(), folder.attempts()
+    tally = tally_of(samples, rounds)
+    return {
+        **_choices(cfg, folder),
+        "num_prompts": len(samples),
+        **tally.counts(),
+        "num_discarded_tokens": _emitted(rounds) - tally.num_output_tokens,
+        **timing(stage_seconds(rounds), tally.num_output_tokens),
+        "latency_s": percentiles([sample["latency_s"] for sample in samples]),
+        "ttft_s": percentiles([sample["ttft_s"] for sample in samples]),
+        "peak_memory_bytes": max((line["peak_memory_bytes"] for line in rounds), default=0),
+        **equivalence(samples, reference),
+        **read_figures(folder.path),
+        **read_bound(folder.path),
+        "speedup_vs_ar": None,
+        "baseline": None,
+        "execution": _execution(attempts, "target"),
+        "compile_s": _execution(attempts, "prepare_s"),
+        "num_attempts": len({line["attempt"] for line in rounds}),
+        "smallest_batch": min((attempt["batch"] for attempt in attempts), default=cfg.batch),
+        "ranks": [_rank_figures(rank, samples, rounds) for rank in range(num_ranks)],
+        "status": "done",
+    }
+
+
+def tally_of(samples: Records, rounds: Records) -> Tally:
+    """The counts of a run from its records."""
+    tally = Tally(num_verify_calls=len(rounds), num_same_length_batches=sum(line["same_length"] for line in rounds))
+    for sample in samples:
+        tally.num_row_rounds += len(sample["accepted_lengths"])
+        tally.num_drafted += sample["num_drafted"]
+        tally.num_accepted += sum(sample["accepted_lengths"])
+        tally.num_output_tokens += len(sample["output_ids"])
+        tally.accepted.update(sample["accepted_lengths"])
+    return tally
+
+
+def stage_seconds(rounds: Records) -> dict[str, float]:
+    """Seconds per stage: attempts follow each other, processes run side by side, so of each the slowest counts."""
+    parts: dict[int, dict[int, Records]] = defaultdict(lambda: defaultdict(list))
+    for line in rounds:
+        parts[line["attempt"]][line["rank"]].append(line)
+    slowest = [max((_summed(lines) for lines in ranks.values()), key=_total) for ranks in parts.values()]
+    return {stage: sum(seconds[stage] for seconds in slowest) for stage in STAGES}
+
+
+def _summed(rounds: Records) -> dict[str, float]:
+    return {stage: sum(line[f"{stage}_s"] for line in rounds) for stage in STAGES}
+
+
+def _total(seconds: dict[str, float]) -> float:
+    return sum(seconds.values())
+
+
+def _emitted(rounds: Records) -> int:
+    return sum(sum(line["num_emitted"]) for line in rounds)
+
+
+def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any]:
+    """What one process did, in all attempts."""
+    mine = [line for line in rounds if line["rank"] == rank]
+    wall_s, num_tokens = _total(_summed(mine)), _emitted(mine)
+    return {
+        "rank": rank,
+        "num_prompts": sum(sample["rank"] == rank for sample in samples),
+        "num_output_tokens": num_tokens,
+        "num_verify_calls": len(mine),
+        "wall_s": wall_s,
+        "tokens_per_s": ratio(num_tokens, wall_s),
+        "peak_memory_bytes": max((line["peak_memory_bytes"] for line in mine), default=0),
+    }
+
+
+def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    """Who made this summary."""
+    env = json.loads((folder.path / "env.json").read_text())
+    groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
+    return {
+        "hash": folder.hash,
+        "path": str(folder.path),
+        "pair": cfg.pair.name,
+        "target_fingerprint": env.get("pair_fingerprint"),
+        "draft_fingerprint": env.get("draft_fingerprint"),
+        "data": _data_label(cfg),
+        "data_fingerprint": env.get("inputs", {}).get("data.path"),
+        "scheduler": cfg.scheduler.label,
+        **{group: cfg[group].name for group in groups},
+        "drafter": drafter_label(cfg.drafter),
+        "batch": cfg.batch,
+        "gamma": 0 if cfg.drafter.name == "none" else cfg.gamma,
+        "temperature": cfg.temperature,
+        "max_new_tokens": cfg.max_new_tokens,
+        "dtype": cfg.runner.dtype,
+        "weights": cfg.weights,
+        "window": build_batching(cfg).window,
+        "lengths": "random" if cfg.data.prompt_tokens is None else "identical",
+        "arrivals": cfg.arrivals.name,
+        "experiments": [cfg.experiment] if cfg.experiment else [],
+    }
+
+
+def _execution(attempts: Records, key: str) -> Any:
+    """What the last attempt ran in; the machine may be another one than at the first."""
+    return ((attempts[-1].get("execution") if attempts else None) or {}).get(key)
+
+
+def _data_label(cfg: DictConfig) -> str:
+    """The name of the data group, or of the file that was put in its place."""
+    path = str(cfg.data.path)
+    return Path(path).stem if Path(path).is_file() else str(cfg.data.name)
+
+
+def equivalence(samples: Records, reference: str | None) -> dict[str, Any]:
+    """How many rows equal the reference, and how many of the others are explained."""
+    if reference is None:
+        return dict.fromkeys((*_EQUIVALENCE, "reference"))
+    num_exact = sum(sample["exact"] for sample in samples)
+    num_explained = sum((sample["explanation"] or {}).get("kind") == NEAR_TIE for sample in samples)
+    return {
+        "exact_match": num_exact / len(samples),
+        "partial_match": sum(sample["matched_share"] for sample in samples) / len(samples),
+        "num_exact": num_exact,
+        "num_divergences": len(samples) - num_exact,
+        "num_explained": num_explained,
+        "num_failures": len(samples) - num_exact - num_explained,
+        "reference": reference,
+    }

@@ -1,0 +1,149 @@
+"""A few rounds that tell a draft-length policy what this pair costs and accepts on this device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from math import log
+from pathlib import Path
+from statistics import median_low
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from specdec.config.identity import signature
+from specdec.core.clock import Clock
+from specdec.core.sequence import SequencePool
+from specdec.draft_lengths.fixed import FixedLength
+from specdec.draft_lengths.profile import Profiler, Trial
+from specdec.drafters.base import Drafter
+from specdec.engine.loop import Engine, Round
+from specdec.models.pair import Pair
+from specdec.registry import lookup
+from specdec.run.factory import build_engine
+from specdec.run.folder import plain_copy
+from specdec.run.provenance import processor
+from specdec.run.trial_rows import Specimens
+
+NUM_TOKENS = 64  # of each row, at most; then the batch is begun again
+LEAST_TOKENS = 12  # of each row: fewer would cut most drafts
+NUM_TURNS = 5  # through all draft lengths
+_DECISIVE = (
+    "alignment",
+    "drafter",
+    "verifier",
+    "execution",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "weights",
+    "seed",
+)
+
+
+def profiler(
+    cfg: DictConfig, pair: Pair, specimens: Specimens, synchronize: Callable[[], None] | None = None
+) -> Profiler:
+    """Trials of ``cfg``'s pair, alignment, drafter and execution."""
+
+    def start(batch: int) -> tuple[Engine, SequencePool, float]:
+        """A batch behind its first round, and the seconds of drafting a token in it, reading included."""
+        alone = plain_copy(cfg)
+        with open_dict(alone):
+            alone.batch = batch
+            alone.scheduler, alone.batching = {"name": "static"}, {"name": "fifo", "window": batch}
+            alone.debug.invariants = False  # checks take time that no other run would take
+        gc.collect()  # of the batch before, which may be held in cycles
+        engine = build_engine(alone, pair, Clock(synchronize), specimens.known_output)
+        rows = specimens.rows(batch, NUM_TOKENS)
+        if engine.drafter.replays:
+            known = min(len(specimens.known_output(row) or []) for row in rows)
+            rows = specimens.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
+        first = FixedLength(gamma=1)
+        # So that the draft reads when it drafts, and the target alone before that; in parts it reads with the target.
+        first.drafting = cfg.runner.prefill_chunk is not None
+        engine.draft_length = first
+        pool = SequencePool(rows)
+        return engine, pool, engine.step(pool).seconds["draft"]
+
+    def run(batch: int, gammas: list[int]) -> dict[int, Trial]:
+        trials = {gamma: _Rounds(specimens.stop_ids) for gamma in gammas}
+        reads = [start(batch)[-1]]  # what has to be prepared for shapes that are new is behind us after that
+        engine, pool, seconds = start(batch)
+        reads.append(seconds)
+        # Each turn begins with a round that is not counted: behind one without a draft, drafters have to catch up.
+        for gamma in NUM_TURNS * [None, *sorted(gammas, reverse=True)]:
+            length = 1 if gamma is None else gamma
+            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= length:
+                del engine, pool  # before the next batch takes as much memory
+                engine, pool, seconds = start(batch)
+                reads.append(seconds)
+            engine.draft_length = FixedLength(gamma=length)
+            outcome = engine.step(pool)
+            if gamma is not None:
+                trials[gamma].add(outcome)
+        longest = engine.drafter.max_length
+        del engine, pool
+        gc.collect()
+        # Reading costs a forward, whatever it reads: that much is taken off, as the cost of a drafted step.
+        step_s = median_low(stages["draft"] for stages in trials[1].seconds)
+        num_read = sum(len(row.prompt_ids) for row in specimens.rows(batch, NUM_TOKENS))
+        read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
+        return {gamma: rounds.trial(min(gamma, longest or gamma), read_s) for gamma, rounds in trials.items()}
+
+    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, specimens))
+
+
+class _Rounds:
+    """Rounds of one batch size and draft length."""
+
+    def __init__(self, stop_ids: frozenset[int]) -> None:
+        self.seconds: list[dict[str, float]] = []
+        self._stop_ids = stop_ids
+        self._drafts: list[tuple[int, int]] = []  # drafted and accepted tokens, of a row in a round
+
+    def add(self, outcome: Round) -> None:
+        """Note what a round took, and what it accepted of rows that the run would still decode."""
+        self.seconds.append(outcome.seconds)
+        counts = zip(outcome.rows, outcome.emitted, outcome.num_drafted, outcome.num_accepted, strict=True)
+        for row, emitted, drafted, accepted in counts:
+            if self._stop_ids.isdisjoint(row.output_ids[: len(row.output_ids) - len(emitted)]):
+                self._drafts.append((drafted, accepted))
+
+    def trial(self, length: int, read_s: float) -> Trial:
+        """Medians of the times, and what became of the drafted tokens at each of so many places."""
+        rest = (sum(stages.values()) - stages["draft"] - stages["prefill"] for stages in self.seconds)
+        tries = [(min(accepted + 1, drafted), accepted) for drafted, accepted in self._drafts]
+        return Trial(
+            draft_s=median_low(stages["draft"] for stages in self.seconds),
+            verify_s=median_low(rest),
+            num_row_rounds=len(tries),
+            tried=[sum(place < tried for tried, _ in tries) for place in range(length)],
+            accepted=[sum(place < accepted for _, accepted in tries) for place in range(length)],
+            read_s=read_s,
+        )
+
+
+def _settings(cfg: DictConfig, pair: Pair, specimens: Specimens) -> dict[str, object]:
+    """Everything that decides what a trial comes to, but for its batch size and draft length."""
+    settings = OmegaConf.to_container(plain_copy(cfg))
+    assert isinstance(settings, dict)
+    device = pair.target.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    drafter: type[Drafter] = lookup("drafter", cfg.drafter.name).load()
+    return {
+        # Roughly, because what is left of a run that goes on has another mean.
+        "prompt_tokens": 4 ** round(log(max(specimens.mean_prompt_tokens, 1), 4)),
+        **({"max_new_tokens": cfg.max_new_tokens} if drafter.replays else {}),
+        "pair": [pair.fingerprint, pair.draft_fingerprint],
+        "drafter_inputs": signature(cfg, "drafter."),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": settings["runner"]["dtype"],
+        "attention": settings["pair"]["attention"],
+        **{key: settings[key] for key in _DECISIVE if key in settings},
+    }
