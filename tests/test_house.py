@@ -1,0 +1,156 @@
+"""The rooms of `specdec/` import in one direction, and nothing is loose at the top but the public faces."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "specdec"
+
+FACES = {"__init__", "__main__", "errors", "registry", "analysis", "demo"}
+"""The modules at the top of the package."""
+
+ORDER = (
+    ("errors", "assets", "conf"),
+    ("registry",),
+    ("core",),
+    ("config",),
+    ("schedulers", "verifiers", "draft_lengths", "analysis"),
+    ("models", "report"),
+    ("alignment", "equivalence"),
+    ("drafters",),
+    ("engine",),
+    ("run", "conformance"),
+    ("training", "bench"),
+    ("cli",),
+    ("demo", "__init__", "__main__"),
+)
+"""A room imports only rooms of earlier lines: so there are no cycles between rooms."""
+
+ONLY = {
+    "analysis": {"errors", "core", "config"},
+    "report": {"errors", "assets", "registry", "core", "config", "analysis"},
+}
+"""Results are read without what makes them: these two stand beside the order, and import these rooms at most."""
+
+EXCEPTIONS = {
+    # `Draft` and `Round` are nouns that every room may use: they go to core/round.py.
+    ("specdec.core.metrics", "specdec.engine.loop"),
+    ("specdec.equivalence.near_ties", "specdec.drafters.base"),
+    ("specdec.equivalence.near_ties", "specdec.engine.loop"),
+    ("specdec.verifiers.base", "specdec.drafters.base"),
+    ("specdec.verifiers.block", "specdec.drafters.base"),
+    ("specdec.verifiers.chain", "specdec.drafters.base"),
+    ("specdec.verifiers.dsd", "specdec.drafters.base"),
+    ("specdec.verifiers.greedy", "specdec.drafters.base"),
+    ("specdec.verifiers.naive", "specdec.drafters.base"),
+    ("specdec.verifiers.rejection", "specdec.drafters.base"),
+    ("specdec.verifiers.typical", "specdec.drafters.base"),
+    # Files of lines, hashes, atomic writes and `flatten`: they go to core/files.py.
+    ("specdec.analysis", "specdec.run.folder"),
+    ("specdec.draft_lengths.profile", "specdec.run.folder"),
+    ("specdec.equivalence.store", "specdec.run.folder"),
+    ("specdec.report.figures", "specdec.run.folder"),
+    # `identity` and `plain_copy` of a run's settings: they go to config/identity.py.
+    ("specdec.config.reference", "specdec.run.folder"),
+    # `explain`, an error in one line: it goes to config/explain.py.
+    ("specdec.bench.run", "specdec.cli.exit"),
+    ("specdec.run.distributed", "specdec.cli.exit"),
+    ("specdec.run.runner", "specdec.cli.exit"),
+}
+"""Imports against the order that need code, not moves, to go away: (importing module, imported module)."""
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports_of(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements at any depth, but those for the type checker alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        yield from imports_of(child)
+
+
+@cache
+def arrows() -> frozenset[tuple[str, str]]:
+    """(importing module, imported module), of all imports between rooms."""
+    paths = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+    found = set()
+    for module, path in paths.items():
+        for statement in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(statement, ast.Import):
+                targets = [alias.name for alias in statement.names]
+            else:
+                assert statement.level == 0, f"{module}: relative import"
+                within = [f"{statement.module}.{alias.name}" for alias in statement.names]
+                targets = [target if target in paths else str(statement.module) for target in within]
+            found |= {(module, target) for target in targets if target.partition(".")[0] == "specdec"}
+    return frozenset((module, target) for module, target in found if room_of(module) != room_of(target))
+
+
+def is_allowed(room: str, other: str) -> bool:
+    level = {name: number for number, names in enumerate(ORDER) for name in names}
+    return level[other] < level[room] and (room not in ONLY or other in ONLY[room])
+
+
+def test_nothing_is_loose_at_the_top():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == FACES
+
+
+def test_every_room_has_a_place_in_the_order_and_a_line_of_purpose():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms | FACES == {name for names in ORDER for name in names}
+    for room in sorted(rooms):
+        assert ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))), room
+
+
+def test_rooms_import_in_one_direction():
+    against = {arrow for arrow in arrows() if not is_allowed(room_of(arrow[0]), room_of(arrow[1]))}
+    assert against - EXCEPTIONS == set(), "imports against the order of the rooms"
+    assert EXCEPTIONS - against == set(), "exceptions that nothing needs any more: take them out of the list"
+
+
+def test_rooms_form_no_cycle():
+    """Said apart from the order, which may be changed."""
+    graph: dict[str, set[str]] = {}
+    for module, target in arrows() - EXCEPTIONS:
+        graph.setdefault(room_of(module), set()).add(room_of(target))
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_the_stable_faces_and_what_help_needs_import_no_torch():
+    rooms = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    contracts = ("alignment", "drafters", "verifiers", "schedulers", "draft_lengths")
+    light = [*rooms, *(f"{name}.base" for name in contracts), "errors", "registry", "analysis", "core.sequence"]
+    light += ["cli.run", "cli.help", "cli.train", "config.schema"]
+    lines = ["import sys", *(f"import specdec.{name}" for name in light)]
+    lines += [
+        "from specdec.alignment.base import Alignment, Clock, Kept",
+        "from specdec.drafters.base import Draft, Drafter, Sequence",
+        "from specdec.cli import main",
+        "assert 'torch' not in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=PACKAGE.parent, check=True)
+
+
+def test_names_that_are_handed_on_are_the_same_objects():
+    from specdec import Engine, engine, generate, stream
+    from specdec.alignment import base
+    from specdec.models.causal_lm import CausalLM
+
+    assert base.CausalLM is CausalLM
+    assert (engine.Engine, engine.generate, engine.stream) == (Engine, generate, stream)
