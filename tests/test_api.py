@@ -160,6 +160,7 @@ def test_padding_is_known_by_the_mask_alone(llama, draft):
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Passing `generation_config` together:FutureWarning")  # it is what is compared
 def test_settings_mean_what_they_mean_in_transformers(llama, draft, settings):
     rows = [row for row in ragged(12) if len(row) < 25]
     news = [alone(llama, row, **settings) for row in rows]

@@ -56,15 +56,14 @@ def test_correct_strategies_keep_every_promise(name):
         pytest.param(
             "dsd",
             {"attend_padding": False, "pile_up_padding": True, "absolute_positions": True},
-            "position",
+            "position, visibility",  # where many tokens pile up, an earlier one's key is not where it is looked for
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_each_published_defect_breaks_its_own_promise(name, switches, expected):
     found = broken("alignment", name, **switches)
-    assert expected in found
-    assert found & {"length", "position", "visibility", "logits", "filler", "calls"} == {expected}
+    assert found & {"length", "position", "visibility", "logits", "filler", "calls"} == set(expected.split(", "))
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def first_nodes_fed_again(patch: Patch):
     return First
 
 
-@planted(ROLLBACK, "what is owed is not fed again", "calls", "chains")
+@planted(ROLLBACK, "what is owed is not fed again", "visibility", "chains")
 def owed_not_fed(patch: Patch):
     patch.setattr(rollback, "bisect_left", lambda columns, cut: len(columns))
 
