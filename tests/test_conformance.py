@@ -20,7 +20,7 @@ from specdec.conformance.suites import drafter_suite
 from specdec.drafters.base import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
-from specdec.models.causal_lm import GROWTH_COLUMNS
+from specdec.models.kv import GROWTH_COLUMNS
 from specdec.registry import create
 
 ROOT = Path(__file__).parent.parent

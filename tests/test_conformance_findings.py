@@ -20,7 +20,7 @@ from specdec.conformance.verdicts import VerdictCase, check_verdict
 from specdec.drafters.base import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError, ContractError
-from specdec.models.causal_lm import KVStorage
+from specdec.models.kv import KVStorage
 from specdec.registry import create
 from specdec.schedulers.base import Scheduler
 from specdec.schedulers.static import StaticScheduler

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCAB, greedy_alone, small_llama
+from model_zoo import Entry, build
 
 from specdec.cli import main
 from specdec.equivalence.near_ties import FACTOR, FAILURE, NEAR_TIE, explain
@@ -165,3 +166,16 @@ def test_what_was_measured_is_kept_as_long_as_the_model(model, reference):
     assert rounding_of(model, PROMPT, reference, NEW - 1, 4, 6) is first, "the same stretch of the row"
     assert rounding_of(model, PROMPT, reference, 0, 3, 6) is not first
     assert rounding_of(model, PROMPT, [*reference[:-1], reference[-1] ^ 1], 0, 4, 6) is not first
+
+
+def test_the_noise_of_other_code_holds_the_distance_to_the_exact_logits():
+    """A correct fused run rounds at other places than the model's own code, in whatever order that is run."""
+    model = CausalLM(build(Entry("llama"), seed=6, max_position_embeddings=512).bfloat16())
+    prompt, output = [(7 * i + 3) % 64 for i in range(30)], [(5 * i + 1) % 64 for i in range(32)]
+    own = measure(model, prompt, output, batch=3, chunk=6)
+    exact = model.module.float()(torch.tensor([prompt + output[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
+    model.module.bfloat16()
+    distance = float((own.logits_nV.double() - exact.double()).square().mean(-1).sqrt().max())
+    model.execute("fused")
+    other = measure(model, prompt, output, batch=3, chunk=6)
+    assert other.rms >= distance > own.rms

@@ -10,7 +10,8 @@ from torch import Tensor
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import causal, padded
 from specdec.errors import ContractError
-from specdec.models.causal_lm import GROWTH_COLUMNS, CausalLM, KVStorage
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
 GONE = -1
 """Stands in the batch for a released row, whose number may be admitted again."""

@@ -23,7 +23,8 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import causal, padded
 from specdec.core.clock import Clock
-from specdec.models.causal_lm import CausalLM, KVStorage
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import KVStorage
 from specdec.models.vocabulary import check_ids
 
 

@@ -20,7 +20,8 @@ from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, causal, consecutive, padded
 from specdec.core.clock import Clock
 from specdec.errors import ContractError
-from specdec.models.causal_lm import GROWTH_COLUMNS, CausalLM, KVStorage
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
 
 @dataclass(frozen=True, slots=True)

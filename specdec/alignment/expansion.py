@@ -22,7 +22,8 @@ from specdec.alignment.content import Contents
 from specdec.alignment.layout import padded
 from specdec.alignment.slots import SlotStorage, feed_chains
 from specdec.core.clock import Clock
-from specdec.models.causal_lm import CausalLM, KVStorage
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import KVStorage
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from specdec.models.cache_argument import cache_argument, returned_cache
-from specdec.models.causal_lm import CausalLM, KVWriter
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import KVWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specdec.models.causal_lm import GROWTH_COLUMNS, CausalLM, KVStorage
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
 OPERATIONS_PER_BYTE = {"cpu": 6, "cuda": 200}
 """Operations of a product that take as long as moving one byte of the cache; on a CPU in bfloat16 or float16, which

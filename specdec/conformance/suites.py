@@ -10,18 +10,15 @@ from specdec.conformance.calls import MISUSES, check_misuse, check_program
 from specdec.conformance.cases import (
     CROSSED,
     Run,
-    growing_programs,
-    leaving_program,
-    long_program,
     programs,
     ramp,
     runs,
-    wide_program,
 )
 from specdec.conformance.contracts import CheckedDrafter, CheckedScheduler
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import DRAWN_CASES, EMITTED_CASES, check_drawn, check_emitted
 from specdec.conformance.explore import Family
+from specdec.conformance.programs import growing_programs, leaving_program, long_program, wide_program
 from specdec.conformance.verdicts import check_verdict, deep_cases, verdict_cases
 from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM

@@ -1,149 +1,25 @@
-"""One causal language model of `transformers`, run on KV storage that an alignment lays out.
-
-The storage is one tensor for all layers, (N, B, H, S, D) with N = 2 x layers: index 2l holds layer l's keys and
-2l + 1 its values. Realigning a batch is then a handful of copies, whatever the number of layers. Where keys and values
-have different heads or widths (latent attention, layers of several kinds), H and D are the largest, and a part uses
-the first of them; the rest stays zero.
-"""
+"""One causal language model of `transformers`, run on KV storage that an alignment lays out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from specdec.errors import ContractError, PairError
+from specdec.errors import PairError
 from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.execution.base import Call, Execution, Gives
 from specdec.models.execution.choice import make_execution
 from specdec.models.execution.eager import EagerExecution
+from specdec.models.kv import KVShape, KVStorage, KVWriter
 from specdec.models.masks import MaskForm, forms
 from specdec.models.small_copy import field
 
-GROWTH_COLUMNS = 128
 NO_LIMIT = 1 << 30  # tokens of a row, where a config names none
-
-KVShape = tuple[int, int]
-"""Heads and width of one layer's keys, or of its values."""
-
-
-class KVWriter(Protocol):
-    """Where the keys and values of one forward go, and what its queries get to read.
-
-    A storage hands one out per forward, so that the layers need not know how the storage is laid out.
-    """
-
-    @property
-    def num_columns(self) -> int:
-        """Columns that a query reads, S: the width of the mask."""
-
-    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """Write the new keys (index 2l) or values (2l + 1) of layer l; return all that is read, (B, H, S, D)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Appending:
-    """All rows write to the same columns, behind those in use."""
-
-    storage: KVStorage
-    start: int
-    num_columns: int
-
-    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """See KVWriter; what is returned is a view."""
-        part_BHSD = self.storage.part(index, states_BHTD)
-        part_BHSD[:, :, self.start : self.num_columns] = states_BHTD
-        return part_BHSD[:, :, : self.num_columns]
-
-
-@dataclass(frozen=True, slots=True)
-class Scattering:
-    """Every token of every row writes to a column of its own, in the slot of its row."""
-
-    storage: KVStorage
-    places_BHT: Tensor  # where each token's vector goes among the B x H x S of a part
-    num_columns: int
-    slots: slice | Tensor  # rows that are read: a slice where they are consecutive, for then nothing is copied
-
-    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """See KVWriter; what is returned is a view if the slots are consecutive, otherwise a copy."""
-        part_BHSD = self.storage.part(index, states_BHTD)
-        _, heads, _, size = states_BHTD.shape
-        places_M = self.places_BHT[:, :heads].flatten()
-        self.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
-        return part_BHSD[self.slots, :, : self.num_columns]
-
-
-class KVStorage:
-    """Keys and values of a batch of rows, with room to grow; columns beyond ``width`` are unused."""
-
-    def __init__(self, data_NBHSD: Tensor, width: int, shapes: tuple[KVShape, ...]) -> None:
-        self.data_NBHSD = data_NBHSD
-        self.width = width
-        self.shapes = shapes  # of each of the N parts: its heads and width, at most H and D
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the batch."""
-        return self.data_NBHSD.shape[1]
-
-    def part(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """Where such keys or values are kept (B, H, S, D), with the heads and the width that the part has.
-
-        Raises:
-            ContractError: the model gives others than it gave when it was asked.
-        """
-        heads, size = states_BHTD.shape[1], states_BHTD.shape[3]
-        if (heads, size) != self.shapes[index]:
-            name, expected = ("values" if index % 2 else "keys"), self.shapes[index]
-            raise ContractError(
-                f"layer {index // 2} writes {name} of {heads} heads x {size}, its storage holds "
-                f"{expected[0]} x {expected[1]}"
-            )
-        return self.data_NBHSD[index, :, :heads, :, :size]
-
-    def vectors(self, index: int, size: int) -> Tensor:
-        """A part as its B x H x S vectors, of which the first ``size`` numbers are used."""
-        part_BHSD = self.data_NBHSD[index]
-        return part_BHSD.view(-1, part_BHSD.shape[-1])[:, :size]
-
-    def reserve(self, width: int) -> None:
-        """Make room for ``width`` columns. New columns are zero: masked, but finite."""
-        N, B, H, S, D = self.data_NBHSD.shape
-        if width > S:
-            grown = self.data_NBHSD.new_zeros(N, B, H, width + GROWTH_COLUMNS, D)
-            grown[..., : self.width, :] = self.data_NBHSD[..., : self.width, :]
-            self.data_NBHSD = grown
-
-    def append(self, num_new: int) -> Appending:
-        """The writer of a forward that adds ``num_new`` columns to all rows."""
-        start = self.width
-        self.reserve(start + num_new)
-        self.width = start + num_new
-        return Appending(self, start, self.width)
-
-    def scatter(self, slots: list[int], columns_BT: Tensor, num_columns: int) -> Scattering:
-        """The writer of a forward that writes each token of the rows in ``slots`` to its own column.
-
-        Args:
-            slots: the storage's row of each row of the forward.
-            columns_BT: where each token goes; all below ``num_columns``, which is what the queries read.
-        """
-        self.reserve(num_columns)
-        self.width = max(self.width, num_columns)
-        _, _, H, S, _ = self.data_NBHSD.shape
-        slots_B = torch.tensor(slots, device=self.data_NBHSD.device)
-        heads_BH1 = (slots_B[:, None] * H + torch.arange(H, device=slots_B.device))[..., None]
-        places_BHT = heads_BH1 * S + columns_BT[:, None]
-        first = slots[0]
-        consecutive = slots == list(range(first, first + len(slots)))
-        read = slice(first, first + len(slots)) if consecutive else slots_B
-        return Scattering(self, places_BHT, num_columns, read)
 
 
 class CausalLM:

@@ -19,7 +19,7 @@ from specdec.errors import PairError
 from specdec.models.causal_lm import CausalLM, check_supported
 from specdec.models.execution.fusable import foreign_hooks
 from specdec.models.masks import MaskForm, forms
-from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, forward_alone, probe
+from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, first_line, forward_alone, probe
 from specdec.models.small_copy import field
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -47,7 +47,7 @@ def supported(module: Any, name: str) -> CausalLM:
     except PairError:
         raise
     except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
-        raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {_first_line(error)}")) from error
+        raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {first_line(error)}")) from error
     if _changed(module) and (reason := differs_itself(module, model.form, TOLERANCE[model.dtype])):
         raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
@@ -63,7 +63,7 @@ def _probed(module: Any, described: str) -> Finding:
     except Exception as error:
         raise PairError(
             f"{described} cannot be tried in a small copy, so nothing would show that a long row is right: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
     if finding.form is None:
         called = "Error: " in finding.reason
@@ -81,9 +81,10 @@ def _limit(model: CausalLM, finding: Finding, described: str) -> None:
     if finding.limit is None:
         return
     value = int(field(model.module.config.get_text_config(), finding.limit))
-    if value - 1 >= model.context_length:
+    model.max_columns = value - 1
+    if model.context_length <= value - 1 - MARGIN:
         return
-    model.max_columns, model.context_length = value - 1, min(model.context_length, value - 1 - MARGIN)
+    model.context_length = value - 1 - MARGIN
     if model.context_length < 1:
         raise PairError(f"{_does_not_follow(described, finding.reason)} (from {finding.limit}={value} on)")
     model.notes.append(
@@ -160,7 +161,7 @@ def _alone(module: Any, described: str) -> Tensor:
     except Exception as error:
         raise PairError(
             f"{described} cannot be run in {str(module.dtype).removeprefix('torch.')} on {module.device}, even alone: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
     return logits[0, -1]
 
@@ -182,8 +183,3 @@ def _aligned(model: CausalLM) -> Tensor:
         logits.append(model.forward(tokens_BS[:, fed], positions_BS[:, fed], mask_BTS, kv.append(stop - start)))
     logits_BSV = torch.cat(logits, dim=1)
     return torch.stack([logits_BSV[0, -1], logits_BSV[1, NUM_TOKENS - 1]])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no reason given"

@@ -20,7 +20,12 @@ CONTEXT, ORIGINAL, VOCAB = 64, 32, 128
 LARGEST = 50_000_000  # weights of a copy that keeps its widths
 OUT_OF_REACH = 1000  # tokens: more than is ever fed to a miniature
 HEAD_DIM, MLP = 16, 48
-LIMITS = {"floor_scale": 11, "sliding_window": 7, "attention_chunk_size": 9, "window_size": 6, "index_topk": 8} | {
+LIMITS = {
+    "floor_scale": 11,
+    "sliding_window": 7,
+    "attention_chunk_size": 9,
+    "window_size": 6,
+    "index_topk": 8,
     "keep_window_size": 10,
     "original_max_position_embeddings": ORIGINAL,
 }

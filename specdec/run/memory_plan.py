@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from specdec.alignment.base import Alignment
 from specdec.errors import ConfigError
-from specdec.models.causal_lm import GROWTH_COLUMNS, CausalLM
+from specdec.models.causal_lm import CausalLM
+from specdec.models.kv import GROWTH_COLUMNS
 from specdec.models.small_copy import field
 
 SLACK = 1.1  # of what is not weights: what the allocator rounds up, and small things

@@ -6,7 +6,7 @@ from mutations.planting import Patch, planted, wrapped
 from specdec.alignment import eqspec
 from specdec.alignment.content import Content
 from specdec.alignment.eqspec import EqspecAlignment
-from specdec.models.causal_lm import KVStorage
+from specdec.models.kv import KVStorage
 
 PLUGIN = "alignment=eqspec"
 

@@ -11,7 +11,7 @@ from specdec.alignment import expansion, inplace
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.slots import SlotStorage
-from specdec.models.causal_lm import KVStorage
+from specdec.models.kv import KVStorage
 
 INPLACE, EXPANSION = "alignment=inplace", "alignment=expansion"
 GROWTH = "growth of the cache"

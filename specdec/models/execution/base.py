@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from specdec.models.causal_lm import KVWriter
+    from specdec.models.kv import KVWriter
 
 Gives = Literal["logits", "hidden", "both"]
 """What a forward returns for each token: logits (V), the last hidden state (D), or one behind the other (V + D)."""

@@ -12,7 +12,8 @@ from specdec.models.cache_argument import cache_argument
 from specdec.models.execution.base import Call, Execution
 
 if TYPE_CHECKING:
-    from specdec.models.causal_lm import CausalLM, KVWriter
+    from specdec.models.causal_lm import CausalLM
+    from specdec.models.kv import KVWriter
 
 
 class _StorageLayer(CacheLayerMixin):

@@ -24,7 +24,8 @@ from specdec.models.execution.linear import Linear, joined
 from specdec.models.masks import within_window
 
 if TYPE_CHECKING:
-    from specdec.models.causal_lm import CausalLM, KVWriter
+    from specdec.models.causal_lm import CausalLM
+    from specdec.models.kv import KVWriter
 
 
 class RMSNorm:

@@ -1,0 +1,102 @@
+"""Fixed programs of the alignment contract: what drawn ones seldom meet. Imports no torch."""
+
+from __future__ import annotations
+
+from specdec.conformance.cases import CROSSED, MAX_LENGTH, VOCAB, Admit, Commit, Forward, Program, Release, Step, ramp
+
+
+def long_program(num_rounds: int = 30) -> Program:
+    """Three rows that grow past every cache reservation, accepting unequally, the third only from time to time."""
+    steps: list[Step] = [Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8, 9))))]
+    lengths = [3, 1, 5]
+    for turn in range(num_rounds):
+        rows = [0, 1, 2] if turn % 3 == 0 else [1, 0]
+        fed = tuple((row, tuple((7 * turn + 3 * row + i) % VOCAB for i in range(6))) for row in rows)
+        steps.append(Forward(fed))
+        kept: list[tuple[int, int]] = []
+        for row in rows:
+            lengths[row] += 1 + (5 if row == 0 else (turn + row) % 6)
+            kept.append((row, lengths[row]))
+        steps.append(Commit(tuple(kept)))
+    assert max(lengths) < MAX_LENGTH
+    return Program(tuple(steps))
+
+
+def leaving_program() -> Program:
+    """Rows that leave from the middle of a batch and from its front, after unequal commits; numbers come back."""
+    return Program(
+        (
+            Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8)))),
+            Forward(((0, (9, 10)), (1, (11, 12)), (2, (13, 14)))),
+            Commit(((0, 4), (1, 3), (2, 5))),
+            Release((1,)),
+            Forward(((0, (15, 16)), (2, (17,)))),
+            Commit(((0, 6), (2, 5))),
+            Admit(((1, (18, 19)),)),
+            Forward(((2, (20,)), (1, (21, 22)), (0, (23,)))),
+            Commit(((2, 6), (1, 3), (0, 7))),
+            Release((2, 0)),
+            Admit(((0, (24, 25, 26, 27, 28)), (3, (29,)))),
+            Forward(((3, (30, 31)), (0, (32,)))),
+            Commit(((3, 2), (0, 5))),
+            Forward(((1, (33,)), (0, (34, 35)), (3, (36,)))),
+            Commit(((1, 3), (0, 7), (3, 3))),
+        )
+    )
+
+
+def wide_program(trees: bool = False) -> Program:
+    """Nine rows in one forward, in no order, that feed up to nine tokens each and keep up to all of them."""
+    rows = [4, 0, 8, 2, 6, 1, 7, 3, 5]
+    steps: list[Step] = [Admit(tuple((row, ramp(row, 1 + row % 4)) for row in range(9)))]
+    lengths = {row: 1 + row % 4 for row in rows}
+    for turn in range(3):
+        counts = {row: 1 + (row + turn * 4) % 9 for row in rows}
+        parents = {row: [i - 2 if trees and i % 3 == 2 else i - 1 for i in range(counts[row])] for row in rows}
+        steps.append(
+            Forward(
+                tuple((row, ramp(row + turn, counts[row])) for row in rows),
+                tuple(tuple(parents[row]) for row in rows) if trees else None,
+            )
+        )
+        kept: list[tuple[int, int | tuple[int, ...]]] = []
+        for row in rows:
+            node = (row * 5 + turn) % (counts[row] + 1) - 1
+            path: list[int] = []
+            while node >= 0:
+                path.insert(0, node)
+                node = parents[row][node]
+            lengths[row] += len(path)
+            kept.append((row, tuple(path) if trees else lengths[row]))
+        steps.append(Commit(tuple(kept)))
+        rows = rows[3:] + rows[:3]
+    return Program(tuple(steps))
+
+
+def growing_programs() -> list[Program]:
+    """Rows that come close to the columns that storage begins with, and cross them: how it grows must lose nothing."""
+    near = CROSSED - 2
+    together = Admit(((0, ramp(1, near)), (1, ramp(2, near - 5)), (2, (3, 4))))
+    chain = Forward(tuple((row, ramp(row, 4)) for row in range(3)))
+    tree = Forward(tuple((row, ramp(row, 4)) for row in range(3)), ((-1, 0, -1, 2), (-1, -1, 1, 2), (-1, 0, 0, 1)))
+    ragged = Commit(((0, near + 1), (1, near - 1), (2, 4)))
+    return [
+        # In one batch: as chains, as trees, and with nodes that wait for their commit while storage grows.
+        Program((together, chain, ragged, chain, Commit(((0, near + 5), (1, near), (2, 4))), chain)),
+        Program((together, tree, Commit(((0, (2, 3)), (1, (1, 2, 3)), (2, (0, 2)))), tree)),
+        Program((together, chain, chain, Commit(((0, near + 6), (1, near - 5), (2, 9))), chain)),
+        # Newcomers need more rows of the storage just before the columns run out; a number is admitted again.
+        Program(
+            (
+                Admit(((0, ramp(1, near)),)),
+                Admit(((1, (5,)), (2, (6, 7)))),
+                chain,
+                Commit(((0, near + 3), (1, 2), (2, 5))),
+                Release((1,)),
+                Admit(((1, ramp(9, near)), (3, (8,)))),
+                Forward(((3, (1, 2)), (0, (3, 4, 5)), (1, (6, 7, 8)))),
+                Commit(((3, 2), (0, near + 6), (1, near + 3))),
+                Forward(((0, (1,)), (1, (2,)), (2, (3,)), (3, (4,)))),
+            )
+        ),
+    ]
