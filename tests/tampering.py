@@ -129,20 +129,20 @@ def mixed_numbers(module: Any) -> None:
 TAMPERINGS: dict[str, tuple[Callable[[Any], None], str]] = {
     "adapter, last layer's v_proj": (
         replace("model.layers.2.self_attn.v_proj", Linear),
-        r"model.layers.2.self_attn.v_proj is a test_fusable.Linear, not a torch.nn.modules.linear.Linear",
+        r"model.layers.2.self_attn.v_proj is a tampering.Linear, not a torch.nn.modules.linear.Linear",
     ),
     "wrapper, second layer's up_proj": (
         replace("model.layers.1.mlp.up_proj", Wrapper),
-        r"model.layers.1.mlp.up_proj is a test_fusable.Linear, not a torch",
+        r"model.layers.1.mlp.up_proj is a tampering.Linear, not a torch",
     ),
-    "adapter on the head": (replace("lm_head", Linear), "lm_head is a test_fusable.Linear"),
+    "adapter on the head": (replace("lm_head", Linear), "lm_head is a tampering.Linear"),
     "wrapped attention": (replace("model.layers.2.self_attn", copy.deepcopy), ""),  # the same class: fused, and right
     "another norm": (
         replace("model.layers.1.post_attention_layernorm", lambda norm: changed_class(norm, LargerNorm)),
-        "model.layers.1.post_attention_layernorm is a test_fusable.LargerNorm",
+        "model.layers.1.post_attention_layernorm is a tampering.LargerNorm",
     ),
     "hook on the model": (hooked_logits, "the model has a forward hook"),
-    "hook on a layer": (hooked("model.layers.1"), r"model.layers.1 has a forward hook \(test_fusable.larger\)"),
+    "hook on a layer": (hooked("model.layers.1"), r"model.layers.1 has a forward hook \(tampering.larger\)"),
     "hook on an MLP": (hooked("model.layers.2.mlp"), "model.layers.2.mlp has a forward hook"),
     "hook before a matrix": (hooked("model.layers.2.self_attn.q_proj", True), "q_proj has a forward hook"),
     "hook before the head": (hooked("lm_head", True), "lm_head has a forward hook"),
