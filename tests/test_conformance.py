@@ -13,8 +13,9 @@ from specdec.alignment.checked import InvariantError
 from specdec.conformance import ConformanceError, conformance, examine
 from specdec.conformance.__main__ import main
 from specdec.conformance.calls import check_program
-from specdec.conformance.cases import CROSSED, Admit, Commit, Forward, Program, long_program
+from specdec.conformance.cases import CROSSED, Admit, Commit, Forward, Program
 from specdec.conformance.explore import explore
+from specdec.conformance.programs import long_program
 from specdec.conformance.promises import BY_GROUP
 from specdec.conformance.suites import drafter_suite
 from specdec.drafters.base import Draft

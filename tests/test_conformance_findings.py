@@ -9,11 +9,12 @@ import torch
 
 from specdec.conformance import decoding
 from specdec.conformance.__main__ import main
-from specdec.conformance.cases import CROSSED, Run, growing_programs, named, ramp
+from specdec.conformance.cases import CROSSED, Run, named, ramp
 from specdec.conformance.contracts import misshapen
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import EMITTED_CASES, check_emitted
 from specdec.conformance.explore import Family, explore
+from specdec.conformance.programs import growing_programs
 from specdec.conformance.promises import BY_GROUP, SCHEDULER, Broken
 from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler_suite, verifier_suite
 from specdec.conformance.verdicts import VerdictCase, check_verdict
