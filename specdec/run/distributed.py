@@ -9,6 +9,7 @@ A rank that fails says so in the talk that the others wait in, so that all of th
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import logging
 import os
@@ -170,10 +171,17 @@ def _join(cfg: DictConfig) -> Ranks:
     if _joined is None:
         fabric = _fabric(cfg, "popen")
         fabric.launch()
+        atexit.register(_leave)
         _joined = Ranks(fabric.global_rank, fabric.world_size, bool(cfg.runner.tensor_parallel))
     if _joined.tensor_parallel != cfg.runner.tensor_parallel:
         raise ConfigError("runner.tensor_parallel cannot change within a sweep under torchrun: run two sweeps")
     return _joined
+
+
+def _leave() -> None:
+    """End the threads of the process group: one that outlives the interpreter aborts the process (1 run in 40)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _spawn(cfg: DictConfig, job: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -215,6 +223,8 @@ def _work(fabric: Any, job: Callable[..., dict[str, Any]], tensor_parallel: bool
         if os.environ.get("SPECDEC_TRACEBACK"):
             raise
         return "error", explain(error)
+    finally:
+        _leave()
 
 
 def _die_with_parent() -> None:
