@@ -147,6 +147,39 @@ def test_the_stable_faces_and_what_help_needs_import_no_torch():
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=PACKAGE.parent, check=True)
 
 
+def undocumented_methods() -> Iterator[str]:
+    """Public methods that neither their class nor a base explains; a base from elsewhere is trusted to."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    named: dict[str, list[ast.ClassDef]] = {}
+    for node in classes:
+        named.setdefault(node.name, []).append(node)
+
+    def methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
+        return {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+
+    def explained(node: ast.ClassDef, name: str) -> bool:
+        own = methods(node).get(name)
+        if own is not None and ast.get_docstring(own):
+            return True
+        bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+        names = [base.id if isinstance(base, ast.Name) else base.attr for base in bases]  # type: ignore[attr-defined]
+        ours = [one for base in names for one in named.get(base, [])]
+        from_outside = any(base not in named and base not in ("ABC", "Protocol", "Generic") for base in names)
+        return from_outside or any(explained(base, name) for base in ours)
+
+    for node in classes:
+        for name, method in methods(node).items():
+            decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
+            is_public = not node.name.startswith("_") and not name.startswith("_")
+            if is_public and not any(".setter" in each for each in decorators) and not explained(node, name):
+                yield f"{node.name}.{name}"
+
+
+def test_public_methods_are_explained_by_their_class_or_a_base():
+    assert list(undocumented_methods()) == []
+
+
 def test_names_that_are_handed_on_are_the_same_objects():
     from specdec import Engine, engine, generate, stream
     from specdec.alignment import base
