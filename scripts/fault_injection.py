@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 import specdec.run.point  # noqa: F401  (with the line above all that a point needs, imported once for all children)
 from specdec.cli import run as cli
-from specdec.run.folder import read_lines, read_summary
+from specdec.core.files import read_lines
+from specdec.run.folder import read_summary
 
 SWEEP = [
     *("pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.3"),

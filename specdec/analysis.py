@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from specdec.config.drafter_weights import UNTRAINED
 from specdec.config.labels import tell_apart
 from specdec.config.schema import RunConfig
+from specdec.core.files import flatten, read_lines
 from specdec.errors import ConfigError, DataError
-from specdec.run.folder import flatten, read_lines
 
 if TYPE_CHECKING:
     import duckdb

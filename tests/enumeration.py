@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy
 import torch
 
+from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
-from specdec.drafters.base import Draft
-from specdec.verifiers.base import Verdict, Verifier
+from specdec.verifiers.base import Verifier
 from specdec.verifiers.chain import ChainVerifier
 
 ALMOST_ONE = 1 - 2.0**-53

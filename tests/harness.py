@@ -15,14 +15,15 @@ from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
 from specdec.core.clock import Clock
+from specdec.core.round import Draft, Round
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.lockstep import LockstepLength
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.none import NoDrafter
-from specdec.engine.loop import Engine, Round
+from specdec.engine.loop import RoundLoop
 from specdec.models.cache_argument import returned_cache
 from specdec.models.causal_lm import CausalLM
 from specdec.schedulers.continuous import ContinuousScheduler
@@ -94,13 +95,13 @@ def make_engine(
     draft_length: str = "fixed",
     clock: Clock | None = None,
     **settings: object,
-) -> Engine:
+) -> RoundLoop:
     """An engine; ``settings`` are the scheduler's own."""
     clock = clock or Clock()
     context = DrafterContext(target, draft, lambda model: alignment(model, clock), clock)
     if drafter is None:
         drafter = ModelDrafter(context) if draft is not None else NoDrafter(context)
-    return Engine(
+    return RoundLoop(
         alignment(target, clock),
         drafter,
         verifier or GreedyVerifier(),
@@ -111,7 +112,7 @@ def make_engine(
 
 
 def run_all(
-    engine: Engine,
+    engine: RoundLoop,
     prompts: list[list[int]],
     max_new_tokens: int | list[int] = 24,
     stop_ids: frozenset[int] = frozenset(),

@@ -16,11 +16,11 @@ from specdec.bench.plan import Cell, pairs, steps, turn
 from specdec.bench.prompts import cell_prompts, uneven
 from specdec.bench.suite import FOLDER, Claim, Study, load_suite
 from specdec.bench.summary import judge
+from specdec.core.files import read_lines
 from specdec.core.lock import locked
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
 from specdec.report.medians import median, ratio_of_medians
-from specdec.run.folder import read_lines
 from specdec.run.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]

@@ -11,7 +11,7 @@ from conftest import VOCAB, small_llama
 from test_cli import SMALL, last_json
 from test_drafters import characters
 
-from specdec.run.folder import read_lines
+from specdec.core.files import read_lines
 
 SAMPLED = [*SMALL, "runner.dtype=float64", "temperature=0.8", "top_k=5", "pair.synthetic.residual_scale=0.5"]
 

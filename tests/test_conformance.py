@@ -18,7 +18,7 @@ from specdec.conformance.explore import explore
 from specdec.conformance.programs import long_program
 from specdec.conformance.promises import BY_GROUP
 from specdec.conformance.suites import drafter_suite
-from specdec.drafters.base import Draft
+from specdec.core.round import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
 from specdec.models.kv import GROWTH_COLUMNS

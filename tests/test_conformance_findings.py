@@ -18,7 +18,7 @@ from specdec.conformance.programs import growing_programs
 from specdec.conformance.promises import BY_GROUP, SCHEDULER, Broken
 from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler_suite, verifier_suite
 from specdec.conformance.verdicts import VerdictCase, check_verdict
-from specdec.drafters.base import Draft
+from specdec.core.round import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError, ContractError
 from specdec.models.kv import KVStorage

@@ -9,8 +9,8 @@ import pytest
 from conftest import VOCAB, greedy_alone
 from harness import ALIGNMENTS, make_engine, run_all
 
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
-from specdec.engine.loop import Round
 from specdec.engine.prefill import FIRST_TOKENS, MIN_TOKENS, Pace, Prefill
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from specdec.alignment.bsp import BspAlignment
 from specdec.alignment.dsd import DsdAlignment
 from specdec.core.clock import Clock
-from specdec.drafters.base import Draft
+from specdec.core.round import Draft
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.run.runner import resolve

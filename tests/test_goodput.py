@@ -11,13 +11,13 @@ from statistics import mean, median, mode
 import pytest
 from worlds import Always, World, compute_bound, memory_bound
 
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.draft_lengths.acceptance import PRIOR_RATE, Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.goodput import KEPT_AT_FIRST, KEPT_ROUNDS, GoodputLength
 from specdec.draft_lengths.probes import ROUNDS, SHORTEST_PAUSE, Probes
-from specdec.engine.loop import Round
 from specdec.errors import ConfigError
 
 

@@ -38,33 +38,6 @@ ONLY = {
 }
 """Results are read without what makes them: these two stand beside the order, and import these rooms at most."""
 
-EXCEPTIONS = {
-    # `Draft` and `Round` are nouns that every room may use: they go to core/round.py.
-    ("specdec.core.metrics", "specdec.engine.loop"),
-    ("specdec.equivalence.near_ties", "specdec.drafters.base"),
-    ("specdec.equivalence.near_ties", "specdec.engine.loop"),
-    ("specdec.verifiers.base", "specdec.drafters.base"),
-    ("specdec.verifiers.block", "specdec.drafters.base"),
-    ("specdec.verifiers.chain", "specdec.drafters.base"),
-    ("specdec.verifiers.dsd", "specdec.drafters.base"),
-    ("specdec.verifiers.greedy", "specdec.drafters.base"),
-    ("specdec.verifiers.naive", "specdec.drafters.base"),
-    ("specdec.verifiers.rejection", "specdec.drafters.base"),
-    ("specdec.verifiers.typical", "specdec.drafters.base"),
-    # Files of lines, hashes, atomic writes and `flatten`: they go to core/files.py.
-    ("specdec.analysis", "specdec.run.folder"),
-    ("specdec.draft_lengths.profile", "specdec.run.folder"),
-    ("specdec.equivalence.store", "specdec.run.folder"),
-    ("specdec.report.figures", "specdec.run.folder"),
-    # `identity` and `plain_copy` of a run's settings: they go to config/identity.py.
-    ("specdec.config.reference", "specdec.run.folder"),
-    # `explain`, an error in one line: it goes to config/explain.py.
-    ("specdec.bench.run", "specdec.cli.exit"),
-    ("specdec.run.distributed", "specdec.cli.exit"),
-    ("specdec.run.runner", "specdec.cli.exit"),
-}
-"""Imports against the order that need code, not moves, to go away: (importing module, imported module)."""
-
 
 def module_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -120,14 +93,13 @@ def test_every_room_has_a_place_in_the_order_and_a_line_of_purpose():
 
 def test_rooms_import_in_one_direction():
     against = {arrow for arrow in arrows() if not is_allowed(room_of(arrow[0]), room_of(arrow[1]))}
-    assert against - EXCEPTIONS == set(), "imports against the order of the rooms"
-    assert EXCEPTIONS - against == set(), "exceptions that nothing needs any more: take them out of the list"
+    assert against == set(), "imports against the order of the rooms"
 
 
 def test_rooms_form_no_cycle():
     """Said apart from the order, which may be changed."""
     graph: dict[str, set[str]] = {}
-    for module, target in arrows() - EXCEPTIONS:
+    for module, target in arrows():
         graph.setdefault(room_of(module), set()).add(room_of(target))
     TopologicalSorter(graph).prepare()  # raises CycleError
 

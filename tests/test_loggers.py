@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from specdec.core.clock import Clock
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.engine.loop import Round
 from specdec.errors import ConfigError
 from specdec.run.loggers import meter as meter_module
 from specdec.run.loggers.base import Logger

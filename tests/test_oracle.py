@@ -11,10 +11,10 @@ from conftest import VOCAB, greedy_alone, small_llama
 from model_zoo import Entry, build
 
 from specdec.cli import main
+from specdec.core.files import read_lines
 from specdec.equivalence.near_ties import FACTOR, FAILURE, NEAR_TIE, explain
 from specdec.equivalence.rounding import measure, rounding_of
 from specdec.models.causal_lm import CausalLM
-from specdec.run.folder import read_lines
 
 NEW = 24
 PROMPT = [3, 1, 4, 1, 5]

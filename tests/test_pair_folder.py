@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from specdec.config.pair_folder import fill_from_folder, folder_words
 from specdec.config.schema import PairConfig
+from specdec.core.files import read_lines
 from specdec.errors import ConfigError
-from specdec.run.folder import read_lines
 
 SMALL = ["data.num_prompts=2", "max_new_tokens=6", "batch=2", "baseline=false"]
 

@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from specdec.cli.presets import split_presets
+from specdec.config.identity import identity
 from specdec.core.prompts import load_prompts
 from specdec.errors import ConfigError
 from specdec.report.paper import PAPER, ours
-from specdec.run.folder import RunFolder, identity
+from specdec.run.folder import RunFolder
 from specdec.run.runner import resolve
 
 FOLDER = files("specdec.conf") / "experiment"

@@ -15,6 +15,7 @@ from conftest import command
 
 from specdec import analysis
 from specdec.cli import run as cli
+from specdec.core.files import append_line
 from specdec.errors import ConfigError
 from specdec.report.__main__ import main
 from specdec.report.compare import paper_tables
@@ -22,7 +23,6 @@ from specdec.report.content import Content, collect
 from specdec.report.intervals import of_mean, of_ratio
 from specdec.report.page import tiles, verdicts
 from specdec.report.texts import kinds, load_tokenizer, prompts
-from specdec.run.folder import append_line
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=5", "data.max_input_tokens=30"]
 

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec.config
+from specdec.config.identity import identity
 from specdec.core.clock import STAGES, Clock
+from specdec.core.files import read_lines, write_atomically
 from specdec.core.metrics import quantile, timing
 from specdec.equivalence.store import ReferenceStore, compare
-from specdec.run.folder import RunFolder, identity, read_lines, write_atomically
+from specdec.run.folder import RunFolder
 from specdec.run.runner import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +95,7 @@ def test_torn_lines_are_left_out(tmp_path):
 APPEND = """
 import sys
 from pathlib import Path
-from specdec.run.folder import append_line
+from specdec.core.files import append_line
 for i in range(200):
     append_line(Path(sys.argv[1]), {"process": sys.argv[2], "i": i, "filler": "x" * 300})
 """

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from specdec.core.random_numbers import DRAFT, DRAW, SCRIPT, TEST, uniforms
+from specdec.core.round import Draft
 from specdec.core.sampling import draw, penalized, processed, round_noise, seen_tokens, settings_of
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.core.stop_strings import StopText
-from specdec.drafters.base import Draft
 from specdec.errors import ConfigError
 
 VOCAB = 23

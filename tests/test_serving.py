@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from specdec import assets
 from specdec.core.clock import Clock, VirtualClock
+from specdec.core.files import read_lines
 from specdec.core.prompts import Prompt
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from specdec.models import pair as pair_module
 from specdec.models.checkpoints import load_tokenizer
 from specdec.models.pair import load_pair
 from specdec.run.decode import conversations
-from specdec.run.folder import read_lines
 from specdec.run.runner import resolve, run_point
 from specdec.run.serving.conversations import Conversations
 from specdec.run.serving.figures import ServingLog

@@ -17,11 +17,11 @@ import torch
 
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.cli.exit import ends_in_one_line
+from specdec.core.files import LineFile, read_lines
 from specdec.core.lock import locked
 from specdec.registry import register
 from specdec.run import point
 from specdec.run.distributed import Ranks
-from specdec.run.folder import LineFile, read_lines
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

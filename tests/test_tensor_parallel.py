@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specdec.core.files import read_lines
 from specdec.errors import PairError
 from specdec.models.checkpoints import _split
-from specdec.run.folder import read_lines
 from tests.conftest import perturbed
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from specdec.cli.exit import explain
+from specdec.config.explain import explain
 from specdec.training import TrainingError, run_task
 from specdec.training.config import CorpusConfig, PhaseConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import read_corpus

@@ -15,10 +15,10 @@ from test_sampling import their_scores
 from transformers import GenerationConfig
 
 import specdec
+from specdec.core.round import Draft
 from specdec.core.sampling import draw, penalized, processed, scores_of, seen_tokens, settings_of, warped
 from specdec.core.sampling_params import GREEDY, SamplingParams
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft
 from specdec.engine.options import read_options
 from specdec.equivalence.near_ties import NEAR_TIE, explain
 from specdec.errors import ConfigError, PairError

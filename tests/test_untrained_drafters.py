@@ -18,13 +18,14 @@ import specdec
 from specdec import analysis, conformance
 from specdec.bench.__main__ import main as bench
 from specdec.bench.suite import FOLDER
+from specdec.config.identity import identity
+from specdec.core.files import digest
 from specdec.draft_lengths.__main__ import main as draft_lengths
 from specdec.errors import ConfigError, PairError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.pair import load_pair
 from specdec.registry import create
 from specdec.report.__main__ import main as report
-from specdec.run.folder import digest, identity
 from specdec.run.runner import resolve
 from specdec.training import TrainingError
 from specdec.training.model import load_llama

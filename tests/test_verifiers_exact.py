@@ -9,8 +9,8 @@ from enumeration import Context, Laws, chain_draft, integrate, integrate_draws, 
 from scipy.stats import chisquare
 
 from specdec.core.random_numbers import DRAFT, DRAW, TEST, uniforms
+from specdec.core.round import Draft
 from specdec.core.sampling import Noise
-from specdec.drafters.base import Draft
 from specdec.errors import ContractError
 from specdec.verifiers.block import BlockVerifier, running_weight
 from specdec.verifiers.chain import Acceptance, ratios

@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.draft_lengths.base import DraftLength
-from specdec.engine.loop import Round
 
 READ_S = 0.0002  # of the draft, per token
 STOP = 2

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 import specdec.config  # noqa: F401  (declares the plug-ins)
 from specdec.alignment.observation import Observed, watch
 from specdec.core.clock import Clock
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
-from specdec.engine.loop import Round
 from specdec.models.pair import load_pair
 from specdec.run.factory import build_engine
 from specdec.run.runner import resolve

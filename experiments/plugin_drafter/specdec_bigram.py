@@ -9,7 +9,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from specdec import register
-from specdec.drafters.base import Draft, Drafter, Sequence
+from specdec.core.round import Draft
+from specdec.drafters.base import Drafter, Sequence
 from specdec.drafters.context import DrafterContext
 
 

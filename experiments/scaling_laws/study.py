@@ -73,9 +73,9 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     """All points of a run; those that lie in its folder are not computed again."""
     import torch
 
+    from specdec.core.files import write_json
     from specdec.models.causal_lm import CausalLM
     from specdec.registry import create
-    from specdec.run.folder import write_json
     from specdec.training.acceptance import measure_acceptance
     from specdec.training.budget import Budget
     from specdec.training.loop import fit

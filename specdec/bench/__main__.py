@@ -79,7 +79,7 @@ def write(document: dict[str, Any], out: Path) -> str:
     """Write results.json, tables.md, tables.tex and the plots; returns the Markdown."""
     from specdec.bench.plots import draw
     from specdec.bench.tables import latex, markdown
-    from specdec.run.folder import write_atomically, write_json
+    from specdec.core.files import write_atomically, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(document)

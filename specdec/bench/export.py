@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from specdec import assets
+from specdec.core.files import digest, write_json
 from specdec.models.pair import Pair
-from specdec.run.folder import digest, write_json
 
 _DONE = "exported.json"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specdec.bench.suite import Library, Method, Study, Suite
-from specdec.run.folder import digest
+from specdec.core.files import digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ from specdec.bench.own import Bench, made_of, outcome
 from specdec.bench.peers import PeerError, PeerProcess, interpreter
 from specdec.bench.plan import Cell, Step, num_prompts, pairs, refusal, steps
 from specdec.bench.suite import Library, Method, Suite
-from specdec.cli.exit import explain
+from specdec.config.explain import explain
 from specdec.config.identity import content
+from specdec.core.files import append_line, read_lines
 from specdec.draft_lengths.profile import FOLDER as DRAFT_TABLES
 from specdec.errors import SpecdecError
-from specdec.run.folder import append_line, read_lines
 
 MEASUREMENTS = "measurements.jsonl"
 DONE, FAILED, MISSING, REFUSED = "done", "failed", "not installed", "refused"

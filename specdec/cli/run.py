@@ -21,13 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.cli.exit import ends_in_one_line, explain
+from specdec.cli.exit import ends_in_one_line
 from specdec.cli.presets import split_presets
+from specdec.config.explain import explain
 from specdec.config.pair_folder import folder_words
 from specdec.config.processes import is_main_process
+from specdec.core.files import append_line, read_lines
 from specdec.errors import SpecdecError
 from specdec.registry import load_entry_points
-from specdec.run.folder import ELSEWHERE, append_line, read_lines, read_summary
+from specdec.run.folder import ELSEWHERE, read_summary
 
 QUICKSTART = "experiment=quickstart"
 POINTS = "points.jsonl"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from specdec.cli.exit import explain
+from specdec.config.explain import explain
 from specdec.training import run_task
 from specdec.training.config import register_schema, selected_pair, to_dataclass
 

@@ -1,17 +1,47 @@
-"""What a point reads from disk, in short: so that a finished result is not taken for one of other files."""
+"""What identifies a run: the settings that decide what it computes, and the content of the files that they name."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
+from specdec.config.drafter_weights import UNTRAINED
+from specdec.config.schema import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER
 from specdec.registry import PLUGIN_GROUPS
 
 _HASHED_BYTES = 64 * 1024 * 1024
+CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
+"""Keys of env.json that decide speeds beside the settings."""
+
+
+def plain_copy(cfg: DictConfig) -> DictConfig:
+    """A resolved copy without types and flags."""
+    copied = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert isinstance(copied, DictConfig)
+    return copied
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved settings that decide what a point computes."""
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    settings = {str(key): copy.deepcopy(value) for key, value in resolved.items() if key not in NOT_IDENTITY}
+    for key in NOT_IDENTITY_OF_RUNNER:
+        settings["runner"].pop(key, None)
+    if resolved["debug"]["invariants"]:  # checked runs are slow: their times must not pass for those of others
+        settings["invariants_every"] = resolved["debug"]["invariants_every"]
+    if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their names
+        del settings["drafter"][UNTRAINED]
+    if settings["drafter"]["name"] == "none":  # nothing is drafted, so how much would be does not matter
+        settings.pop("draft_length", None)
+        settings.pop("gamma", None)
+    return settings
 
 
 def signature(cfg: DictConfig, prefix: str = "") -> dict[str, str]:

@@ -15,10 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from specdec.config.identity import signature
+from specdec.config.identity import identity, plain_copy, signature
 from specdec.core.sampling_params import SamplingParams
 from specdec.registry import lookup
-from specdec.run.folder import identity, plain_copy
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _PER_ROW_DRAFT_LENGTHS = ("fixed",)

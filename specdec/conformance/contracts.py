@@ -13,8 +13,9 @@ from specdec.alignment.reader import Reader
 from specdec.conformance.cases import VOCAB
 from specdec.conformance.promises import Broken
 from specdec.core.clock import Clock
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence, SequencePool
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.schedulers.base import Scheduler

@@ -13,13 +13,14 @@ from specdec.conformance.cases import VOCAB, Run
 from specdec.conformance.models import greedy, sampled, small_pair, tokenizers
 from specdec.conformance.promises import Broken, cannot_be_made
 from specdec.core.clock import Clock
+from specdec.core.round import Draft
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.base import DraftLength
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
-from specdec.engine.loop import Engine
+from specdec.engine.loop import RoundLoop
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
@@ -141,7 +142,7 @@ def _rows(run: Run, stop_ids: frozenset[int]) -> list[Sequence]:
     ]
 
 
-def _engine(run: Run, parts: Parts, truth: Truth, notes: Notes) -> Engine:
+def _engine(run: Run, parts: Parts, truth: Truth, notes: Notes) -> RoundLoop:
     clock = Clock()
     target, draft = small_pair(run.seed, run.dtype)
     ours, theirs = tokenizers()
@@ -160,7 +161,7 @@ def _engine(run: Run, parts: Parts, truth: Truth, notes: Notes) -> Engine:
             return parts.drafter(context)
         return ScriptedDrafter(run, truth) if run.pattern else ModelDrafter(context)
 
-    return Engine(
+    return RoundLoop(
         parts.align(target, clock),
         parts.wrap_drafter(make(), make, target, notes),
         # The one whose tokens are those of plain sampling, whatever is drafted.

@@ -18,10 +18,11 @@ from specdec.conformance.contracts import draft_at_once, misshapen
 from specdec.conformance.models import small_pair, tokenizers
 from specdec.conformance.promises import Broken, cannot_be_made
 from specdec.core.clock import Clock
+from specdec.core.round import Draft
 from specdec.core.sampling import Noise
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
 from specdec.registry import create

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specdec.conformance.promises import Broken
+from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
-from specdec.drafters.base import Draft
-from specdec.verifiers.base import Verdict, Verifier
+from specdec.verifiers.base import Verifier
 
 SMALL_VOCAB = 7
 SHARP = 60.0  # logits of +-60: the probability of anything but the argmax is zero in every dtype that is used

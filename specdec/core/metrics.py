@@ -7,8 +7,8 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.engine.loop import Round
 
 
 @dataclass(slots=True)

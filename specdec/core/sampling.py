@@ -19,8 +19,8 @@ from specdec.core.random_numbers import DRAW, TEST, uniforms
 from specdec.core.sampling_params import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
+    from specdec.core.round import Draft
     from specdec.core.sequence import Sequence
-    from specdec.drafters.base import Draft
 
 S = TypeVar("S")
 

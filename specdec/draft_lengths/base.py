@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from specdec.core.sequence import Sequence
 
 if TYPE_CHECKING:
+    from specdec.core.round import Round
     from specdec.draft_lengths.profile import Profiler
-    from specdec.engine.loop import Round
 
 
 class DraftLength(ABC):

@@ -35,8 +35,8 @@ from specdec.draft_lengths.reading import ReadingCosts
 from specdec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specdec.core.round import Round
     from specdec.draft_lengths.profile import Profiler
-    from specdec.engine.loop import Round
 
 PLAIN_FIRST = 5  # plain rounds that are measured before anything is drafted, where no profile is known
 PLAIN_SOON = 2  # that are measured soon where a profile says to draft, because all that is saved is measured by them

@@ -12,7 +12,7 @@ from specdec.core.sequence import Sequence
 from specdec.draft_lengths.costs import RoundCosts
 
 if TYPE_CHECKING:
-    from specdec.engine.loop import Round
+    from specdec.core.round import Round
 
 PROBE_ROWS, PROBE_SHARE, PROBE_STEPS = 4, 0.25, 2  # rows, at least and of the batch, and tokens that each drafts
 FIRST_ROUNDS, ROUNDS = 3, 2  # of a probe, at least; the first of them reads what the draft's cache lacks

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from specdec.core.files import digest, write_json
 from specdec.core.lock import locked
-from specdec.run.folder import digest, write_json
 
 FOLDER = "draft_tables"
 FORM = 2  # of what a trial consists of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from specdec.core.sequence import Sequence
 
 if TYPE_CHECKING:
-    from specdec.engine.loop import Round
+    from specdec.core.round import Round
 
 REPAID = 1.1  # times what reading takes, that drafting has to save: the saving is only expected
 

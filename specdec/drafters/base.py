@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Draft", "Drafter", "Sequence"]
-
-
-@dataclass(slots=True)
-class Draft:
-    """Proposed tokens of a round. B rows, G the largest number of nodes, V vocabulary."""
-
-    tokens_BG: Tensor  # ids on the target's device; what stands behind num_drafted[b] means nothing
-    num_drafted: list[int]  # nodes per row, 0 to G
-    parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
-    probs_BGV: Tensor | None = None  # the law each token was really sampled from; None: tokens were chosen, not drawn
-    num_probes: list[int] | None = None  # last nodes of each row that ask something and propose nothing (``probe_ids``)
-
-    @property
-    def num_candidates(self) -> list[int]:
-        """Nodes per row that may be accepted."""
-        if self.num_probes is None:
-            return self.num_drafted
-        return [count - probes for count, probes in zip(self.num_drafted, self.num_probes, strict=True)]
-
-    def path(self, b: int, node: int) -> list[int]:
-        """Row b's nodes from the first below the last committed token down to ``node``."""
-        if self.parents is None:
-            return list(range(node + 1))
-        nodes = []
-        while node != -1:
-            nodes.append(node)
-            node = self.parents[b][node]
-        return nodes[::-1]
 
 
 class Drafter(ABC):

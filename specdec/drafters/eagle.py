@@ -18,8 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from specdec.alignment.base import Alignment
 from specdec.alignment.layout import padded
 from specdec.config.drafter_weights import check_weights
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
 from specdec.drafters.trained import load_weights, placed, read_settings

@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from specdec.config.drafter_weights import check_weights
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
 from specdec.drafters.trained import load_weights, placed, plain_head, read_settings

@@ -8,8 +8,9 @@ the same in a long text. The tokens are chosen, not drawn, so the draft has no p
 from __future__ import annotations
 
 from specdec.alignment.layout import padded
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from specdec.config.drafter_weights import check_weights
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import Picker
 from specdec.drafters.trained import load_weights, placed, plain_head, read_settings

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import ChainDrafts
 from specdec.errors import ConfigError

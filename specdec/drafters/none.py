@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from specdec.alignment.layout import padded
 from specdec.config.drafter_weights import check_weights
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.trained import load_weights, placed, read_settings
 from specdec.errors import ConfigError

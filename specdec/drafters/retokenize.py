@@ -14,9 +14,10 @@ from torch import Tensor
 
 from specdec.alignment.base import Kept
 from specdec.alignment.layout import padded
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.stop_strings import INCOMPLETE
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.steps import extend
 from specdec.errors import ConfigError

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from specdec.alignment.layout import padded
 from specdec.core.random_numbers import SCRIPT, uniforms
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
 from specdec.models.vocabulary import check_ids

@@ -14,9 +14,9 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
 from specdec.alignment.reader import Reader
 from specdec.core.random_numbers import DRAFT, uniforms
+from specdec.core.round import Draft
 from specdec.core.sampling import draw, penalized, processed, seen_tokens, settings_of
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft
 from specdec.models.causal_lm import CausalLM
 
 LAG = 2

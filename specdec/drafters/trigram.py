@@ -14,9 +14,10 @@ from collections.abc import Iterable
 
 from specdec.alignment.layout import padded
 from specdec.config.identity import local
+from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.text_files import read_text
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError, DataError
 from specdec.models.vocabulary import check_fit

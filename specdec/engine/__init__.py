@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from specdec.core.round import Round
     from specdec.engine.api import Engine, generate, stream
-    from specdec.engine.loop import Round
     from specdec.engine.output import Event, SpeculativeOutput
 
 __all__ = ["Engine", "Event", "Round", "SpeculativeOutput", "generate", "stream"]
@@ -17,7 +17,7 @@ _LAZY = {
     "Engine": "specdec.engine.api",
     "generate": "specdec.engine.api",
     "stream": "specdec.engine.api",
-    "Round": "specdec.engine.loop",
+    "Round": "specdec.core.round",
     "Event": "specdec.engine.output",
     "SpeculativeOutput": "specdec.engine.output",
 }

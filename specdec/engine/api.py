@@ -25,7 +25,7 @@ from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.engine.call import Plan, make_plan
 from specdec.engine.inputs import Inputs
-from specdec.engine.loop import Engine as Rounds
+from specdec.engine.loop import RoundLoop
 from specdec.engine.output import Event, SpeculativeOutput, events_of, sequences, statistics
 from specdec.engine.wrapping import (
     Model,
@@ -199,10 +199,10 @@ class Engine:
         return make_plan(models, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
 
     def _run(self, plan: Plan) -> Iterator[Event]:
-        """Rounds until the last row ends. Caches go back only when no row is left in them."""
+        """RoundLoop until the last row ends. Caches go back only when no row is left in them."""
         parts = self._idle.pop() if self._idle else self._parts()
         samples = any(row.sampling is not None and not row.sampling.greedy for row in plan.rows)
-        rounds = Rounds(
+        rounds = RoundLoop(
             parts.target,
             parts.drafter,
             self._sampling_verifier if samples else self._greedy_verifier,

@@ -6,38 +6,24 @@ token, which the next round feeds first. This holds from the first round on, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
 from specdec.core.clock import Clock
+from specdec.core.round import Draft, Round, Verdict
 from specdec.core.sampling import penalized, processed, round_noise, scores_of, seen_tokens, settings_of
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.base import DraftLength
-from specdec.drafters.base import Draft, Drafter
+from specdec.drafters.base import Drafter
 from specdec.engine.prefill import Prefill
 from specdec.errors import PairError
 from specdec.schedulers.base import Scheduler
-from specdec.verifiers.base import Verdict, Verifier
+from specdec.verifiers.base import Verifier
 
 
-@dataclass(slots=True)
-class Round:
-    """What one round did: raw counts, from which every ratio is derived."""
-
-    rows: list[Sequence]
-    num_drafted: list[int]
-    num_accepted: list[int]  # of what the verifier accepted, the tokens that were emitted (a stop may cut it)
-    emitted: list[list[int]]
-    same_length: bool
-    seconds: dict[str, float] = field(default_factory=dict)  # per stage of the clock
-    finished: list[Sequence] = field(default_factory=list)
-
-
-class Engine:
+class RoundLoop:
     """Runs rounds over a pool of rows. Knows no model: only the four contracts."""
 
     def __init__(

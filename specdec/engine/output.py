@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.engine.inputs import Block
-from specdec.engine.loop import Round
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from specdec.core.round import Draft, Round, Verdict
 from specdec.core.sequence import Sequence
-from specdec.drafters.base import Draft
-from specdec.engine.loop import Round
 from specdec.equivalence.rounding import rms, rounding_of
 from specdec.models.causal_lm import CausalLM
-from specdec.verifiers.base import Verdict, Verifier
+from specdec.verifiers.base import Verifier
 
 if TYPE_CHECKING:
     from specdec.core.sampling import Noise

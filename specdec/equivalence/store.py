@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdec.run.folder import append_line, digest, read_lines
+from specdec.core.files import append_line, digest, read_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.analysis import Record, is_plain
+from specdec.core.files import read_lines
 from specdec.report import plots
 from specdec.report.content import Content, Group, series
 from specdec.report.intervals import of_ratio
 from specdec.report.plots import Curve
 from specdec.report.svg import STAGES
-from specdec.run.folder import read_lines
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,12 +11,12 @@ from specdec.config.reference import sampling_params
 from specdec.core.clock import Clock
 from specdec.core.metrics import Tally
 from specdec.core.prompts import Prompt
+from specdec.core.round import Round
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.core.stop_strings import StopText
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
-from specdec.engine.loop import Round
 from specdec.equivalence.near_ties import Witness
 from specdec.models.memory import PeakMemory
 from specdec.models.pair import Pair

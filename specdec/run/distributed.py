@@ -211,7 +211,7 @@ def _spawn(cfg: DictConfig, job: Callable[..., dict[str, Any]], arguments: tuple
 
 def _work(fabric: Any, job: Callable[..., dict[str, Any]], tensor_parallel: bool, arguments: tuple[Any, ...]) -> Any:
     """What a spawned process does: errors travel as their one line, because rank 0's return value is all that does."""
-    from specdec.cli.exit import explain
+    from specdec.config.explain import explain
 
     _die_with_parent()
     ranks = Ranks(fabric.global_rank, fabric.world_size, tensor_parallel)

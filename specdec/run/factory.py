@@ -15,7 +15,7 @@ from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.engine.loop import Engine
+from specdec.engine.loop import RoundLoop
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.pair import Pair
@@ -31,7 +31,7 @@ _NOT_PARAMS = ("name", "label")
 
 def build_engine(
     cfg: DictConfig, pair: Pair, clock: Clock, known_output: Callable[[Sequence], list[int] | None] | None = None
-) -> Engine:
+) -> RoundLoop:
     """The engine that a resolved run config describes, over the models of ``pair``.
 
     ``known_output`` is for a drafter that replays: what a row will say, where that is known.
@@ -62,7 +62,7 @@ def build_engine(
             f"drafter={cfg.drafter.name} drafts trees and verifier={cfg.verifier.name} samples along chains only: "
             "set verifier=naive, or temperature=0"
         )
-    return Engine(
+    return RoundLoop(
         target=align(pair.target),
         drafter=drafter,
         verifier=verifier,

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from specdec.core.clock import Clock
+from specdec.core.files import read_lines
 from specdec.core.metrics import ratio
 from specdec.models.causal_lm import CausalLM
-from specdec.run.folder import read_lines
 from specdec.run.forward_log import ForwardLog, Shape
 
 BOUND = "bound.jsonl"

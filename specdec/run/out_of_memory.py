@@ -8,11 +8,13 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from specdec.config.checks import is_serving
+from specdec.config.identity import plain_copy
 from specdec.config.reference import reference_key
 from specdec.core.clock import Clock
+from specdec.core.files import append_line
 from specdec.core.prompts import Prompt
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.engine.loop import Round
 from specdec.equivalence.near_ties import Witness
 from specdec.equivalence.store import ReferenceStore
 from specdec.errors import is_out_of_memory
@@ -21,7 +23,7 @@ from specdec.models.pair import Pair
 from specdec.run.decode import Observer, decode
 from specdec.run.distributed import Ranks
 from specdec.run.factory import kept_as_it_is
-from specdec.run.folder import RunFolder, append_line, plain_copy
+from specdec.run.folder import RunFolder
 from specdec.run.forward_bound import BOUND, bound_counts
 from specdec.run.forward_log import ForwardLog
 from specdec.run.loggers.base import Logger

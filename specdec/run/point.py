@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from specdec.config.checks import is_serving
+from specdec.config.identity import plain_copy
 from specdec.config.reference import baseline_run, follows_plain, has_reference, is_baseline, reference_key
 from specdec.config.schema import RANDOM_WEIGHTS_PROMPTS
 from specdec.core.clock import Clock
@@ -25,7 +26,7 @@ from specdec.models.pair import Pair, load_pair
 from specdec.run.decode import row_sampling
 from specdec.run.distributed import Ranks
 from specdec.run.factory import build_arrivals, build_engine, execution_notes, executions, plugin
-from specdec.run.folder import RunFolder, plain_copy
+from specdec.run.folder import RunFolder
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.none import NoLogger
 from specdec.run.loggers.secrets import Discreet

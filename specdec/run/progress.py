@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from specdec.core.clock import Clock
 from specdec.core.metrics import Tally
-from specdec.engine.loop import Round
+from specdec.core.round import Round
 
 
 class RoundProgress:

@@ -9,8 +9,8 @@ from typing import Any
 
 from specdec.core.clock import STAGES, Clock
 from specdec.core.prompts import Prompt
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.engine.loop import Round
 from specdec.equivalence.near_ties import Witness
 from specdec.equivalence.store import compare
 from specdec.equivalence.witness import WitnessFiles

@@ -35,10 +35,10 @@ from specdec.config.reference import follows_plain, method_settings, reference_k
 from specdec.core.clock import Clock
 from specdec.core.prompts import Prompt
 from specdec.core.random_numbers import DRAW, uniforms
+from specdec.core.round import Round
 from specdec.core.sampling import draw
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
-from specdec.engine.loop import Round
 from specdec.equivalence.store import ReferenceStore
 from specdec.errors import PairError
 from specdec.models.pair import Pair

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from specdec.config.identity import CODE_AND_MACHINE
+from specdec.core.files import append_line, digest
 from specdec.core.prompts import Prompt
-from specdec.run.folder import CODE_AND_MACHINE, RunFolder, append_line, digest
+from specdec.run.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from specdec.cli.exit import explain
 from specdec.config.checks import check_serving
 from specdec.config.drafter_weights import check_chosen
+from specdec.config.explain import explain
+from specdec.config.identity import CODE_AND_MACHINE, identity, plain_copy
 from specdec.config.pair_folder import fill_from_folder
 from specdec.config.processes import check_runner, launched_from_outside
 from specdec.config.reference import follows_plain, has_reference, sampling_params
@@ -22,7 +23,7 @@ from specdec.core.lock import locked
 from specdec.core.stop_strings import check_stop_strings
 from specdec.errors import ConfigError
 from specdec.registry import PLUGIN_GROUPS, lookup, unknown
-from specdec.run.folder import CODE_AND_MACHINE, ELSEWHERE, RunFolder, identity, plain_copy
+from specdec.run.folder import ELSEWHERE, RunFolder
 
 if TYPE_CHECKING:
     from specdec.run.distributed import Ranks

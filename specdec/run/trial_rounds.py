@@ -12,17 +12,17 @@ from statistics import median_low
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from specdec.config.identity import signature
+from specdec.config.identity import plain_copy, signature
 from specdec.core.clock import Clock
+from specdec.core.round import Round
 from specdec.core.sequence import SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
 from specdec.drafters.base import Drafter
-from specdec.engine.loop import Engine, Round
+from specdec.engine.loop import RoundLoop
 from specdec.models.pair import Pair
 from specdec.registry import lookup
 from specdec.run.factory import build_engine
-from specdec.run.folder import plain_copy
 from specdec.run.provenance import processor
 from specdec.run.trial_rows import Specimens
 
@@ -49,7 +49,7 @@ def profiler(
 ) -> Profiler:
     """Trials of ``cfg``'s pair, alignment, drafter and execution."""
 
-    def start(batch: int) -> tuple[Engine, SequencePool, float]:
+    def start(batch: int) -> tuple[RoundLoop, SequencePool, float]:
         """A batch behind its first round, and the seconds of drafting a token in it, reading included."""
         alone = plain_copy(cfg)
         with open_dict(alone):

@@ -11,10 +11,11 @@ import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.base import Alignment
 from specdec.core.clock import Clock
 from specdec.core.metrics import ratio
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.engine.loop import Engine, Round
+from specdec.engine.loop import RoundLoop
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training.config import ValidationConfig
@@ -121,7 +122,7 @@ def _decode(
         return alignment
 
     context = DrafterContext(target, draft, align, clock)
-    engine = Engine(
+    engine = RoundLoop(
         context.align(target),
         make_drafter(context),
         create("verifier", "greedy"),

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specdec.core.files import write_json
 from specdec.drafters.trained import save_heads
-from specdec.run.folder import write_json
 from specdec.run.provenance import git_revision
 from specdec.training import TrainingError
 from specdec.training.card import model_card, trained_card

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from specdec import assets
+from specdec.core.files import write_json
 from specdec.models.checkpoints import missing_weights
-from specdec.run.folder import write_json
 from specdec.training import TrainingError
 from specdec.training.config import ModelConfig
 from specdec.training.tokenizer import END_OF_TEXT_ID, PAD_ID

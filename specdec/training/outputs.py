@@ -18,13 +18,13 @@ from torch import Tensor
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.core.clock import Clock
+from specdec.core.files import write_json
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.context import DrafterContext
-from specdec.engine.loop import Engine
+from specdec.engine.loop import RoundLoop
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.run.folder import write_json
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
@@ -73,7 +73,7 @@ def decode_outputs(
     """What the target says after each prompt, by plain decoding in the engine: greedy, or sampled."""
     clock = Clock()
     context = DrafterContext(target, None, lambda model: create("alignment", "inplace", model, clock), clock)
-    engine = Engine(
+    engine = RoundLoop(
         context.align(target),
         create("drafter", "none", context),
         create("verifier", "naive" if temperature else "greedy"),

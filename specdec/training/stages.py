@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from specdec.run.folder import flatten, write_json
+from specdec.core.files import flatten, write_json
 from specdec.training import TrainingError
 
 _DATA = ("tokens", "tokenizer", "heldout", "outputs", "greedy")  # stages that make data

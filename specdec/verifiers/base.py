@@ -7,10 +7,9 @@ after the last committed token, column g + 1 after drafted node g; columns behin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specdec.drafters.base import Draft
+from specdec.core.round import Draft, Verdict
 from specdec.errors import ContractError
 
 if TYPE_CHECKING:
@@ -18,13 +17,7 @@ if TYPE_CHECKING:
 
     from specdec.core.sampling import Noise
 
-
-@dataclass(slots=True)
-class Verdict:
-    """Per row: the accepted nodes in path order, and the token after them (recovered or bonus)."""
-
-    paths: list[list[int]]
-    next_tokens: list[int]
+__all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_of"]
 
 
 class Verifier(ABC):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specdec.drafters.base import Draft
+from specdec.core.round import Draft
 from specdec.verifiers.chain import Acceptance, ChainVerifier, draft_law, exists, lengths, ratios
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw, one_hot
-from specdec.drafters.base import Draft
 from specdec.errors import ContractError
-from specdec.verifiers.base import Verdict, Verifier, longest_match
+from specdec.verifiers.base import Verifier, longest_match
 
 
 @dataclass(frozen=True, slots=True)

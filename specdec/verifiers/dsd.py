@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from specdec.drafters.base import Draft
-from specdec.verifiers.base import Verdict, Verifier, longest_match, parents_of
+from specdec.core.round import Draft, Verdict
+from specdec.verifiers.base import Verifier, longest_match, parents_of
 
 
 class DsdVerifier(Verifier):

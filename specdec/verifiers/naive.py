@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw
-from specdec.drafters.base import Draft
-from specdec.verifiers.base import Verdict, Verifier, longest_match
+from specdec.verifiers.base import Verifier, longest_match
 
 
 class NaiveVerifier(Verifier):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw
-from specdec.drafters.base import Draft
 from specdec.errors import ConfigError
-from specdec.verifiers.base import Verdict, Verifier, descend, longest_match, parents_of
+from specdec.verifiers.base import Verifier, descend, longest_match, parents_of
 
 
 class TypicalVerifier(Verifier):

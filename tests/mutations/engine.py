@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mutations.planting import Patch, planted, wrapped
 from specdec.alignment.reader import Reader
+from specdec.core.round import Verdict
 from specdec.core.sequence import Sequence
 from specdec.engine import prefill
-from specdec.engine.loop import Engine
-from specdec.verifiers.base import Verdict
+from specdec.engine.loop import RoundLoop
 
 RUNS = "decoding runs"
 
@@ -23,7 +23,7 @@ def last_token_twice(patch: Patch):
 
 @planted("engine", "one accepted token too many committed", "emission", RUNS)
 def one_too_many_committed(patch: Patch):
-    class Greedy(Engine):
+    class Greedy(RoundLoop):
         def _verify(self, rows, draft):
             self.drafted = draft.num_drafted
             return super()._verify(rows, draft)
@@ -40,7 +40,7 @@ def one_too_many_committed(patch: Patch):
 
 @planted("engine", "the batch's draft cut to its neediest row", "acceptance", RUNS)
 def cut_to_the_neediest(patch: Patch):
-    class Least(Engine):
+    class Least(RoundLoop):
         def _gammas(self, rows):
             least = min(row.num_remaining for row in rows) - 1
             return [min(gamma, least) for gamma in super()._gammas(rows)]
@@ -50,7 +50,7 @@ def cut_to_the_neediest(patch: Patch):
 
 @planted("engine", "a stop token in the prompt stops a row", "progress", RUNS)
 def stop_in_the_prompt(patch: Patch):
-    class Stopping(Engine):
+    class Stopping(RoundLoop):
         def _emit(self, rows, draft, verdict):
             outcome = super()._emit(rows, draft, verdict)
             for row in rows:
@@ -68,7 +68,7 @@ def pad_id_dropped(patch: Patch):
 
 @planted("engine", "in batches of three or more two rows get each other's next token", "emission", RUNS)
 def verdicts_swapped(patch: Patch):
-    class Swapping(Engine):
+    class Swapping(RoundLoop):
         def _emit(self, rows, draft, verdict):
             if len(rows) > 2:
                 verdict.next_tokens[1:3] = verdict.next_tokens[2:0:-1]
@@ -91,7 +91,7 @@ def emits_past_the_stop(patch: Patch):
 
 @planted("engine", "a round without a draft does not count among a row's rounds", "acceptance", RUNS)
 def plain_rounds_not_counted(patch: Patch):
-    class Skipping(Engine):
+    class Skipping(RoundLoop):
         def _emit(self, rows, draft, verdict):
             outcome = super()._emit(rows, draft, verdict)
             for row, drafted in zip(rows, outcome.num_drafted, strict=True):

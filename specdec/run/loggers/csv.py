@@ -6,10 +6,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from specdec.core.files import flatten
 from specdec.core.lock import locked
 from specdec.core.text_files import check_text
 from specdec.errors import ConfigError, DataError
-from specdec.run.folder import flatten
 from specdec.run.loggers.base import Logger
 
 

@@ -6,7 +6,7 @@ import time
 
 from specdec.core.clock import STAGES, Clock
 from specdec.core.metrics import Tally, ratio
-from specdec.engine.loop import Round
+from specdec.core.round import Round
 from specdec.models.memory import PeakMemory
 from specdec.run.loggers.base import Logger
 

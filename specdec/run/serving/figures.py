@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from specdec.core.files import write_atomically, write_json
 from specdec.core.metrics import percentiles, ratio
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
-from specdec.engine.loop import Round
-from specdec.run.folder import write_atomically, write_json
 
 QUEUE, FIGURES = "queue.jsonl", "serving.json"
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from specdec.core.clock import Clock
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
-from specdec.engine.loop import Round
 from specdec.schedulers.order import BatchingPolicy
 
 FollowUp = Callable[[Sequence], Sequence | None]

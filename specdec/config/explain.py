@@ -1,0 +1,93 @@
+"""One line for any error: the setting that is wrong, its value, and what would be right."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from specdec.errors import SpecdecError, is_out_of_memory
+from specdec.registry import unknown
+
+_NO_OPTION = re.compile(r"Could not find '(?P<group>[^']+?)/(?P<name>[^'/]+)'")
+_NO_GROUP = re.compile(r"Could not override '(?P<key>[^'@]+)[^']*'\.\s*No match in the defaults list")
+_NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain(error: BaseException) -> str:
+    """A message of one line. Errors of ours carry it; those of Hydra and the system are translated."""
+    if isinstance(error, SpecdecError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_config(error)
+    if is_out_of_memory(error):
+        return (
+            "out of memory: set a smaller batch, max_new_tokens or data.max_input_tokens, or "
+            f"runner.on_out_of_memory=shrink ({_first_line(error)})"
+        )
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return (
+            f"no space left under {error.filename or 'results_dir'} ({os.strerror(error.errno)}): make room and run "
+            "the same command again; nothing that was finished is lost"
+        )
+    if isinstance(error, OSError):
+        return _first_line(error)
+    return f"{type(error).__name__}: {_first_line(error)} (set SPECDEC_TRACEBACK=1 for the whole trace)"
+
+
+def _explain_config(error: BaseException) -> str:
+    text = str(error)
+    if match := _NO_OPTION.search(text):
+        return unknown(match["group"], match["name"], _options(match["group"]))
+    if match := _NO_GROUP.search(text):
+        return unknown("config group", match["key"], _options(""))
+    if match := _NO_KEY.search(text):
+        return _unknown_key(match["key"])
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key or 'a setting'}: {_first_line(cause)}"
+    if isinstance(cause, ConfigKeyError) and cause.full_key:
+        return _unknown_key(str(cause.full_key))
+    return _first_line(error)
+
+
+def _unknown_key(key: str) -> str:
+    """Name the settings that exist beside an unknown one."""
+    parent, _, name = key.rpartition(".")
+    try:
+        with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+            groups = [o for o in sys.argv[1:] if re.fullmatch(r"(" + "|".join(_options("")) + r")=[\w-]+", o)]
+            cfg = OmegaConf.to_container(compose(config_name="config", overrides=groups), resolve=False)
+        for part in parent.split("."):
+            if part:
+                cfg = cfg[part]  # type: ignore[index,call-overload]
+        assert isinstance(cfg, dict)
+        options = [str(option) for option in cfg]
+    except Exception:
+        return f"unknown setting {key!r}; `python run.py --help` lists them all"
+    return unknown("setting", name, options) + (f" (in {parent})" if parent else "")
+
+
+def _options(group: str) -> list[str]:
+    """Options of a config group, or the groups themselves for the empty name."""
+    if not GlobalHydra.instance().is_initialized():
+        with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+            return _options(group)
+    loader = GlobalHydra.instance().config_loader()
+    kind = ObjectType.CONFIG if group else ObjectType.GROUP
+    found: list[str] = loader.get_group_options(group, kind)
+    return [name for name in found if name not in ("hydra", "config", "train")]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,60 @@
+"""What one round proposes, decides and did: a draft, a verdict, and the round's counts. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from specdec.core.sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class Draft:
+    """Proposed tokens of a round. B rows, G the largest number of nodes, V vocabulary."""
+
+    tokens_BG: Tensor  # ids on the target's device; what stands behind num_drafted[b] means nothing
+    num_drafted: list[int]  # nodes per row, 0 to G
+    parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
+    probs_BGV: Tensor | None = None  # the law each token was really sampled from; None: tokens were chosen, not drawn
+    num_probes: list[int] | None = None  # last nodes of each row that ask something and propose nothing (``probe_ids``)
+
+    @property
+    def num_candidates(self) -> list[int]:
+        """Nodes per row that may be accepted."""
+        if self.num_probes is None:
+            return self.num_drafted
+        return [count - probes for count, probes in zip(self.num_drafted, self.num_probes, strict=True)]
+
+    def path(self, b: int, node: int) -> list[int]:
+        """Row b's nodes from the first below the last committed token down to ``node``."""
+        if self.parents is None:
+            return list(range(node + 1))
+        nodes = []
+        while node != -1:
+            nodes.append(node)
+            node = self.parents[b][node]
+        return nodes[::-1]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Per row: the accepted nodes in path order, and the token after them (recovered or bonus)."""
+
+    paths: list[list[int]]
+    next_tokens: list[int]
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round did: raw counts, from which every ratio is derived."""
+
+    rows: list[Sequence]
+    num_drafted: list[int]
+    num_accepted: list[int]  # of what the verifier accepted, the tokens that were emitted (a stop may cut it)
+    emitted: list[list[int]]
+    same_length: bool
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage of the clock
+    finished: list[Sequence] = field(default_factory=list)
