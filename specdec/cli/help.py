@@ -9,12 +9,14 @@ import re
 from importlib.resources import files
 from shutil import get_terminal_size
 from textwrap import wrap
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from specdec.config.comments import meanings
+from specdec.config.schema import RunConfig
+from specdec.core.settings import help_texts
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 
 COMMENT_COLUMN = 44
@@ -50,6 +52,19 @@ def print_help(overrides: list[str]) -> None:
     print("\n== Settings: KEY=VALUE ==\n")
     print(commented(OmegaConf.to_yaml(cfg), meanings(OmegaConf.to_container(cfg)), width))
     print(FOOTER)
+
+
+def meanings(settings: Any) -> dict[str, str]:
+    """The meaning of each setting of a composed config, by its dotted name.
+
+    Args:
+        settings: the config as a plain dict; a group's ``name`` says which plug-in's settings it holds.
+    """
+    found = help_texts(RunConfig)
+    for group in PLUGIN_GROUPS:
+        name = settings[group]["name"]
+        found |= help_texts(lookup(group, name).config, f"{group}.") if name in names(group) else {}
+    return found
 
 
 def commented(settings: str, meaning: dict[str, str], width: int) -> str:

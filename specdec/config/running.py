@@ -1,12 +1,13 @@
 """The declaration of every built-in plug-in: its name, its settings, and where its class is found. Imports no torch.
 
-A field's comment is its documentation: `docs/` and `--help` are made from here.
+Help texts are for `--help` and docs/config.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specdec.core.settings import setting
 from specdec.registry import register
 
 # --- schedulers -------------------------------------------------------------------------------------------------
@@ -17,7 +18,7 @@ from specdec.registry import register
 class StaticConfig:
     """A batch runs until its last row ends; finished rows leave it at once."""
 
-    label: str = "${.name}"  # how tables call it; presets such as eqspec set their own
+    label: str = setting("${.name}", "how tables call it; presets such as eqspec set their own")
 
 
 @register("scheduler", "continuous", target="specdec.schedulers.continuous:ContinuousScheduler")
@@ -25,7 +26,9 @@ class StaticConfig:
 class ContinuousConfig:
     """Continuous batching: a finished row's place is taken by the next prompt, which is read between the rounds."""
 
-    prefill_share: float = 0.75  # of the time, for reading newcomers' prompts while others wait for it; 1: at once
+    prefill_share: float = setting(
+        0.75, "of the time, for reading newcomers' prompts while others wait for it; 1: at once"
+    )
     label: str = "${.name}"
 
 
@@ -34,7 +37,9 @@ class ContinuousConfig:
 class ExspecConfig:
     """Sliding window over a pool: rows of equal length run together, otherwise any rows realigned."""
 
-    max_wait_rounds: int | None = None  # rounds in a row that may pass a row over; null: no bound, as published
+    max_wait_rounds: int | None = setting(
+        None, "rounds in a row that may pass a row over; null: no bound, as published"
+    )
     label: str = "${.name}"
 
 
@@ -43,7 +48,7 @@ class ExspecConfig:
 class LockstepConfig:
     """Static batches as DSD runs them, known incorrect: when the fastest row is done, the others are truncated."""
 
-    stop_with_fastest: bool = True  # defect: rows that are not done when the first is are cut off
+    stop_with_fastest: bool = setting(True, "defect: rows that are not done when the first is are cut off")
     label: str = "${.name}"
 
 
@@ -55,7 +60,7 @@ class LockstepConfig:
 class FifoConfig:
     """Prompts in the order they come."""
 
-    window: int = 48  # rows in flight that exspec may group (at least the batch size)
+    window: int = setting(48, "rows in flight that exspec may group (at least the batch size)")
 
 
 @register("batching", "sorted", target="specdec.schedulers.order:Sorted")
@@ -72,7 +77,7 @@ class BucketedConfig:
     """Prompts gathered by length bucket, buckets from short to long, in order within a bucket."""
 
     window: int = 48
-    bucket_tokens: int = 32  # width of a bucket
+    bucket_tokens: int = setting(32, "width of a bucket")
 
 
 # --- alignment --------------------------------------------------------------------------------------------------
@@ -95,7 +100,9 @@ class InplaceConfig:
 class MaskedConfig:
     """Rejected tokens stay as masked holes, which are squeezed out when there are too many."""
 
-    max_hole_share: float = 0.25  # share of the columns that all rows could do without, before they are squeezed out
+    max_hole_share: float = setting(
+        0.25, "share of the columns that all rows could do without, before they are squeezed out"
+    )
 
 
 @register("alignment", "rollback", target="specdec.alignment.rollback:RollbackAlignment")
@@ -115,8 +122,8 @@ class ExpansionConfig:
 class BspConfig:
     """BSP as published, known incorrect: masked holes, but positions are cache columns."""
 
-    count_padding: bool = True  # defect: the padding of a shorter prompt shifts its positions
-    count_holes: bool = True  # defect: rejected tokens shift the positions of those after them
+    count_padding: bool = setting(True, "defect: the padding of a shorter prompt shifts its positions")
+    count_holes: bool = setting(True, "defect: rejected tokens shift the positions of those after them")
 
 
 @register("alignment", "dsd", target="specdec.alignment.dsd:DsdAlignment", known_incorrect=True)
@@ -124,10 +131,10 @@ class BspConfig:
 class DsdConfig:
     """DSD as published, known incorrect: left padding that is attended and piles up; all is computed anew."""
 
-    attend_padding: bool = True  # defect: no attention mask, padding is read as text
-    pile_up_padding: bool = True  # defect: padded rows are padded again; harmless alone
-    absolute_positions: bool = True  # defect: positions count padding; harmless alone for rotary positions
-    pad_id: int = 0  # token that stands in the padding
+    attend_padding: bool = setting(True, "defect: no attention mask, padding is read as text")
+    pile_up_padding: bool = setting(True, "defect: padded rows are padded again; harmless alone")
+    absolute_positions: bool = setting(True, "defect: positions count padding; harmless alone for rotary positions")
+    pad_id: int = setting(0, "token that stands in the padding")
 
 
 # --- arrivals ---------------------------------------------------------------------------------------------------
@@ -144,10 +151,10 @@ class NoArrivalsConfig:
 class PoissonConfig:
     """Online serving, simulated: conversations begin at random, independently of each other."""
 
-    rate: float = 1.0  # conversations per second, in the mean
-    think_s: float = 0.0  # mean seconds between an answer and the next question of its conversation
-    seed: int = 0  # of the arrivals
-    clock: str = "virtual"  # virtual: only rounds take time, idle time is skipped; real: it is waited for
+    rate: float = setting(1.0, "conversations per second, in the mean")
+    think_s: float = setting(0.0, "mean seconds between an answer and the next question of its conversation")
+    seed: int = setting(0, "of the arrivals")
+    clock: str = setting("virtual", "virtual: only rounds take time, idle time is skipped; real: it is waited for")
 
 
 @register("arrivals", "trace", target="specdec.run.serving.trace:TraceArrivals")
@@ -155,10 +162,10 @@ class PoissonConfig:
 class TraceConfig:
     """Online serving, simulated: conversations begin when a recorded trace says."""
 
-    path: str | None = None  # JSONL file, one line with arrival_s (seconds) per conversation
-    speed: float = 1.0  # 2 halves the time between arrivals
+    path: str | None = setting(None, "JSONL file, one line with arrival_s (seconds) per conversation")
+    speed: float = setting(1.0, "2 halves the time between arrivals")
     think_s: float = 0.0
-    seed: int = 0  # of the time that users think
+    seed: int = setting(0, "of the time that users think")
     clock: str = "virtual"
 
 
@@ -176,7 +183,7 @@ class NoLoggerConfig:
 class CsvLoggerConfig:
     """One row per finished point, appended to a CSV file."""
 
-    path: str = "${results_dir}/points.csv"  # the file
+    path: str = setting("${results_dir}/points.csv", "the file")
 
 
 @register("logger", "wandb", target="specdec.run.loggers.wandb:WandbLogger")
@@ -184,12 +191,12 @@ class CsvLoggerConfig:
 class WandbConfig:
     """A Weights & Biases run per point; offline unless told otherwise, or a key is there."""
 
-    project: str = "specdec"  # where runs go
-    entity: str | None = None  # user or team; null: the key's own
-    group: str | None = None  # of runs that belong together; null: the sweep
-    mode: str = "auto"  # auto: online if WANDB_API_KEY or netrc has a key; offline, online, disabled
-    directory: str = "${results_dir}"  # where offline runs are kept
-    num_samples: int = 100  # rows of the sample table, divergences first
+    project: str = setting("specdec", "where runs go")
+    entity: str | None = setting(None, "user or team; null: the key's own")
+    group: str | None = setting(None, "of runs that belong together; null: the sweep")
+    mode: str = setting("auto", "auto: online if WANDB_API_KEY or netrc has a key; offline, online, disabled")
+    directory: str = setting("${results_dir}", "where offline runs are kept")
+    num_samples: int = setting(100, "rows of the sample table, divergences first")
 
 
 @register("logger", "tensorboard", target="specdec.run.loggers.tensorboard:TensorboardLogger")
@@ -197,5 +204,5 @@ class WandbConfig:
 class TensorboardConfig:
     """Event files per point, for tensorboard --logdir (pip install 'specdec[tensorboard]')."""
 
-    directory: str = "${results_dir}/tensorboard"  # the folder to give to --logdir
-    num_samples: int = 20  # rows of the sample table, divergences first
+    directory: str = setting("${results_dir}/tensorboard", "the folder to give to --logdir")
+    num_samples: int = setting(20, "rows of the sample table, divergences first")

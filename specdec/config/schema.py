@@ -1,6 +1,6 @@
 """Structured configs of a run. Imports no torch.
 
-A field's comment is its documentation: `docs/` and `--help` are made from here.
+Help texts are for `--help` and docs/config.md.
 """
 
 from __future__ import annotations
@@ -12,34 +12,42 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from specdec.core.settings import setting
+
 
 @dataclass
 class SyntheticConfig:
     """Shape and dial of the pair made without training (`weights=synthetic`)."""
 
-    draft_layers: int = 2  # the draft is the target's first layers, embeddings and head
-    residual_scale: float = 0.1  # the dial: how much the target's other layers may say; 0 accepts everything
+    draft_layers: int = setting(2, "the draft is the target's first layers, embeddings and head")
+    residual_scale: float = setting(0.1, "the dial: how much the target's other layers may say; 0 accepts everything")
 
 
 @dataclass
 class PairConfig:
     """A target, a draft and a tokenizer: Hub names or local folders in Hub format."""
 
-    name: str = MISSING  # what tables call it; the preset's, or where others are given that of the checkpoints
-    folder: str | None = None  # what train.py exported: fills target, draft and tokenizer; `pair=FOLDER` sets it
-    target: str | None = None  # Hub name or local folder
-    draft: str | None = None  # Hub name or local folder
-    tokenizer: str | None = None  # Hub name or local folder; null means the target's
-    draft_tokenizer: str | None = None  # for drafter=retokenize: Hub name or local folder; null means the draft's own
-    trust_remote_code: bool = False  # never run code that comes with a checkpoint, unless you say so
-    allow_pickle: bool = False  # read .bin weights (restricted unpickling) where a checkpoint has no safetensors
-    attention: str = "sdpa"  # transformers attention implementation: sdpa or eager
-    weights: str = "pretrained"  # what `weights` is for this pair unless you say otherwise
-    threads: int | None = None  # CPU threads that suit it, where runner.threads says nothing
-    num_layers: int | None = None  # random weights: layers of the target (the draft keeps at most as many)
-    hidden_size: int | None = None  # random weights: width of the target; heads and MLP are scaled with it
-    vocab_size: int | None = None  # random weights: vocabulary of both models
-    target_architecture: dict[str, Any] | None = None  # config.json as a dict, for weights=random
+    name: str = setting(MISSING, "what tables call it; the preset's, or where others are given that of the checkpoints")
+    folder: str | None = setting(
+        None, "what train.py exported: fills target, draft and tokenizer; `pair=FOLDER` sets it"
+    )
+    target: str | None = setting(None, "Hub name or local folder")
+    draft: str | None = setting(None, "Hub name or local folder")
+    tokenizer: str | None = setting(None, "Hub name or local folder; null means the target's")
+    draft_tokenizer: str | None = setting(
+        None, "for drafter=retokenize: Hub name or local folder; null means the draft's own"
+    )
+    trust_remote_code: bool = setting(False, "never run code that comes with a checkpoint, unless you say so")
+    allow_pickle: bool = setting(
+        False, "read .bin weights (restricted unpickling) where a checkpoint has no safetensors"
+    )
+    attention: str = setting("sdpa", "transformers attention implementation: sdpa or eager")
+    weights: str = setting("pretrained", "what `weights` is for this pair unless you say otherwise")
+    threads: int | None = setting(None, "CPU threads that suit it, where runner.threads says nothing")
+    num_layers: int | None = setting(None, "random weights: layers of the target (the draft keeps at most as many)")
+    hidden_size: int | None = setting(None, "random weights: width of the target; heads and MLP are scaled with it")
+    vocab_size: int | None = setting(None, "random weights: vocabulary of both models")
+    target_architecture: dict[str, Any] | None = setting(None, "config.json as a dict, for weights=random")
     draft_architecture: dict[str, Any] | None = None
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -49,35 +57,49 @@ class DataConfig:
     """Prompts in Spec-Bench's schema: question_id, category, turns."""
 
     name: str = MISSING
-    path: str | None = None  # local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us
-    split: str = "train"  # for Hub datasets
-    turns: str = "first"  # first turns only; all: each a prompt of its own; conversation: each after the one before
-    num_prompts: int | None = None  # null means all (8 with weights=random)
-    category: list[str] | None = None  # keep only these categories
-    prompt_tokens: int | None = None  # cut or lengthen every prompt to exactly so many tokens; null: as they are
-    max_input_tokens: int | None = None  # null: context length minus max_new_tokens; a history counts too
-    overlong: str = "refuse"  # a longer prompt: refuse (stop), truncate (keep its first tokens), skip
-    empty: str = "refuse"  # a prompt without tokens: refuse or skip
-    broken: str = "refuse"  # a line that is not valid: refuse or skip
+    path: str | None = setting(
+        None, "local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us"
+    )
+    split: str = setting("train", "for Hub datasets")
+    turns: str = setting(
+        "first", "first turns only; all: each a prompt of its own; conversation: each after the one before"
+    )
+    num_prompts: int | None = setting(None, "null means all (8 with weights=random)")
+    category: list[str] | None = setting(None, "keep only these categories")
+    prompt_tokens: int | None = setting(
+        None, "cut or lengthen every prompt to exactly so many tokens; null: as they are"
+    )
+    max_input_tokens: int | None = setting(None, "null: context length minus max_new_tokens; a history counts too")
+    overlong: str = setting("refuse", "a longer prompt: refuse (stop), truncate (keep its first tokens), skip")
+    empty: str = setting("refuse", "a prompt without tokens: refuse or skip")
+    broken: str = setting("refuse", "a line that is not valid: refuse or skip")
     shuffle: bool = False
-    seed: int = 0  # of the shuffle
-    chat_template: str = "auto"  # auto: if the tokenizer has one; always; never
+    seed: int = setting(0, "of the shuffle")
+    chat_template: str = setting("auto", "auto: if the tokenizer has one; always; never")
 
 
 @dataclass
 class RunnerConfig:
     """Where and how the models run, and what happens when something goes wrong."""
 
-    accelerator: str = "auto"  # auto (a GPU where there is one), cpu, cuda
-    devices: Any = 1  # processes of this run, one device each; or a list of GPUs, such as [2,3]
-    num_nodes: int = 1  # machines, each with `devices` processes; more than one needs torchrun or srun
-    strategy: str = "auto"  # how processes start: auto or ddp (spawned here, unless torchrun or srun did it), ddp_fork
-    tensor_parallel: bool = False  # split the target over the processes (transformers' tp_plan), not the prompts
-    dtype: str = "float32"  # float32, float64, bfloat16, float16
-    threads: int | None = None  # CPU threads of torch, per process; null: pair.threads, or torch's own choice
-    prefill_chunk: int | None = None  # tokens of a prompt per forward, to bound its memory; null: whole prompts
-    on_out_of_memory: str = "fail"  # fail: the point fails; shrink: go on with half the batch, and say so
-    on_locked: str = "wait"  # a point that another process is computing: wait for its result, or skip it for now
+    accelerator: str = setting("auto", "auto (a GPU where there is one), cpu, cuda")
+    devices: Any = setting(1, "processes of this run, one device each; or a list of GPUs, such as [2,3]")
+    num_nodes: int = setting(1, "machines, each with `devices` processes; more than one needs torchrun or srun")
+    strategy: str = setting(
+        "auto", "how processes start: auto or ddp (spawned here, unless torchrun or srun did it), ddp_fork"
+    )
+    tensor_parallel: bool = setting(
+        False, "split the target over the processes (transformers' tp_plan), not the prompts"
+    )
+    dtype: str = setting("float32", "float32, float64, bfloat16, float16")
+    threads: int | None = setting(None, "CPU threads of torch, per process; null: pair.threads, or torch's own choice")
+    prefill_chunk: int | None = setting(
+        None, "tokens of a prompt per forward, to bound its memory; null: whole prompts"
+    )
+    on_out_of_memory: str = setting("fail", "fail: the point fails; shrink: go on with half the batch, and say so")
+    on_locked: str = setting(
+        "wait", "a point that another process is computing: wait for its result, or skip it for now"
+    )
 
 
 @dataclass
@@ -85,8 +107,8 @@ class DebugConfig:
     """Checks and shortcuts for development."""
 
     name: str = "none"
-    invariants: bool = False  # check every call of the alignment contract, as executable promises
-    invariants_every: int = 8  # every n-th round also compares logits and cache with fresh forwards
+    invariants: bool = setting(False, "check every call of the alignment contract, as executable promises")
+    invariants_every: int = setting(8, "every n-th round also compares logits and cache with fresh forwards")
 
 
 @dataclass
@@ -105,31 +127,37 @@ class RunConfig:
     logger: Any = MISSING
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
-    experiment: str | None = None  # the preset's name, which its points' summaries list under `experiments`
+    experiment: str | None = setting(None, "the preset's name, which its points' summaries list under `experiments`")
 
-    weights: str = "${pair.weights}"  # pretrained; random (same architecture, no download); synthetic (with a dial)
-    execution: str = "auto"  # how forwards are computed: eager (transformers' own code), fused, compiled; auto chooses
-    batch: int = 4  # rows per round
-    gamma: int = 5  # drafted tokens per row and round, for the policies that take it
+    weights: str = setting(
+        "${pair.weights}", "pretrained; random (same architecture, no download); synthetic (with a dial)"
+    )
+    execution: str = setting(
+        "auto", "how forwards are computed: eager (transformers' own code), fused, compiled; auto chooses"
+    )
+    batch: int = setting(4, "rows per round")
+    gamma: int = setting(5, "drafted tokens per row and round, for the policies that take it")
     max_new_tokens: int = 64
-    stop_tokens: list[int] | None = None  # null: the model's own end-of-text tokens; []: none
-    stop_strings: list[str] | None = None  # texts that end a row, looked for in what it emits
-    temperature: float = 0.0  # 0: greedy; above: sampling, with verifier=rejection, block or naive
-    top_k: int | None = None  # sample among the k most probable tokens; null: no limit
-    top_p: float = 1.0  # sample among the fewest tokens whose probabilities reach top_p
-    min_p: float = 0.0  # drop tokens less probable than min_p times the most probable one
-    repetition_penalty: float = 1.0  # above 1: tokens of the row so far become less probable, greedy or not
-    seed: int = 0  # of random weights and of sampling
-    reference: bool = True  # compare with greedy decoding of the target alone at batch 1 (cached on disk)
-    baseline: bool = True  # measure scheduler=plain at the same batch size too, for speedup_vs_ar
-    bound: bool = False  # afterwards, time the same forwards without the loop: forward_bound_s, loop_efficiency
-    warmup: bool = True  # decode a few tokens before the clock starts
+    stop_tokens: list[int] | None = setting(None, "null: the model's own end-of-text tokens; []: none")
+    stop_strings: list[str] | None = setting(None, "texts that end a row, looked for in what it emits")
+    temperature: float = setting(0.0, "0: greedy; above: sampling, with verifier=rejection, block or naive")
+    top_k: int | None = setting(None, "sample among the k most probable tokens; null: no limit")
+    top_p: float = setting(1.0, "sample among the fewest tokens whose probabilities reach top_p")
+    min_p: float = setting(0.0, "drop tokens less probable than min_p times the most probable one")
+    repetition_penalty: float = setting(1.0, "above 1: tokens of the row so far become less probable, greedy or not")
+    seed: int = setting(0, "of random weights and of sampling")
+    reference: bool = setting(True, "compare with greedy decoding of the target alone at batch 1 (cached on disk)")
+    baseline: bool = setting(True, "measure scheduler=plain at the same batch size too, for speedup_vs_ar")
+    bound: bool = setting(
+        False, "afterwards, time the same forwards without the loop: forward_bound_s, loop_efficiency"
+    )
+    warmup: bool = setting(True, "decode a few tokens before the clock starts")
     results_dir: str = "results"
-    strict: bool = False  # exit with an error if a divergence from the reference is not explained by rounding
-    allow_incorrect: bool = False  # let plug-ins run that are known to be wrong (bsp, dsd, lockstep)
-    allow_lossy: bool = False  # let verifiers run whose output does not have the target's law (typical)
-    force: bool = False  # run again although a finished result exists
-    progress: bool = True  # a progress bar, where stdout is a terminal
+    strict: bool = setting(False, "exit with an error if a divergence from the reference is not explained by rounding")
+    allow_incorrect: bool = setting(False, "let plug-ins run that are known to be wrong (bsp, dsd, lockstep)")
+    allow_lossy: bool = setting(False, "let verifiers run whose output does not have the target's law (typical)")
+    force: bool = setting(False, "run again although a finished result exists")
+    progress: bool = setting(True, "a progress bar, where stdout is a terminal")
 
 
 RANDOM_WEIGHTS_PROMPTS = 8

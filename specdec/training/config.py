@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import specdec.config.labels  # noqa: F401  (declares ${pair_name:...}, which the presets of pairs use)
+from specdec.core.settings import setting
 
 
 @dataclass
 class CorpusConfig:
     """Which texts are read, and which of them are held out."""
 
-    source: str = "python"  # python (sources below root), text, jsonl, parquet (local files), hub (a data set's name)
-    root: str | None = None  # python: the folder; None: the standard library of the running Python
-    path: str | None = None  # text, jsonl, parquet: file, folder or pattern; hub: the name
-    column: str = "text"  # jsonl, parquet, hub: the column that holds the text
-    split: str = "train"  # hub: the split
-    exclude: list[str] = field(default_factory=list)  # path prefixes below root
+    source: str = setting(
+        "python", "python (sources below root), text, jsonl, parquet (local files), hub (a data set's name)"
+    )
+    root: str | None = setting(None, "python: the folder; None: the standard library of the running Python")
+    path: str | None = setting(None, "text, jsonl, parquet: file, folder or pattern; hub: the name")
+    column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
+    split: str = setting("train", "hub: the split")
+    exclude: list[str] = setting(list, "path prefixes below root")
     min_bytes: int = 300
     max_bytes: int = 400_000
-    max_digit_share: float = 0.2  # above it a file is a table, not a program
-    heldout_percent: int = 4  # by a stable hash of the path: the same files on every machine
-    max_files: int | None = None  # rehearsals only: the first so many
+    max_digit_share: float = setting(0.2, "above it a file is a table, not a program")
+    heldout_percent: int = setting(4, "by a stable hash of the path: the same files on every machine")
+    max_files: int | None = setting(None, "rehearsals only: the first so many")
 
 
 @dataclass
@@ -50,14 +53,16 @@ class PhaseConfig:
 class StageConfig:
     """Budget and optimizer of one training stage; it ends at `steps` or `minutes`, whichever comes first."""
 
-    steps: int = 1000  # optimizer steps
-    minutes: float | None = None  # None: no limit, and a run that is resumed ends with the same bits as one that is not
-    accumulate: int = 1  # batches per optimizer step
+    steps: int = setting(1000, "optimizer steps")
+    minutes: float | None = setting(
+        None, "None: no limit, and a run that is resumed ends with the same bits as one that is not"
+    )
+    accumulate: int = setting(1, "batches per optimizer step")
     lr: float = 2e-3
-    schedule: str = "cosine"  # cosine, linear or constant, behind the warmup
+    schedule: str = setting("cosine", "cosine, linear or constant, behind the warmup")
     min_lr_share: float = 0.05
     warmup_steps: int = 100
-    ema: float | None = None  # decay of an average of the weights, which is then what is measured and exported
+    ema: float | None = setting(None, "decay of an average of the weights, which is then what is measured and exported")
     weight_decay: float = 0.1
     clip: float = 1.0
     phases: list[PhaseConfig] = field(default_factory=lambda: [PhaseConfig()])
@@ -69,14 +74,14 @@ class GreedyConfig:
     """The target's own outputs, on which the draft is distilled."""
 
     minutes: float | None = 10.0
-    temperature: float = 0.0  # 0: greedy outputs; above: sampled ones
+    temperature: float = setting(0.0, "0: greedy outputs; above: sampled ones")
     num_batches: int = 80
     batch: int = 64
     new_tokens: int = 128
     min_prompt_tokens: int = 8
     max_prompt_tokens: int = 320
-    prose_share: float = 0.25  # prompts cut from docstrings and comments
-    top_k: int = 16  # target log-probabilities kept per token for the soft loss
+    prose_share: float = setting(0.25, "prompts cut from docstrings and comments")
+    top_k: int = setting(16, "target log-probabilities kept per token for the soft loss")
 
 
 @dataclass
@@ -85,7 +90,7 @@ class DistillConfig:
 
     warm: StageConfig = field(default_factory=StageConfig)
     final: StageConfig = field(default_factory=StageConfig)
-    soft_weight: float = 0.5  # weight of the forward KL; the rest is cross-entropy on the greedy token
+    soft_weight: float = setting(0.5, "weight of the forward KL; the rest is cross-entropy on the greedy token")
 
 
 @dataclass
@@ -103,7 +108,7 @@ class MeasureConfig:
 
     gamma: int = 5
     new_tokens: int = 64
-    num_prompts: int | None = None  # None: all
+    num_prompts: int | None = setting(None, "None: all")
     step_repeats: int = 100
 
 
@@ -111,48 +116,48 @@ class MeasureConfig:
 class LossConfig:
     """What a draft learns from, for `task=distill`. The weights of the losses need not sum to 1."""
 
-    data: str = "outputs"  # outputs (the target's own, generated once and cached), corpus (text as it is)
-    on_policy: float = 0.0  # share of batches whose tokens the current draft samples, scored by the target
-    on_policy_tokens: int = 64  # tokens sampled per prompt
-    temperature: float = 1.0  # of both laws, in the soft losses
-    ce: float = 0.0  # cross-entropy on the text's own next token
-    argmax: float = 0.5  # cross-entropy on the target's greedy choice
-    forward_kl: float = 0.5  # KL(target || draft)
-    reverse_kl: float = 0.0  # KL(draft || target)
-    tv: float = 0.0  # total variation: 1 - the chance that rejection sampling accepts
-    count_prompt: bool = False  # outputs: learn from the prompt's tokens too
+    data: str = setting("outputs", "outputs (the target's own, generated once and cached), corpus (text as it is)")
+    on_policy: float = setting(0.0, "share of batches whose tokens the current draft samples, scored by the target")
+    on_policy_tokens: int = setting(64, "tokens sampled per prompt")
+    temperature: float = setting(1.0, "of both laws, in the soft losses")
+    ce: float = setting(0.0, "cross-entropy on the text's own next token")
+    argmax: float = setting(0.5, "cross-entropy on the target's greedy choice")
+    forward_kl: float = setting(0.5, "KL(target || draft)")
+    reverse_kl: float = setting(0.0, "KL(draft || target)")
+    tv: float = setting(0.0, "total variation: 1 - the chance that rejection sampling accepts")
+    count_prompt: bool = setting(False, "outputs: learn from the prompt's tokens too")
 
 
 @dataclass
 class HeadsConfig:
     """What is trained beside a frozen target, for `task=heads`."""
 
-    kind: str = "medusa"  # medusa, eagle, ppd or early_exit
-    num_heads: int = 4  # medusa: heads; ppd: prompt tokens; eagle: unrolled training steps
-    layer: int = 2  # early_exit: layers of the target in front of the exit
-    decay: float = 0.8  # weight of the i-th head or unrolled step: decay ** i
-    feature_weight: float = 0.1  # eagle: weight of the smooth L1 loss on the target's next hidden state
-    num_insertions: int = 32  # ppd: places per row where prompt tokens are inserted
+    kind: str = setting("medusa", "medusa, eagle, ppd or early_exit")
+    num_heads: int = setting(4, "medusa: heads; ppd: prompt tokens; eagle: unrolled training steps")
+    layer: int = setting(2, "early_exit: layers of the target in front of the exit")
+    decay: float = setting(0.8, "weight of the i-th head or unrolled step: decay ** i")
+    feature_weight: float = setting(0.1, "eagle: weight of the smooth L1 loss on the target's next hidden state")
+    num_insertions: int = setting(32, "ppd: places per row where prompt tokens are inserted")
 
 
 @dataclass
 class ValidationConfig:
     """Acceptance on held-out prompts, measured by the real engine while training."""
 
-    every: int = 200  # optimizer steps between two measurements; 0: only at the end
+    every: int = setting(200, "optimizer steps between two measurements; 0: only at the end")
     num_prompts: int = 24
     new_tokens: int = 48
     gamma: int = 5
     batch: int = 8
-    patience: int | None = None  # stop after so many measurements without a better acceptance rate
+    patience: int | None = setting(None, "stop after so many measurements without a better acceptance rate")
 
 
 @dataclass
 class LogConfig:
     """Where the figures of a fit go, beside metrics.csv in its folder."""
 
-    every: int = 10  # optimizer steps between two lines
-    wandb: str = "disabled"  # disabled, offline or online
+    every: int = setting(10, "optimizer steps between two lines")
+    wandb: str = setting("disabled", "disabled, offline or online")
     project: str = "specdec-training"
 
 
@@ -160,41 +165,45 @@ class LogConfig:
 class DeviceConfig:
     """What `lightning.Trainer` runs on."""
 
-    accelerator: str = "auto"  # auto, cpu, gpu
+    accelerator: str = setting("auto", "auto, cpu, gpu")
     devices: int = 1
-    strategy: str = "auto"  # with more than one device: ddp, ...
+    strategy: str = setting("auto", "with more than one device: ddp, ...")
 
 
 @dataclass
 class TrainConfig:
     """Everything `python train.py` can be told."""
 
-    task: str = "pair"  # pair (the whole recipe of a built-in pair), lm, distill, heads
+    task: str = setting("pair", "pair (the whole recipe of a built-in pair), lm, distill, heads")
     pair: Any = "tiny"
     seed: int = 1234
-    threads: int | None = None  # None: what torch chooses
-    force: bool = False  # redo finished stages
-    stages: list[str] | None = None  # only these stages, and no export; None: all
-    rehearse: bool = False  # all stages at minimal size, under a minute
+    threads: int | None = setting(None, "None: what torch chooses")
+    force: bool = setting(False, "redo finished stages")
+    stages: list[str] | None = setting(None, "only these stages, and no export; None: all")
+    rehearse: bool = setting(False, "all stages at minimal size, under a minute")
     progress: bool = True
-    output_dir: str | None = None  # None: outputs/train/<pair, task or heads.kind>, rehearsals apart
-    export_dir: str | None = None  # None: <output_dir>/export
+    output_dir: str | None = setting(None, "None: outputs/train/<pair, task or heads.kind>, rehearsals apart")
+    export_dir: str | None = setting(None, "None: <output_dir>/export")
     vocab_size: int = 2048
     context_length: int = 2048
-    precision: str = "auto"  # Lightning's names; auto: bf16-mixed where the device computes in bfloat16, else 32-true
+    precision: str = setting(
+        "auto", "Lightning's names; auto: bf16-mixed where the device computes in bfloat16, else 32-true"
+    )
     max_export_bytes: int = 12_000_000
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     target_model: ModelConfig = field(default_factory=ModelConfig)
     draft_model: ModelConfig = field(default_factory=lambda: ModelConfig(num_layers=2))
-    frozen: str = "asset:tiny/target"  # task=distill, heads: the target, a folder or a Hub name
-    tokenizer: str | None = None  # folder or Hub name; None: task=lm trains one, the others take the target's
-    start: str | None = None  # task=lm, distill: a folder of weights to go on from; None: new ones
-    new_draft: str = "target"  # task=distill without start: from the target's layers, if the widths match, or random
+    frozen: str = setting("asset:tiny/target", "task=distill, heads: the target, a folder or a Hub name")
+    tokenizer: str | None = setting(None, "folder or Hub name; None: task=lm trains one, the others take the target's")
+    start: str | None = setting(None, "task=lm, distill: a folder of weights to go on from; None: new ones")
+    new_draft: str = setting(
+        "target", "task=distill without start: from the target's layers, if the widths match, or random"
+    )
     fit: StageConfig = field(default_factory=StageConfig)
     distill: LossConfig = field(default_factory=LossConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    keep: str = "best"  # which weights are exported: best (by acceptance) or last
+    keep: str = setting("best", "which weights are exported: best (by acceptance) or last")
     log: LogConfig = field(default_factory=LogConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     target: StageConfig = field(default_factory=StageConfig)
