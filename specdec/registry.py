@@ -40,19 +40,48 @@ PLUGIN_GROUPS = (
     "logger",
 )
 ENTRY_POINT_GROUP = "specdec.plugins"
+NOT_PARAMS = ("name", "label")  # fields of a plug-in's config that its class is not given
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A registered plug-in: its config dataclass and where its class is found when a job needs it."""
+    """A registered plug-in: its config dataclass and where its class is found when a job needs it.
+
+    The properties are what checks of a config must know before the class may be imported.
+    """
 
     group: str
     name: str
     target: str | type
     config: type
     doc: str
-    known_incorrect: bool = False  # kept as published, to be measured: a run needs allow_incorrect=true
-    lossy: bool = False  # gives up the target's law for speed: a run needs allow_lossy=true
+    known_incorrect: bool = False  # any group: kept with its published defects; a run needs allow_incorrect=true
+    # drafter
+    drafts: bool = True  # False: proposes nothing, so that the run is plain decoding
+    by_text: bool = False  # translates between draft and target by way of text: their vocabularies may differ
+    replays: bool = False  # proposes the reference outputs, and nothing past their end
+    # verifier
+    lossy: bool = False  # samples from another distribution than the target's; a run needs allow_lossy=true
+    samples: bool = True  # False: decides greedy rows only
+    follows_plain: bool = False  # sampled tokens equal those of plain sampling with the same random numbers
+    # draft_length
+    per_row: bool = False  # chooses by the row alone, so that it chooses the same at batch 1
+    reads_clock: bool = True  # False: measures no time, so that all processes of a run choose the same
+    # arrivals
+    timed: bool = True  # False: all requests are there at the start
+    # scheduler
+    windowed: bool = False  # keeps more rows in flight than it runs at once: the batching policy's window
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The declared defaults of its settings, but for those that are read from other settings (``${gamma}``)."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self.config):
+            if field.default_factory is not dataclasses.MISSING:
+                values[field.name] = field.default_factory()
+            elif field.default is not dataclasses.MISSING and not str(field.default).startswith(("${", "???")):
+                values[field.name] = field.default
+        return {name: value for name, value in values.items() if name not in NOT_PARAMS}
 
     def load(self) -> type:
         """Import and return the implementing class."""
@@ -73,15 +102,14 @@ def register(
     name: str,
     target: str | None = None,
     *,
-    known_incorrect: bool = False,
-    lossy: bool = False,
     preset: bool = False,
+    **properties: bool,
 ) -> Callable[[type[T]], type[T]]:
     """Register a plug-in under ``group=name``; returns the decorated class unchanged.
 
-    ``known_incorrect`` marks what is kept with its published defects, ``lossy`` what does not keep the target's law
-    when it samples: runs refuse both unless told otherwise. With ``preset`` the name belongs to a preset in
-    ``conf/``, which takes the settings from ``schema/name`` and may choose plug-ins of other groups too.
+    ``properties`` are those of `Entry`, such as ``known_incorrect`` and ``lossy``, which runs refuse unless told
+    otherwise. With ``preset`` the name belongs to a preset in ``conf/``, which takes the settings from
+    ``schema/name`` and may choose plug-ins of other groups too.
 
     Raises:
         ConfigError: the group is unknown, or the name is taken.
@@ -101,7 +129,7 @@ def register(
             cls.__name__, [(key, str, dataclasses.field(default=value)) for key, value in own.items()], bases=(config,)
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, known_incorrect, lossy)
+        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)
         where = f"{group}/schema" if preset else group
         ConfigStore.instance().store(group=where, name=name, node=node, provider=cls.__module__)
         return cls
@@ -110,8 +138,12 @@ def register(
 
 
 def create(group: str, name: str, /, *dependencies: Any, **params: Any) -> Any:
-    """Build the plug-in ``group=name``: dependencies by position, its own settings by keyword."""
-    return lookup(group, name).load()(*dependencies, **params)
+    """Build the plug-in ``group=name``: dependencies by position, its own settings by keyword.
+
+    A setting that is not given has its declared default.
+    """
+    entry = lookup(group, name)
+    return entry.load()(*dependencies, **{**entry.defaults, **params})
 
 
 def lookup(group: str, name: str) -> Entry:

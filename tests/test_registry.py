@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,39 @@ def test_the_decorator_returns_the_class_and_makes_its_keywords_settings():
     assert entry.config().name == "test_mine"
     assert entry.config().depth == 3
     assert registry.create("drafter", "test_mine", "context", depth=5).all == ("context", 5, None)
+
+
+class WithoutDefaults:
+    def __init__(self, context, *, depth, words, gamma) -> None:
+        self.all = (context, depth, words, gamma)
+
+
+def test_a_setting_that_is_not_given_has_its_declared_default():
+    @dataclass
+    class Settings:
+        """Settings are declared here, and the class has none."""
+
+        depth: int = 3
+        label: str = "not a parameter of the class"
+        gamma: int = "${gamma}"  # type: ignore[assignment]
+        words: list[str] = field(default_factory=list)
+
+    registry.register("drafter", "test_declared", target=f"{__name__}:WithoutDefaults")(Settings)
+    assert registry.create("drafter", "test_declared", "context", gamma=4).all == ("context", 3, [], 4)
+    with pytest.raises(TypeError, match="gamma"):
+        registry.create("drafter", "test_declared", "context")
+
+
+def test_properties_are_known_before_the_class_is_imported():
+    @registry.register("drafter", "test_plain", target="no.such.module:Thing", drafts=False)
+    @dataclass
+    class Plain:
+        """Not there."""
+
+    entry = registry.lookup("drafter", "test_plain")
+    assert (entry.drafts, entry.replays) == (False, False)
+    with pytest.raises(TypeError, match="draft"):
+        registry.register("drafter", "test_misspelt", draft=False)(dataclass(type("Misspelt", (), {})))
 
 
 def test_a_lazy_target_is_imported_only_when_it_is_built():

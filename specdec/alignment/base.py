@@ -39,7 +39,8 @@ class Alignment(ABC):
     - a query sees exactly its row's own committed tokens and its own ancestors among the tokens fed since;
     - the KV content equals that of a fresh forward over the row's tokens alone (up to rounding).
 
-    Lengths are carried explicitly: no token id means anything here.
+    Lengths are carried explicitly: no token id means anything here. A plug-in's constructor gets the model (`CausalLM`)
+    and the run's `Clock` by position, and its settings by keyword.
     """
 
     model: CausalLM

@@ -14,7 +14,7 @@ class ModelDrafterConfig:
     """The pair's draft model, with a KV cache that is aligned like the target's."""
 
 
-@register("drafter", "retokenize", target="specdec.drafters.retokenize:RetokenizeDrafter")
+@register("drafter", "retokenize", target="specdec.drafters.retokenize:RetokenizeDrafter", by_text=True)
 @dataclass
 class RetokenizeDrafterConfig:
     """The pair's draft model with a tokenizer of its own: text is encoded anew between the two."""
@@ -88,7 +88,7 @@ class TrigramConfig:
     cap: float = setting(3.0, "the most that a weight can be")
 
 
-@register("drafter", "scripted", target="specdec.drafters.scripted:ScriptedDrafter")
+@register("drafter", "scripted", target="specdec.drafters.scripted:ScriptedDrafter", replays=True)
 @dataclass
 class ScriptedConfig:
     """Replays the reference output with seeded mistakes, for benchmarks at a set acceptance rate."""
@@ -97,13 +97,13 @@ class ScriptedConfig:
     seed: int = setting(0, "of the mistakes")
 
 
-@register("drafter", "none", target="specdec.drafters.none:NoDrafter")
+@register("drafter", "none", target="specdec.drafters.none:NoDrafter", drafts=False)
 @dataclass
 class NoDrafterConfig:
     """No drafting: plain decoding, one token per row and round."""
 
 
-@register("verifier", "greedy", target="specdec.verifiers.greedy:GreedyVerifier")
+@register("verifier", "greedy", target="specdec.verifiers.greedy:GreedyVerifier", samples=False)
 @dataclass
 class GreedyConfig:
     """Longest match with the target's argmax; exact for temperature 0."""
@@ -121,7 +121,7 @@ class BlockConfig:
     """Block verification: the whole draft is weighed together; lossless, never accepts less than rejection."""
 
 
-@register("verifier", "naive", target="specdec.verifiers.naive:NaiveVerifier")
+@register("verifier", "naive", target="specdec.verifiers.naive:NaiveVerifier", follows_plain=True)
 @dataclass
 class NaiveConfig:
     """The target samples, the draft is followed while it agrees: lossless for any draft, plain sampling's tokens."""
@@ -136,7 +136,7 @@ class TypicalConfig:
     delta: float = setting(0.3, "share of exp(-entropy) that is plausible where the law is flat")
 
 
-@register("verifier", "dsd", target="specdec.verifiers.dsd:DsdVerifier", known_incorrect=True)
+@register("verifier", "dsd", target="specdec.verifiers.dsd:DsdVerifier", known_incorrect=True, samples=False)
 @dataclass
 class DsdVerifierConfig:
     """DSD's acceptance as published, known incorrect: the draft's rejected token is kept."""
@@ -145,7 +145,7 @@ class DsdVerifierConfig:
     no_bonus: bool = setting(True, "full acceptance emits no bonus token: exact, but slower")
 
 
-@register("draft_length", "fixed", target="specdec.draft_lengths.fixed:FixedLength")
+@register("draft_length", "fixed", target="specdec.draft_lengths.fixed:FixedLength", per_row=True, reads_clock=False)
 @dataclass
 class FixedLengthConfig:
     """The same draft length in every round."""
@@ -173,7 +173,7 @@ class GoodputLengthConfig:
     )
 
 
-@register("draft_length", "lockstep", target="specdec.draft_lengths.lockstep:LockstepLength")
+@register("draft_length", "lockstep", target="specdec.draft_lengths.lockstep:LockstepLength", reads_clock=False)
 @dataclass
 class LockstepLengthConfig:
     """One draft length for all rows of a round: what the row with the least room left may draft."""

@@ -32,7 +32,7 @@ class ContinuousConfig:
     label: str = "${.name}"
 
 
-@register("scheduler", "exspec", target="specdec.schedulers.exspec:ExspecScheduler", preset=True)
+@register("scheduler", "exspec", target="specdec.schedulers.exspec:ExspecScheduler", preset=True, windowed=True)
 @dataclass
 class ExspecConfig:
     """Sliding window over a pool: rows of equal length run together, otherwise any rows realigned."""
@@ -140,7 +140,7 @@ class DsdConfig:
 # --- arrivals ---------------------------------------------------------------------------------------------------
 
 
-@register("arrivals", "none", target="specdec.run.serving.none:NoArrivals")
+@register("arrivals", "none", target="specdec.run.serving.none:NoArrivals", timed=False)
 @dataclass
 class NoArrivalsConfig:
     """All prompts are there at the start."""

@@ -143,7 +143,7 @@ def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
 
     Where the round emits one token only, the second one would come from the target itself: it counts in parts.
     """
-    if type(verifier).verify_sampled is Verifier.verify_sampled or (case.tree and verifier.chains_only):
+    if not verifier.samples or (case.tree and verifier.chains_only):
         return []  # it says that it does not decide such rounds
     generator = torch.Generator().manual_seed(case.seed)
     target, drafting = (_Distributions.random(case.vocab, generator) for _ in range(2))

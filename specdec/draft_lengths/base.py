@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class DraftLength(ABC):
-    """Chooses gamma per row and round; the engine then cuts it to what the row may still emit."""
+    """Chooses gamma per row and round; the engine then cuts it to what the row may still emit.
+
+    A plug-in's constructor gets its settings by keyword, and nothing by position. `specdec.registry.Entry` lists what
+    is said of a policy where it is registered: ``per_row``, ``reads_clock``.
+    """
 
     drafting: bool = True
     """Whether newcomers are expected to draft soon; while false, their prompts are not read by the draft."""

@@ -15,9 +15,11 @@ __all__ = ["Draft", "Drafter", "Sequence"]
 
 
 class Drafter(ABC):
-    """Keeps whatever state it needs per row, between ``admit`` and ``release``.
+    """Keeps the state that it needs per row, from ``admit`` to ``release``.
 
-    A row's draft must depend on that row alone: not on its neighbours, their number, or the order of calls.
+    A row's draft must depend on that row alone: not on its neighbours, their number, or the order of calls. A plug-in's
+    constructor gets a `DrafterContext` by position and its settings by keyword. `specdec.registry.Entry` lists what is
+    said of a drafter where it is registered: ``drafts``, ``by_text``, ``replays``.
     """
 
     max_length: int | None = None
@@ -25,9 +27,6 @@ class Drafter(ABC):
 
     reads_hidden: bool = False
     """Whether the engine hands over the target's last hidden states, by ``see``."""
-
-    replays: bool = False
-    """Whether it proposes what is known of a row beforehand, and nothing behind the end of that."""
 
     probe_ids: tuple[int, ...] = ()
     """Ids beyond the vocabulary that the drafter has taught the target to read (``CausalLM.probes_MD``). They are fed

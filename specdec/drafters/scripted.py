@@ -21,8 +21,6 @@ from specdec.models.vocabulary import check_ids
 class ScriptedDrafter(Drafter):
     """Drafts the reference output with seeded mistakes."""
 
-    replays = True
-
     def __init__(self, context: DrafterContext, *, rate: float = 0.8, seed: int = 0) -> None:
         if not 0 <= rate <= 1:
             raise ConfigError(f"drafter.rate={rate}: it must be from 0 to 1")

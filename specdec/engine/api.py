@@ -118,7 +118,7 @@ class Engine:
         if gamma is not None and (isinstance(gamma, bool) or not isinstance(gamma, int) or gamma < 0):
             raise ConfigError(f"gamma={gamma!r}: it must be a whole number, 0 or more")
         entry = lookup("verifier", verifier)
-        if entry.lossy or entry.known_incorrect or verifier == "greedy":
+        if entry.lossy or entry.known_incorrect or not entry.samples:
             raise ConfigError(f"verifier={verifier}: choose one that samples without loss: block, rejection or naive")
         self.tokenizer = tokenizer
         self.target = wrapped(target, "target")
@@ -126,8 +126,8 @@ class Engine:
         self._draft_tokenizer = draft_tokenizer
         self._drafter = choose_drafter(draft, draft_tokenizer)
         check_device(self.target, self.draft)
-        by_text = self._drafter == "retokenize"
-        check_fit(self.target, self.draft, tokenizer, draft_tokenizer, by_text=by_text, settings=False)
+        self._by_text = lookup("drafter", self._drafter).by_text
+        check_fit(self.target, self.draft, tokenizer, draft_tokenizer, by_text=self._by_text, settings=False)
         self.gamma = choose_gamma(self.target, self.draft) if gamma is None else gamma
         self._sampling_verifier = create("verifier", verifier)
         self._greedy_verifier = create("verifier", "greedy")
@@ -194,9 +194,10 @@ class Engine:
         """Everything that can be wrong is found here, before any model runs."""
         if (inputs is None) == (input_ids is None):
             raise ConfigError("inputs: give the prompts once, as inputs or as input_ids")
-        models = [self.target] if self.draft is None or self._drafter == "retokenize" else [self.target, self.draft]
-        check_unmoved([self.target] if self.draft is None else [self.target, self.draft])
-        return make_plan(models, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
+        models = [model for model in (self.target, self.draft) if model is not None]
+        check_unmoved(models)
+        readers = models[:1] if self._by_text else models
+        return make_plan(readers, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
 
     def _run(self, plan: Plan) -> Iterator[Event]:
         """RoundLoop until the last row ends. Caches go back only when no row is left in them."""

@@ -20,7 +20,7 @@ from specdec.models.checkpoints import load_model, load_tokenizer
 from specdec.models.compatibility import supported
 from specdec.models.random_weights import random_model, synthetic_models
 from specdec.models.vocabulary import check_fit
-from specdec.registry import unknown
+from specdec.registry import lookup, unknown
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 WEIGHTS = ("pretrained", "random", "synthetic")
@@ -106,7 +106,7 @@ def _load(cfg: DictConfig) -> Pair:
 
 def _retokenizes(cfg: DictConfig) -> bool:
     """Whether the models are joined by text, so that their vocabularies need not be the same."""
-    return bool(cfg.drafter.name == "retokenize")
+    return lookup("drafter", cfg.drafter.name).by_text
 
 
 def choose_device(name: str) -> torch.device:

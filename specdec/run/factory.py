@@ -20,13 +20,11 @@ from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.pair import Pair
 from specdec.models.vocabulary import check_ids
-from specdec.registry import create
+from specdec.registry import NOT_PARAMS, create, lookup
 from specdec.run.forward_log import unrecorded
 from specdec.run.serving.base import Arrivals
 from specdec.schedulers.order import BatchingPolicy
 from specdec.verifiers.base import Verifier
-
-_NOT_PARAMS = ("name", "label")
 
 
 def build_engine(
@@ -51,7 +49,7 @@ def build_engine(
     pair.target.probes_MD = None  # of a drafter that this pair had before
     context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
     verifier: Verifier = plugin(cfg, "verifier")
-    if cfg.temperature > 0 and type(verifier).verify_sampled is Verifier.verify_sampled:
+    if cfg.temperature > 0 and not verifier.samples:
         raise ConfigError(
             f"temperature={cfg.temperature}: verifier={cfg.verifier.name} decides greedy rows only; "
             "set verifier=rejection|block, or temperature=0"
@@ -87,8 +85,9 @@ def kept_as_it_is(pair: Pair) -> Iterator[None]:
 
 
 def build_draft_length(cfg: DictConfig) -> DraftLength:
-    """The draft-length policy; with drafter=none there is nothing that it could choose."""
-    policy: DraftLength = FixedLength(gamma=0) if cfg.drafter.name == "none" else plugin(cfg, "draft_length")
+    """The draft-length policy; a drafter that never drafts leaves it nothing to choose."""
+    drafts = lookup("drafter", cfg.drafter.name).drafts
+    policy: DraftLength = plugin(cfg, "draft_length") if drafts else FixedLength(gamma=0)
     return policy
 
 
@@ -125,5 +124,5 @@ def plugin(cfg: DictConfig, group: str, *dependencies: Any) -> Any:
     """The plug-in chosen for ``group``, with its settings as keywords."""
     settings = OmegaConf.to_container(cfg[group], resolve=True)
     assert isinstance(settings, dict)
-    params = {str(key): value for key, value in settings.items() if key not in _NOT_PARAMS}
+    params = {str(key): value for key, value in settings.items() if key not in NOT_PARAMS}
     return create(group, settings["name"], *dependencies, **params)

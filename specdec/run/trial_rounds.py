@@ -18,7 +18,6 @@ from specdec.core.round import Round
 from specdec.core.sequence import SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
-from specdec.drafters.base import Drafter
 from specdec.engine.loop import RoundLoop
 from specdec.models.pair import Pair
 from specdec.registry import lookup
@@ -59,7 +58,7 @@ def profiler(
         gc.collect()  # of the batch before, which may be held in cycles
         engine = build_engine(alone, pair, Clock(synchronize), specimens.known_output)
         rows = specimens.rows(batch, NUM_TOKENS)
-        if engine.drafter.replays:
+        if lookup("drafter", cfg.drafter.name).replays:
             known = min(len(specimens.known_output(row) or []) for row in rows)
             rows = specimens.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
         first = FixedLength(gamma=1)
@@ -133,11 +132,10 @@ def _settings(cfg: DictConfig, pair: Pair, specimens: Specimens) -> dict[str, ob
     assert isinstance(settings, dict)
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    drafter: type[Drafter] = lookup("drafter", cfg.drafter.name).load()
     return {
         # Roughly, because what is left of a run that goes on has another mean.
         "prompt_tokens": 4 ** round(log(max(specimens.mean_prompt_tokens, 1), 4)),
-        **({"max_new_tokens": cfg.max_new_tokens} if drafter.replays else {}),
+        **({"max_new_tokens": cfg.max_new_tokens} if lookup("drafter", cfg.drafter.name).replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
         "drafter_inputs": signature(cfg, "drafter."),
         "device": name,

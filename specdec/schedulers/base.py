@@ -8,7 +8,12 @@ from specdec.core.sequence import Sequence, SequencePool
 
 
 class Scheduler(ABC):
-    """Picks the rows of the next round; moves rows from waiting to active, never out of the pool."""
+    """Picks the rows of the next round; moves rows from waiting to active, never out of the pool.
+
+    A plug-in's constructor gets by position ``batch``, the most rows of a round, and ``window``, the rows that the
+    batching policy allows in flight; its settings by keyword. One that keeps more than ``batch`` rows in flight says
+    so where it is registered (``windowed``, see `specdec.registry.Entry`).
+    """
 
     prefill_share: float = 1.0
     """Share of the time that reading newcomers' prompts may take from rows that decode; 1: prompts are read whole."""

@@ -21,10 +21,19 @@ __all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_
 
 
 class Verifier(ABC):
-    """Decides a round. Pure, so that its law can be enumerated exactly in a test."""
+    """Decides a round. Pure, so that a test can enumerate its output distribution exactly.
+
+    A plug-in's constructor gets its settings by keyword, and nothing by position. `specdec.registry.Entry` lists what
+    is said of a verifier where it is registered: ``lossy``, ``samples``, ``follows_plain``.
+    """
 
     chains_only: bool = False
     """Whether sampled rows must be drafted as chains; greedy ones may be trees for everybody."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether it decides sampled rows; a verifier without ``verify_sampled`` decides greedy ones only."""
+        return type(self).verify_sampled is not Verifier.verify_sampled
 
     @abstractmethod
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
