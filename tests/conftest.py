@@ -1,8 +1,7 @@
-"""Small models that the tests build themselves, and an oracle that shares no code with the engine."""
+"""Fixtures of small models, the decoding that they are compared with, and the command line in this process."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import os
@@ -17,12 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: furth
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.cli import run as cli
+from specdec.conformance.models import VOCAB, perturbed, small_llama
 from specdec.models.causal_lm import CausalLM
-
-VOCAB = 61
 
 os.environ.setdefault("PYTHONWARNINGS", "error::FutureWarning")  # in the processes that tests start too
 
@@ -42,36 +39,6 @@ logging.getLogger("transformers").addHandler(Deprecations())
 def heard() -> None:
     """Loading a model silences the logger, for all later tests too."""
     logging.getLogger("transformers").setLevel(logging.WARNING)
-
-
-def small_llama(seed: int, dtype: torch.dtype, layers: int = 3) -> LlamaForCausalLM:
-    """A random Llama whose greedy outputs vary: wide initialisation, untied head."""
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.25,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(config).to(dtype).eval()
-
-
-def perturbed(module: LlamaForCausalLM, scale: float, seed: int = 7) -> LlamaForCausalLM:
-    """A copy with noisy weights: a draft that agrees with its target some of the time."""
-    twin = copy.deepcopy(module)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in twin.parameters():
-            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
-            weight.add_(scale * weight.std() * noise if weight.dim() > 1 else 0)
-    return twin
 
 
 @pytest.fixture(scope="session", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""Engines over small models, and a drafter whose acceptance is scripted."""
+"""Engines over small models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
 from specdec.core.clock import Clock
-from specdec.core.round import Draft, Round
+from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.lockstep import LockstepLength
@@ -48,37 +48,6 @@ ALIGNMENTS: dict[str, Callable[[CausalLM, Clock], Alignment]] = {
     "expansion": ExpansionAlignment,
 }
 """Those that are correct."""
-
-
-class ScriptedDrafter(Drafter):
-    """Drafts the known output, wrong from the position that ``pattern(row, round)`` names on."""
-
-    def __init__(self, outputs: dict[int, list[int]], pattern: Callable[[int, int], int], vocab: int) -> None:
-        self.outputs = outputs
-        self.pattern = pattern
-        self.vocab = vocab
-        self.rounds: dict[int, int] = {}
-
-    def admit(self, rows: list[Sequence]) -> None:
-        self.rounds.update((row.index, 0) for row in rows)
-
-    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        tokens = torch.zeros(len(rows), max(gammas), dtype=torch.long)
-        for b, (row, gamma) in enumerate(zip(rows, gammas, strict=True)):
-            right = self.pattern(row.index, self.rounds[row.index])
-            start = len(row.output_ids)
-            for g in range(gamma):
-                truth = self.outputs[row.index][start + g]
-                tokens[b, g] = truth if g < right else (truth + 1) % self.vocab
-        return Draft(tokens, list(gammas))
-
-    def commit(self, rows: list[Sequence]) -> None:
-        for row in rows:
-            self.rounds[row.index] += 1
-
-    def release(self, rows: list[Sequence]) -> None:
-        for row in rows:
-            del self.rounds[row.index]
 
 
 def make_engine(

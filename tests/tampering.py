@@ -17,7 +17,6 @@ from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 
-VOCAB = 61
 KV_SHAPES = ((2, 8),) * 6  # of small_llama, for those that cannot be asked by a forward
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, small_llama
+from conftest import small_llama
 from test_cli import SMALL, last_json
-from test_drafters import characters
 
+from specdec.conformance.models import letter_tokenizer
 from specdec.core.files import read_lines
 
 SAMPLED = [*SMALL, "runner.dtype=float64", "temperature=0.8", "top_k=5", "pair.synthetic.residual_scale=0.5"]
@@ -155,7 +155,7 @@ def test_greedy_with_a_repetition_penalty_is_exact_and_differs(run):
 def test_a_draft_with_another_vocabulary_runs_by_way_of_text(run, tmp_path):
     folder = tmp_path / "draft"
     small_llama(1, torch.float32, layers=1).save_pretrained(folder)
-    characters(list(range(VOCAB))).save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
     arguments = [*SMALL[3:], "runner.dtype=float64", "baseline=false", f"pair.draft={folder}"]
     code, _, err = run(*arguments)
     assert code == 1

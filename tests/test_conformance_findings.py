@@ -9,8 +9,8 @@ import torch
 
 from specdec.conformance import decoding
 from specdec.conformance.__main__ import main
-from specdec.conformance.cases import CROSSED, Run, named, ramp
-from specdec.conformance.contracts import misshapen
+from specdec.conformance.cases import CROSSED, DecodingCase, named, ramp
+from specdec.conformance.checked_drafter import shape_problem
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import EMITTED_CASES, check_emitted
 from specdec.conformance.explore import Family, explore
@@ -28,7 +28,7 @@ from specdec.schedulers.static import StaticScheduler
 from specdec.verifiers.greedy import GreedyVerifier
 from specdec.verifiers.naive import NaiveVerifier
 
-RUN = Run(((1, 2), (3,), (4, 5, 6)), (4, 2, 6), 2, (2,), (1, 0, 2))
+CASE = DecodingCase(((1, 2), (3,), (4, 5, 6)), (4, 2, 6), 2, (2,), (1, 0, 2))
 
 
 class Abandoning(StaticScheduler):
@@ -55,9 +55,9 @@ def test_what_a_scheduler_breaks_before_the_round_breaks_down_is_reported():
 
 def test_the_outcome_of_a_case_does_not_change_with_the_next():
     (family, *_) = scheduler_suite(Abandoning, 0.1)
-    outcome = family.run(RUN)
+    outcome = family.run(CASE)
     assert [broken.promise for broken in outcome] == ["choice"]
-    family.run(Run(((1,), (1, 2)), (1, 1), 2, (1,), (0,)))
+    family.run(DecodingCase(((1,), (1, 2)), (1, 1), 2, (1,), (0,)))
     assert [broken.promise for broken in outcome] == ["choice"]
 
 
@@ -82,11 +82,11 @@ def test_a_malformed_draft_breaks_its_shape_whatever_becomes_of_the_round(change
             return change(super().propose(rows, gammas))
 
     runs = next(family for family in drafter_suite(Malformed) if family.name == "decoding runs")
-    case = Run(((1, 2), (3,), (4, 5, 6)), (6, 6, 6), 3, (3,), ())
+    case = DecodingCase(((1, 2), (3,), (4, 5, 6)), (6, 6, 6), 3, (3,), ())
     assert {broken.promise for broken in runs.run(case)} == {"shape"}
     well_formed = Draft(torch.zeros(2, 3, dtype=torch.long), [3, 3])
-    assert misshapen(well_formed, [3, 3]) == ""
-    assert misshapen(change(well_formed), [3, 3])
+    assert shape_problem(well_formed, [3, 3]) == ""
+    assert shape_problem(change(well_formed), [3, 3])
 
 
 def test_what_a_verifier_breaks_before_it_raises_is_reported():
@@ -194,7 +194,7 @@ def test_a_refusal_in_mid_run_is_a_finding():
             return super().select(pool)
 
     parts = Parts(scheduler=lambda name, *sizes: Late(*sizes))
-    assert [broken.promise for broken in check_run(RUN, parts)] == ["calls"]
+    assert [broken.promise for broken in check_run(CASE, parts)] == ["calls"]
 
 
 # --- claims --------------------------------------------------------------------------------------------------------
@@ -257,5 +257,5 @@ def test_long_prompts_are_named_in_short():
     assert named((1, 2, 3)) == "[1, 2, 3]"
     assert named(ramp(5, 126)) == "ramp(5, 126)"
     assert named((*ramp(5, 126), 0)) == "ramp(5, 126) + [0]"
-    assert len(str(Run((ramp(1, 126),), (4,), 1, (2,), ()))) < 200
+    assert len(str(DecodingCase((ramp(1, 126),), (4,), 1, (2,), ()))) < 200
     assert decoding.small_pair(0, "float64")[0].context_length > 126 + 24

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-import string
 
 import pytest
 import torch
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import make_engine, run_all
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from specdec.alignment.eqspec import EqspecAlignment
+from specdec.conformance.models import LETTERS, letter_tokenizer
 from specdec.core.clock import Clock
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
@@ -126,7 +126,7 @@ def test_a_rows_trigrams_do_not_reach_its_neighbours(model, prompts):
 def test_a_corpus_gives_relative_frequencies(tmp_path, model):
     store = relative_frequencies([[1, 2, 3], [1, 2, 3], [1, 2, 4], [1, 2, 5, 6]], keep=2)
     assert store == {(1, 2): {3: 0.5, 4: 0.25}, (2, 5): {6: 1.0}}
-    tokenizer = characters(list(range(VOCAB)))
+    tokenizer = letter_tokenizer()
     (tmp_path / "corpus.txt").write_text("abc\nabc\nabd\n")
     drafter = TrigramDrafter(context_of(model, tokenizer=tokenizer), corpus=str(tmp_path / "corpus.txt"))
     a, b, c, d = tokenizer.encode("abcd")
@@ -238,16 +238,6 @@ def test_layers_that_do_not_exist_are_refused(model, num_layers):
 
 # --- another tokenizer -----------------------------------------------------------------------------------------------
 
-LETTERS = (string.ascii_letters + string.digits)[:VOCAB]
-
-
-def characters(order: list[int]) -> PreTrainedTokenizerFast:
-    """One token per letter; ``order[i]`` is the id of letter i."""
-    tokenizer = Tokenizer(models.WordLevel({letter: order[i] for i, letter in enumerate(LETTERS)}, unk_token="a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
 
 def pairs_of_letters() -> PreTrainedTokenizerFast:
     """Other words altogether: single letters, and many pairs as one token."""
@@ -270,7 +260,7 @@ def test_the_same_model_with_its_ids_shuffled_drafts_everything(model, prompts, 
             (shuffled.lm_head.weight, model.module.lm_head.weight),
         ):
             weight[torch.tensor(order)] = source
-    tools = {"tokenizer": characters(list(range(VOCAB))), "draft_tokenizer": characters(order)}
+    tools = {"tokenizer": letter_tokenizer(), "draft_tokenizer": letter_tokenizer(order)}
     drafter = RetokenizeDrafter(context_of(model, CausalLM(shuffled), **tools))
     rows, _ = exact(drafter, model, prompts, expected)
     assert all(row.num_accepted == row.num_drafted > 0 for row in rows)
@@ -284,7 +274,7 @@ def test_a_draft_with_other_words_is_exact(model, prompts, expected, scheduler):
     torch.manual_seed(3)
     draft = CausalLM(type(model.module)(config).double().eval())
     assert len(theirs.encode("".join(LETTERS))) < VOCAB, "the two must cut text differently"
-    tools = {"tokenizer": characters(list(range(VOCAB))), "draft_tokenizer": theirs}
+    tools = {"tokenizer": letter_tokenizer(), "draft_tokenizer": theirs}
     rows, rounds = exact(RetokenizeDrafter(context_of(model, draft, **tools)), model, prompts, expected, scheduler)
     assert sum(row.num_drafted for row in rows) > 0
     assert all(sum(map(len, r.emitted)) > 0 for r in rounds)

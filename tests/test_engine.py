@@ -10,8 +10,9 @@ from functools import cache
 import pytest
 from cases import all_pairs
 from conftest import VOCAB, greedy_alone
-from harness import ALIGNMENTS, ScriptedDrafter, make_engine, run_all
+from harness import ALIGNMENTS, make_engine, run_all
 
+from specdec.conformance.decoding import PatternDrafter
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.models.causal_lm import CausalLM
@@ -91,8 +92,8 @@ PATTERNS = {
 def test_every_acceptance_pattern(target, prompts, expected, scheduler, pattern):
     """Forced acceptance per row and round; the counts must be those that were forced."""
     gamma, script = 5, PATTERNS[pattern]
-    known = {i: output + [0] * (gamma + 1) for i, output in enumerate(expected)}
-    drafter = ScriptedDrafter(known, script, VOCAB)
+    known = [output + [0] * (gamma + 1) for output in expected]
+    drafter = PatternDrafter(known, script)
     engine = make_engine(target, drafter=drafter, scheduler=scheduler, gamma=gamma)
     rows, _ = run_all(engine, prompts, NEW)
     assert outputs(rows) == expected
@@ -141,8 +142,8 @@ def test_draft_equal_to_target_accepts_everything_with_every_alignment(target, p
     indirect=["dtype"],
 )
 def test_every_acceptance_pattern_with_every_alignment(target, prompts, expected, scheduler, pattern, alignment):
-    known = {i: output + [0] * 6 for i, output in enumerate(expected)}
-    drafter = ScriptedDrafter(known, PATTERNS[pattern], VOCAB)
+    known = [output + [0] * 6 for output in expected]
+    drafter = PatternDrafter(known, PATTERNS[pattern])
     engine = make_engine(target, drafter=drafter, scheduler=scheduler, gamma=5, alignment=ALIGNMENTS[alignment])
     rows, _ = run_all(engine, prompts, NEW)
     assert outputs(rows) == expected

@@ -18,7 +18,7 @@ from tampering import (
     tampered,
 )
 from torch import nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface
 from transformers.models.llama import modeling_llama
 
 from specdec.errors import ConfigError
@@ -198,18 +198,9 @@ def test_other_products_see_changes_of_their_weights_by_themselves():
 
 def test_weights_that_change_are_packed_again_and_biases_are_shared():
     size = 1024
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=size,
-        intermediate_size=PACK_FROM_WEIGHTS // size,
-        num_hidden_layers=1,
-        num_attention_heads=16,
-        attention_bias=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model = CausalLM(LlamaForCausalLM(config).eval())
+    wide = {"hidden_size": size, "intermediate_size": PACK_FROM_WEIGHTS // size, "num_attention_heads": 16}
+    narrow = {"num_key_value_heads": 16, "initializer_range": 0.02, "attention_bias": True}
+    model = CausalLM(small_llama(0, torch.float32, layers=1, **wide, **narrow))
     first = model.execute("fused")
     assert first.packed_bytes > 0
     assert model.execute("fused") is first

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import VOCAB, small_llama
 from tampering import (
     IDS,
-    VOCAB,
     aligned_logits,
     own_logits,
 )
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.agreement import disagreement
@@ -85,7 +84,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_of_the_family_are_fused_and_right(variant, dtype):
     settings, change = VARIANTS[variant]
-    module = LlamaForCausalLM(LlamaConfig(**{**SIZES, **settings})).eval()
+    module = small_llama(0, torch.float32, **settings)
     change(module)
     model = CausalLM(module.to(dtype))
     assert model.execute("auto").name == "fused"

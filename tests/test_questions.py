@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import VOCAB, small_llama
+from conftest import small_llama
 from omegaconf import OmegaConf
-from test_drafters import characters
 from test_prompts import byte_level, question
 
 import specdec
 from specdec.config.schema import DataConfig
+from specdec.conformance.models import letter_tokenizer
 from specdec.core.prompts import load_prompts
 from specdec.errors import ConfigError, DataError, SpecdecError
 from specdec.models.causal_lm import CausalLM
@@ -102,7 +102,7 @@ def test_records_of_a_dataset_are_checked_alike(tmp_path):
 
 
 def test_texts_that_no_tokenizer_takes_are_named_by_their_row():
-    engine = specdec.Engine(CausalLM(small_llama(0, torch.float32)), None, tokenizer=characters(list(range(VOCAB))))
+    engine = specdec.Engine(CausalLM(small_llama(0, torch.float32)), None, tokenizer=letter_tokenizer())
     refused(
         DataError,
         r"row 1: its text has a lone surrogate \(\\ud83d\) at character 3",

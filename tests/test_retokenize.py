@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
-from test_drafters import characters, pairs_of_letters
+from test_drafters import pairs_of_letters
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from specdec.conformance.models import letter_tokenizer
 from specdec.core.clock import Clock
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.retokenize import RetokenizeDrafter
@@ -56,7 +57,7 @@ class Watched(RetokenizeDrafter):
 
     def __init__(self, model: CausalLM, alignment: Callable, theirs, draft: CausalLM | None = None) -> None:
         clock = Clock()
-        tools = {"tokenizer": characters(list(range(VOCAB))), "draft_tokenizer": theirs}
+        tools = {"tokenizer": letter_tokenizer(), "draft_tokenizer": theirs}
         draft = draft or short_draft(len(theirs))
         super().__init__(DrafterContext(model, draft, lambda wrapped: alignment(wrapped, clock), clock, **tools))
         self.seen: list[tuple[int, int, int]] = []
@@ -71,7 +72,7 @@ class Watched(RetokenizeDrafter):
 def shuffled():
     order = list(range(VOCAB))
     random.Random(2).shuffle(order)
-    return characters(order)
+    return letter_tokenizer(order)
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)

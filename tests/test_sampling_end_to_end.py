@@ -20,7 +20,6 @@ from conftest import greedy_alone, perturbed, small_llama
 from harness import ALIGNMENTS, make_engine
 from scipy.stats import chi2_contingency, chisquare
 from test_sampling import theirs
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.core.clock import Clock
 from specdec.core.random_numbers import TEST, uniforms
@@ -62,25 +61,16 @@ CASES = [
 LEVEL = 1e-3 / (len(CASES) * len(PROMPTS) * 2)
 
 
-def tiny(seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=V,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(config).double().eval()
-
-
-TARGET = CausalLM(tiny(0))
+SMALLEST = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,
+}
+TARGET = CausalLM(small_llama(0, torch.float64, layers=2, **SMALLEST))
 DRAFT = CausalLM(perturbed(TARGET.module, 0.1))
 
 

@@ -9,33 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from specdec.core.files import read_lines
 from specdec.errors import PairError
 from specdec.models.checkpoints import _split
-from tests.conftest import perturbed
+from tests.conftest import perturbed, small_llama
 
 ROOT = Path(__file__).parent.parent
 
 
 def save_pair(folder: Path) -> list[str]:
     """A random Llama with four attention heads over two key-value heads, and a draft that agrees some of the time."""
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.25,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    target = LlamaForCausalLM(config).to(torch.float64)
+    target = small_llama(0, torch.float64, layers=2, vocab_size=2048, max_position_embeddings=512)
     target.save_pretrained(folder / "target")
     perturbed(target, 0.02).save_pretrained(folder / "draft")
     names = [f"pair.{role}={folder}/{role}" for role in ("target", "draft")]

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, small_llama
+from conftest import small_llama
 from omegaconf import OmegaConf
-from test_drafters import characters, context_of
+from test_drafters import context_of
 from test_prompts import byte_level, question
 
 from specdec import analysis
 from specdec.config.schema import DataConfig
+from specdec.conformance.models import letter_tokenizer
 from specdec.core.prompts import load_prompts
 from specdec.drafters.trigram import TrigramDrafter
 from specdec.errors import ConfigError, DataError, SpecdecError
@@ -118,7 +119,7 @@ def test_a_run_with_a_latin1_file_fails_in_one_line(run, tmp_path):
 
 def test_a_trigram_corpus_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "corpus.txt"
-    context = context_of(CausalLM(small_llama(0, torch.float32)), tokenizer=characters(list(range(VOCAB))))
+    context = context_of(CausalLM(small_llama(0, torch.float32)), tokenizer=letter_tokenizer())
     path.write_bytes("abc\ncaf\u00e9\nabc\n\u00fc\n".encode("latin-1"))
     refused(
         ConfigError,

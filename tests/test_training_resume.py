@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from conftest import small_llama
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from specdec.config.explain import explain
 from specdec.training import TrainingError, run_task
@@ -54,13 +55,9 @@ def run(root: str, name: str) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     write_corpus(folder / "text")
-    config = LlamaConfig(
-        vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, bos_token_id=0, eos_token_id=0,
-        pad_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder / "target")
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    sizes = {"vocab_size": 2048, "max_position_embeddings": 128, "initializer_range": 0.2}
+    small_llama(0, torch.float32, layers=1, **sizes, **special).save_pretrained(folder / "target")
     return folder
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import VOCAB, small_llama
 from hydra import compose, initialize_config_module
-from test_drafters import characters, context_of
+from test_drafters import context_of
 from test_pair import save_tokenizer
 from transformers import GenerationConfig
 
 import specdec
 from specdec.alignment.dsd import DsdAlignment
+from specdec.conformance.models import letter_tokenizer
 from specdec.core.clock import Clock
 from specdec.core.sequence import Sequence
 from specdec.drafters.retokenize import RetokenizeDrafter
@@ -32,7 +33,7 @@ SAME = list(range(VOCAB))
 
 def with_a_token_more():
     """A tokenizer with a token that the model has no embedding of, and a text that it occurs in."""
-    tokenizer = characters(SAME)
+    tokenizer = letter_tokenizer(SAME)
     tokenizer.add_tokens(["ab"])
     assert max(tokenizer.encode("abc")) == VOCAB
     return tokenizer
@@ -65,8 +66,8 @@ def refused(error, match, call):
 def test_a_tokenizer_that_is_larger_than_its_model_is_refused_by_the_library(model):
     draft = small_llama(1, torch.float32)
     for ours, theirs, whose in (
-        (with_a_token_more(), characters(SAME), "target"),
-        (characters(SAME), with_a_token_more(), "draft"),
+        (with_a_token_more(), letter_tokenizer(SAME), "target"),
+        (letter_tokenizer(SAME), with_a_token_more(), "draft"),
     ):
         refused(
             PairError,
@@ -86,7 +87,9 @@ def test_a_tokenizer_that_is_larger_than_its_model_is_refused_by_the_library(mod
 def test_a_tokenizer_that_fits_drafts_by_text(model):
     """The other side: what is refused above differs by one added token only."""
     draft = small_llama(0, torch.float32)
-    engine = specdec.Engine(model, draft, tokenizer=characters(SAME), draft_tokenizer=characters(SAME), gamma=3)
+    engine = specdec.Engine(
+        model, draft, tokenizer=letter_tokenizer(SAME), draft_tokenizer=letter_tokenizer(SAME), gamma=3
+    )
     outputs = engine.generate(["abc"], max_new_tokens=8, eos_token_id=None, return_dict_in_generate=True)
     assert outputs.num_accepted[0] > 0
 
@@ -96,7 +99,7 @@ def test_a_tokenizer_without_a_draft_that_it_belongs_to_is_not_ignored(model):
         refused(
             ConfigError,
             "draft_tokenizer is given without a draft model",
-            lambda draft=draft: specdec.Engine(model, draft, draft_tokenizer=characters(SAME)),
+            lambda draft=draft: specdec.Engine(model, draft, draft_tokenizer=letter_tokenizer(SAME)),
         )
 
 
@@ -181,7 +184,7 @@ def test_ids_need_not_be_as_many_as_the_largest_of_them(checkpoint):
 def test_num_ids_counts_added_tokens():
     from specdec.models.vocabulary import num_ids
 
-    assert num_ids(characters(SAME)) == VOCAB
+    assert num_ids(letter_tokenizer(SAME)) == VOCAB
     assert num_ids(with_a_token_more()) == VOCAB + 1
 
 

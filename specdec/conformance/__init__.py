@@ -1,7 +1,6 @@
-"""What any plug-in must pass: ``python -m specdec.conformance alignment=NAME`` (or drafter=, verifier=, scheduler=).
+"""The plug-in kit, which checks the promises of the four contracts: ``python -m specdec.conformance alignment=NAME``.
 
-From Python, and from pytest where its plug-in is loaded: ``conformance(alignment="inplace")``. Nothing here imports
-torch or hypothesis before cases are run.
+In Python and pytest: ``conformance(alignment="inplace")``. Neither torch nor hypothesis is imported before cases run.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ def examine(
     *,
     scale: float = DEFAULT_SCALE,
     shrink: bool = True,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> list[Finding]:
     """Run the kit on ``group=name``; one finding per promise.
 
     Args:
         params: the plug-in's settings that differ from their defaults.
-        scale: number of drawn cases, as a multiple of the usual one.
+        scale: multiplies the number of drawn cases.
         shrink: look for the smallest failing case.
-        progress: called with what is being done.
+        progress: called with the name of each step.
 
     Raises:
         ConfigError: there is no such group, plug-in or setting, or hypothesis is not installed.

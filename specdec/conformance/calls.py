@@ -1,4 +1,4 @@
-"""The alignment contract, call by call: every program is played on a checked alignment."""
+"""The alignment contract, call by call: each program of calls runs on a checked alignment."""
 
 from __future__ import annotations
 
@@ -11,36 +11,32 @@ from specdec.alignment.base import Alignment
 from specdec.alignment.checked import TOLERANCE, CheckedAlignment, InvariantError
 from specdec.conformance.cases import VOCAB, Admit, Commit, Forward, Program, Release
 from specdec.conformance.models import small_pair
-from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
-from specdec.errors import ConfigError, ContractError
+from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
 
 MakeAlignment = Callable[[CausalLM, Clock], Alignment]
 FILLERS = (0, 7)
 
 
+@reporting_errors
 def check_program(program: Program, make: MakeAlignment, dtype: str = "float64") -> list[Broken]:
-    """Play a program under every invariant; then twice more, with other tokens where nothing is fed.
+    """Run a program under every invariant; then twice more, with different ids in the columns after ``num_tokens``.
 
     Raises:
-        ConfigError: the strategy refuses to be made, as it may.
+        RefusedError: the strategy's constructor refuses the model.
     """
     model = small_pair(1, dtype)[0]
     found: list[InvariantError] = []
+    inner, *others = (construct(make, model, Clock()) for _ in range(3))
     try:
-        inner, *others = (make(model, Clock()) for _ in range(3))
-    except ConfigError:
-        raise
-    except Exception as error:  # third-party code may raise anything
-        return [cannot_be_made(error)]
-    try:
-        _play(program, CheckedAlignment(inner, model, report=found.append), FILLERS[0])
-        first, second = (_play(program, other, filler) for other, filler in zip(others, FILLERS, strict=True))
-    except Exception as error:  # after a broken promise it is taken for its consequence
+        _run(program, CheckedAlignment(inner, model, report=found.append), FILLERS[0])
+        first, second = (_run(program, other, filler) for other, filler in zip(others, FILLERS, strict=True))
+    except Exception:
         if not found:
-            return [Broken("calls", f"an allowed call raises {type(error).__name__}: {error}")]
-        return [Broken(error.invariant, str(error)) for error in found]
+            raise
+        return [Broken(error.invariant, str(error)) for error in found]  # the exception follows from these
     broken = [Broken(error.invariant, str(error)) for error in found]
     for turn, (one, other) in enumerate(zip(first, second, strict=True)):
         if not torch.allclose(one, other, rtol=0, atol=TOLERANCE[model.dtype] * float(one.abs().max() + 1)):
@@ -49,8 +45,8 @@ def check_program(program: Program, make: MakeAlignment, dtype: str = "float64")
     return broken
 
 
-def _play(program: Program, alignment: Alignment, filler: int) -> list[Tensor]:
-    """Make the calls; returns the logits of the fed tokens of every forward."""
+def _run(program: Program, alignment: Alignment, filler: int) -> list[Tensor]:
+    """Make the calls; return the logits of every forward at its fed tokens."""
     logits = []
     for step in program.steps:
         if isinstance(step, Admit):
@@ -69,30 +65,25 @@ def _play(program: Program, alignment: Alignment, filler: int) -> list[Tensor]:
     return logits
 
 
+@reporting_errors
 def check_misuse(name: str, make: MakeAlignment) -> list[Broken]:
-    """One forbidden call, after two rows were admitted and fed a small tree each."""
-    model = small_pair(1, "float64")[0]
+    """Make one forbidden call after admitting two rows and feeding each a small tree."""
+    alignment = construct(make, small_pair(1, "float64")[0], Clock())
+    alignment.admit([0, 1], [[3, 4], [5]])
+    alignment.forward([0, 1], torch.tensor([[1, 2], [3, 4]]), parents=[[-1, -1], [-1, 0]])
     try:
-        alignment = make(model, Clock())
-    except ConfigError:
-        raise
-    except Exception as error:
-        return [cannot_be_made(error)]
-    try:
-        alignment.admit([0, 1], [[3, 4], [5]])
-        alignment.forward([0, 1], torch.tensor([[1, 2], [3, 4]]), parents=[[-1, -1], [-1, 0]])
         MISUSES[name](alignment)
     except ContractError:
         return []
-    except Exception as error:
+    except Exception as error:  # third-party code may raise anything
         return [Broken("calls", f"{name}: raises {type(error).__name__} instead of ContractError")]
     return [Broken("calls", f"{name}: is not refused")]
 
 
 MISUSES: dict[str, Callable[[Alignment], object]] = {
     "admit a row twice": lambda alignment: alignment.admit([0], [[1]]),
-    "commit nodes that are no path": lambda alignment: alignment.commit([0, 1], [[0, 1], [0]]),
-    "commit more than a row holds": lambda alignment: alignment.commit([0, 1], [[], 9]),
+    "commit nodes that do not form a path": lambda alignment: alignment.commit([0, 1], [[0, 1], [0]]),
+    "commit more tokens than the row holds": lambda alignment: alignment.commit([0, 1], [[], 9]),
     "commit a row that is not admitted": lambda alignment: alignment.commit([5], [1]),
     "feed a row that is not admitted": lambda alignment: alignment.forward([0, 5], torch.zeros(2, 1, dtype=torch.long)),
     "feed a node whose parent was not fed": lambda alignment: alignment.forward(

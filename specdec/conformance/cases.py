@@ -1,4 +1,4 @@
-"""Cases that hypothesis draws and shrinks: sequences of contract calls, and whole decoding runs. Imports no torch."""
+"""Cases that hypothesis draws and shrinks: programs of contract calls, and decoding runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from specdec.alignment.base import Kept
 
 VOCAB = 61
 MAX_LENGTH = 250  # of a row, below the small models' context
-CROSSED = 128  # columns that the built-in storage begins with: rows that grow past them make it grow
+CROSSED = 128  # initial columns of the built-in storage: it must grow when a row exceeds them
 STEP = 7
 
 
 def ramp(start: int, size: int) -> tuple[int, ...]:
-    """A long prompt that can be named in short: every token is ``STEP`` more than the one before, modulo VOCAB."""
+    """A long prompt that prints in short: every token is the one before plus ``STEP``, modulo VOCAB."""
     return tuple((start + STEP * i) % VOCAB for i in range(size))
 
 
 def named(tokens: Sequence[int]) -> str:
-    """Tokens as a failing case prints them: all, or how a long ramp begins and what follows it."""
+    """Tokens as a failing case prints them: all of them, or a long ramp in short and the tokens after it."""
     size = next((i for i, token in enumerate(tokens) if token != (tokens[0] + STEP * i) % VOCAB), len(tokens))
     if size <= 12:
         return str(list(tokens))
@@ -42,7 +42,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Rows that are gone."""
+    """Rows that leave."""
 
     rows: tuple[int, ...]
 
@@ -87,7 +87,7 @@ Step = Admit | Release | Forward | Commit
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Calls of the alignment contract, each of them allowed."""
+    """A sequence of allowed calls of the alignment contract."""
 
     steps: tuple[Step, ...]
 
@@ -96,22 +96,22 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One decoding run of small models: everything that a failing case must name."""
+class DecodingCase:
+    """One decoding run of small models, with all that decides its outcome."""
 
     prompts: tuple[tuple[int, ...], ...]
     budgets: tuple[int, ...]
     batch: int
-    gammas: tuple[int, ...]  # wished draft lengths, row by row and round by round
-    pattern: tuple[int, ...]  # accepted tokens, row by row and round by round; empty: a real draft model
-    draft_is_target: bool = False  # without a pattern: the draft is the target itself, so all must be accepted
+    gammas: tuple[int, ...]  # requested draft lengths: see `gamma`
+    pattern: tuple[int, ...]  # right draft tokens: see `num_right`; empty: a model drafts
+    draft_is_target: bool = False  # without a pattern: the target drafts, so everything must be accepted
     scheduler: str = "static"
     window: int = 4
-    stop_every: int = 0  # every n-th token of a row's true output is a stop token; 0: none
+    stop_every: int = 0  # the n-th token of each true output is a stop token; 0: none
     stops_in_prompts: bool = False  # the first token of every prompt is a stop token: pad = eos, for token 0
     seed: int = 0
     dtype: str = "float64"
-    temperature: float = 0.0  # above 0 every row samples, with its index as its seed
+    temperature: float = 0.0  # above 0: every row samples, with its index as seed
 
     def __str__(self) -> str:
         model = "the target itself" if self.draft_is_target else "a model"
@@ -128,8 +128,16 @@ class Run:
 
     @property
     def num_known(self) -> int:
-        """Tokens of the true outputs that the case needs, one of two numbers, so that outputs are computed once."""
+        """Tokens of the true outputs that the case needs: one of two numbers, so that outputs are computed once."""
         return 12 if max(*self.budgets, self.stop_every) <= 12 else 24
+
+    def gamma(self, row: int, turn: int) -> int:
+        """The requested draft length of a row in its n-th round."""
+        return self.gammas[(2 * row + turn) % len(self.gammas)]
+
+    def num_right(self, row: int, turn: int) -> int:
+        """How many drafted tokens of a row are right in its n-th round."""
+        return self.pattern[(3 * row + turn) % len(self.pattern)]
 
 
 tokens_of = st.integers(0, VOCAB - 1)
@@ -137,9 +145,9 @@ tokens_of = st.integers(0, VOCAB - 1)
 
 @st.composite
 def programs(draw: Any, trees: bool = True, max_rounds: int = 5, grows: bool = False) -> Program:
-    """Admissions, releases, forwards of ragged chains and trees over any rows, commits that keep or cut back.
+    """Draw admissions, releases, forwards of ragged chains and trees over any rows, and commits that keep or cut back.
 
-    With ``grows`` some rows begin so long that the first rounds take them past the columns that storage begins with.
+    With ``grows`` some prompts nearly fill the initial columns of the storage, so that their rows soon exceed them.
     """
     steps: list[Step] = []
     lengths: dict[int, int] = {}
@@ -147,7 +155,7 @@ def programs(draw: Any, trees: bool = True, max_rounds: int = 5, grows: bool = F
         if turn == 0 or draw(st.integers(0, 3)) == 3:
             size = st.one_of(st.integers(CROSSED - 8, CROSSED), st.integers(0, 6)) if grows else st.integers(0, 6)
             sizes = draw(st.lists(size, min_size=1, max_size=3))
-            # The lowest free numbers: a newcomer may bear that of a row that has left.
+            # The lowest free numbers: a new row may get the number of one that has left.
             rows = [row for row in range(len(lengths) + len(sizes)) if row not in lengths][: len(sizes)]
             contents = [_prompt(draw, size) for size in sizes]
             steps.append(Admit(tuple(zip(rows, contents, strict=True))))
@@ -162,7 +170,7 @@ def programs(draw: Any, trees: bool = True, max_rounds: int = 5, grows: bool = F
 
 
 def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> list[Step]:
-    """Some forwards over the same rows, and the commit that ends them."""
+    """Draw some forwards over the same rows, and the commits after them."""
     steps: list[Step] = []
     parents: dict[int, list[int]] = {row: [] for row in rows}
     for _ in range(draw(st.integers(1, 3))):
@@ -192,7 +200,7 @@ def _round(draw: Any, rows: list[int], lengths: dict[int, int], tree: bool) -> l
                 node = nodes[node]
             lengths[row] += len(path)
             kept.append((row, tuple(path)))
-    cut = draw(st.integers(0, len(kept)))  # some rows may be committed before the others
+    cut = draw(st.integers(0, len(kept)))  # some rows may commit before the others
     steps += [Commit(tuple(part)) for part in (kept[:cut], kept[cut:]) if part]
     return steps
 
@@ -204,18 +212,18 @@ def _prompt(draw: Any, size: int) -> tuple[int, ...]:
 
 
 @st.composite
-def runs(draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None) -> Run:
-    """Ragged prompts, budgets and acceptance; stops anywhere, in prompts too; one row or several."""
+def decoding_cases(draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None) -> DecodingCase:
+    """Draw ragged prompts, budgets and acceptance for one or more rows, with stop tokens anywhere, prompts included."""
     num_rows = draw(st.integers(1, 5))
     prompts = draw(st.lists(st.lists(tokens_of, min_size=1, max_size=8), min_size=num_rows, max_size=num_rows))
-    if draw(st.integers(0, 5)) == 5:  # one row crosses the columns that storage begins with
+    if draw(st.integers(0, 5)) == 5:  # one row exceeds the initial columns of the storage
         prompts[0] = ramp(prompts[0][0], CROSSED - len(prompts[0]))
     gammas = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
     gammas[0] = max(gammas[0], 1)
     by_script = draw(st.booleans()) if scripted is None else scripted
     pattern = tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=6))) if by_script else ()
     batch = draw(st.integers(1, 4))
-    return Run(
+    return DecodingCase(
         prompts=tuple(map(tuple, prompts)),
         budgets=tuple(draw(st.lists(st.integers(1, 12), min_size=num_rows, max_size=num_rows))),
         batch=batch,

@@ -1,17 +1,18 @@
-"""Whole decoding runs of small models, whose output, acceptance and end are known in advance."""
+"""Complete decoding runs of small models, whose output, acceptance and end are known in advance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 
 import torch
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.conformance.calls import MakeAlignment
-from specdec.conformance.cases import VOCAB, Run
+from specdec.conformance.cases import VOCAB, DecodingCase
 from specdec.conformance.models import greedy, sampled, small_pair, tokenizers
-from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
 from specdec.core.sampling_params import SamplingParams
@@ -21,165 +22,144 @@ from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
 from specdec.engine.loop import RoundLoop
-from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.schedulers.base import Scheduler
 from specdec.verifiers.base import Verifier
 
-Truth = list[tuple[int, ...]]
+Truth = ListLike[ListLike[int]]  # every row's output, by its index
 Notes = list[Broken]
 
 
 @dataclass(slots=True)
 class Parts:
-    """What an engine is made of; a part that is not under test is the built-in one."""
+    """The parts of an engine. The one under test is given; the others are built in."""
 
     align: MakeAlignment = lambda model, clock: create("alignment", "eqspec", model, clock)
     drafter: Callable[[DrafterContext], Drafter] | None = None  # None: as the case says
     verifier: Callable[[], Verifier] = lambda: create("verifier", "greedy")
     scheduler: Callable[[str, int, int], Scheduler] = lambda name, *sizes: create("scheduler", name, *sizes)
-    # The wrappers note what they see in the list of the run that they are given.
+    # A wrapper appends what it finds broken to the notes of its run.
     wrap_drafter: Callable[[Drafter, Callable[[], Drafter], CausalLM, Notes], Drafter] = lambda drafter, *_: drafter
-    wrap_scheduler: Callable[[Scheduler, Run, Notes], Scheduler] = lambda scheduler, *_: scheduler
+    wrap_scheduler: Callable[[Scheduler, int, Notes], Scheduler] = lambda scheduler, *_: scheduler
 
 
-class ScriptedDrafter(Drafter):
-    """Drafts the true output, and a wrong token from the place on that the case's pattern names."""
+class PatternDrafter(Drafter):
+    """Drafts the true output for the first ``pattern(row, round)`` tokens, and wrong tokens after them."""
 
-    def __init__(self, run: Run, truth: Truth) -> None:
-        self.run = run
-        self.truth = truth
+    def __init__(self, truth: Truth, pattern: Callable[[int, int], int]) -> None:
+        self.truth, self.pattern = truth, pattern
         self.rounds: dict[int, int] = {}
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Start the pattern."""
         self.rounds.update((row.index, 0) for row in rows)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """The known tokens, right as far as the pattern says."""
         tokens_BG = torch.zeros(len(rows), max(gammas), dtype=torch.long)
         for b, (row, gamma) in enumerate(zip(rows, gammas, strict=True)):
-            right = accepted_by_script(self.run, row.index, self.rounds[row.index])
+            right = self.pattern(row.index, self.rounds[row.index])
             for g in range(gamma):
                 true = self.truth[row.index][len(row.output_ids) + g]
                 tokens_BG[b, g] = true if g < right else (true + 1) % VOCAB
         return Draft(tokens_BG, list(gammas))
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Go on to the next round of the pattern."""
         for row in rows:
             self.rounds[row.index] += 1
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         for row in rows:
             del self.rounds[row.index]
 
 
-class VaryingLength(DraftLength):
+class CaseLength(DraftLength):
     """The case's draft lengths: they differ by row and round, and may be 0."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, case: DecodingCase) -> None:
+        self.case = case
 
     def choose(self, rows: list[Sequence]) -> list[int]:
-        """By row and by how many rounds it has had."""
-        return [gamma_of(self.run, row.index, len(row.accepted_lengths)) for row in rows]
+        return [self.case.gamma(row.index, len(row.accepted_lengths)) for row in rows]
 
 
-def gamma_of(run: Run, row: int, turn: int) -> int:
-    """The draft length that the case wishes for."""
-    return run.gammas[(2 * row + turn) % len(run.gammas)]
-
-
-def accepted_by_script(run: Run, row: int, turn: int) -> int:
-    """How many drafted tokens the pattern makes right."""
-    return run.pattern[(3 * row + turn) % len(run.pattern)]
-
-
-def check_run(run: Run, parts: Parts) -> list[Broken]:
-    """Decode, and compare every row with what it must come to.
+@reporting_errors
+def check_run(case: DecodingCase, parts: Parts) -> list[Broken]:
+    """Decode, and compare every row with its known output.
 
     Raises:
-        ConfigError: a plug-in refuses to be made for this case, as it may.
+        RefusedError: the plug-in's constructor refuses the case.
     """
-    truth = _truth(run)
-    notes: Notes = []  # of this run alone: what it returns must not change with the next
-    rows = _rows(run, _stop_ids(run, truth))
+    truth = _truth(case)
+    notes: Notes = []
+    rows = _rows(case, _stop_ids(case, truth))
     pool = SequencePool(rows)
+    engine = construct(_engine, case, parts, truth, notes)
     try:
-        engine = _engine(run, parts, truth, notes)
-    except ConfigError:
-        raise
-    except Exception as error:  # third-party code may raise anything
-        return [cannot_be_made(error)]
-    try:
-        for _ in range(sum(run.budgets) + 1):
+        for _ in range(sum(case.budgets) + 1):
             if pool.done:
                 break
             engine.step(pool)
-    except Exception as error:  # after what was noted it is taken for its consequence
-        return notes or [Broken("calls", f"{type(error).__name__}: {error}")]
-    return notes + [broken for row in rows for broken in _compare(row, run, parts, truth[row.index])]
+    except Exception:
+        if not notes:
+            raise
+        return notes  # the exception follows from these
+    return notes + [broken for row in rows for broken in _compare(row, case, parts, truth[row.index])]
 
 
-def _truth(run: Run) -> Truth:
-    if run.temperature:
-        return [
-            sampled(run.seed, run.dtype, prompt, run.num_known, index, run.temperature)
-            for index, prompt in enumerate(run.prompts)
-        ]
-    return [greedy(run.seed, run.dtype, prompt, run.num_known) for prompt in run.prompts]
-
-
-def _rows(run: Run, stop_ids: frozenset[int]) -> list[Sequence]:
+def _truth(case: DecodingCase) -> Truth:
+    if not case.temperature:
+        return [greedy(case.seed, case.dtype, prompt, case.num_known) for prompt in case.prompts]
     return [
-        Sequence(
-            i, list(prompt), budget, stop_ids, SamplingParams(run.temperature, seed=i) if run.temperature else None
-        )
-        for i, (prompt, budget) in enumerate(zip(run.prompts, run.budgets, strict=True))
+        sampled(case.seed, case.dtype, prompt, case.num_known, index, case.temperature)
+        for index, prompt in enumerate(case.prompts)
     ]
 
 
-def _engine(run: Run, parts: Parts, truth: Truth, notes: Notes) -> RoundLoop:
+def _rows(case: DecodingCase, stop_ids: frozenset[int]) -> list[Sequence]:
+    rows = []
+    for i, (prompt, budget) in enumerate(zip(case.prompts, case.budgets, strict=True)):
+        sampling = SamplingParams(case.temperature, seed=i) if case.temperature else None
+        rows.append(Sequence(i, list(prompt), budget, stop_ids, sampling))
+    return rows
+
+
+def _engine(case: DecodingCase, parts: Parts, truth: Truth, notes: Notes) -> RoundLoop:
+    target, draft = small_pair(case.seed, case.dtype)
     clock = Clock()
-    target, draft = small_pair(run.seed, run.dtype)
-    ours, theirs = tokenizers()
-    context = DrafterContext(
-        target,
-        target if run.draft_is_target else draft,
-        lambda model: parts.align(model, clock),
-        clock,
-        ours,
-        theirs,
-        lambda row: list(truth[row.index]),
-    )
+    context = drafter_context(target, target if case.draft_is_target else draft, clock, parts.align, truth)
 
     def make() -> Drafter:
         if parts.drafter is not None:
             return parts.drafter(context)
-        return ScriptedDrafter(run, truth) if run.pattern else ModelDrafter(context)
+        return PatternDrafter(truth, case.num_right) if case.pattern else ModelDrafter(context)
 
     return RoundLoop(
         parts.align(target, clock),
         parts.wrap_drafter(make(), make, target, notes),
-        # The one whose tokens are those of plain sampling, whatever is drafted.
-        create("verifier", "naive") if run.temperature else parts.verifier(),
-        parts.wrap_scheduler(parts.scheduler(run.scheduler, run.batch, run.window), run, notes),
-        VaryingLength(run),
+        # Of the exact verifiers only naive emits the tokens of plain sampling, whatever is drafted.
+        create("verifier", "naive") if case.temperature else parts.verifier(),
+        parts.wrap_scheduler(parts.scheduler(case.scheduler, case.batch, case.window), case.batch, notes),
+        CaseLength(case),
         clock,
     )
 
 
-def _stop_ids(run: Run, truth: Truth) -> frozenset[int]:
-    stops = {0, *(prompt[0] for prompt in run.prompts)} if run.stops_in_prompts else set()
-    if run.stop_every:
-        stops |= {output[run.stop_every - 1] for output in truth}
+def drafter_context(
+    target: CausalLM, draft: CausalLM, clock: Clock, align: MakeAlignment, truth: Truth
+) -> DrafterContext:
+    """Everything that a drafter may ask for."""
+    known = lambda row: list(truth[row.index])  # noqa: E731
+    return DrafterContext(target, draft, lambda model: align(model, clock), clock, *tokenizers(), known)
+
+
+def _stop_ids(case: DecodingCase, truth: Truth) -> frozenset[int]:
+    stops = {0, *(prompt[0] for prompt in case.prompts)} if case.stops_in_prompts else set()
+    if case.stop_every:
+        stops |= {output[case.stop_every - 1] for output in truth}
     return frozenset(stops)
 
 
-def _compare(row: Sequence, run: Run, parts: Parts, truth: tuple[int, ...]) -> list[Broken]:
+def _compare(row: Sequence, case: DecodingCase, parts: Parts, truth: ListLike[int]) -> list[Broken]:
     stops = [i for i, token in enumerate(truth[: row.max_new_tokens]) if token in row.stop_ids]
     expected = list(truth[: stops[0] + 1] if stops else truth[: row.max_new_tokens])
     reason = "stop" if stops else "length"
@@ -192,24 +172,20 @@ def _compare(row: Sequence, run: Run, parts: Parts, truth: tuple[int, ...]) -> l
         return [Broken("emission", f"{name}, output {at}: expected {[*expected, 'the end'][at]}, found {found}")]
     if row.stop_reason != reason:
         return [Broken("progress", f"{name} ends for the reason {row.stop_reason!r} instead of {reason!r}")]
-    if parts.drafter is None and (run.pattern or run.draft_is_target):
-        wanted = _accepted(row, run, len(expected))
-        if row.accepted_lengths != wanted:
-            return [
-                Broken(
-                    "acceptance", f"{name}: expected {wanted} accepted, round by round, found {row.accepted_lengths}"
-                )
-            ]
+    if parts.drafter is None and (case.pattern or case.draft_is_target):
+        wanted, found_lengths = _accepted(row, case, len(expected)), row.accepted_lengths
+        if found_lengths != wanted:
+            return [Broken("acceptance", f"{name}: expected {wanted} accepted per round, found {found_lengths}")]
     return []
 
 
-def _accepted(row: Sequence, run: Run, num_emitted: int) -> list[int]:
-    """What every round of a row must accept, of what is emitted."""
+def _accepted(row: Sequence, case: DecodingCase, num_emitted: int) -> list[int]:
+    """How many of a row's emitted tokens each round must have accepted."""
     wanted: list[int] = []
     done = 0
     while done < num_emitted:
-        gamma = min(gamma_of(run, row.index, len(wanted)), row.max_new_tokens - done - 1)
-        right = gamma if run.draft_is_target else min(accepted_by_script(run, row.index, len(wanted)), gamma)
+        gamma = min(case.gamma(row.index, len(wanted)), row.max_new_tokens - done - 1)
+        right = gamma if case.draft_is_target else min(case.num_right(row.index, len(wanted)), gamma)
         wanted.append(min(right, num_emitted - done))
         done += right + 1
     return wanted

@@ -1,22 +1,24 @@
-"""Whether what is drawn at random has the distribution that it is said to have: of drafted and of emitted tokens.
+"""Whether drafted and emitted tokens follow the distributions that they should.
 
-Counts over many rows are compared with what is expected of them. The random numbers are fixed, so the same plug-in
-always gets the same answer, and the limit lies so far out that a right one does not meet it by chance. Shape letters:
-R rows, G drafted tokens, V vocabulary.
+Counts over many rows are compared with their expectations. The random numbers are fixed, so a plug-in always gets the
+same result; the limit is so wide that a correct plug-in does not exceed it by chance. Shape letters: R rows, G drafted
+tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from specdec.conformance.cases import named
-from specdec.conformance.contracts import draft_at_once, misshapen
-from specdec.conformance.models import small_pair, tokenizers
-from specdec.conformance.promises import Broken, cannot_be_made
+from specdec.conformance.checked_drafter import draft_at_once, shape_problem
+from specdec.conformance.decoding import drafter_context
+from specdec.conformance.models import small_pair
+from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
 from specdec.core.sampling import Noise
@@ -24,19 +26,18 @@ from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.errors import ConfigError
 from specdec.registry import create
 from specdec.verifiers.base import Verifier
 
 LIMIT = 6.0  # standard deviations
-LEAST_EXPECTED = 5.0  # occurrences: below that a count is too far from normal for such a limit
+LEAST_EXPECTED = 5.0  # occurrences: a rarer token's count is too far from normal for this limit
 NUM_DRAWN = 400  # rows whose drafts are counted
 NUM_DECIDED = 20_000  # rows whose verdicts are counted
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnCase:
-    """One text that many rows share, each with random numbers of its own."""
+    """One prompt shared by many rows, each with its own random numbers."""
 
     prompt: tuple[int, ...]
     gamma: int
@@ -53,37 +54,26 @@ class DrawnCase:
 DRAWN_CASES = (DrawnCase((3, 1, 4, 1, 5), 4, 1.0), DrawnCase((7,), 3, 2.5, 1))
 
 
+@reporting_errors
 def check_drawn(case: DrawnCase, make: Callable[[DrafterContext], Drafter]) -> list[Broken]:
-    """Compare, step by step, how often each token is drafted with the probabilities that come with the drafts."""
+    """Compare, step by step, how often each token is drafted with the probabilities that come with the drafts.
+
+    Raises:
+        RefusedError: the drafter's constructor refuses the models.
+    """
     target, draft_model = small_pair(case.seed, "float64")
-    clock = Clock()
-    context = DrafterContext(
-        target,
-        draft_model,
-        lambda model: create("alignment", "eqspec", model, clock),
-        clock,
-        *tokenizers(),
-        lambda row: [],
-    )
+    align = partial(create, "alignment", "eqspec")
     rows = [
         Sequence(i, list(case.prompt), case.gamma + 1, sampling=SamplingParams(case.temperature, seed=i))
         for i in range(NUM_DRAWN)
     ]
-    try:
-        drafter = make(context)
-    except ConfigError:
-        raise
-    except Exception as error:  # third-party code may raise anything
-        return [cannot_be_made(error)]
-    try:
-        gamma = min(case.gamma, drafter.max_length or case.gamma)
-        draft = draft_at_once(drafter, rows, [gamma] * len(rows), target)
-    except Exception as error:
-        return [Broken("calls", f"{type(error).__name__}: {error}")]
-    if problem := misshapen(draft, [gamma] * len(rows)):
+    drafter = construct(make, drafter_context(target, draft_model, Clock(), align, [[]] * NUM_DRAWN))
+    gamma = min(case.gamma, drafter.max_length or case.gamma)
+    draft = draft_at_once(drafter, rows, [gamma] * len(rows), target)
+    if problem := shape_problem(draft, [gamma] * len(rows)):
         return [Broken("shape", problem)]
     if draft.probs_BGV is None:
-        return []  # it says that its tokens are chosen, not drawn
+        return []  # tokens are chosen, not drawn
     counts_R = torch.tensor(draft.num_candidates)
     for g in range(draft.tokens_BG.shape[1]):
         drawn = counts_R > g
@@ -93,7 +83,7 @@ def check_drawn(case: DrawnCase, make: Callable[[DrafterContext], Drafter]) -> l
 
 
 def _unlikely(tokens_R: Tensor, probs_RV: Tensor) -> str:
-    """How the tokens show that they were not drawn from these probabilities, each row's own; empty if they do not."""
+    """Why each row's token cannot have been drawn from the row's probabilities; empty if it can."""
     if not len(tokens_R):
         return ""
     own_R = probs_RV.gather(1, tokens_R[:, None])[:, 0]
@@ -106,7 +96,7 @@ def _unlikely(tokens_R: Tensor, probs_RV: Tensor) -> str:
 
 
 def _far_off(count_N: Tensor, expected_N: Tensor, variance_N: Tensor) -> int | None:
-    """The count that lies farthest from what is expected of it, if that is too far."""
+    """The count that lies farthest from its expectation, if that is too far."""
     deviation_N = (count_N - expected_N).abs() / variance_N.clamp(min=LEAST_EXPECTED).sqrt()
     worst = int(deviation_N.argmax())
     return worst if float(deviation_N[worst]) > LIMIT else None
@@ -118,7 +108,7 @@ def _compared(count: Tensor, expected: Tensor) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EmittedCase:
-    """A round of many rows at the same random distributions, each row with a draft and random numbers of its own."""
+    """A round of many rows with the same random distributions, each with its own draft and random numbers."""
 
     seed: int
     with_probs: bool = False
@@ -127,7 +117,7 @@ class EmittedCase:
 
     def __str__(self) -> str:
         shape = "two siblings and a child of the first" if self.tree else "two tokens"
-        kind = "with the probabilities that they were drawn from" if self.with_probs else "without probabilities"
+        kind = "with the probabilities they were drawn from" if self.with_probs else "without probabilities"
         return f"{NUM_DECIDED} rows, {shape} drafted {kind}, vocabulary {self.vocab}, seed {self.seed}"
 
 
@@ -138,13 +128,14 @@ EMITTED_CASES = tuple(
 )
 
 
+@reporting_errors
 def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
-    """Compare the first two tokens that a round leads to with the target's joint distribution of them.
+    """Compare the first two emitted tokens with the target's joint distribution of them.
 
-    Where the round emits one token only, the second one would come from the target itself: it counts in parts.
+    Where a round emits only one token, the target's distribution of the second is counted instead.
     """
     if not verifier.samples or (case.tree and verifier.chains_only):
-        return []  # it says that it does not decide such rounds
+        return []  # the verifier does not decide such rounds
     generator = torch.Generator().manual_seed(case.seed)
     target, drafting = (_Distributions.random(case.vocab, generator) for _ in range(2))
     draft = _drafts(case, drafting, generator)
@@ -156,18 +147,14 @@ def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
         columns += [target.third_VVV[first_R, second_R]]
     probs_BTV = torch.stack(columns, dim=1)
     draws_BT, tests_BT = torch.rand(2, *probs_BTV.shape[:2], generator=generator, dtype=torch.float64)
-    try:
-        verdict = verifier.verify_sampled(draft, probs_BTV, Noise(draws_BT, tests_BT[:, 1:]))
-        drafted = draft.tokens_BG.tolist()
-        joint_VV = torch.zeros(case.vocab, case.vocab, dtype=torch.float64)
-        for tokens, path, following in zip(drafted, verdict.paths, verdict.next_tokens, strict=True):
-            emitted = [*(tokens[node] for node in path), following]
-            if len(emitted) > 1:
-                joint_VV[emitted[0], emitted[1]] += 1
-            else:
-                joint_VV[emitted[0]] += target.second_VV[emitted[0]]
-    except Exception as error:  # third-party code may raise anything
-        return [Broken("calls", f"verify_sampled: {type(error).__name__}: {error}")]
+    verdict = verifier.verify_sampled(draft, probs_BTV, Noise(draws_BT, tests_BT[:, 1:]))
+    joint_VV = torch.zeros(case.vocab, case.vocab, dtype=torch.float64)
+    for tokens, path, following in zip(draft.tokens_BG.tolist(), verdict.paths, verdict.next_tokens, strict=True):
+        emitted = [*(tokens[node] for node in path), following]
+        if len(emitted) > 1:
+            joint_VV[emitted[0], emitted[1]] += 1
+        else:
+            joint_VV[emitted[0]] += target.second_VV[emitted[0]]
     share_VV = target.first_V[:, None] * target.second_VV
     expected_N, variance_N = NUM_DECIDED * share_VV.flatten(), NUM_DECIDED * (share_VV * (1 - share_VV)).flatten()
     worst = _far_off(joint_VV.flatten(), expected_N, variance_N)
@@ -180,7 +167,7 @@ def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
 
 @dataclass(frozen=True, slots=True)
 class _Distributions:
-    """Of a first token, of a second one after each first, and of a third one after each pair."""
+    """Distributions of a first token, of the second after each first, and of the third after each pair."""
 
     first_V: Tensor
     second_VV: Tensor

@@ -1,4 +1,4 @@
-"""Search for broken promises: many cases per family, then the smallest one for every promise that one of them broke."""
+"""Search for broken promises: run many cases per family, then find the smallest case that breaks each promise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
-from specdec.conformance.promises import Broken, Finding
+from specdec.conformance.promises import Broken, Finding, RefusedError
 from specdec.errors import ConfigError
 
 MAX_SHRINKS = 250  # cases tried per promise to make a failing one smaller
@@ -27,7 +27,7 @@ class Family:
     num_drawn: int = 0
     fixed: Sequence[Any] = ()
     outcomes: dict[Any, list[Broken]] = field(default_factory=dict)
-    refused: dict[Any, str] = field(default_factory=dict)  # cases that the plug-in refuses to be made for
+    refused: dict[Any, str] = field(default_factory=dict)  # cases that the plug-in's constructor refuses
 
     def run(self, case: Any) -> list[Broken]:
         """Check a case once."""
@@ -36,10 +36,33 @@ class Family:
         if case not in self.outcomes:
             try:
                 self.outcomes[case] = self.check(case)
-            except ConfigError as error:
+            except RefusedError as error:
                 self.refused[case] = str(error)
                 return []
         return self.outcomes[case]
+
+    def run_all(self, stop_at_first: bool) -> None:
+        """Check the fixed cases, then drawn ones (the same in every process); up to the first broken one if asked."""
+        for case in self.fixed:
+            if self.run(case) and stop_at_first:
+                return
+        if self.num_drawn:
+            self.find(lambda case: bool(self.run(case)) and stop_at_first, Phase.generate)
+
+    def find(self, condition: Callable[[Any], bool], *phases: Phase) -> Any:
+        """A drawn case that meets the condition, or None."""
+        assert self.drawn is not None
+        options = settings(
+            max_examples=self.num_drawn,
+            phases=phases,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        try:
+            return find(self.drawn, condition, settings=options, random=Random(0))
+        except NoSuchExample:
+            return None
 
 
 def explore(
@@ -48,72 +71,39 @@ def explore(
     *,
     shrink: bool = True,
     stop_at_first: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> list[Finding]:
     """Run all families; one finding per promise, in the order of ``promises``.
 
     Raises:
-        ConfigError: the plug-in refuses every case, for this reason.
+        ConfigError: the plug-in's constructor refuses every case, for this reason.
     """
     for family in families:
-        if progress is not None:
-            progress(family.name)
-        for case in family.fixed:
-            family.run(case)
-            if stop_at_first and _broken_names([family]):
-                break
-        if not (stop_at_first and _broken_names([family])):
-            _draw(family, until_broken=stop_at_first)
-        if stop_at_first and _broken_names([family]):
+        progress(family.name)
+        family.run_all(stop_at_first)
+        if stop_at_first and any(family.outcomes.values()):
             break
-    num_cases = sum(len(family.outcomes) for family in families)
-    refused = [reason for family in families for reason in family.refused.values()]
-    if refused and num_cases == 0:
-        raise ConfigError(refused[0])
-    if unknown := _broken_names(families) - set(promises):
-        raise KeyError(f"a check reports promises that the group does not make, and nobody would see: {unknown}")
     outcomes = [outcome for family in families for outcome in family.outcomes.values()]
-    num_broken = {promise: sum(_breaks(outcome, promise) for outcome in outcomes) for promise in promises}
+    refused = [reason for family in families for reason in family.refused.values()]
+    if refused and not outcomes:
+        raise ConfigError(refused[0])
+    if unknown := {broken.promise for outcome in outcomes for broken in outcome} - set(promises):
+        raise KeyError(f"a check reports promises that this group does not make: {unknown}")
     findings = []
     for promise, text in promises.items():
-        if num_broken[promise] == 0:
-            findings.append(Finding(promise, text, num_cases))
+        num_broken = sum(_breaks(outcome, promise) for outcome in outcomes)
+        if num_broken == 0:
+            findings.append(Finding(promise, text, len(outcomes)))
             continue
-        if progress is not None and shrink:
+        if shrink:
             progress(f"smallest case that breaks {promise!r}")
         detail, smallest = _smallest(families, promise, shrink)
-        findings.append(Finding(promise, text, num_cases, num_broken[promise], detail, smallest))
+        findings.append(Finding(promise, text, len(outcomes), num_broken, detail, smallest))
     return findings
 
 
-def _draw(family: Family, until_broken: bool) -> None:
-    """Let hypothesis draw the family's cases; the same ones in every process."""
-    if family.drawn is None or family.num_drawn == 0:
-        return
-
-    def seen(case: Any) -> bool:
-        return bool(family.run(case)) and until_broken
-
-    _find(family, seen, family.num_drawn, (Phase.generate,))
-
-
-def _find(family: Family, condition: Callable[[Any], bool], num_cases: int, phases: tuple[Phase, ...]) -> Any:
-    assert family.drawn is not None
-    options = settings(
-        max_examples=num_cases,
-        phases=phases,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    try:
-        return find(family.drawn, condition, settings=options, random=Random(0))
-    except NoSuchExample:
-        return None
-
-
 def _smallest(families: list[Family], promise: str, shrink: bool) -> tuple[str, Any]:
-    """The smallest case that breaks a promise, and how it shows."""
+    """What was observed in the smallest case that breaks a promise, and the case."""
     candidates = [
         (case in family.fixed, len(str(case)), place, family, case)
         for place, family in enumerate(families)
@@ -134,12 +124,8 @@ def _shrunk(family: Family, promise: str) -> Any:
             return False
         return _breaks(family.run(case), promise)
 
-    return _find(family, condition, family.num_drawn, (Phase.generate, Phase.shrink))
+    return family.find(condition, Phase.generate, Phase.shrink)
 
 
 def _breaks(outcome: list[Broken], promise: str) -> bool:
     return any(broken.promise == promise for broken in outcome)
-
-
-def _broken_names(families: list[Family]) -> set[str]:
-    return {broken.promise for family in families for outcome in family.outcomes.values() for broken in outcome}

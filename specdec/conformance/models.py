@@ -1,12 +1,12 @@
-"""Small random models, and plain decoding that shares no code with the engine."""
+"""The small random models of the kit and of the tests, and plain decoding that shares no code with the engine."""
 
 from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -18,46 +18,59 @@ from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
 
 CONTEXT = 256
+LETTERS = (string.ascii_letters + string.digits)[:VOCAB]
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def small_llama(seed: int, dtype: torch.dtype, layers: int = 3, **settings: Any) -> LlamaForCausalLM:
+    """A random Llama whose greedy outputs vary: wide initialisation, untied head; ``settings`` change its config."""
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.25,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,  # a padding token's embedding would be zero
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = LlamaForCausalLM(LlamaConfig(**{**sizes, **settings}))
+    return cast(LlamaForCausalLM, module.to(dtype).eval())
+
+
+def perturbed(module: Model, scale: float, seed: int = 7) -> Model:
+    """A copy with noise added to its weight matrices: a draft that agrees with its target some of the time."""
+    twin = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            if weight.dim() > 1:
+                noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
+                weight.add_(scale * weight.std() * noise)
+    return twin
 
 
 @cache
 def small_pair(seed: int, dtype: str) -> tuple[CausalLM, CausalLM]:
-    """A target whose greedy outputs vary (wide initialisation, untied head), and a draft that often agrees with it."""
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.25,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,  # or its embedding would be zero, and the token no token
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        target = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
-    draft = copy.deepcopy(target)
-    generator = torch.Generator().manual_seed(seed + 100)
-    with torch.no_grad():
-        for weight in draft.parameters():
-            if weight.dim() > 1:
-                noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
-                weight.add_(0.04 * weight.std() * noise)
-    return CausalLM(target), CausalLM(draft)
+    """A small target, and a draft that often agrees with it."""
+    target = small_llama(seed, getattr(torch, dtype), layers=2)
+    return CausalLM(target), CausalLM(perturbed(target, 0.04, seed + 100))
 
 
 @cache
 def tokenizers() -> tuple[Any, Any]:
-    """One token per letter, for the target and, in another order, for the draft: for drafters that go by the text."""
-    return _letters(list(range(VOCAB))), _letters([(STEP * i + 3) % VOCAB for i in range(VOCAB)])
+    """The target's and the draft's, for drafters that work on text: the same letters, with ids in another order."""
+    return letter_tokenizer(), letter_tokenizer([(STEP * i + 3) % VOCAB for i in range(VOCAB)])
 
 
-def _letters(ids: list[int]) -> Any:
-    letters = (string.ascii_letters + string.digits)[:VOCAB]
-    tokenizer: Any = Tokenizer(models.WordLevel(dict(zip(letters, ids, strict=True)), unk_token=letters[0]))
+def letter_tokenizer(ids: Sequence[int] = range(VOCAB)) -> Any:
+    """One token per letter; ``ids[i]`` is the id of letter i."""
+    tokenizer: Any = Tokenizer(models.WordLevel(dict(zip(LETTERS, ids, strict=True)), unk_token=LETTERS[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -65,7 +78,7 @@ def _letters(ids: list[int]) -> Any:
 
 @cache
 def greedy(seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
-    """What the target says alone, token by token, without stops."""
+    """The target's own greedy output, without stop tokens."""
     return _plain(seed, dtype, prompt, max_new_tokens, lambda logits_V, _: int(logits_V.argmax()))
 
 
@@ -73,7 +86,7 @@ def greedy(seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int) 
 def sampled(
     seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int, index: int, temperature: float
 ) -> tuple[int, ...]:
-    """What a row that samples with seed ``index`` says alone: each token by the random number of its position."""
+    """The target's own sampled output of a row with seed ``index``: each token by the random number of its position."""
 
     def choose(logits_V: torch.Tensor, position: int) -> int:
         cumulative_V = (logits_V.double() / temperature).softmax(-1).cumsum(-1)

@@ -1,4 +1,4 @@
-"""Fixed programs of the alignment contract: what drawn ones seldom meet. Imports no torch."""
+"""Fixed programs of the alignment contract, for situations that drawn ones seldom reach. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from specdec.conformance.cases import CROSSED, MAX_LENGTH, VOCAB, Admit, Commit,
 
 
 def long_program(num_rounds: int = 30) -> Program:
-    """Three rows that grow past every cache reservation, accepting unequally, the third only from time to time."""
+    """Three rows that outgrow every cache reservation with unequal acceptance; the third runs every third round."""
     steps: list[Step] = [Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8, 9))))]
     lengths = [3, 1, 5]
     for turn in range(num_rounds):
@@ -23,7 +23,7 @@ def long_program(num_rounds: int = 30) -> Program:
 
 
 def leaving_program() -> Program:
-    """Rows that leave from the middle of a batch and from its front, after unequal commits; numbers come back."""
+    """Rows that leave from the middle and the front of a batch after unequal commits; their numbers are used again."""
     return Program(
         (
             Admit(((0, (1, 2, 3)), (1, (4,)), (2, (5, 6, 7, 8)))),
@@ -46,7 +46,7 @@ def leaving_program() -> Program:
 
 
 def wide_program(trees: bool = False) -> Program:
-    """Nine rows in one forward, in no order, that feed up to nine tokens each and keep up to all of them."""
+    """Nine rows in one forward, in arbitrary order, that feed up to nine tokens each and keep any number of them."""
     rows = [4, 0, 8, 2, 6, 1, 7, 3, 5]
     steps: list[Step] = [Admit(tuple((row, ramp(row, 1 + row % 4)) for row in range(9)))]
     lengths = {row: 1 + row % 4 for row in rows}
@@ -74,18 +74,18 @@ def wide_program(trees: bool = False) -> Program:
 
 
 def growing_programs() -> list[Program]:
-    """Rows that come close to the columns that storage begins with, and cross them: how it grows must lose nothing."""
+    """Rows that reach the initial columns of the storage and exceed them: growth must lose nothing."""
     near = CROSSED - 2
     together = Admit(((0, ramp(1, near)), (1, ramp(2, near - 5)), (2, (3, 4))))
     chain = Forward(tuple((row, ramp(row, 4)) for row in range(3)))
     tree = Forward(tuple((row, ramp(row, 4)) for row in range(3)), ((-1, 0, -1, 2), (-1, -1, 1, 2), (-1, 0, 0, 1)))
     ragged = Commit(((0, near + 1), (1, near - 1), (2, 4)))
     return [
-        # In one batch: as chains, as trees, and with nodes that wait for their commit while storage grows.
+        # In one batch: chains, trees, and nodes that are not yet committed when the storage grows.
         Program((together, chain, ragged, chain, Commit(((0, near + 5), (1, near), (2, 4))), chain)),
         Program((together, tree, Commit(((0, (2, 3)), (1, (1, 2, 3)), (2, (0, 2)))), tree)),
         Program((together, chain, chain, Commit(((0, near + 6), (1, near - 5), (2, 9))), chain)),
-        # Newcomers need more rows of the storage just before the columns run out; a number is admitted again.
+        # New rows need more rows of the storage just before its columns run out; a number is used again.
         Program(
             (
                 Admit(((0, ramp(1, near)),)),

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from specdec.errors import ConfigError
 
 ALIGNMENT = {
-    "length": "a row's length is what its admissions and commits add up to",
+    "length": "a row's length is the sum of its admissions and commits",
     "position": "token j of a row is fed at position j",
     "visibility": "a query sees exactly its row's tokens, its ancestors and itself",
-    "logits": "what comes back for a token is what the model says after it",
+    "logits": "the logits of a token are those of the model after it",
     "content": "the KV of a row equals that of a fresh forward over it",
-    "filler": "what stands after num_tokens reaches no row",
+    "filler": "ids after num_tokens change nothing",
 }
 RUN = {
-    "calls": "every allowed call is answered, and every forbidden one raises ContractError",
+    "calls": "every allowed call succeeds, and every forbidden one raises ContractError",
     "emission": "every row's output is the target's own at batch 1: greedy, or drawn with the row's random numbers",
-    "acceptance": "a round emits what was accepted plus one, and all of it when the draft is the target",
-    "progress": "the run comes to an end, with every row finished for its own reason",
+    "acceptance": "a round emits the accepted tokens plus one, and accepts every draft of the target itself",
+    "progress": "the run ends, and every row finishes for the right reason",
 }
 DRAFTER = {
-    "shape": "tokens, counts and parents fit together and the wished lengths",
-    "state": "after any rounds a row is drafted as if it had just been admitted",
+    "shape": "tokens, counts and parents fit each other and the requested lengths",
+    "state": "after any number of rounds a row's draft is the same as if it had just been admitted",
     "neighbours": "a row's draft does not depend on the other rows",
-    "distribution": "the probabilities that come with a draft are those that its tokens were drawn from",
+    "distribution": "drafted tokens follow the probabilities that are returned with them",
 }
 VERIFIER = {
-    "path": "what is accepted is a path of drafted nodes",
-    "greedy": "at a sharp distribution the longest match is emitted, and the target's own token after it",
-    "filler": "what stands after num_drafted reaches no row",
-    "sampled": "the same where a row samples from that one, whatever its random numbers",
-    "neighbours": "a row's verdict depends on its own draft, distribution and random numbers alone",
-    "distribution": "where rows sample, what is emitted is distributed as the target says",
-    "purity": "the arguments and the global random state are left as they were",
+    "path": "accepted nodes form a path from the last committed token",
+    "greedy": "the longest match and the target's token after it are emitted",
+    "filler": "columns after num_drafted change nothing",
+    "sampled": "the same for sampled rows at one-hot distributions, whatever the random numbers",
+    "neighbours": "a row's verdict depends only on its own draft, distributions and random numbers",
+    "distribution": "emitted tokens of sampled rows follow the target's distribution",
+    "purity": "the arguments and the global random state are unchanged",
 }
 SCHEDULER = {
     "choice": "a round runs distinct, active, unfinished rows, at least one and at most `batch`",
-    "progress": "every row is run until it is finished",
-    "pool": "rows are made active through the pool and stay in it",
+    "progress": "every row runs until it is finished",
+    "pool": "rows are activated through the pool and stay in it",
     "grouping": "rows of one length run together whenever they fill a batch (`groups_lengths`)",
-    "waiting": "no active row is passed over for more rounds than is claimed (`max_wait_rounds`)",
+    "waiting": "no active row waits for more rounds than claimed (`max_wait_rounds`)",
 }
 BY_GROUP = {
     "alignment": ALIGNMENT | RUN,
@@ -48,23 +52,21 @@ BY_GROUP = {
     "scheduler": SCHEDULER | RUN,
 }
 
+Made = TypeVar("Made")
+Parameters = ParamSpec("Parameters")
+
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A promise that a case has broken, and how it showed."""
+    """A promise that a case breaks, and what was observed."""
 
     promise: str
     detail: str
 
 
-def cannot_be_made(error: Exception) -> Broken:
-    """The finding on a plug-in whose constructor raises something else than a ConfigError."""
-    return Broken("calls", f"cannot be made: {type(error).__name__}: {error}")
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the result: a promise, over how many cases, and the smallest case that breaks it."""
+    """One line of the result: a promise, the number of cases, and the smallest case that breaks it."""
 
     promise: str
     text: str
@@ -72,9 +74,41 @@ class Finding:
     num_broken: int = 0
     detail: str = ""
     smallest: Any = None
-    claimed: bool = True  # whether the plug-in says that it keeps it: some promises are for those that do
+    claimed: bool = True  # False: the plug-in does not make this optional promise
 
     @property
     def kept(self) -> bool:
         """Whether no case broke it."""
         return not self.num_broken
+
+
+class RefusedError(ConfigError):
+    """The plug-in's constructor refuses a case, as it may."""
+
+
+def construct(make: Callable[Parameters, Made], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Made:
+    """Call a plug-in's constructor; a ConfigError of it becomes a RefusedError."""
+    try:
+        return make(*args, **kwargs)
+    except ConfigError as error:
+        raise RefusedError(str(error)) from error
+
+
+def reporting_errors(check: Callable[Parameters, list[Broken]]) -> Callable[Parameters, list[Broken]]:
+    """Make a check report any exception but a RefusedError as a broken ``calls`` promise."""
+
+    @wraps(check)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> list[Broken]:
+        try:
+            return check(*args, **kwargs)
+        except RefusedError:
+            raise
+        except Exception as error:  # third-party code may raise anything
+            return [raised(error)]
+
+    return checked
+
+
+def raised(error: Exception) -> Broken:
+    """An allowed call raised this."""
+    return Broken("calls", f"{type(error).__name__}: {error}")

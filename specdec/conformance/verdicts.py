@@ -1,7 +1,8 @@
-"""Verifiers under watch: one verdict at a time, with what it must come to.
+"""The verifier contract, verdict by verdict.
 
-Sharp target distributions have one right answer, whatever the random numbers; soft ones show whose numbers, and whose
-draft, a row's verdict listens to. What emitted tokens are distributed as is in specdec.conformance.distributions.
+A one-hot target distribution allows one verdict, whatever the random numbers; a soft one shows whether a row's verdict
+depends on another row's draft or random numbers. For the distribution of emitted tokens see
+:mod:`specdec.conformance.distributions`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specdec.conformance.promises import Broken
+from specdec.conformance.promises import Broken, raised
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
 from specdec.verifiers.base import Verifier
 
 SMALL_VOCAB = 7
-SHARP = 60.0  # logits of +-60: the probability of anything but the argmax is zero in every dtype that is used
+SHARP = 60.0  # logits of +-60: all but the argmax have probability zero in every dtype in use
 SOFT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictCase:
-    """Per row: its nodes as (parent, token), and the target's choice after every column."""
+    """Per row: its nodes as (parent, token), and the target's choice at every column."""
 
     rows: tuple[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], ...]
     with_probs: bool
@@ -39,7 +40,7 @@ class VerdictCase:
 
 @st.composite
 def verdict_cases(draw: Any) -> VerdictCase:
-    """Ragged chains and trees whose siblings differ, and the target's choices."""
+    """Draw ragged chains and trees whose siblings differ, and the target's choices."""
     rows = []
     for _ in range(draw(st.integers(1, 3))):
         nodes: list[tuple[int, int]] = []
@@ -49,7 +50,7 @@ def verdict_cases(draw: Any) -> VerdictCase:
             taken = {token for other, token in nodes if other == parent}
             nodes.append((parent, draw(st.sampled_from([t for t in range(SMALL_VOCAB) if t not in taken]))))
         chosen = draw(st.lists(st.integers(0, SMALL_VOCAB - 1), min_size=len(nodes) + 1, max_size=len(nodes) + 1))
-        for node, (parent, token) in enumerate(nodes):  # half of the nodes are what the target says
+        for node, (parent, token) in enumerate(nodes):  # half of the nodes hold the target's choice
             if draw(st.booleans()):
                 chosen[parent + 1] = token
             assert node >= parent
@@ -58,7 +59,7 @@ def verdict_cases(draw: Any) -> VerdictCase:
 
 
 def deep_cases() -> list[VerdictCase]:
-    """Nine rows at once, drafts of eight tokens, each row's first mismatch at another depth, and one without any."""
+    """Nine rows with drafts of eight tokens: the first mismatch is at another depth in each row; one row has none."""
     depth = 8
     rows = []
     for wrong in range(depth + 1):
@@ -71,27 +72,23 @@ def deep_cases() -> list[VerdictCase]:
 
 
 def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
-    """All that is wrong with the verdicts of one case; what was found before an exception stays found."""
+    """All promises that the verdicts of one case break; those found before an exception stay reported."""
+    checks = [_greedy_problems]
+    if verifier.samples and not (verifier.chains_only and _inputs(case, filler=0)[0].parents):
+        checks.append(_sampled_problems)
     broken: list[Broken] = []
-    try:
-        broken.extend(_greedy_problems(case, verifier))
-    except Exception as error:  # third-party code may raise anything
-        broken.append(Broken("calls", f"{type(error).__name__}: {error}"))
-    if type(verifier).verify_sampled is Verifier.verify_sampled:
-        return broken  # it says that it decides greedy rows only
-    if verifier.chains_only and _inputs(case, filler=0)[0].parents:
-        return broken  # it says that sampled rows must be drafted as chains
-    try:
-        broken.extend(_sampled_problems(case, verifier))
-    except Exception as error:
-        broken.append(Broken("calls", f"verify_sampled: {type(error).__name__}: {error}"))
+    for check in checks:
+        try:
+            broken.extend(check(case, verifier))
+        except Exception as error:  # third-party code may raise anything
+            broken.append(raised(error))
     return broken
 
 
 def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
-    """One verdict of a batch, again with other content where nothing was drafted, and of every row alone.
+    """The verdict of a batch, the same with other values after ``num_drafted``, and the verdict of every row alone.
 
-    Every call gets tensors of its own, so that one that changes them breaks that promise and no other.
+    Every call gets its own tensors, so that a verifier that changes them breaks only that promise.
     """
     draft, logits_BTV = _inputs(case, filler=0)
     before = _Before(draft.tokens_BG, draft.probs_BGV, logits_BTV)
@@ -102,7 +99,7 @@ def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
     for found in _judge(first, verifier.verify(draft, torch.zeros_like(logits_BTV))):
         yield replace(found, detail=f"where all logits are equal, torch's argmax is token 0; {found.detail}")
     if _differ(verifier.verify(*_inputs(case, filler=3)), verdict):
-        yield Broken("filler", "the verdict changes with what stands after num_drafted")
+        yield Broken("filler", "the verdict changes with the columns after num_drafted")
     for b, (nodes, _) in enumerate(case.rows):
         draft, logits_BTV = _inputs(case, filler=0)
         alone = verifier.verify(_row(draft, b), logits_BTV[b : b + 1, : len(nodes) + 1])
@@ -111,7 +108,7 @@ def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
 
 
 def _sampled_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
-    """The same where rows sample: at sharp distributions, then at soft ones, where the random numbers decide."""
+    """The same for sampled rows: with one-hot distributions, then with soft ones, where the random numbers decide."""
     draft, probs_BTV, noise = _sampled_inputs(case, 0, SHARP)
     before = _Before(draft.tokens_BG, draft.probs_BGV, probs_BTV, noise.draws_BT, noise.tests_BG)
     drawn = verifier.verify_sampled(draft, probs_BTV, noise)
@@ -120,7 +117,7 @@ def _sampled_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]
         yield replace(found, promise="sampled")
     verdict = verifier.verify_sampled(*_sampled_inputs(case, 0, SOFT))
     if _differ(verifier.verify_sampled(*_sampled_inputs(case, 3, SOFT)), verdict):
-        yield Broken("filler", "a sampled verdict changes with what stands after num_drafted")
+        yield Broken("filler", "a sampled verdict changes with the columns after num_drafted")
     for b, (nodes, _) in enumerate(case.rows):
         count = len(nodes)
         draft, probs_BTV, noise = _sampled_inputs(case, 0, SOFT)
@@ -132,7 +129,7 @@ def _sampled_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]
 
 
 class _Before:
-    """What a verifier is given, and the global random state: both must be left as they were."""
+    """The arguments of a verifier and the global random state before its call, to find what it changes."""
 
     def __init__(self, *given: Tensor | None) -> None:
         self._given = [part for part in given if part is not None]
@@ -147,7 +144,7 @@ class _Before:
 
 
 def _row(draft: Draft, b: int) -> Draft:
-    """One row's draft as if it had been drafted alone."""
+    """One row's draft as if it were drafted alone."""
     count = draft.num_drafted[b]
     return Draft(
         draft.tokens_BG[b : b + 1, :count],
@@ -170,7 +167,7 @@ def _judge(case: VerdictCase, verdict: Verdict) -> list[Broken]:
         path, previous = verdict.paths[b], -1
         for node in path:
             if not 0 <= node < len(nodes) or nodes[node][0] != previous:
-                return [Broken("path", f"row {b} accepts nodes {path}, which are no path")]
+                return [Broken("path", f"row {b} accepts nodes {path}, which do not form a path")]
             previous = node
         expected, node = [], -1
         while node is not None:
@@ -200,7 +197,7 @@ def _inputs(case: VerdictCase, filler: int) -> tuple[Draft, Tensor]:
 
 
 def _sampled_inputs(case: VerdictCase, filler: int, sharpness: float) -> tuple[Draft, Tensor, Noise]:
-    """The same as probabilities, and the case's random numbers."""
+    """The same with probabilities instead of logits, and the case's random numbers."""
     draft, logits_BTV = _inputs(case, filler)
     generator = torch.Generator().manual_seed(case.seed)
     draws_BT, tests_BT = torch.rand(2, *logits_BTV.shape[:2], generator=generator, dtype=torch.float64)

@@ -43,7 +43,7 @@ class Mutation:
         broken = self.plant(patch)
         if self.plugin == "engine":
             if broken is not None:
-                patch.setattr(decoding, "Engine", broken)
+                patch.setattr(decoding, "RoundLoop", broken)
             return self.suite(None)
         return self.suite(broken)
 

@@ -1,8 +1,7 @@
-"""Drafter and scheduler under watch: the same plug-ins, with every answer compared with the contract."""
+"""A drafter that checks another one: every draft is compared with that of a drafter that was just given the rows."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,15 +13,14 @@ from specdec.conformance.cases import VOCAB
 from specdec.conformance.promises import Broken
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
-from specdec.core.sequence import Sequence, SequencePool
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.schedulers.base import Scheduler
 
 
 class CheckedDrafter(Drafter):
-    """Compares every draft with that of a drafter which has just been given the row."""
+    """Drafts what ``inner`` drafts, and notes every broken promise."""
 
     def __init__(self, inner: Drafter, fresh: Callable[[], Drafter], target: CausalLM, notes: list[Broken]) -> None:
         self.inner = inner
@@ -33,33 +31,26 @@ class CheckedDrafter(Drafter):
         self.reads_hidden, self.probe_ids = inner.reads_hidden, inner.probe_ids
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Pass on."""
         self.inner.admit(rows)
 
     def read(self, rows: list[Sequence], stops: list[int]) -> None:
-        """Pass on."""
         self.inner.read(rows, stops)
 
     def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
-        """Pass on."""
         self.inner.see(rows, hidden_BTD, kept)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Draft, and compare."""
         draft = self.inner.propose(rows, list(gammas))
-        problem = misshapen(draft, gammas)
-        if problem:
+        if problem := shape_problem(draft, gammas):
             self.notes.append(Broken("shape", problem))
         else:
             self._compare(draft, rows, gammas)
         return draft
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Pass on."""
         self.inner.commit(rows)
 
     def release(self, rows: list[Sequence]) -> None:
-        """Pass on."""
         self.inner.release(rows)
 
     def _compare(self, draft: Draft, rows: list[Sequence], gammas: list[int]) -> None:
@@ -69,31 +60,30 @@ class CheckedDrafter(Drafter):
             alone = together[b] if len(rows) == 1 else self._draft_afresh([row], [gammas[b]])[0]
             found = _Drafted.of(draft, b)
             if self.probe_ids and not found.tokens:
-                continue  # in a round in which no row drafts nothing is asked, so the next one has nothing to propose
+                continue  # a round in which no row drafts feeds no probes, so the next one has nothing to propose
             if not together[b].agrees(alone, tolerance):
                 detail = f"row {row.index} drafts {together[b]} beside others and {alone} alone"
                 self.notes.append(Broken("neighbours", detail))
             elif not found.agrees(alone, tolerance):
-                # Where a row's prompt ends may matter to a drafter, or not: one of the two must come to the same draft.
+                # A drafter may treat prompt and output alike or not: one of the two fresh drafts must be the same.
                 if found.agrees(self._draft_afresh([row], [gammas[b]], merge=True)[0], tolerance):
                     continue
                 detail = f"row {row.index} drafts {found} after {len(row.output_ids)} tokens, {alone} afresh"
                 self.notes.append(Broken("state", detail))
 
     def _draft_afresh(self, rows: list[Sequence], gammas: list[int], merge: bool = False) -> list[_Drafted]:
-        """What a new drafter proposes for the rows as they are, or as if all they hold were their prompts."""
+        """What a new drafter proposes for the rows as they are, or with ``merge`` as if their outputs were prompt."""
         copies = []
         for row in rows:
             prompt, output = (row.tokens(0), []) if merge else (list(row.prompt_ids), list(row.output_ids))
-            copies.append(
-                Sequence(row.index, prompt, row.max_new_tokens, row.stop_ids, row.sampling, output_ids=output)
-            )
+            settings = (row.max_new_tokens, row.stop_ids, row.sampling)
+            copies.append(Sequence(row.index, prompt, *settings, output_ids=output))
         draft = draft_at_once(self.fresh(), copies, gammas, self.target)
         return [_Drafted.of(draft, b) for b in range(len(rows))]
 
 
 def draft_at_once(drafter: Drafter, rows: list[Sequence], gammas: list[int], target: CausalLM) -> Draft:
-    """The first draft of a drafter that has just been given the rows, and told of what it asks to see."""
+    """The first draft of a drafter that was just given the rows, and the target's hidden states if it reads them."""
     drafter.admit(rows)
     if drafter.reads_hidden:
         reader = Reader(create("alignment", "inplace", target, Clock()), drafter.see)
@@ -105,7 +95,7 @@ def draft_at_once(drafter: Drafter, rows: list[Sequence], gammas: list[int], tar
 
 @dataclass(frozen=True, slots=True)
 class _Drafted:
-    """One row's draft, and the distributions that its tokens were drawn from, where they were."""
+    """One row's draft, and the distributions that its tokens were drawn from, if they were drawn."""
 
     tokens: list[int]
     probs_GV: Tensor | None
@@ -136,15 +126,15 @@ class _Drafted:
         return f"{self.tokens} with probabilities {chances}"
 
 
-def misshapen(draft: Draft, gammas: list[int]) -> str:
-    """What is wrong with a draft's form; empty if nothing is."""
+def shape_problem(draft: Draft, gammas: list[int]) -> str:
+    """What is wrong with a draft's shape; empty if nothing is."""
     try:
-        return _form_problem(draft, gammas)
-    except Exception as error:  # so malformed that it cannot be read
+        return _shape_problem(draft, gammas)
+    except Exception as error:  # too malformed to be read
         return f"the draft cannot be read: {type(error).__name__}: {error}"
 
 
-def _form_problem(draft: Draft, gammas: list[int]) -> str:
+def _shape_problem(draft: Draft, gammas: list[int]) -> str:
     num_rows, width = draft.tokens_BG.shape
     if num_rows != len(gammas) or len(draft.num_drafted) != len(gammas):
         return f"{len(gammas)} rows asked for, {num_rows} drafted"
@@ -177,72 +167,3 @@ def _probs_problem(draft: Draft) -> str:
         if not bool((probs_GV >= 0).all()) or not bool(((probs_GV.sum(-1) - 1).abs() < 1e-3).all()):
             return f"probabilities of row {b} that are negative or do not add up to 1"
     return ""
-
-
-class CheckedScheduler(Scheduler):
-    """Looks at every choice."""
-
-    def __init__(self, inner: Scheduler, batch: int, notes: list[Broken]) -> None:
-        self.inner = inner
-        self.batch = batch
-        self.notes = notes
-        self.prefill_share = inner.prefill_share
-        self.groups_lengths, self.max_wait_rounds = inner.groups_lengths, inner.max_wait_rounds
-        self._waited: dict[int, int] = {}  # by active row: rounds since it ran
-
-    def select(self, pool: SequencePool) -> list[Sequence]:
-        """Choose, and look at the choice and the pool."""
-        everyone = _everyone(pool)
-        rows = self.inner.select(pool)
-        names = [row.index for row in rows]
-        if not rows or len(rows) > self.batch or len(set(names)) < len(names):
-            self.notes.append(Broken("choice", f"rows {names} for a batch of {self.batch}"))
-        if idle := [row.index for row in rows if row.finished or not any(row is other for other in pool.active)]:
-            self.notes.append(Broken("choice", f"rows {idle} are finished or not active"))
-        if _everyone(pool) != everyone:
-            self.notes.append(Broken("pool", f"rows {everyone} became {_everyone(pool)}"))
-        if self.groups_lengths:
-            self._check_grouping(rows, pool.active)
-        self._check_waiting(rows, pool.active)
-        return rows
-
-    def end_round(self, rows: list[Sequence]) -> None:
-        """A scheduler may end rows here; none that keeps its promise does."""
-        before = [row.stop_reason for row in rows]
-        self.inner.end_round(rows)
-        if ended := [row.index for row, reason in zip(rows, before, strict=True) if row.stop_reason != reason]:
-            self.notes.append(Broken("progress", f"rows {ended} are ended by the scheduler"))
-
-    def _check_grouping(self, rows: list[Sequence], active: list[Sequence]) -> None:
-        count_of = Counter(row.length for row in active)
-        full = sorted(length for length, count in count_of.items() if count >= self.batch)
-        grouped = len(rows) == self.batch and len({row.length for row in rows}) == 1
-        if full and not grouped and not self._some_are_due(active):
-            lengths = {row.index: row.length for row in rows}
-            detail = f"rows of lengths {lengths} run, while {count_of[full[0]]} active rows have length {full[0]}"
-            self.notes.append(Broken("grouping", f"{detail} and {self.batch} fill a batch"))
-
-    def _some_are_due(self, active: list[Sequence]) -> bool:
-        """Whether rows must run in this very round to keep the bound on waiting, for all of them together.
-
-        That is so where, for some k, more rows must run within the next k + 1 rounds than the k later ones have room
-        for.
-        """
-        if self.max_wait_rounds is None:
-            return False
-        slack = sorted(self.max_wait_rounds - self._waited.get(row.index, 0) for row in active)
-        return any(place + 1 > left * self.batch for place, left in enumerate(slack))
-
-    def _check_waiting(self, rows: list[Sequence], active: list[Sequence]) -> None:
-        running = {row.index for row in rows}
-        waiting = [row.index for row in active if row.index not in running]
-        self._waited = {row: self._waited.get(row, 0) + 1 for row in waiting}
-        longest = max(self._waited.values(), default=0)
-        if self.max_wait_rounds is not None and longest > self.max_wait_rounds:
-            late = [row for row, rounds in self._waited.items() if rounds == longest]
-            detail = f"rows {late} are passed over for {longest} rounds, of at most {self.max_wait_rounds}"
-            self.notes.append(Broken("waiting", detail))
-
-
-def _everyone(pool: SequencePool) -> list[int]:
-    return sorted(row.index for row in [*pool.waiting, *pool.active, *pool.finished])
