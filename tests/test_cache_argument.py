@@ -13,12 +13,12 @@ from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
+from experiments.tiny_pair.step_times import measure_step_s
 from specdec.alignment.observation import fresh
 from specdec.equivalence import rounding
 from specdec.errors import PairError
 from specdec.models.cache_argument import NAMES, cache_argument, returned_cache
 from specdec.models.compatibility import supported
-from specdec.training.measure import measure_step_s
 from specdec.training.objectives import sample
 
 

@@ -11,6 +11,7 @@ from conftest import command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
+from experiments.tiny_pair.recipe import load_model, train_tiny
 from specdec.cli.train import main as train
 from specdec.drafters.model import ModelDrafter
 from specdec.models.causal_lm import CausalLM
@@ -28,7 +29,6 @@ from specdec.training.config import (
 from specdec.training.corpus import is_heldout, read_corpus
 from specdec.training.heldout import read_prompts
 from specdec.training.loop import precision_of
-from specdec.training.model import load_model
 
 ASSETS = Path(specdec.__file__).parent / "assets"
 TINY = ASSETS / "tiny"
@@ -70,7 +70,7 @@ def write_corpus(folder: Path, num_files: int = 60) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("train")
     write_corpus(folder)
-    return folder, run_recipe("tiny", rehearsal(folder))
+    return folder, train_tiny(rehearsal(folder))
 
 
 def test_recipe_trains_and_exports(trained):
@@ -99,7 +99,7 @@ def test_target_learns(trained):
 def test_rerun_skips_finished_stages(trained, capsys):
     folder, report = trained
     weights = (folder / "export" / "tiny" / "target" / "model.safetensors").read_bytes()
-    assert run_recipe("tiny", rehearsal(folder)) == report
+    assert train_tiny(rehearsal(folder)) == report
     assert capsys.readouterr().out.count("done before") == 8
     assert (folder / "export" / "tiny" / "target" / "model.safetensors").read_bytes() == weights
 
@@ -108,16 +108,16 @@ def test_a_run_with_other_settings_does_not_take_finished_stages_for_its_own(tra
     cfg = rehearsal(trained[0])
     cfg.target.lr, cfg.greedy.new_tokens, cfg.progress = 0.5, 13, True  # the last decides nothing
     with pytest.raises(TrainingError, match=r"\(target\.lr=.* there, 0\.5 now, greedy\.new_tokens=12 there, 13 now\)"):
-        run_recipe("tiny", cfg)
+        train_tiny(cfg)
 
 
 def test_interrupted_stage_resumes_from_its_checkpoint(trained, tmp_path):
     cfg = rehearsal(trained[0])
     cfg.output_dir, cfg.stages, cfg.target.steps = str(tmp_path), ["tokenizer", "target"], 4
-    run_recipe("tiny", cfg)
+    train_tiny(cfg)
     (tmp_path / "target" / "record.json").unlink()
     cfg.target.steps = 8
-    resumed = run_recipe("tiny", cfg)["target"]
+    resumed = train_tiny(cfg)["target"]
     assert resumed["steps"] == 8
     assert len(resumed["loss_curve"]) == 8  # the steps before the checkpoint are part of it
 
@@ -127,14 +127,14 @@ def test_non_finite_loss_names_the_step(trained, tmp_path):
     cfg.output_dir, cfg.stages = str(tmp_path), ["tokenizer", "target"]
     cfg.target.lr, cfg.target.clip, cfg.target.warmup_steps = 1e30, 0.0, 0
     with pytest.raises(TrainingError, match=r"target: .* at step \d+ \(data up to .*\); lower lr=.*last good"):
-        run_recipe("tiny", cfg)
+        train_tiny(cfg)
 
 
 def test_vocabulary_larger_than_the_corpus_yields(trained, tmp_path):
     cfg = rehearsal(trained[0])
     cfg.output_dir, cfg.vocab_size = str(tmp_path), 2048
     with pytest.raises(TrainingError, match="vocab_size=2048 is more than the corpus yields"):
-        run_recipe("tiny", cfg)
+        train_tiny(cfg)
 
 
 def test_bad_input_is_one_line(tmp_path):
@@ -144,12 +144,12 @@ def test_bad_input_is_one_line(tmp_path):
     with pytest.raises(TrainingError, match="is not a folder"):
         read_corpus(CorpusConfig(root=str(tmp_path / "absent")))
     with pytest.raises(TrainingError, match="pair=nothing has no training recipe"):
-        run_recipe("nothing", TrainConfig())
+        run_recipe("nothing", TrainConfig(), {"tiny": "experiments.tiny_pair.recipe:train_tiny"})
     write_corpus(tmp_path)
     cfg = rehearsal(tmp_path)
     cfg.stages = ["targte"]
     with pytest.raises(TrainingError, match="stages=targte is not a stage"):
-        run_recipe("tiny", cfg)
+        train_tiny(cfg)
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+sys.path.append(str(FOLDER.parents[1]))  # the step times are measured by experiments/tiny_pair
 BATCHES, GAMMAS = (1, 2, 4, 8, 16), range(1, 9)
 
 
@@ -148,7 +149,7 @@ def in_turns(cells: list[Cell], measure: Callable[[Cell], float], rehearse: bool
 
 def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
     """Seconds of a step of each shape of draft by batch size; after the training, when nothing runs beside it."""
-    from specdec.training.measure import measure_step_s
+    from experiments.tiny_pair.step_times import measure_step_s
     from specdec.training.sources import Sources
     from specdec.training.stages import run_stage
     from specdec.training.tasks import new_draft
@@ -166,7 +167,7 @@ def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
 
 def prepare(out: Path, rehearse: bool) -> dict[str, Any]:
     """The target's outputs, which all runs learn from, and the target's times."""
-    from specdec.training.measure import measure_step_s
+    from experiments.tiny_pair.step_times import measure_step_s
     from specdec.training.outputs import generate_outputs
     from specdec.training.sources import Sources
     from specdec.training.stages import run_stage

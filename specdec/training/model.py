@@ -63,13 +63,6 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     write_json(config_path, {**json.loads(config_path.read_text()), "dtype": "float32"})
 
 
-def load_model(folder: Path) -> LlamaForCausalLM:
-    """What ships, as it is decoded: bfloat16 weights in float32 arithmetic, evaluation mode."""
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-    assert isinstance(model, LlamaForCausalLM)
-    return model
-
-
 def num_parameters(model: LlamaForCausalLM) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

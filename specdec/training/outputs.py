@@ -32,6 +32,7 @@ from specdec.training.config import GreedyConfig
 from specdec.training.corpus import Corpus
 from specdec.training.losses import output_mask
 from specdec.training.snippets import PROSE_KINDS, starts_by_kind
+from specdec.training.tokenizer import id_type
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -238,8 +239,3 @@ def load_outputs(path: Path) -> Outputs:
             return Outputs(ids, num_valid, top_ids, torch.from_numpy(arrays["top_logps"].astype(np.float32)))
     except (ValueError, KeyError, EOFError) as error:
         raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it, it is generated again") from error
-
-
-def id_type(vocab_size: int) -> Any:
-    """The smallest unsigned type that holds the vocabulary's ids."""
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32

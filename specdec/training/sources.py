@@ -24,7 +24,7 @@ from specdec.training.config import TrainConfig
 from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.heldout import make_prompts, write_prompts
 from specdec.training.stages import Record
-from specdec.training.tokenizer import encode_files, train_tokenizer
+from specdec.training.tokenizer import encode_corpus, train_tokenizer
 
 HELDOUT_SEED = 1234
 
@@ -98,15 +98,7 @@ class Sources:
 
     def encode(self, out: Path) -> Record:
         """Stage: both sides of the corpus as token arrays."""
-        record: Record = {"corpus_sha256": self.corpus.sha256}
-        end = self.tokenizer.eos_token_id
-        for split, files in (("train", self.corpus.train), ("heldout", self.corpus.heldout)):
-            texts = [file.text for file in files]
-            tokens = encode_files(self.tokenizer, texts, self.cfg.seed, end, self.vocab_size)
-            np.save(out / f"{split}.npy", tokens)
-            num_bytes = sum(len(text.encode()) for text in texts)
-            record[split] = {"files": len(files), "bytes": num_bytes, "tokens": len(tokens)}
-        return record
+        return encode_corpus(self.corpus, self.tokenizer, self.cfg.seed, self.vocab_size, out)
 
     def load(self, split: str) -> Any:
         """The token array of one side, mapped from disk."""

@@ -20,7 +20,7 @@ from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.blocks import BlockStream, Stream, fixed_blocks
 from specdec.training.budget import Budget
 from specdec.training.config import TrainConfig, deciding, output_folder
-from specdec.training.export import export_model, export_trained, provenance_of
+from specdec.training.export import export_heads, export_model, provenance_of
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.training.heldout import read_prompts
 from specdec.training.loop import fit, take_best
@@ -69,7 +69,7 @@ def train_language_model(cfg: TrainConfig, folder: Path) -> Record:
     record = run_stage("fit", folder, cfg.force, work)
     model = load_llama(str(folder / "fit/model"), "fit", sources.vocab_size)
     stages = {"tokens": tokens, "fit": record}
-    destination = export_model(cfg, folder, model, sources, provenance_of(cfg, sources, stages))
+    destination = export_model(cfg, model, sources, provenance_of(cfg, sources, stages))
     return {"export": str(destination), **record["final"], "steps": record["steps"]}
 
 
@@ -95,7 +95,7 @@ def train_draft(cfg: TrainConfig, folder: Path) -> Record:
     draft = load_llama(str(folder / "fit/model"), "fit", target.vocab_size)
     acceptance = measure(draft.eval())
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
-    destination = export_model(cfg, folder, draft, sources, provenance)
+    destination = export_model(cfg, draft, sources, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
 
 
@@ -125,7 +125,7 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     module.load_state_dict(torch.load(folder / "fit/module.pt"))
     acceptance = measure(module.eval())
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
-    destination = export_trained(cfg, folder, kind.settings(cfg.heads), module, target, provenance)
+    destination = export_heads(cfg, kind.settings(cfg.heads), module, target, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
 
 

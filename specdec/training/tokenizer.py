@@ -1,4 +1,4 @@
-"""The pair's own byte-level BPE tokenizer: every byte string has an encoding and decodes to itself."""
+"""Byte-level BPE tokenizers, in which every byte string has an encoding and decodes to itself; and encoded corpora."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.training import TrainingError
+from specdec.training.corpus import Corpus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +22,7 @@ END_OF_TEXT_ID, PAD_ID = 0, 1
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int, out: Path) -> PreTrainedTokenizerFast:
     """Learn the merges and write tokenizer.json and tokenizer_config.json to `out`.
 
-    Pad is a token of its own, not end-of-text: code that finds padding by token value shows itself in either
-    case, but a distinct pad lets a test choose.
+    Padding is a token of its own, not end-of-text, so that a test can tell code that finds padding by token value.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int, 
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         found = tokenizer.get_vocab_size()
-        raise TrainingError(f"vocab_size={vocab_size} is more than the corpus yields; at most {found} is right")
+        raise TrainingError(f"vocab_size={vocab_size} is more than the corpus yields: give at most {found}")
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -52,20 +52,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int, 
     return fast
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer written by `train_tokenizer`."""
-    from transformers import PreTrainedTokenizerFast
+def encode_corpus(corpus: Corpus, tokenizer: Any, seed: int, vocab_size: int, out: Path) -> dict[str, Any]:
+    """Stage: write both sides of the corpus as arrays of tokens, train.npy and heldout.npy."""
+    record: dict[str, Any] = {"corpus_sha256": corpus.sha256}
+    for split, files in (("train", corpus.train), ("heldout", corpus.heldout)):
+        texts = [file.text for file in files]
+        tokens = encode_texts(tokenizer, texts, seed, vocab_size)
+        np.save(out / f"{split}.npy", tokens)
+        num_bytes = sum(len(text.encode()) for text in texts)
+        record[split] = {"files": len(files), "bytes": num_bytes, "tokens": len(tokens)}
+    return record
 
-    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    return loaded
 
-
-def encode_files(
-    tokenizer: Any, texts: list[str], seed: int, end_id: int | None = END_OF_TEXT_ID, vocab_size: int = 1 << 16
-) -> NDArray[Any]:
-    """All texts in one array, shuffled, each followed by the token that ends texts."""
+def encode_texts(tokenizer: Any, texts: list[str], seed: int, vocab_size: int) -> NDArray[Any]:
+    """All texts in one array, shuffled, each followed by the tokenizer's end-of-text token where it has one."""
     order = np.random.default_rng(seed).permutation(len(texts))
-    kind = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    end = [] if end_id is None else [end_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encodings = tokenizer.backend_tokenizer.encode_batch([texts[index] for index in order])
-    return np.concatenate([np.asarray([*encoding.ids, *end], kind) for encoding in encodings])
+    return np.concatenate([np.asarray([*encoding.ids, *end], id_type(vocab_size)) for encoding in encodings])
+
+
+def id_type(vocab_size: int) -> Any:
+    """The smallest unsigned type that holds the vocabulary's ids."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32

@@ -1,7 +1,9 @@
-"""The recipe of the pair `tiny`: corpus -> tokenizer -> target -> greedy outputs -> draft -> export.
+"""The recipe of the built-in pair `tiny`: corpus, tokenizer, target, greedy outputs, draft, measurements, export.
 
-It composes the tasks' own parts: the target is a fit of the next-token objective (`lm`), the draft two of the
-distillation objective (`distill`), on corpus text first and then on the target's outputs.
+    python train.py pair=tiny [rehearse=true]
+
+It composes the parts of the tasks of train.py: the target is a fit of the next-token objective (`lm`), the draft two
+fits of the distillation objective (`distill`), on corpus text first and then on the target's greedy outputs.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from experiments.tiny_pair.export import export_pair
+from experiments.tiny_pair.step_times import measure_steps
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training import TrainingError
@@ -24,20 +29,18 @@ from specdec.training.blocks import BlockStream, fixed_blocks
 from specdec.training.budget import Budget
 from specdec.training.config import LossConfig, TrainConfig, ValidationConfig, deciding, output_folder
 from specdec.training.corpus import Corpus, read_corpus
-from specdec.training.export import export_pair
 from specdec.training.heldout import make_prompts, read_prompts, write_prompts
-from specdec.training.measure import measure_steps
-from specdec.training.model import build_model, load_model, start_from_target
+from specdec.training.model import build_model, start_from_target
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream, generate_outputs
 from specdec.training.stages import Record, keep_settings, run_stage
 from specdec.training.tasks import encoded, fit_model
-from specdec.training.tokenizer import END_OF_TEXT_ID, encode_files, load_tokenizer, train_tokenizer
+from specdec.training.tokenizer import END_OF_TEXT_ID, encode_corpus, train_tokenizer
 
 
 def train_tiny(cfg: TrainConfig) -> Record:
-    """Run every stage that is not done yet, export, and print the acceptance report as one JSON line."""
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    """Run the stages that are not done yet, export, and print the acceptance report as one JSON line."""
+    transformers.utils.logging.disable_progress_bar()
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     folder = output_folder(cfg)
@@ -53,12 +56,12 @@ def train_tiny(cfg: TrainConfig) -> Record:
         "step_times": partial(report_step_times, cfg, folder),
     }
     chosen = _chosen_stages(cfg, list(stages))
-    if cfg.stages is None:  # whoever names stages says what belongs together
+    if cfg.stages is None:  # a user who names stages decides which of them belong together
         keep_settings(folder, deciding(cfg), cfg.force)
     records = {name: run_stage(name, folder, cfg.force, stages[name]) for name in chosen}
     if cfg.stages is not None:
         return records
-    destination = export_pair(cfg, folder, records, folder / "heldout/heldout.jsonl")
+    destination = export_pair(cfg, folder, records)
     report = {"export": str(destination), **records["acceptance"], "step_times": records["step_times"]}
     print(json.dumps(report))
     return report
@@ -68,32 +71,25 @@ def _chosen_stages(cfg: TrainConfig, known: list[str]) -> list[str]:
     """The stages to run, in the recipe's order."""
     for name in cfg.stages or ():
         if name not in known:
-            raise TrainingError(f"stages={name} is not a stage of this recipe; known: {', '.join(known)}")
+            raise TrainingError(f"stages={name} is not a stage of this recipe; choose from {', '.join(known)}")
     return [name for name in known if cfg.stages is None or name in cfg.stages]
 
 
 def make_tokenizer(cfg: TrainConfig, corpus: Corpus, out: Path) -> Record:
-    """Learn the tokenizer on the training files, encode both sides of the split."""
+    """Learn the tokenizer on the training files; encode training and held-out files."""
     tokenizer = train_tokenizer((file.text for file in corpus.train), cfg.vocab_size, cfg.context_length, out)
-    record: Record = {"corpus_sha256": corpus.sha256}
-    for split, files in (("train", corpus.train), ("heldout", corpus.heldout)):
-        tokens = encode_files(tokenizer, [file.text for file in files], cfg.seed)
-        np.save(out / f"{split}.npy", tokens)
-        num_bytes = sum(len(file.text.encode()) for file in files)
-        record[split] = {"files": len(files), "bytes": num_bytes, "tokens": len(tokens)}
-    return record
+    return encode_corpus(corpus, tokenizer, cfg.seed, cfg.vocab_size, out)
 
 
 def make_heldout(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
     """Cut the held-out prompts."""
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    prompts = make_prompts(corpus, tokenizer, cfg.heldout, cfg.seed)
+    prompts = make_prompts(corpus, load_tokenizer(folder), cfg.heldout, cfg.seed)
     write_prompts(prompts, out / "heldout.jsonl")
     return {"prompts": len(prompts)}
 
 
 def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """Train the target on corpus text and round it to what ships."""
+    """Train the target on corpus text, and measure it rounded to bfloat16, as it ships."""
     model = build_model(cfg.target_model, cfg.vocab_size, cfg.context_length, cfg.seed)
     budget = Budget(cfg.target)
     stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed)
@@ -103,51 +99,59 @@ def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 
 
 def make_greedy(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
-    """Let the rounded target continue prompts from training files."""
-    target, tokenizer = CausalLM(load_model(folder / "target/model")), load_tokenizer(folder / "tokenizer")
+    """Let the target continue prompts from training files."""
+    target, tokenizer = CausalLM(load_model(folder / "target/model")), load_tokenizer(folder)
     stops = frozenset([END_OF_TEXT_ID])
     return generate_outputs(target, corpus, tokenizer, cfg.greedy, cfg.seed, out, stop_ids=stops)
 
 
 def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """First draft: the target's distribution on corpus text."""
+    """Distil the draft on corpus text, from the target's distributions."""
     target = load_model(folder / "target/model")
     draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
     from_target = start_from_target(draft, target)
     budget = Budget(cfg.draft.warm)
     stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed + 1)
-    objective = Distill(target, _losses(cfg), cfg.seed)
-    record = fit_model("draft.warm", draft, objective, stream, budget, cfg, None, out)
+    record = fit_model("draft.warm", draft, _distill(cfg, target), stream, budget, cfg, None, out)
     torch.save(draft.state_dict(), out / "draft.pt")
     return {**record, "from_target": from_target}
 
 
 def make_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """Final draft: the target's greedy outputs."""
+    """Distil the warm draft further, on the target's greedy outputs."""
     target = load_model(folder / "target/model")
     draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
     draft.load_state_dict(torch.load(folder / "warm/draft.pt"))
     budget = Budget(cfg.draft.final)
     stream = OutputStream(folder / "greedy", budget, cfg.seed)
-    return fit_model("draft.final", draft, Distill(target, _losses(cfg), cfg.seed), stream, budget, cfg, None, out)
+    return fit_model("draft.final", draft, _distill(cfg, target), stream, budget, cfg, None, out)
 
 
 def report_acceptance(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """Acceptance of what ships on the held-out prompts, by the engine."""
+    """Acceptance of the models that ship on the held-out prompts, measured by the engine."""
     target, draft = (CausalLM(load_model(folder / f"{role}/model")) for role in ("target", "draft"))
-    prompts = encoded(
-        read_prompts(folder / "heldout/heldout.jsonl"), load_tokenizer(folder / "tokenizer"), cfg.measure.num_prompts
-    )
+    prompts = encoded(read_prompts(folder / "heldout/heldout.jsonl"), load_tokenizer(folder), cfg.measure.num_prompts)
     sizes = ValidationConfig(new_tokens=cfg.measure.new_tokens, gamma=cfg.measure.gamma)
     return measure_acceptance(target, lambda context: create("drafter", "model", context), prompts, sizes, draft=draft)
 
 
-def _losses(cfg: TrainConfig) -> LossConfig:
-    """Cross-entropy on the target's greedy choice, and forward KL."""
-    return LossConfig(argmax=1.0 - cfg.draft.soft_weight, forward_kl=cfg.draft.soft_weight)
-
-
 def report_step_times(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """Step times of what ships, on this machine."""
+    """Step times of the models that ship, on this machine."""
     target, draft = load_model(folder / "target/model"), load_model(folder / "draft/model")
     return measure_steps(target, draft, cfg.measure.step_repeats)
+
+
+def load_model(folder: Path) -> LlamaForCausalLM:
+    """A model as it ships and is decoded: bfloat16 weights in float32 arithmetic, evaluation mode."""
+    return LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that the first stage learned."""
+    return PreTrainedTokenizerFast.from_pretrained(str(folder / "tokenizer"))
+
+
+def _distill(cfg: TrainConfig, target: LlamaForCausalLM) -> Distill:
+    """Cross-entropy on the target's greedy choice, and forward KL."""
+    losses = LossConfig(argmax=1.0 - cfg.draft.soft_weight, forward_kl=cfg.draft.soft_weight)
+    return Distill(target, losses, cfg.seed)

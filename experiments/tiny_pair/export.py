@@ -1,0 +1,69 @@
+"""The folder that ships: two models, their tokenizer, model card and provenance.json, with the prompts beside it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from specdec.training import TrainingError
+from specdec.training.card import model_card
+from specdec.training.config import TrainConfig
+from specdec.training.export import code_record, replace_folder, settings_record
+from specdec.training.stages import Record
+
+PARTS = {"target/model": "target", "draft/model": "draft", "tokenizer": "tokenizer"}
+"""Folder of a stage -> folder in the export."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CARD = Path(__file__).with_name("card.md.jinja")
+
+
+def export_pair(cfg: TrainConfig, folder: Path, records: dict[str, Any]) -> Path:
+    """Write the pair's folder, and heldout.jsonl beside it; returns the pair's folder."""
+    record = provenance(cfg, records)
+
+    def write(staged: Path) -> None:
+        for source, name in PARTS.items():
+            _copy(folder / source, staged / name)
+        num_bytes = sum(path.stat().st_size for path in staged.rglob("*.safetensors"))
+        if num_bytes > cfg.max_export_bytes:
+            raise TrainingError(f"max_export_bytes={cfg.max_export_bytes}, but the safetensors have {num_bytes}")
+        record["safetensors_bytes"] = num_bytes
+        (staged / "README.md").write_text(model_card(record, CARD))
+
+    destination = replace_folder(cfg, write, record, "tiny")
+    shutil.copyfile(folder / "heldout/heldout.jsonl", destination.parent / "heldout.jsonl")
+    return destination
+
+
+def provenance(cfg: TrainConfig, records: dict[str, Any]) -> Record:
+    """Data, code, settings, and the record of every stage."""
+    tokenizer = records["tokenizer"]
+    return {
+        "pair": "tiny",
+        "data": {
+            "source": "Python standard library" if cfg.corpus.root is None else cfg.corpus.root,
+            "license": "PSF-2.0",
+            "python": platform.python_version(),
+            "sha256": tokenizer["corpus_sha256"],
+            "heldout_percent": cfg.corpus.heldout_percent,
+            "train": tokenizer["train"],
+            "heldout": tokenizer["heldout"],
+        },
+        **code_record(),
+        "seed": cfg.seed,
+        "stages": {name: records[name] for name in ("target", "greedy", "warm", "draft")},
+        "acceptance": records["acceptance"],
+        "step_times": records["step_times"],
+        "config": settings_record(cfg),
+    }
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """Copy a model's folder whole, and from the tokenizer's stage the tokenizer's own files."""
+    destination.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and (source.name == "model" or path.name in TOKENIZER_FILES):
+            shutil.copyfile(path, destination / path.name)
