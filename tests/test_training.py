@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command
+from jinja2 import UndefinedError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
+from experiments.tiny_pair.export import CARD
 from experiments.tiny_pair.recipe import load_model, train_tiny
 from specdec.cli.train import main as train
 from specdec.drafters.model import ModelDrafter
@@ -18,6 +20,7 @@ from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError, run_recipe
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.budget import Budget
+from specdec.training.card import model_card
 from specdec.training.config import (
     CorpusConfig,
     DeviceConfig,
@@ -29,6 +32,7 @@ from specdec.training.config import (
 from specdec.training.corpus import is_heldout, read_corpus
 from specdec.training.heldout import read_prompts
 from specdec.training.loop import precision_of
+from train import RECIPES
 
 ASSETS = Path(specdec.__file__).parent / "assets"
 TINY = ASSETS / "tiny"
@@ -144,7 +148,7 @@ def test_bad_input_is_one_line(tmp_path):
     with pytest.raises(TrainingError, match="is not a folder"):
         read_corpus(CorpusConfig(root=str(tmp_path / "absent")))
     with pytest.raises(TrainingError, match="pair=nothing has no training recipe"):
-        run_recipe("nothing", TrainConfig(), {"tiny": "experiments.tiny_pair.recipe:train_tiny"})
+        run_recipe("nothing", TrainConfig(), RECIPES)
     write_corpus(tmp_path)
     cfg = rehearsal(tmp_path)
     cfg.stages = ["targte"]
@@ -221,8 +225,22 @@ def test_help_is_quick_and_torch_free():
 
 @pytest.mark.parametrize("override", ["target.stpes=3", "pair=nothing", "corpus.root=/nowhere"])
 def test_wrong_setting_is_one_line(override, capsys):
-    assert command(train, override) == 1
+    assert command(lambda: train(RECIPES), override) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_without_the_repository_a_recipe_is_refused_in_one_line(capsys):
+    assert command(train, "pair=tiny") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "pair=tiny has no training recipe; recipes are in the repository" in line
+
+
+def test_a_model_card_without_one_of_its_figures_is_refused(trained):
+    record = json.loads((trained[0] / "export/tiny/provenance.json").read_text())
+    assert model_card(record, CARD) == (trained[0] / "export/tiny/README.md").read_text()
+    del record["acceptance"]["gamma"]
+    with pytest.raises(UndefinedError, match="gamma"):
+        model_card(record, CARD)
 
 
 def test_shipped_pair_is_small_and_loads():

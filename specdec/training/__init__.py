@@ -39,7 +39,7 @@ def run_recipe(name: str, cfg: TrainConfig, recipes: Recipes) -> dict[str, Any]:
         known = (
             f"choose from {', '.join(sorted(recipes))}"
             if recipes
-            else ("recipes are not part of the installed package: run train.py in a checkout of the repository")
+            else ("recipes are in the repository, not in the installed package: run train.py from a checkout")
         )
         raise TrainingError(f"pair={name} has no training recipe; {known}")
     module_name, function_name = recipes[name].split(":")

@@ -12,5 +12,5 @@ TRAINED = Path(__file__).with_name("card.md.jinja")
 
 def model_card(record: dict[str, Any], template: Path = TRAINED) -> str:
     """Markdown text of the card; a figure that the record lacks is an error."""
-    text = template.read_text(encoding="utf-8")
-    return Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(record)
+    card = Template(template.read_text(encoding="utf-8"), undefined=StrictUndefined, keep_trailing_newline=True)
+    return str(card.render(record))
