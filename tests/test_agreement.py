@@ -31,7 +31,7 @@ from specdec.registry import create
 
 def test_transformers_own_hooks_do_not_stand_in_the_way():
     model = CausalLM(small_llama(3, torch.float32))
-    with model.giving("hidden"):
+    with model.call_options("hidden"):
         aligned_logits(model, IDS)
     assert model.execute("auto").name == "fused"
 
@@ -42,7 +42,7 @@ def test_a_fault_in_one_place_of_one_layer_is_found(place, dtype):
     """In what was prepared, at a size that 16-bit rounding cannot have."""
     module = small_llama(3, dtype)
     model = CausalLM(module)
-    execution = FusedExecution(model)
+    execution = FusedExecution(model.module)
     assert disagreement(execution) is None
     layer = execution.layers[1]
     if place == "head":
@@ -108,7 +108,7 @@ def test_large_layers_are_converted_only_if_they_look_wrong(monkeypatch):
     monkeypatch.setattr(agreement, "_in_finer_numbers", convert)
     assert CausalLM(small_llama(3, torch.bfloat16)).execute("fused").name == "fused"
     assert not converted
-    execution = FusedExecution(CausalLM(small_llama(3, torch.bfloat16)))
+    execution = FusedExecution(small_llama(3, torch.bfloat16))
     execution.layers[1].scale *= 2
     assert "layer 1 differs" in str(disagreement(execution))
     assert converted == [1]

@@ -40,7 +40,7 @@ def logits_of(model: CausalLM, execution: str, gives: str = "logits") -> list[to
     model.execute(execution)
     alignment = InplaceAlignment(model, Clock())
     alignment.admit([0, 1, 2], PROMPTS[1:4])
-    with model.giving(gives):
+    with model.call_options(gives):
         first = alignment.forward([0, 1, 2], torch.arange(15).view(3, 5))
         alignment.commit([0, 1, 2], [10, 9, 19])
         second = alignment.forward([2, 0], torch.arange(4).view(2, 2))

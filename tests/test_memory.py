@@ -21,12 +21,14 @@ from specdec.alignment.inplace import InplaceAlignment
 from specdec.core.clock import Clock
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
+from specdec.models.architecture import Architecture
+from specdec.models.masks import FULL, MaskForm
 from specdec.models.memory import PeakMemory, free_bytes, resident_bytes, used_bytes
 from specdec.models.pair import Pair, load_pair
 from specdec.run import memory_check as fitting
 from specdec.run.decode import decode
 from specdec.run.factory import build_engine
-from specdec.run.memory_plan import MemoryPlan, ModelSize
+from specdec.run.memory_plan import MemoryPlan
 from specdec.run.runner import resolve
 
 CPU = torch.device("cpu")
@@ -34,16 +36,15 @@ FACTOR_ABOVE, FACTOR_BELOW = 1.25, 4.0
 """What a run takes is at most 1.25 times, and at least a quarter of, what was predicted."""
 SYNTHETIC = ("pair=synthetic", "pair.hidden_size=256", "pair.num_layers=4")
 
-SIZE = ModelSize(
+SIZE = Architecture(
     num_layers=32,
     num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
+    kv_shapes=((32, 128),) * 64,
     hidden_size=4096,
     intermediate_size=11008,
     vocab_size=32000,
-    itemsize=2,
-    eager_attention=False,
+    dtype=torch.float16,
+    mask_form=MaskForm(((None, FULL),), additive=False),
 )
 
 
@@ -122,7 +123,7 @@ def test_a_plan_grows_with_what_it_should():
     assert plan(prefill_chunk=64).run_bytes < usual
     grouped = {"window": 16, "prefill_chunk": 1, "sampled": True}
     by_copy, by_slot = (plan(alignment=each, **grouped).run_bytes for each in (EqspecAlignment, InplaceAlignment))
-    logits_of_8_rows = 8 * 6 * SIZE.vocab_size * SIZE.itemsize
+    logits_of_8_rows = 8 * 6 * SIZE.vocab_size * SIZE.dtype.itemsize
     assert by_slot - by_copy > logits_of_8_rows, "idle slots between the rows of a group take memory too"
     assert plan(sampled=True).run_bytes >= usual
     kv_of_a_token = 2 * 32 * 4096 * 2

@@ -28,7 +28,7 @@ def limited(model_type: str, **limits: int) -> CausalLM:
 def test_chunked_layers_see_their_own_chunk():
     """Llama 4's chunks were ignored: wrong beyond a chunk with every strategy, also alone."""
     target = supported(build(Entry("llama4_text", "no temperature")), "target")
-    assert dict(target.form.visible)["chunked_attention"] == Visible("chunk", 8)
+    assert dict(target.architecture.mask_form.visible)["chunked_attention"] == Visible("chunk", 8)
     prompts = [[(7 * i + b) % target.vocab_size for i in range(5 + 9 * b)] for b in range(3)]
     rows, _ = run_all(make_engine(target, target, alignment=InplaceAlignment, gamma=3), prompts, 12)
     assert [row.output_ids for row in rows] == [greedy_alone(target, prompt, 12, frozenset()) for prompt in prompts]
@@ -72,7 +72,7 @@ def test_a_window_that_the_model_does_not_make_is_not_made_for_it():
     torch.manual_seed(0)
     module = transformers.LlamaForCausalLM(config).eval()
     model = supported(module, "target")
-    assert model.form.widest == FULL
+    assert model.architecture.mask_form.widest == FULL
     assert model.context_length == 160 - 1 - MARGIN
     config.sliding_window = 8
     with pytest.raises(PairError, match=r"generate\(\) and its own forward .* disagree.*sliding_window=8"):
@@ -92,11 +92,11 @@ def test_a_form_that_is_not_the_likeliest_is_found_by_trial(monkeypatch):
 
 def test_keys_and_values_are_measured():
     """Multi-query Falcon has one key head, latent attention keys and values of two widths."""
-    falcon = CausalLM(build(Entry("falcon")))
+    falcon = CausalLM(build(Entry("falcon"))).architecture
     assert falcon.num_heads > 1
     assert {heads for heads, _ in falcon.kv_shapes} == {1}
     latent = CausalLM(build(Entry("deepseek_v3")))
-    keys, values = latent.kv_shapes[:2]
+    keys, values = latent.architecture.kv_shapes[:2]
     assert keys[1] > values[1]
     assert latent.empty_storage(2, 8).data_NBHSD.shape[-1] == keys[1]
 
@@ -202,7 +202,7 @@ def test_a_forward_that_was_replaced_after_loading_is_tried_itself():
     with pytest.raises(PairError, match=r"its modules were changed after loading, and with \w+ columns"):
         supported(module, "target")
     attention.forward = lambda *arguments, **options: own(*arguments, **options)
-    assert supported(module, "target").form.widest == FULL
+    assert supported(module, "target").architecture.mask_form.widest == FULL
 
 
 @pytest.mark.slow

@@ -69,7 +69,6 @@ def folders(model, own_text, tmp_path_factory):
 
 def context_for(model: CausalLM, alignment: str) -> tuple[DrafterContext, Clock]:
     clock = Clock()
-    model.probes_MD = None
     return DrafterContext(model, None, lambda other: ALIGNMENTS[alignment](other, clock), clock), clock
 
 
@@ -148,7 +147,7 @@ def test_drafts_come_with_the_law_they_were_drawn_from(model, folders, kind):
     prompt, num_draws, counts = [5, 9, 2, 40], 3000, torch.zeros(VOCAB)
     context, _ = context_for(model, "inplace")
     drafter = create("drafter", kind, context, path=folders[kind][0])
-    reader = Reader(context.align(model), drafter.see)
+    reader = Reader(context.align(model), drafter.observe_hidden)
     rows = [Sequence(i, prompt, 8, sampling=SamplingParams(temperature=1.3, seed=i // 100)) for i in range(num_draws)]
     drafter.admit(rows)
     reader.read(rows, [len(prompt) - 1] * num_draws)
@@ -182,7 +181,7 @@ def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
         engine.step(pool)
         for row in pool.active:
             seen = torch.tensor([row.tokens(0)[:-1]])
-            embeds = torch.cat([model.module.get_input_embeddings()(seen), model.probes_MD[None]], dim=1)
+            embeds = torch.cat([model.module.get_input_embeddings()(seen), drafter.probes_MD[None]], dim=1)
             logits = model.module(inputs_embeds=embeds).logits[0, -3:]
             assert drafter._guesses[row.index] == logits.argmax(-1).tolist()
 

@@ -1,1 +1,1 @@
-"""Alignment strategies: how one model's batch state stays rectangular while rows advance unevenly."""
+"""Alignment strategies: how one model's batch stays rectangular while its rows advance unevenly."""

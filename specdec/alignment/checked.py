@@ -1,16 +1,16 @@
-"""The Alignment contract as executable checks: a wrapper that is itself an alignment, and watches another one.
+"""The Alignment contract as executable checks: an alignment that wraps another one and checks it.
 
-It keeps its own record of every row's tokens, and after every call compares with it what the strategy answers and
-what the model was really given (:mod:`specdec.alignment.observation`):
+It records every row's tokens itself, and after every call compares with them what the strategy returned and what the
+model received (:mod:`specdec.alignment.observation`):
 
-- ``length``: the rows' lengths are those that the calls add up to;
+- ``length``: the rows' lengths follow from the calls;
 - ``position`` (I2): token j of a row is fed at position j;
 - ``visibility`` (I1, I2): a query sees its row's committed tokens, its ancestors and itself, once each, and nothing
   else;
-- ``logits``: what comes back for a token is what the model says after that token's row (on every n-th round);
+- ``logits``: a token's logits equal those of a fresh forward over its row (on every n-th round);
 - ``content``: the committed KV equals that of a fresh forward over the row (on every n-th round).
 
-A row that has broken a promise breaks others in consequence; only the first is reported.
+One broken promise of a row breaks others in consequence; only the first is reported.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from specdec.errors import ConfigError, ContractError
 from specdec.models.causal_lm import CausalLM
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""Largest difference allowed, as a share of the largest value compared: well above rounding (float64 models compute
-their norms and softmax in float32), well below a bug."""
-_TINY = 1e-6  # values below are compared with this instead of with their own size, which may be zero
+"""Largest difference allowed, relative to the largest value compared: well above rounding (float64 models compute their
+norms and softmax in float32), well below a bug."""
+_TINY = 1e-6  # lower bound of the value that a difference is relative to
 
 
 class InvariantError(ContractError):
-    """A promise of the alignment contract is broken: which, in which round, for which row and position."""
+    """A broken promise of the alignment contract: which one, in which round, for which row and position."""
 
     def __init__(
         self, invariant: str, round_: int, row: int | None, position: int | None, expected: Any, found: Any
@@ -51,13 +51,13 @@ class InvariantError(ContractError):
 @dataclass(slots=True)
 class _Node:
     token: int
-    key_E: Tensor  # the first layer's key of this token at its right position
+    key_E: Tensor  # the first layer's key of this token at its correct position
     parent: int = -1
 
 
 @dataclass(slots=True)
 class _Record:
-    """What a row must hold."""
+    """The expected content of a row."""
 
     committed: list[_Node] = field(default_factory=list)
     nodes: list[_Node] = field(default_factory=list)
@@ -73,7 +73,7 @@ class _Record:
 
 
 class CheckedAlignment(Alignment):
-    """Passes every call on to ``inner`` and checks what comes of it.
+    """Passes every call to ``inner`` and checks its effects.
 
     Args:
         every: logits and content are compared with fresh forwards in every n-th round (commit); the rest always.
@@ -96,17 +96,16 @@ class CheckedAlignment(Alignment):
         self._records: dict[int, _Record] = {}
 
     def expect(self, num_rows: int) -> None:
-        """Pass on."""
         self.inner.expect(num_rows)
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
-        """Prefill, and check every position and mask of it."""
+        """Prefill, and check all its positions and masks."""
         with watch(self.model) as seen:
             self.inner.admit(rows, contents)
         for row, content in zip(rows, contents, strict=True):
             record = self._records[row] = _Record()
             record.nodes = self._make_nodes(content, list(range(len(content))), list(range(-1, len(content) - 1)))
-        if seen:  # a strategy may prefill later, with the first forward: then what that one sees is checked
+        if seen:  # a strategy may prefill with its first forward instead: then that one is checked
             self._check_queries(rows, [0] * len(rows), seen)
         for row in rows:
             record = self._records[row]
@@ -116,7 +115,7 @@ class CheckedAlignment(Alignment):
             self._check_content(rows)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows; the others must not notice."""
+        """Drop rows; the lengths of the others must not change."""
         self.inner.release(rows)
         for row in rows:
             del self._records[row]
@@ -129,13 +128,13 @@ class CheckedAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Feed, and check what the model was given and, in a sampled round, what it answered."""
-        if self.model.probes_MD is not None:
+        """Feed, and check what the model received and, in a sampled round, what it returned."""
+        fed = tokens_BT.tolist()
+        counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
+        if any(max(row[:count], default=0) >= self.model.vocab_size for row, count in zip(fed, counts, strict=True)):
             raise ConfigError("debug=invariants cannot follow probe tokens (drafter=ppd): choose another drafter")
         with watch(self.model) as seen:
             logits_BTV = self.inner.forward(rows, tokens_BT, num_tokens, parents)
-        counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
-        fed = tokens_BT.tolist()
         starts = [len(self._records[row].nodes) for row in rows]
         for b, row in enumerate(rows):
             record, start = self._records[row], starts[b]
@@ -146,7 +145,7 @@ class CheckedAlignment(Alignment):
             record.nodes += self._make_nodes(fed[b][: counts[b]], positions, links)
         self._check_queries(rows, starts, seen)
         self._check_lengths()
-        if self._sampled and self.model.gives != "hidden":
+        if self._sampled and self.model.output_kind != "hidden":
             self._check_logits(rows, starts, logits_BTV[..., : self.model.vocab_size])
         return logits_BTV
 
@@ -166,11 +165,9 @@ class CheckedAlignment(Alignment):
         self.round += 1
 
     def length(self, row: int) -> int:
-        """As the strategy says."""
         return self.inner.length(row)
 
     def content(self, row: int) -> Tensor:
-        """As the strategy says."""
         return self.inner.content(row)
 
     @property
@@ -200,7 +197,7 @@ class CheckedAlignment(Alignment):
                 self._fail("length", row, None, f"{len(record.committed)} tokens", found)
 
     def _check_queries(self, rows: list[int], starts: list[int], seen: list[Observed]) -> None:
-        """Every new node must have been a query with its token, its position, and a view of exactly its path."""
+        """Every new node must have been a query with its token and position that saw exactly its path."""
         for b, row in enumerate(rows):
             record = self._records[row]
             num_committed, first = len(record.committed), starts[b]
@@ -221,8 +218,8 @@ class CheckedAlignment(Alignment):
                 self._fail(kind, row, positions[query], EXPECTED[kind], found)
 
     def _first_seen(self, path: list[int]) -> int:
-        """Where a path begins to be seen by a model whose every layer has a window, or chunks."""
-        return self.model.form.widest.first_seen(len(path) - 1)
+        """The first node of a path that the last one sees, if every layer has a window or chunks."""
+        return self.model.architecture.mask_form.widest.first_seen(len(path) - 1)
 
     def _check_logits(self, rows: list[int], starts: list[int], logits_BTV: Tensor) -> None:
         for b, row in enumerate(rows):

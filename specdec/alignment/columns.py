@@ -1,4 +1,4 @@
-"""A rectangular cache whose rows may have their tokens in any columns: appended together, with holes between them."""
+"""A rectangular cache in which a row's tokens may be in any columns, with holes between them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
-GONE = -1
-"""Stands in the batch for a released row, whose number may be admitted again."""
+RELEASED = -1
+"""Takes the place of a released row in the batch, as its number may be admitted again."""
 
 
 class ColumnBatch:
-    """The rows of the last forward, right-padded when they came together; all others rest as ragged KV of their own.
+    """The rows of the last forward as a batch, right-padded when it was built; other rows are in a pool of ragged KV.
 
-    ``columns[row]`` names the columns of a row's cached tokens, in order; ``nodes[row]`` those of the nodes fed since
-    its last commit. Everything else below ``kv.width`` is a hole; ``padding[row]`` counts those that a row got when
-    the batch came together because it was shorter than the longest.
+    ``columns[row]`` lists the columns of a row's cached tokens, in order; ``nodes[row]`` those of the nodes fed since
+    its last commit. All other columns below ``kv.width`` are holes; ``padding[row]`` counts the holes from padding the
+    row to the longest when the batch was built.
     """
 
     def __init__(self, model: CausalLM, contents: Contents) -> None:
@@ -37,7 +37,7 @@ class ColumnBatch:
 
     @property
     def living(self) -> list[int]:
-        """Rows of the batch that are still admitted."""
+        """Admitted rows of the batch."""
         return [row for row in self.rows if row in self.contents]
 
     def prefill(self, rows: list[int], contents: list[list[int]]) -> None:
@@ -53,13 +53,13 @@ class ColumnBatch:
             self.columns[row], self.padding[row] = list(range(len(content))), width - len(content)
 
     def forget(self, rows: list[int]) -> None:
-        """Drop what released rows hold outside the batch; their columns in it go at the next change of rows."""
+        """Drop the pooled KV of released rows; their columns in the batch go at the next change of rows."""
         for row in rows:
             self.pool.pop(row, None)
-        self.rows = [GONE if row in rows else row for row in self.rows]
+        self.rows = [RELEASED if row in rows else row for row in self.rows]
 
     def choose(self, rows: list[int]) -> None:
-        """Make ``rows`` the batch. Rows that only leave take nothing with them: the others' columns stay."""
+        """Make ``rows`` the batch. If rows only leave, the columns of the others stay."""
         if rows == self.rows:
             return
         if rows and set(rows) <= set(self.rows):
@@ -69,7 +69,7 @@ class ColumnBatch:
             self._gather(rows)
 
     def append(self, rows: list[int], counts: list[int], lead: int = 0) -> None:
-        """Note the columns of each row's next nodes, ``lead`` columns behind those in use."""
+        """Record the columns of each row's next nodes, ``lead`` columns after those in use."""
         start = self.kv.width + lead
         for row, count in zip(rows, counts, strict=True):
             self.nodes[row].extend(range(start, start + count))
@@ -84,7 +84,7 @@ class ColumnBatch:
         return real_BS.to(self.model.device)
 
     def keep(self, row: int, stay: int, nodes: list[int]) -> None:
-        """Commit a row: its first ``stay`` cached tokens and the kept nodes; the rest becomes holes."""
+        """Commit a row's first ``stay`` cached tokens and the kept nodes; the rest becomes holes."""
         if row in self.pool:
             self.pool[row] = self.pool[row][:, :, :stay]
         else:
@@ -101,7 +101,7 @@ class ColumnBatch:
         return torch.cat([data_NHSD[:, :, :prefix], data_NHSD[:, :, rest]], dim=2)
 
     def compact(self) -> None:
-        """Move what stands behind a living row's first hole to the left, over its holes."""
+        """Move the tokens after each row's first hole to the left, so that no row has holes between its tokens."""
         width = 0
         for b, row in enumerate(self.rows):
             if row not in self.contents:
@@ -126,14 +126,14 @@ class ColumnBatch:
         self.rows = list(rows)
 
     def _rest(self, rows: list[int]) -> None:
-        """Take rows out of the batch into the pool, without their holes."""
+        """Move rows from the batch to the pool, without their holes."""
         for row in rows:
             if self.nodes[row]:
                 raise ContractError(f"row {row} holds {len(self.nodes[row])} uncommitted tokens: commit first")
             self.pool[row] = self.cached(row)
 
     def _gather(self, rows: list[int]) -> None:
-        """Make rows of the pool the batch, right-padded."""
+        """Build the batch from rows of the pool, right-padded."""
         pooled = {row: self.pool.pop(row) for row in rows if row in self.pool}
         width = max((kv.shape[2] for kv in pooled.values()), default=0)
         self.kv = self.model.empty_storage(len(rows), width + GROWTH_COLUMNS)
@@ -148,5 +148,5 @@ class ColumnBatch:
 
 
 def unbroken(columns: list[int]) -> int:
-    """How many of a row's columns, which are in order, stand where they would without any hole before them."""
+    """How many of a row's sorted columns come before its first hole."""
     return bisect_right(range(len(columns)), 0, key=lambda i: columns[i] - i)

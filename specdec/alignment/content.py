@@ -1,4 +1,4 @@
-"""What a row holds, in tokens and nodes: the bookkeeping that every alignment strategy shares."""
+"""The tokens and nodes of each row: bookkeeping shared by all alignment strategies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specdec.errors import ContractError
 
 @dataclass(slots=True)
 class Content:
-    """Committed tokens of one row, and the nodes fed since the last commit (a chain or a tree)."""
+    """Number of committed tokens of one row, and the nodes fed since the last commit (a chain or a tree)."""
 
     length: int = 0
     parents: list[int] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Content:
         return [self.length + depth for depth in self.depths[start:]]
 
     def is_chain(self) -> bool:
-        """Whether every node follows the one fed before it."""
+        """Whether every node's parent is the node fed before it."""
         return self.parents == list(range(-1, len(self.parents) - 1))
 
     def ancestors(self, node: int) -> list[int]:
@@ -46,7 +46,7 @@ class Content:
         return path
 
     def keep(self, kept: Kept) -> tuple[int, list[int]]:
-        """Commit; returns how many of the old committed tokens stay, and the nodes that join them, in order."""
+        """Commit; returns how many committed tokens stay, and the nodes appended to them, in order."""
         if isinstance(kept, int):
             num_nodes = max(kept - self.length, 0)
             nodes = list(range(num_nodes))
@@ -69,7 +69,7 @@ class Content:
 
 
 class Contents(dict[int, Content]):
-    """The admitted rows of an alignment; refuses calls that name others."""
+    """The admitted rows of an alignment; calls that name other rows are errors."""
 
     def admit(self, rows: list[int]) -> None:
         """Add rows with empty content.
@@ -83,7 +83,7 @@ class Contents(dict[int, Content]):
         self.update((row, Content()) for row in rows)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows."""
+        """Drop rows."""
         self.require(rows, "release")
         for row in rows:
             del self[row]

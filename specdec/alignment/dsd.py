@@ -1,16 +1,16 @@
-"""DSD as published: left padding that piles up, without a mask. Known incorrect; kept to be measured.
+"""DSD as published: left padding that accumulates, without a mask. Known incorrect; kept to be measured.
 
 Idea: after every round rows are padded on the left to the longest, and everything is computed again from the token
-ids: the published code has a cache, cuts it to the batch's shortest acceptance, and then does not use it. What is
-wrong with the alignment, each a switch (what is wrong elsewhere is in verifier=dsd and scheduler=lockstep):
+ids: the published code has a cache, cuts it to the batch's shortest acceptance, and then does not use it. The defects
+of the alignment, each a switch (other defects are in verifier=dsd and scheduler=lockstep):
 
 - ``attend_padding``: no attention mask is passed, so padding is read as text;
-- ``pile_up_padding``: padded rows are padded again without stripping, so padding only ever grows. Harmless alone;
-- ``absolute_positions``: positions count the padding. Harmless alone for rotary positions, which are relative, and
-  fatal for learned ones.
+- ``pile_up_padding``: padded rows are padded again without stripping, so padding only grows. Harmless alone;
+- ``absolute_positions``: positions count the padding. Alone it is harmless for rotary positions, which are relative,
+  and fatal for learned ones.
 
 With all of them off the result is exact.
-Cost: the whole batch is computed anew in every forward.
+Cost: the whole batch is computed again in every forward.
 Source: Yan, Agarwal, Venkataraman 2024, arXiv 2402.01528; the defects are described in arXiv 2510.22876.
 """
 
@@ -54,7 +54,7 @@ class DsdAlignment(Alignment):
         self._pads: dict[int, int] = {}
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
-        """Compute the prompts of new rows, padded to the longest; what comes of it is thrown away."""
+        """Compute the prompts of new rows, padded to the longest; the result is discarded, as published."""
         self._contents.admit(rows)
         for row, content in zip(rows, contents, strict=True):
             self._contents[row].length = len(content)
@@ -64,7 +64,6 @@ class DsdAlignment(Alignment):
             self._compute(rows)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows."""
         self._contents.release(rows)
         for row in rows:
             del self._tokens[row], self._nodes[row], self._pads[row]
@@ -76,7 +75,7 @@ class DsdAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Compute the rows anew from their first column on; returns the new tokens' logits."""
+        """Compute the rows again from their first column on; returns the new tokens' logits."""
         self._contents.require(rows, "forward")
         with self.clock.stage("align"):
             self._pad(rows)
@@ -91,11 +90,10 @@ class DsdAlignment(Alignment):
         columns_BT = torch.tensor(firsts, device=self.model.device)[:, None] + torch.arange(
             num_new, device=self.model.device
         )
-        columns_BT.clamp_(max=logits_BSV.shape[1] - 1)  # behind a row's count there may be no column
+        columns_BT.clamp_(max=logits_BSV.shape[1] - 1)  # past a row's count there may be no column
         return logits_BSV[torch.arange(len(rows), device=self.model.device)[:, None], columns_BT]
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """Keep ids."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
             for row, keep in zip(rows, kept, strict=True):
@@ -104,11 +102,10 @@ class DsdAlignment(Alignment):
                 self._nodes[row] = []
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """The KV (N, H, length, D) that a forward over the row with its present padding computes."""
+        """The KV (N, H, length, D) that a forward over the row with its current padding computes."""
         pad, length = self._pads[row], self._contents[row].length
         if length == 0:
             return self.model.empty_storage(1, 0).data_NBHSD[:, 0]
@@ -116,14 +113,14 @@ class DsdAlignment(Alignment):
         return kv.data_NBHSD[:, 0, :, pad : pad + length]
 
     def _pad(self, rows: list[int]) -> None:
-        """Pad on the left to the longest row: on top of the padding there is, or afresh."""
+        """Pad on the left to the longest row, in addition to earlier padding or in place of it."""
         if not self.pile_up_padding:
             self._pads.update((row, 0) for row in rows)
         width = max(self._pads[row] + self._contents[row].length for row in rows)
         self._pads.update((row, width - self._contents[row].length) for row in rows)
 
     def _compute(self, rows: list[int]) -> tuple[Tensor, KVStorage]:
-        """Logits (B, S, V) and KV of padding, committed tokens and nodes, which end raggedly on the right."""
+        """Logits (B, S, V) and KV of padding, committed tokens and nodes; rows are ragged on the right."""
         pads, device = [self._pads[row] for row in rows], self.model.device
         ids_BS = padded([[self.pad_id] * self._pads[r] + self._tokens[r] + self._nodes[r] for r in rows], device)
         width = ids_BS.shape[1]

@@ -1,11 +1,11 @@
 """EQSPEC, the reference: left padding, and unpad, append, repad after every round.
 
-Idea: a batch is stored right-aligned, so that all rows end at the same column and row i starts behind ``pad_i``
-columns. After a round each row drops what was rejected and the batch is right-aligned anew: the KV content of row i
-moves by the change of its padding (delta_i), and by nothing when all rows accepted equally many.
+Idea: a batch is stored right-aligned, so that all rows end at the same column and row i starts after ``pad_i`` columns.
+After a round each row drops its rejected tokens and the batch is right-aligned again: the KV content of row i moves by
+the change of its padding (delta_i), which is 0 when all rows accepted equally many.
 Cost: one copy of every row that moves, per round; a change of rows copies all rows of both batches.
 Source: Zhang et al. 2025, arXiv 2510.22876, invariants I1 (pad + length = width) and I2 (contiguous positions).
-A row that is not in the current batch rests in a pool as ragged KV of its own, which is what EXSPEC regroups.
+Rows outside the current batch are kept in a pool as ragged KV, which EXSPEC regroups.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """The columns of a row that stay: ``stay`` consecutive committed ones from ``start``, then the kept nodes'."""
+class _KeptColumns:
+    """The kept columns of a row: ``stay`` consecutive committed ones from ``start``, then those of the kept nodes."""
 
     start: int
     stay: int
@@ -64,7 +64,7 @@ class EqspecAlignment(Alignment):
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows as a left-padded batch of their own."""
         with self.clock.stage("align"):
-            self._disperse()  # before a row takes the name of one that has left and is still in the batch
+            self._disperse()  # first, as a new row may have the number of a released one that is still in the batch
             self._contents.admit(rows)
             self._gather(rows)
         width = max(map(len, contents), default=0)
@@ -75,7 +75,7 @@ class EqspecAlignment(Alignment):
                 [[0] * pad + list(range(len(c))) for pad, c in zip(pads, contents, strict=True)], self.model.device
             )
             real_BS = consecutive(pads, [len(content) for content in contents], width, self.model.device)
-            # A padding query sees itself only: any finite value will do, nobody reads it.
+            # A padding query sees only itself: its output is not read, but must be finite.
             mask_BTS = causal(width, self.model.device) & real_BS[:, None]
             mask_BTS |= torch.eye(width, dtype=torch.bool, device=self.model.device)
             assert self._storage is not None
@@ -85,7 +85,7 @@ class EqspecAlignment(Alignment):
             self._contents[row].length = len(content)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows; the batch closes up at the next forward."""
+        """Drop rows; the batch shrinks at the next forward."""
         self._contents.release(rows)
         for row in rows:
             self._pool.pop(row, None)
@@ -97,7 +97,7 @@ class EqspecAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Feed tokens behind the batch's last column; a different batch is gathered first."""
+        """Feed tokens after the batch's last column; a different batch is gathered first."""
         self._contents.require(rows, "forward")
         if rows != self._batch:
             with self.clock.stage("align"):
@@ -129,25 +129,23 @@ class EqspecAlignment(Alignment):
         )
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """Drop what was rejected and right-align the batch again."""
+        """Drop rejected tokens and right-align the batch again."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
-            runs: dict[int, _Run] = {}
+            runs: dict[int, _KeptColumns] = {}
             for row, keep in zip(rows, kept, strict=True):
                 stay, nodes = self._contents[row].keep(keep)
                 if row in self._pool:
                     self._pool[row] = self._pool[row][:, :, :stay]
                 else:
-                    runs[row] = _Run(self._pads[row], stay, [self._nodes[row][node] for node in nodes])
+                    runs[row] = _KeptColumns(self._pads[row], stay, [self._nodes[row][node] for node in nodes])
                     self._nodes[row] = []
             self._realign(runs)
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """A copy of a row's committed KV, (N, H, length, D)."""
         if row in self._pool:
             return self._pool[row].clone()
         assert self._storage is not None
@@ -155,15 +153,15 @@ class EqspecAlignment(Alignment):
         columns = slice(pad, pad + self._contents[row].length)
         return self._storage.data_NBHSD[:, self._batch.index(row), :, columns].clone()
 
-    def _realign(self, runs: dict[int, _Run]) -> None:
+    def _realign(self, runs: dict[int, _KeptColumns]) -> None:
         """Move each row's kept columns so that all rows end together (unpad, append, repad)."""
         storage = self._storage
         if storage is None:
             return
         living = [row for row in self._batch if row in self._contents]
-        for row in living:  # rows of the batch that this commit does not name keep everything they hold
+        for row in living:  # rows of the batch that this commit does not name keep everything
             if row not in runs:
-                runs[row] = _Run(self._pads[row], self._contents[row].length, self._nodes[row])
+                runs[row] = _KeptColumns(self._pads[row], self._contents[row].length, self._nodes[row])
         width = max((len(runs[row]) for row in living), default=0)
         for b, row in enumerate(self._batch):
             if row not in self._contents:
@@ -178,7 +176,7 @@ class EqspecAlignment(Alignment):
         storage.width = width
 
     def _disperse(self) -> None:
-        """Unpad every living row of the batch into the pool."""
+        """Unpad every admitted row of the batch into the pool."""
         for row in self._batch:
             if row in self._contents:
                 if self._nodes[row]:
@@ -189,7 +187,7 @@ class EqspecAlignment(Alignment):
         self._nodes.clear()
 
     def _gather(self, rows: list[int]) -> None:
-        """Make ``rows`` the batch: plain concatenation if their lengths are equal, repadded otherwise."""
+        """Build the batch of ``rows``: concatenated if their lengths are equal, repadded otherwise."""
         lengths = [self._contents[row].length for row in rows]
         width = max(lengths, default=0)
         storage = self.model.empty_storage(len(rows), width + GROWTH_COLUMNS)

@@ -1,11 +1,11 @@
 """Expansion: every drafted prefix is a copy of its row, and a commit chooses the right copy.
 
-Idea: instead of cutting a rejected suffix off, never write it. For each node that is fed, its row is copied into an
-extra row of the batch that holds exactly the path from the last committed token to that node. A chain of T tokens
+Idea: a rejected suffix is never written, so it need not be cut off. For each node that is fed, its row is copied into
+an extra row of the batch that holds exactly the path from the last committed token to that node. A chain of T tokens
 makes T copies, a tree one per root-to-node path; every copy is a plain chain, so no tree mask is needed. A commit
 takes the last kept node's copy as the row's new content and drops the others.
-Cost: T copies of every row's cache per forward, and T (T + 1) / 2 tokens computed for the T that are asked for. A
-draft, which feeds one token at a time, copies the row once per token.
+Cost: T copies of every row's cache per forward, and T (T + 1) / 2 tokens computed for T. A draft, which feeds one token
+at a time, copies the row once per token.
 Source: batch expansion, as in the first speculative decoding of vLLM (BatchExpansionTop1Scorer), whose model runner
 scored one token per sequence.
 """
@@ -28,7 +28,7 @@ from specdec.models.kv import KVStorage
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A row of some storage that holds a row's content and, behind it, one path of its nodes."""
+    """A row of some storage with one row's content, followed by one path of its nodes."""
 
     kv: KVStorage
     index: int
@@ -37,7 +37,7 @@ class _Copy:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """A node to be fed: the copy that it goes on from, and the tokens (column t of row b) that it adds."""
+    """A node to feed: the copy that it extends, and the tokens (columns of row b) that it adds."""
 
     b: int
     node: int
@@ -61,7 +61,7 @@ class ExpansionAlignment(Alignment):
         return 2 * in_flight + batch * num_fed
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
-        """Prefill new rows; nothing is expanded yet."""
+        """Prefill new rows, without copies."""
         self._contents.admit(rows)
         with self.clock.stage("align"):
             self._home.take(rows)
@@ -74,7 +74,7 @@ class ExpansionAlignment(Alignment):
             self._contents[row].length = len(content)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows and their copies."""
+        """Drop rows and their copies."""
         self._contents.release(rows)
         self._home.free(rows)
         for row in rows:
@@ -87,7 +87,7 @@ class ExpansionAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Make a copy per new node, feed each its path, and read off each copy's last logits."""
+        """Make a copy per new node, feed its path, and return each copy's last logits."""
         self._contents.require(rows, "forward")
         counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
         branches = []
@@ -117,7 +117,7 @@ class ExpansionAlignment(Alignment):
         return logits_BTV
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """Bring home the columns that the last kept node's copy has gained; forget all copies."""
+        """Copy back the columns that the last kept node's copy has gained; drop all copies."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
             for row, keep in zip(rows, kept, strict=True):
@@ -131,15 +131,13 @@ class ExpansionAlignment(Alignment):
                 self._copies[row].clear()
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """A copy of a row's committed KV, (N, H, length, D)."""
         return self._home.kv.data_NBHSD[:, self._home.slot[row], :, : self._contents[row].length].clone()
 
     def _branches(self, b: int, row: int, count: int, parents: list[int] | None) -> list[_Branch]:
-        """The new nodes of a row, each with the nearest copy it can go on from."""
+        """The new nodes of a row, each with the longest copy it can extend."""
         content = self._contents[row]
         first = len(content.parents)
         content.feed(count, parents)

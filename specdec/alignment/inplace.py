@@ -1,16 +1,16 @@
-"""In place: every row has a slot and a write cursor of its own, and nothing is moved to keep rows aligned.
+"""In place: every row has its own slot and write cursor, and nothing is moved to keep rows aligned.
 
-Idea: column j of a row's slot holds token j, so a position is a column and a row's length is its cursor. What was
-rejected stays where it is, behind the cursor, until the next tokens overwrite it; an explicit mask (a query sees the
-columns up to its own) hides it until then. A batch is rectangular because its storage is, not because its rows are.
-Cost: a commit is host arithmetic. Only a tree's path that is not a prefix of the nodes is moved together, column by
-column. A forward over rows with consecutive slots reads the storage as it is. Where slots between them are idle (their
-rows' prompts are still being read, or they are not in this group), either those are fed along, a padding token each
-that nobody ever sees, or what is read is copied, once per layer: whichever costs less.
-A released row leaves a free slot; a row moves into it, once, when no newcomer takes it before the next round over all
-rows.
-Source: the reference (arXiv 2510.22876) holds that a masked layout would have to move the cache every round; with
-one cursor per row it need not. Static caches with per-row positions are common in serving engines.
+Idea: column j of a row's slot holds token j, so a position is a column and a row's length is its cursor. Rejected
+tokens stay in the columns after the cursor until the next tokens overwrite them; an explicit mask (a query sees the
+columns up to its own) hides them until then. A batch is rectangular because its storage is, not because its rows are.
+Cost: a commit is host arithmetic. Only a tree's path that is not a prefix of the nodes is moved, column by column. A
+forward over rows with consecutive slots reads the storage without a copy. If slots between them are idle (their rows'
+prompts are still being read, or they are not in this group), either these are fed too, with masked padding tokens, or
+the columns read are copied, once per layer: whichever costs less.
+A released row leaves a free slot. If no new row takes it before the next round over all rows, the row of the highest
+slot moves into it.
+Source: the reference (arXiv 2510.22876) states that a masked layout has to move the cache every round; one cursor per
+row avoids that. Static caches with per-row positions are common in serving engines.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class InplaceAlignment(Alignment):
 
     @classmethod
     def fed_rows(cls, in_flight: int, batch: int) -> int:
-        """Idle slots may be fed along, at most as many as rows (``idle_are_cheap``)."""
+        """Idle slots may be fed too, at most as many as rows (``idle_are_cheap``)."""
         return min(in_flight, 2 * batch)
 
     def expect(self, num_rows: int) -> None:
-        """Take the slots now: storage that grows group by group is copied every time."""
+        """Reserve the slots now, because storage that grows group by group is copied every time."""
         with self.clock.stage("align"):
             self._slots.reserve(len(self._slots.slot) + num_rows)
 
@@ -57,7 +57,7 @@ class InplaceAlignment(Alignment):
             self._contents[row].length = len(content)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows; their slots are free."""
+        """Drop rows and free their slots."""
         self._contents.release(rows)
         self._slots.free(rows)
 
@@ -68,7 +68,7 @@ class InplaceAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Write each row's tokens from its cursor on. Runs in the order of the slots, whatever that of the rows."""
+        """Write each row's tokens from its cursor on. The model runs in slot order, whatever the order of ``rows``."""
         self._contents.require(rows, "forward")
         with self.clock.stage("align"):
             if len(rows) == len(self._contents):
@@ -87,7 +87,7 @@ class InplaceAlignment(Alignment):
         return logits_BTV[order_B.argsort()]
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """Set the cursors; move the nodes of a path together where it is not a prefix of what was fed."""
+        """Set the cursors; move the nodes of a path that is not a prefix of the fed nodes."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
             for row, keep in zip(rows, kept, strict=True):
@@ -98,15 +98,13 @@ class InplaceAlignment(Alignment):
                     data_NHSD[:, :, stay : stay + len(nodes)] = data_NHSD[:, :, columns]
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row: its cursor."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """A copy of a row's committed KV, (N, H, length, D)."""
         return self._slots.kv.data_NBHSD[:, self._slots.slot[row], :, : self._contents[row].length].clone()
 
     def _feed(self, rows: list[int], tokens_BT: Tensor, counts: list[int], parents: list[list[int]] | None) -> Tensor:
-        """Feed rows that are in the order of their slots."""
+        """Feed rows that are in slot order."""
         contents = [self._contents[row] for row in rows]
         starts = [content.length + len(content.parents) for content in contents]
         positions = [
@@ -125,16 +123,16 @@ class InplaceAlignment(Alignment):
             num_tokens=counts,
             num_new=num_new,
         )
-        positions_BT = padded([fed + [0] * (num_new - len(fed)) for fed in positions], self.model.device)
+        positions_BT = padded(positions, self.model.device, num_new)
         columns_BT = chain_columns(starts, num_new, self.model.device)
         writer = self._slots.kv.scatter(self._slot_of(rows), columns_BT, num_columns)
         return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer)
 
     def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor) -> Tensor:
-        """Feed chains, with a padding token for each idle slot between the rows' where that is cheaper than a copy.
+        """Feed chains, with padding tokens for each idle slot between the rows' if that is cheaper than a copy.
 
-        What such a slot is fed goes behind its row's cursor, as the padding of a short row does. Its position is one
-        that the fed rows have too: some rotary embeddings depend on the longest position of a forward.
+        The padding goes past the row's cursor, as that of a short row does. Its positions do not exceed those of the
+        fed rows, because some rotary embeddings depend on the largest position of a forward.
         """
         slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
         span_starts = self._span_starts(slots, starts, num_new)
@@ -148,7 +146,7 @@ class InplaceAlignment(Alignment):
         return feed_chains(self.model, self._slots.kv, span, span_starts, span_BT, num_positions=longest)[places_B]
 
     def _span_starts(self, slots: list[int], starts: list[int], num_new: int) -> list[int] | None:
-        """Cursors of all slots from the first fed one to the last; None where idle ones are better left out."""
+        """Cursors of all slots from the first fed one to the last; None if idle slots are better left out."""
         span = range(slots[0], slots[-1] + 1)
         num_idle = len(span) - len(slots)
         if not num_idle:

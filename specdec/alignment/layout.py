@@ -1,4 +1,4 @@
-"""Position and mask tensors from explicit lengths, shared by the strategies."""
+"""Position and mask tensors from explicit lengths, shared by all strategies."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from specdec.alignment.content import Content
 
 
-def padded(lists: list[list[int]], device: torch.device) -> Tensor:
-    """Ragged lists as a (B, T) int64 tensor, filled with 0 on the right."""
-    width = max(map(len, lists), default=0)
+def padded(lists: list[list[int]], device: torch.device, width: int = 0) -> Tensor:
+    """Ragged lists as a (B, T) int64 tensor, padded with 0 on the right to the longest, and at least to ``width``."""
+    width = max(width, *map(len, lists)) if lists else width
     return torch.tensor([row + [0] * (width - len(row)) for row in lists], dtype=torch.long, device=device)
 
 
 def consecutive(starts: list[int], lengths: list[int], num_columns: int, device: torch.device) -> Tensor:
-    """(B, S) bool: the columns from each row's start on, as many as it is long."""
+    """(B, S) bool: each row's ``length`` columns from its start on."""
     columns_S = torch.arange(num_columns, device=device)
     starts_B1 = torch.tensor(starts, device=device)[:, None]
     lengths_B1 = torch.tensor(lengths, device=device)[:, None]
@@ -41,14 +41,14 @@ def attention_mask(
         committed_BS: (B, S) bool, the columns of each row's committed tokens.
         contents: of each row, with the new tokens already fed.
         node_columns: column of each node of each row.
-        num_tokens: new tokens per row; the queries behind them see one of the last columns besides (their output is
-            not read, but it must be finite).
+        num_tokens: new tokens per row; a query past them also sees one of the last columns (its output is not read,
+            but must be finite).
         num_new: columns that the forward adds, T.
 
     Returns:
         (B, T, S) bool.
     """
-    behind = committed_BS.shape[1] - num_new
+    first_new = committed_BS.shape[1] - num_new
     mask_BTS = committed_BS[:, None].repeat(1, num_new, 1)
     index: list[tuple[int, int, int]] = []
     for b, content in enumerate(contents):
@@ -57,7 +57,7 @@ def attention_mask(
             if t < num_tokens[b]:
                 index.extend((b, t, node_columns[b][node]) for node in content.ancestors(first + t))
             else:
-                index.append((b, t, behind + t))
+                index.append((b, t, first_new + t))
     rows, queries, seen = torch.tensor(index, device=committed_BS.device).unbind(-1)
     mask_BTS[rows, queries, seen] = True
     return mask_BTS

@@ -1,11 +1,11 @@
-"""Masked: rejected tokens stay in the cache as holes that the mask hides, and are squeezed out now and then.
+"""Masked: rejected tokens stay in the cache as holes that the mask hides, until a compaction removes them.
 
-Idea: all rows of a batch append to the same columns, and a commit is bookkeeping: what was rejected becomes a hole.
-A position is the running count of a row's own tokens, never its column, so holes do not shift what comes after them.
-When the holes that all rows could do without exceed a share of the width, every row is moved together (compaction).
-Cost: attention over the holes, and one copy of every row per compaction: none per round. A change of rows that
-brings rows in copies both batches; rows that only leave copy the batch once.
-Source: the layout of BSP's published code (Su et al. 2023, arXiv 2310.18813), with the positions put right.
+Idea: all rows of a batch append to the same columns, and a commit is bookkeeping: rejected tokens become holes. A
+position is the running count of a row's own tokens, never its column, so holes do not shift what comes after them.
+When the holes that a compaction would remove exceed a share of the width, all rows are compacted.
+Cost: attention over the holes, and one copy of every row per compaction: none per round. When rows join, both batches
+are copied; when rows only leave, the batch is copied once.
+Source: the layout of BSP's published code (Su et al. 2023, arXiv 2310.18813), with correct positions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MaskedAlignment(Alignment):
             self._contents[row].length = len(content)
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows; the batch gets narrower at the next forward."""
+        """Drop rows; the batch shrinks at the next forward."""
         self._contents.release(rows)
         self._batch.forget(rows)
 
@@ -52,7 +52,7 @@ class MaskedAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Append the tokens' columns to all rows; positions go on from each row's own count."""
+        """Append the tokens' columns to all rows; positions continue each row's own count."""
         self._contents.require(rows, "forward")
         with self.clock.stage("align"):
             self._batch.choose(rows)
@@ -60,9 +60,8 @@ class MaskedAlignment(Alignment):
         num_new = tokens_BT.shape[1]
         counts = num_tokens or [num_new] * len(rows)
         positions = []
-        for b, content in enumerate(contents):
-            fed = content.feed(counts[b], parents[b] if parents else None)
-            positions.append(fed + [0] * (num_new - len(fed)))
+        for b, (row, content) in enumerate(zip(rows, contents, strict=True)):
+            positions.append(self._positions(row, content.feed(counts[b], parents[b] if parents else None)))
         self._batch.append(rows, counts)
         mask_BTS = attention_mask(
             committed_BS=self._batch.committed(rows, self._batch.kv.width + num_new),
@@ -71,26 +70,28 @@ class MaskedAlignment(Alignment):
             num_tokens=counts,
             num_new=num_new,
         )
-        positions_BT = padded(positions, self.model.device)
+        positions_BT = padded(positions, self.model.device, num_new)
         return self.model.forward(tokens_BT, positions_BT, mask_BTS, self._batch.kv.append(num_new))
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """What is not kept becomes holes; too many of them are squeezed out."""
+        """Turn what is not kept into holes; compact the batch when there are too many."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
             for row, keep in zip(rows, kept, strict=True):
                 stay, nodes = self._contents[row].keep(keep)
                 self._batch.keep(row, stay, nodes)
-            # Only the holes that a compaction would remove count: the padding of a shorter row it cannot.
+            # Only the holes that a compaction would remove count: it cannot remove the padding of a shorter row.
             batch = self._batch
             needed = max((len(batch.columns[row]) + len(batch.nodes[row]) for row in batch.living), default=0)
             if batch.kv.width - needed > self.max_hole_share * batch.kv.width:
                 batch.compact()
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """A copy of a row's committed KV, (N, H, length, D), without its holes."""
         return self._batch.cached(row)
+
+    def _positions(self, row: int, counts: list[int]) -> list[int]:
+        """Position ids of a row's new tokens, whose running counts are ``counts``."""
+        return counts

@@ -1,6 +1,6 @@
-"""Which of a model's queries was a given token, and what is wrong with it: its position, or what it sees.
+"""Which query of a model was a given token, and whether its position and the columns it sees are correct.
 
-Shape letters: Q looked-for tokens of a row, P tokens that the row holds, M rows of a forward, T tokens, S columns,
+Shape letters: Q tokens of a row to be found, P tokens that the row holds, M rows of a forward, T tokens, S columns,
 E size of a key.
 """
 
@@ -17,12 +17,12 @@ EXPECTED = {
     "position": "the number of tokens before it",
     "visibility": "its row's own tokens before it and itself, once each",
 }
-Problem = tuple[str, str]  # the promise that is broken, and what was found
+Problem = tuple[str, str]  # the broken promise, and what was found
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Tokens of a row that must have been fed, and what each must have seen."""
+    """Tokens of a row that must have been fed, and the tokens that each must have seen."""
 
     tokens: list[int]
     positions: list[int]
@@ -32,7 +32,7 @@ class Wanted:
 
 
 def problems(wanted: Wanted, candidates: list[tuple[Observed, int]]) -> dict[int, Problem]:
-    """What is wrong, by index into the looked-for tokens; nothing for those that some query of the model was."""
+    """Problems by index into the wanted tokens; a token that some query matches in full has none."""
     unmet: dict[int, Problem | None] = dict.fromkeys(range(len(wanted.tokens)))
     for observed, m in candidates:
         if not unmet:
@@ -55,13 +55,13 @@ def problems(wanted: Wanted, candidates: list[tuple[Observed, int]]) -> dict[int
 
 
 def own_first(seen: list[Observed], b: int) -> list[tuple[Observed, int]]:
-    """All rows of all forwards, those in the caller's order first: a strategy may order or copy rows as it likes."""
+    """All rows of all forwards, those at row b's own place first: a strategy may reorder or copy rows."""
     pairs = [(observed, m) for observed in seen for m in range(len(observed.tokens_MT))]
     return sorted(pairs, key=lambda pair: pair[1] != b)
 
 
 def _likelier(known: Problem | None, problem: Problem) -> Problem:
-    """The same token may be fed in many places: the row's own place comes first, and a right position counts more."""
+    """The problem to report for a token fed in several places: the first, or one whose position is correct."""
     if known is None or (known[0] == "position" and problem[0] == "visibility"):
         return problem
     return known

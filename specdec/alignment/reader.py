@@ -1,7 +1,7 @@
-"""Reading: feeding tokens that are known already, whole or in chunks, to one model's alignment.
+"""Prefill of one model: feeding known tokens, whole or in chunks, to its alignment.
 
-Rows of very different lengths are read in several forwards: one long prompt would otherwise pad all others to its
-length, and a padded token costs as much as a real one.
+Rows of very different lengths are fed in several forwards: a long prompt would otherwise pad all others to its length,
+and a padded token costs as much as a real one.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from specdec.alignment.layout import padded
 from specdec.core.sequence import Sequence
 
 FORWARD_TOKENS = {"cpu": 32, "cuda": 512}
-"""Tokens whose reading costs as much as one more forward: its weights are read and its kernels launched once more."""
+"""Tokens that cost as much as the fixed part of a forward: loading the weights and launching the kernels."""
 
-See = Callable[[list[Sequence], Tensor, list[list[int]]], None]
+HiddenObserver = Callable[[list[Sequence], Tensor, list[list[int]]], None]
 
 
 class Reader:
-    """Brings rows' caches up to a wished length. A row is admitted with its first tokens, not before.
+    """Extends rows' caches to a given length. A row is admitted with its first tokens, not before.
 
-    ``see`` is told the last hidden states of what is read, as ``Drafter.see`` describes.
+    ``observe_hidden`` receives the last hidden states of the tokens read, as ``Drafter.observe_hidden`` describes.
     """
 
-    def __init__(self, alignment: Alignment, see: See | None = None) -> None:
+    def __init__(self, alignment: Alignment, observe_hidden: HiddenObserver | None = None) -> None:
         self.alignment = alignment
-        self._see = see
+        self._observe_hidden = observe_hidden
         self._admitted: set[int] = set()
 
     def admitted(self, row: Sequence) -> bool:
-        """Whether the row has a cache at all."""
+        """Whether the row has a cache."""
         return row.index in self._admitted
 
     def length(self, row: Sequence) -> int:
@@ -40,13 +40,13 @@ class Reader:
         return self.alignment.length(row.index) if self.admitted(row) else 0
 
     def read(self, rows: list[Sequence], stops: list[int]) -> None:
-        """Make each row's cache hold its first ``stops[b]`` tokens; a row that holds them keeps what it has."""
+        """Extend each row's cache to its first ``stops[b]`` tokens; one that holds them already is left as it is."""
         new = [(row, stop) for row, stop in zip(rows, stops, strict=True) if not self.admitted(row)]
         old = [
             (row, stop) for row, stop in zip(rows, stops, strict=True) if self.admitted(row) and stop > self.length(row)
         ]
-        if self._see is not None:
-            # An admission answers nothing: where hidden states are wanted, the first tokens are fed like all others.
+        if self._observe_hidden is not None:
+            # An admission returns nothing: to get their hidden states, first tokens are fed like all others.
             self._admit(new, [[] for _ in new])
             old, new = old + [(row, stop) for row, stop in new if stop], []
         if new:
@@ -69,21 +69,23 @@ class Reader:
     def _groups(self, lengths: list[int]) -> list[list[int]]:
         return groups_of_length(lengths, FORWARD_TOKENS.get(self.alignment.model.device.type, 0))
 
-    def probe(self, rows: list[Sequence], ids: tuple[int, ...]) -> None:
-        """Feed ``ids`` behind what the rows' caches hold, for the sake of their hidden states, and drop them."""
-        self._feed(rows, [list(ids)] * len(rows), [[] for _ in rows])
+    def probe(self, rows: list[Sequence], ids: tuple[int, ...], probes_MD: Tensor | None) -> None:
+        """Feed probes after what the rows' caches hold, to get their hidden states, and drop them."""
+        self._feed(rows, [list(ids)] * len(rows), [[] for _ in rows], probes_MD)
         kept: list[Kept] = [self.length(row) for row in rows]
         self.alignment.commit([row.index for row in rows], kept)
 
-    def _feed(self, rows: list[Sequence], tokens: list[list[int]], kept: list[list[int]]) -> None:
+    def _feed(
+        self, rows: list[Sequence], tokens: list[list[int]], kept: list[list[int]], probes_MD: Tensor | None = None
+    ) -> None:
         model, counts = self.alignment.model, [len(part) for part in tokens]
-        with model.giving("logits" if self._see is None else "hidden"):
+        with model.call_options("logits" if self._observe_hidden is None else "hidden", probes_MD):
             hidden_BTD = self.alignment.forward([row.index for row in rows], padded(tokens, model.device), counts)
-        if self._see is not None:
-            self._see(rows, hidden_BTD, kept)
+        if self._observe_hidden is not None:
+            self._observe_hidden(rows, hidden_BTD, kept)
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows and their caches."""
+        """Drop rows and their caches."""
         known = [row.index for row in rows if self.admitted(row)]
         if known:
             self.alignment.release(known)
@@ -91,10 +93,10 @@ class Reader:
 
 
 def groups_of_length(lengths: list[int], fixed: int) -> list[list[int]]:
-    """Split rows so that reading costs least; returns indices, in their order within a group.
+    """Split rows into the groups that cost least to feed; returns indices, in the rows' order within a group.
 
-    A group costs its longest row times its rows, and ``fixed`` on top. The best groups are stretches of the rows in
-    order of length, found from the shortest row on: cost(j) = min over i < j of cost(i) + fixed + (j - i) x length(j).
+    A group costs its longest row times its number of rows, plus ``fixed``. The best groups are intervals of the rows
+    sorted by length: cost(j) = min over i < j of cost(i) + fixed + (j - i) x length(j).
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     costs, starts = [0], [0]

@@ -1,13 +1,13 @@
 """Rollback: after every round the whole batch is cut back to its shortest acceptance.
 
-Idea: a rectangular cache can drop columns only for all rows at once, so it keeps as many as the row that kept least.
-What another row kept beyond is owed: its tokens are known, their KV is gone, and the next forward feeds them again
-in front of its new tokens, right-aligned, so that all rows go on from the same column. Rows that owe less have holes
-there. A row's debt is therefore never more than what one round fed, as long as commits do not cut deeper.
-Cost: no copy of KV at all while the rows stay the same; instead the surplus of every row is computed twice, and a
-batch moves at the pace of the row that accepts least. A row that cuts far back makes all rows feed that part again.
-Source: the simplest use of a cache's own crop() on a batch, which knows one length for all rows; the published code
-of DSD (Yan et al. 2024, arXiv 2402.01528) crops to the batch minimum like this.
+Idea: a rectangular cache can drop columns only for all rows at once, so it is cut to the row that kept least. The
+tokens that another row kept past the cut are missing: their KV is gone, and the next forward feeds them again before
+its new tokens, right-aligned, so that all rows continue at the same column. Rows that miss fewer tokens have holes
+there. A row never misses more than one round fed, as long as commits do not cut deeper.
+Cost: no copy of KV while the rows stay the same; instead every row's missing tokens are computed twice, and a batch
+advances as slowly as the row that accepts least. A row that cuts far back makes all rows feed that part again.
+Source: the simplest use of a cache's own crop() on a batch, which has one length for all rows; the published code of
+DSD (Yan et al. 2024, arXiv 2402.01528) crops to the batch minimum like this.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from specdec.models.causal_lm import CausalLM
 
 
 class RollbackAlignment(Alignment):
-    """Cut to the minimum, feed the surplus again; see the module's text."""
+    """Cut to the minimum, feed missing tokens again; see the module's text."""
 
     def __init__(self, model: CausalLM, clock: Clock) -> None:
         self.model = model
         self.clock = clock
         self._contents = Contents()
         self._batch = ColumnBatch(model, self._contents)
-        self._tokens: dict[int, list[int]] = {}  # committed token ids: what is cut away has to be fed again
+        self._tokens: dict[int, list[int]] = {}  # committed token ids, to feed again what was cut
         self._node_tokens: dict[int, list[int]] = {}
-        self._feeds: list[tuple[list[int], Tensor, list[int]]] = []  # fed, but not yet read back from the device
+        self._feeds: list[tuple[list[int], Tensor, list[int]]] = []  # fed, but not yet copied from the device
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows as a right-padded batch of their own."""
@@ -46,7 +46,7 @@ class RollbackAlignment(Alignment):
             self._tokens[row], self._node_tokens[row] = list(content), []
 
     def release(self, rows: list[int]) -> None:
-        """Forget rows; the batch gets narrower at the next forward."""
+        """Drop rows; the batch shrinks at the next forward."""
         self._contents.release(rows)
         self._batch.forget(rows)
         for row in rows:
@@ -59,7 +59,7 @@ class RollbackAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Feed what each row owes, then its new tokens."""
+        """Feed each row's missing tokens, then its new ones."""
         self._contents.require(rows, "forward")
         with self.clock.stage("align"):
             self._batch.choose(rows)
@@ -67,15 +67,14 @@ class RollbackAlignment(Alignment):
         num_new = tokens_BT.shape[1]
         counts = num_tokens or [num_new] * len(rows)
         self._feeds.append((list(rows), tokens_BT, counts))
-        owed = [self._tokens[row][len(self._batch.columns[row]) :] for row in rows]
-        lead = max(map(len, owed))
-        lead_positions, positions = [], []
+        missing = [self._tokens[row][len(self._batch.columns[row]) :] for row in rows]
+        lead = max(map(len, missing))
+        positions = []
         for b, content in enumerate(contents):
-            pad, cached = lead - len(owed[b]), content.length - len(owed[b])
-            lead_positions.append([0] * pad + list(range(cached, content.length)))
-            fed = content.feed(counts[b], parents[b] if parents else None)
-            positions.append(fed + [0] * (num_new - len(fed)))
-        lead_mask_BTS = self._settle(rows, owed, num_new)
+            pad, cached = lead - len(missing[b]), content.length - len(missing[b])
+            again = [0] * pad + list(range(cached, content.length))
+            positions.append(again + content.feed(counts[b], parents[b] if parents else None))
+        lead_mask_BTS = self._place(rows, missing, num_new)
         self._batch.append(rows, counts, lead)
         mask_BTS = attention_mask(
             committed_BS=self._batch.committed(rows, self._batch.kv.width + lead + num_new),
@@ -84,20 +83,20 @@ class RollbackAlignment(Alignment):
             num_tokens=counts,
             num_new=num_new,
         )
-        lead_tokens_BT = padded([[0] * (lead - len(tokens)) + tokens for tokens in owed], self.model.device)
+        lead_tokens_BT = padded([[0] * (lead - len(tokens)) + tokens for tokens in missing], self.model.device)
         return self.model.forward(
             torch.cat([lead_tokens_BT, tokens_BT], dim=1),
-            padded([a + b for a, b in zip(lead_positions, positions, strict=True)], self.model.device),
+            padded(positions, self.model.device, lead + num_new),
             torch.cat([lead_mask_BTS, mask_BTS], dim=1),
             self._batch.kv.append(lead + num_new),
             num_logits=num_new,
         )
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """Keep per row, then cut the batch to the column up to which every row kept all there was."""
+        """Keep per row, then cut the batch to the first column that some row dropped."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
-            self._read_back()
+            self._copy_fed_ids()
             batch = self._batch
             cut = batch.kv.width
             for row, keep in zip(rows, kept, strict=True):
@@ -115,14 +114,10 @@ class RollbackAlignment(Alignment):
             batch.kv.width = cut
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row, whether their KV is there or owed."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """The row's committed KV, (N, H, length, D). What is owed is computed for the answer, on a copy.
-
-        So reading changes nothing in the batch, and the answer is what the next forward will have in front of it.
-        """
+        """The row's committed KV, (N, H, length, D); what is missing of it is computed on a copy, not in the batch."""
         kept_NHSD = self._batch.cached(row)
         num_cached, length = kept_NHSD.shape[2], self._contents[row].length
         kv = self.model.empty_storage(1, length)
@@ -135,19 +130,19 @@ class RollbackAlignment(Alignment):
             self.model.forward(tokens_BT, positions[None], mask_TS[None], kv.append(length - num_cached), num_logits=1)
         return kv.data_NBHSD[:, 0, :, :length]
 
-    def _settle(self, rows: list[int], owed: list[list[int]], num_new: int) -> Tensor:
-        """Give the owed tokens their columns, right-aligned; returns what they see, (B, lead, S)."""
-        width, lead = self._batch.kv.width, max(map(len, owed))
-        for row, tokens in zip(rows, owed, strict=True):
+    def _place(self, rows: list[int], missing: list[list[int]], num_new: int) -> Tensor:
+        """Assign columns to missing tokens, right-aligned; returns their mask (B, lead, S)."""
+        width, lead = self._batch.kv.width, max(map(len, missing))
+        for row, tokens in zip(rows, missing, strict=True):
             self._batch.columns[row].extend(range(width + lead - len(tokens), width + lead))
         columns_S = torch.arange(width + lead + num_new, device=self.model.device)
         queries_T = columns_S[width : width + lead]
-        own_TS = columns_S == queries_T[:, None]  # padding in front sees itself only: finite, and read by nobody
+        own_TS = columns_S == queries_T[:, None]  # padding sees only itself: its output is finite and not read
         committed_BS = self._batch.committed(rows, width + lead + num_new)
         return (committed_BS[:, None] & (columns_S <= queries_T[:, None])) | own_TS
 
     def _first_dropped(self, row: int, stay: int, nodes: list[int]) -> int:
-        """The first column that the row does not keep; called before it is dropped."""
+        """The first column that the row does not keep; to be called before it is dropped."""
         columns, fed = self._batch.columns[row], self._batch.nodes[row]
         if stay < len(columns):
             return columns[stay]
@@ -155,8 +150,8 @@ class RollbackAlignment(Alignment):
             return fed[nodes[-1]] + 1
         return fed[0] if fed else self._batch.kv.width
 
-    def _read_back(self) -> None:
-        """Learn the ids of the tokens fed since the last commit; by then the device has long computed them."""
+    def _copy_fed_ids(self) -> None:
+        """Copy the ids of the tokens fed since the last commit, which the device has computed by now."""
         for rows, tokens_BT, counts in self._feeds:
             for row, tokens, count in zip(rows, tokens_BT.tolist(), counts, strict=True):
                 if row in self._node_tokens:

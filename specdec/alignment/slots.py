@@ -1,4 +1,4 @@
-"""KV storage in which every row has a slot of its own, and writes to columns of its own."""
+"""KV storage in which every row has its own slot and writes to its own columns."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
 OPERATIONS_PER_BYTE = {"cpu": 6, "cuda": 200}
-"""Operations of a product that take as long as moving one byte of the cache; on a CPU in bfloat16 or float16, which
-many of them emulate, 1. Constants, although `device_peaks` (specdec.run.forward_bound) could measure them: the
-same run shall make the same forwards everywhere."""
+"""Operations of a matrix product that take as long as moving one byte of the cache (on a CPU in bfloat16 or float16,
+which many CPUs emulate: 1). Constants rather than measurements, so that a run makes the same forwards everywhere."""
 
 
 class SlotStorage:
-    """Rows and their slots, over a KVStorage that grows by doubling its slots and in steps of columns."""
+    """Rows and their slots in a KVStorage that doubles its number of slots and adds columns in steps."""
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
@@ -30,12 +29,12 @@ class SlotStorage:
         self.reserve(max(self.slot.values(), default=-1) + 1)
 
     def free(self, rows: list[int]) -> None:
-        """Give the rows' slots back; the next newcomers take them."""
+        """Free the rows' slots for the next new rows."""
         for row in rows:
             del self.slot[row]
 
     def close_up(self) -> None:
-        """Move rows from the highest slots into free ones, so that the taken slots are consecutive."""
+        """Move rows from the highest slots into free ones, so that the slots in use are consecutive."""
         count = len(self.slot)
         taken = set(self.slot.values())
         free = [slot for slot in range(count) if slot not in taken]
@@ -46,7 +45,7 @@ class SlotStorage:
             self.slot[row] = slot
 
     def reserve(self, count: int) -> None:
-        """Room for ``count`` slots."""
+        """Make room for ``count`` slots."""
         have = self.kv.num_rows
         if count > have:
             columns = max(self.kv.data_NBHSD.shape[3], GROWTH_COLUMNS)
@@ -59,21 +58,21 @@ class SlotStorage:
 def idle_are_cheap(
     model: CausalLM, num_rows: int, num_idle: int, num_new: int, num_columns: int, num_columns_with_idle: int
 ) -> bool:
-    """Whether feeding ``num_new`` padding tokens to each idle slot costs less than copying the caches of the rows.
+    """Whether feeding ``num_new`` padding tokens to each idle slot costs less than copying the rows' caches.
 
-    Idle slots cost the products of their tokens, and then all rows read as many columns as the longest of all has; a
-    copy reads, writes and reads again the columns of the rows. More idle slots than rows are never fed, so that a
-    forward's logits and scores take at most twice the memory (``Alignment.fed_rows``).
+    Idle slots cost the matrix products of their tokens, and all rows then read as many columns as the longest slot has;
+    a copy reads, writes and rereads the rows' columns. At most as many idle slots as rows are fed, so that the memory
+    for logits and scores at most doubles (``Alignment.fed_rows``).
     """
     narrow = model.device.type == "cpu" and model.dtype not in (torch.float32, torch.float64)
     operations_per_byte = 1 if narrow else OPERATIONS_PER_BYTE.get(model.device.type, OPERATIONS_PER_BYTE["cpu"])
     products = num_idle * num_new * 2 * model.num_read_weights / operations_per_byte
-    along = products + (num_rows + num_idle) * num_columns_with_idle * model.token_bytes
-    return num_idle <= num_rows and along < 3 * num_rows * num_columns * model.token_bytes
+    along = products + (num_rows + num_idle) * num_columns_with_idle * model.architecture.token_bytes
+    return num_idle <= num_rows and along < 3 * num_rows * num_columns * model.architecture.token_bytes
 
 
 def chain_columns(starts: list[int], num_new: int, device: torch.device) -> Tensor:
-    """Columns (B, T) of tokens that are written one behind the other from each row's start."""
+    """Columns (B, T) of tokens that are written consecutively from each row's start."""
     return torch.tensor(starts, device=device)[:, None] + torch.arange(num_new, device=device)
 
 
@@ -86,21 +85,20 @@ def feed_chains(
     num_logits: int = 0,
     num_positions: int | None = None,
 ) -> Tensor:
-    """Feed chains whose columns are positions: a token goes to the next column and sees all up to its own.
+    """Feed chains whose columns are positions: each token goes to the next column and sees all up to its own.
 
-    Rows may feed fewer than T tokens: the others go to columns behind, where nobody sees them and the next tokens
-    overwrite them.
+    A row may feed fewer than T tokens: the columns past them are masked, and overwritten by its next tokens.
 
     Args:
-        slots: the storage's row of each row. starts: column of each row's first token; what stands before it is
-            the row's content. tokens_BT: (B, T) ids. num_logits: as in CausalLM.forward.
-        num_positions: what stands behind so many is fed as if it stood at the last of them.
+        slots: each row's slot in the storage. starts: column of each row's first token, after the row's content.
+        tokens_BT: (B, T) ids. num_logits: as in CausalLM.forward.
+        num_positions: positions past this many are clamped to the last of them.
     """
     num_new = tokens_BT.shape[1]
     num_columns = max(starts) + num_new
     columns_BT = chain_columns(starts, num_new, model.device)
     mask_BTS = torch.arange(num_columns, device=model.device) <= columns_BT[..., None]
-    # Only a token that is not really fed can stand beyond the context; learned positions would not find it.
+    # Only padding can be past the context, where a model with learned positions has no embedding.
     positions_BT = columns_BT.clamp(max=min(model.context_length, num_positions or model.context_length) - 1)
     writer = kv.scatter(slots, columns_BT, num_columns)
     return model.forward(tokens_BT, positions_BT, mask_BTS, writer, num_logits)

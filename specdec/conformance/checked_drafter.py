@@ -28,7 +28,8 @@ class CheckedDrafter(Drafter):
         self.target = target
         self.notes = notes
         self.max_length = inner.max_length
-        self.reads_hidden, self.probe_ids = inner.reads_hidden, inner.probe_ids
+        self.reads_hidden = inner.reads_hidden
+        self.probe_ids, self.probes_MD = inner.probe_ids, inner.probes_MD
 
     def admit(self, rows: list[Sequence]) -> None:
         self.inner.admit(rows)
@@ -36,8 +37,8 @@ class CheckedDrafter(Drafter):
     def read(self, rows: list[Sequence], stops: list[int]) -> None:
         self.inner.read(rows, stops)
 
-    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
-        self.inner.see(rows, hidden_BTD, kept)
+    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+        self.inner.observe_hidden(rows, hidden_BTD, kept)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         draft = self.inner.propose(rows, list(gammas))
@@ -86,10 +87,10 @@ def draft_at_once(drafter: Drafter, rows: list[Sequence], gammas: list[int], tar
     """The first draft of a drafter that was just given the rows, and the target's hidden states if it reads them."""
     drafter.admit(rows)
     if drafter.reads_hidden:
-        reader = Reader(create("alignment", "inplace", target, Clock()), drafter.see)
+        reader = Reader(create("alignment", "inplace", target, Clock()), drafter.observe_hidden)
         reader.read(rows, [row.length - 1 for row in rows])
         if drafter.probe_ids:
-            reader.probe(rows, drafter.probe_ids)
+            reader.probe(rows, drafter.probe_ids, drafter.probes_MD)
     return drafter.propose(rows, list(gammas))
 
 

@@ -26,12 +26,14 @@ class Drafter(ABC):
     """Longest chain (or deepest tree) that it can draft; None means any."""
 
     reads_hidden: bool = False
-    """Whether the engine hands over the target's last hidden states, by ``see``."""
+    """Whether the engine hands over the target's last hidden states, by ``observe_hidden``."""
 
     probe_ids: tuple[int, ...] = ()
-    """Ids beyond the vocabulary that the drafter has taught the target to read (``CausalLM.probes_MD``). They are fed
-    behind each prompt, and dropped, so that the first draft knows their hidden states. Never emitted by any verifier:
-    no law gives them a chance."""
+    """Ids past the target's vocabulary, with the embeddings ``probes_MD``. They are fed after each prompt, and dropped,
+    so that the first draft knows their hidden states. No verifier emits them: every distribution gives them 0."""
+
+    probes_MD: Tensor | None = None
+    """Embeddings (M, D) of ``probe_ids``, in their order from the id ``vocab_size`` on."""
 
     @abstractmethod
     def admit(self, rows: list[Sequence]) -> None:
@@ -44,7 +46,7 @@ class Drafter(ABC):
         whatever is missing then. A drafter that reads prompts when they are admitted, or never, need not care.
         """
 
-    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:  # noqa: B027
+    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:  # noqa: B027
         """The target's last hidden states (behind its final norm) of tokens that it has just been fed.
 
         Called where ``reads_hidden`` is set: for every part of a prompt, and before the commit of every round, asked

@@ -83,11 +83,11 @@ class EagleDrafter(Drafter):
         self._true: dict[int, int] = {}  # of the rows of this round: entries that no draft went into
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Begin with empty caches: what is known of the prompts is told by ``see``."""
+        """Begin with empty caches: what is known of the prompts is told by ``observe_hidden``."""
         self._cache.admit([row.index for row in rows], [[] for _ in rows])
         self._unread.update((row.index, []) for row in rows)
 
-    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
         """Note the hidden states of all tokens that stay."""
         for b, row in enumerate(rows):
             first, last = kept[b][0], kept[b][-1]
@@ -145,7 +145,7 @@ class EagleDrafter(Drafter):
     def _forward(self, keys: list[int], tokens_BT: Tensor, hidden_BTD: Tensor, fed: list[int]) -> tuple[Tensor, Tensor]:
         """Feed entries; the hidden state (B, D) and the logits (B, V) behind each row's last one."""
         inputs_BTD = self._layer.inputs(self._embed(tokens_BT), hidden_BTD)
-        with self._model.giving("both"):
+        with self._model.call_options("both"):
             output_BTX = self._cache.forward(keys, inputs_BTD, fed)
         last_B = torch.tensor(fed, device=self._device).clamp(min=1) - 1
         output_BX = output_BTX[torch.arange(len(keys), device=self._device), last_B]

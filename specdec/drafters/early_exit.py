@@ -29,7 +29,7 @@ class SelfDrafter(Drafter):
         available = context.target.num_layers
         if not 1 <= num_layers <= available:
             raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {available}, the target's layers")
-        draft = CausalLM(first_layers(context.target.module, num_layers), context.target.form)
+        draft = CausalLM(first_layers(context.target.module, num_layers), context.target.architecture.mask_form)
         self._chains = ChainDrafts(draft, context.align(draft))
 
     def admit(self, rows: list[Sequence]) -> None:
@@ -80,11 +80,13 @@ class EarlyExitDrafter(SelfDrafter):
         leaving = EarlyExit(target.module)
         if path is not None:
             load_weights(path, leaving)
-        draft = CausalLM(leaving_at(target.module, settings["layer"], placed(leaving, target)), target.form)
+        draft = CausalLM(
+            with_exit_head(target.module, settings["layer"], placed(leaving, target)), target.architecture.mask_form
+        )
         self._chains = ChainDrafts(draft, context.align(draft))
 
 
-def leaving_at(module: Any, num_layers: int, leaving: EarlyExit) -> Any:
+def with_exit_head(module: Any, num_layers: int, leaving: EarlyExit) -> Any:
     """The target's first layers with a norm and a head of their own; nothing of the target is changed."""
     short = first_layers(module, num_layers)
     _, norm = final_norm(module)

@@ -67,7 +67,7 @@ class MedusaDrafter(Drafter):
     def admit(self, rows: list[Sequence]) -> None:
         """Nothing is known of a row before its prompt is read."""
 
-    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
         """Keep the hidden state of the last token that stays."""
         self._hidden.update((row.index, hidden_BTD[b, kept[b][-1]]) for b, row in enumerate(rows))
 

@@ -53,7 +53,7 @@ class PpdDrafter(Drafter):
         tokens = PromptTokens(settings["num_tokens"], target.module.get_input_embeddings())
         if path is not None:
             load_weights(path, tokens)
-        target.probes_MD = placed(tokens, target).embeddings_MD
+        self.probes_MD = placed(tokens, target).embeddings_MD
         self.max_length = settings["num_tokens"]
         self.probe_ids = tuple(range(target.vocab_size, target.vocab_size + settings["num_tokens"]))
         self._head = target.module.get_output_embeddings()
@@ -65,7 +65,7 @@ class PpdDrafter(Drafter):
         """Nothing is known of a row before its prompt is read."""
 
     @torch.inference_mode()
-    def see(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
         """Read the guesses off the prompt tokens behind the last token that stays."""
         num_probes, answered, columns = len(self.probe_ids), [], []
         for b, row in enumerate(rows):

@@ -19,6 +19,7 @@ from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Drafter
 from specdec.engine.prefill import Prefill
 from specdec.errors import PairError
+from specdec.models.execution.base import OutputKind
 from specdec.schedulers.base import Scheduler
 from specdec.verifiers.base import Verifier
 
@@ -92,7 +93,8 @@ class RoundLoop:
         last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
         # A chain is the default of both sides; in a tree the last committed token becomes node 0.
         parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
-        with self.target.model.giving("both" if self.drafter.reads_hidden else "logits"):
+        output_kind: OutputKind = "both" if self.drafter.reads_hidden else "logits"
+        with self.target.model.call_options(output_kind, self.drafter.probes_MD):
             logits_BTV = self.target.forward(
                 [row.index for row in rows],
                 torch.cat([last_B1, draft.tokens_BG], dim=1),
@@ -103,7 +105,8 @@ class RoundLoop:
             return self._judge(rows, draft, logits_BTV)
         vocab_size = self.target.model.vocab_size
         verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
-        self.drafter.see(rows, logits_BTV[..., vocab_size:], [[0, *(node + 1 for node in p)] for p in verdict.paths])
+        kept = [[0, *(node + 1 for node in path)] for path in verdict.paths]
+        self.drafter.observe_hidden(rows, logits_BTV[..., vocab_size:], kept)
         return verdict
 
     def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:

@@ -58,7 +58,7 @@ class Prefill:
     """
 
     def __init__(self, target: Alignment, drafter: Drafter, clock: Clock, share: float, chunk: int | None) -> None:
-        self._target = Reader(target, drafter.see if drafter.reads_hidden else None)
+        self._target = Reader(target, drafter.observe_hidden if drafter.reads_hidden else None)
         self._drafter = drafter
         self._clock = clock
         self._pace = Pace(share) if share < 1 else None
@@ -117,7 +117,7 @@ class Prefill:
                 self._drafter.read(rows, stops)
             done = [row for row in rows if not self._unread[row.index]]
             if done and self._drafter.probe_ids:
-                self._target.probe(done, self._drafter.probe_ids)
+                self._target.probe(done, self._drafter.probe_ids, self._drafter.probes_MD)
             for row in done:
                 del self._unread[row.index]
             rows = [row for row in rows if row.index in self._unread]

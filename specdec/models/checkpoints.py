@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from specdec import assets
 from specdec.errors import ConfigError, PairError
-from specdec.models.causal_lm import check_supported
+from specdec.models.architecture import check_supported
 
 
 def load_model(

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import PairError
-from specdec.models.causal_lm import CausalLM, check_supported
+from specdec.models.architecture import check_supported
+from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
 from specdec.models.masks import MaskForm, forms
 from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, first_line, forward_alone, probe
@@ -48,7 +49,7 @@ def supported(module: Any, name: str) -> CausalLM:
         raise
     except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
         raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {first_line(error)}")) from error
-    if _changed(module) and (reason := differs_itself(module, model.form, TOLERANCE[model.dtype])):
+    if _changed(module) and (reason := differs_itself(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
         raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
     if not difference <= TOLERANCE[model.dtype]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from specdec.models.causal_lm import CausalLM, context_length
+from specdec.models.architecture import context_length
+from specdec.models.causal_lm import CausalLM
 from specdec.models.masks import MaskForm, forms
 from specdec.models.small_copy import LIMITS, field, miniature, quiet, small_config, unwrapped
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
 from specdec.errors import ConfigError
-from specdec.models.causal_lm import check_supported
+from specdec.models.architecture import check_supported
 
 
 def random_model(role: str, cfg: DictConfig, dtype: torch.dtype, device: torch.device) -> Any:

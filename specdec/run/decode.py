@@ -110,7 +110,7 @@ def decode(
         engine.verifier = witness.before(engine.verifier)
     queue, pool = _queue(cfg, pair, prompts, clock), SequencePool([])
     tally, memory = Tally(), PeakMemory(pair.target.device)
-    with recording(forwards, clock):
+    with recording(forwards, clock, engine.target.model.observers):
         while queue.feed(pool):
             outcome = engine.step(pool)
             queue.observe(outcome)

@@ -17,11 +17,10 @@ from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.engine.loop import RoundLoop
 from specdec.errors import ConfigError
-from specdec.models.causal_lm import CausalLM
+from specdec.models.causal_lm import CausalLM, ModelObserver
 from specdec.models.pair import Pair
 from specdec.models.vocabulary import check_ids
 from specdec.registry import NOT_PARAMS, create, lookup
-from specdec.run.forward_log import unrecorded
 from specdec.run.serving.base import Arrivals
 from specdec.schedulers.order import BatchingPolicy
 from specdec.verifiers.base import Verifier
@@ -34,10 +33,12 @@ def build_engine(
 
     ``known_output`` is for a drafter that replays: what a row will say, where that is known.
     """
+    observers: list[ModelObserver] = []  # one list for all models of this engine
 
     def align(model: CausalLM) -> Alignment:
         of_pair = model is pair.target or model is pair.draft
         model.execute(cfg.execution if of_pair or cfg.execution == "eager" else "auto")
+        model.observers = observers
         alignment: Alignment = plugin(cfg, "alignment", model, clock)
         if cfg.debug.invariants:
             from specdec.alignment.checked import CheckedAlignment
@@ -46,7 +47,6 @@ def build_engine(
         return alignment
 
     check_ids("stop_tokens", cfg.stop_tokens or (), pair.target.vocab_size)
-    pair.target.probes_MD = None  # of a drafter that this pair had before
     context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
     verifier: Verifier = plugin(cfg, "verifier")
     if cfg.temperature > 0 and not verifier.samples:
@@ -72,16 +72,15 @@ def build_engine(
 
 
 @contextmanager
-def kept_as_it_is(pair: Pair) -> Iterator[None]:
-    """Let the block decode in the midst of another run of the same pair, which then goes on as if nothing had been."""
+def preserving_model_state(pair: Pair) -> Iterator[None]:
+    """Let the block decode within another run of the same pair, and restore execution and observers afterwards."""
     models = [model for model in (pair.target, pair.draft) if model is not None]
-    before = [(model, model.execution, model.probes_MD) for model in models]
+    before = [(model, model.execution, model.observers) for model in models]
     try:
-        with unrecorded():
-            yield
+        yield
     finally:
-        for model, execution, probes_MD in before:
-            model.execution, model.probes_MD = execution, probes_MD
+        for model, execution, observers in before:
+            model.execution, model.observers = execution, observers
 
 
 def build_draft_length(cfg: DictConfig) -> DraftLength:

@@ -77,8 +77,8 @@ def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
     head = model.module.get_output_embeddings()
     head_weights = sum(weight.numel() for weight in head.parameters()) if head is not None else 0
     weights = model.num_read_weights
-    cache_bytes = shape.num_rows * shape.num_columns * model.token_bytes
-    queries = model.num_heads * model.head_dim
+    cache_bytes = shape.num_rows * shape.num_columns * model.architecture.token_bytes
+    queries = model.architecture.num_heads * model.architecture.head_dim
     num_tokens = shape.num_rows * shape.num_tokens
     num_logits = shape.num_rows * (shape.num_logits or shape.num_tokens)
     products = 2 * ((weights - head_weights) * num_tokens + head_weights * num_logits)

@@ -1,11 +1,11 @@
-"""Replay: a run's own model forwards, again, in their order, without the loop around them.
+"""A log of a run's model forwards, and their replay: the same forwards in the same order, without the loop around them.
 
-While a run decodes, every `CausalLM.forward` is written down: which model, which shapes, which writer. Afterwards the
-same forwards run again in the same order, with the same shapes and the same compiled code, but without scheduler,
-verifier, realignment or lists on the host. What that takes is the least that the run could have taken (forward_bound).
+While a run decodes, an observer of its models records each forward: which model, which shapes, which writer. Afterwards
+the same forwards run again, with the same shapes and the same compiled code, but without scheduler, verifier,
+realignment or lists on the host. The time of the replay is a lower bound of the run's own (forward_bound).
 
-Whoever lays out the cache does not matter here: arguments are described by their shapes, and keys and values go to
-storage of the run's own shapes.
+The layout of the cache does not matter here: arguments are described by their shapes, and keys and values go to storage
+of the run's own shapes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from specdec.core.clock import Clock
-from specdec.models.causal_lm import CausalLM
-from specdec.models.execution.base import Gives
+from specdec.models.causal_lm import CausalLM, ModelObserver
+from specdec.models.execution.base import Call
 
-KEPT_STORAGES = 4  # shapes of storage per model that are replayed on the run's own tensors; others share scratch
+KEPT_STORAGES = 4  # shapes of storage per model that are replayed on the run's own tensors; others share scratch memory
 _WARM_CALLS = 4
 
 
@@ -52,21 +52,19 @@ class _Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _Forward:
     shape: Shape
     model: CausalLM
-    gives: Gives
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    call: Call  # with a _Storage in place of keys and values
 
 
 class ForwardLog:
-    """The forwards of one run: each kind once, and the order in which they came."""
+    """The forwards of one run: each kind once, and the order in which they ran."""
 
     def __init__(self) -> None:
         self.order: list[int] = []
-        self.overhead_s = 0.0  # time spent writing down, which is nobody's
-        self._calls: list[_Call] = []
+        self.overhead_s = 0.0  # logging overhead, charged to no stage
+        self._forwards: list[_Forward] = []
         self._number: dict[Hashable, int] = {}
         self._storages: dict[_Storage, Tensor] = {}
         self._scratch: dict[Hashable, Tensor] = {}
@@ -74,50 +72,43 @@ class ForwardLog:
     @property
     def shapes(self) -> list[Shape]:
         """The shapes of all forwards, in order."""
-        return [self._calls[number].shape for number in self.order]
+        return [self._forwards[number].shape for number in self.order]
 
-    def add(self, model: CausalLM, prefill: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Write one forward down, before it runs."""
-        key = (id(model), model.gives, prefill, _signature(args), _signature(kwargs))
+    def add(self, model: CausalLM, call: Call, prefill: bool) -> None:
+        """Record one forward, before it runs."""
+        key = (id(model), prefill, _signature(call))
         if key not in self._number:
-            self._number[key] = len(self._calls)
-            self._calls.append(
-                _Call(
-                    _shape(model, prefill, args, kwargs),
-                    model,
-                    model.gives,
-                    tuple(self._described(arg, (id(model), i)) for i, arg in enumerate(args)),
-                    {name: self._described(value, (id(model), name)) for name, value in kwargs.items()},
-                )
-            )
+            self._number[key] = len(self._forwards)
+            num_rows, num_tokens = call.tokens_BT.shape[:2]
+            shape = Shape(id(model), num_rows, num_tokens, call.writer.num_columns, call.num_logits, prefill)
+            self._forwards.append(_Forward(shape, model, self._described(call, (id(model),))))
         self.order.append(self._number[key])
 
+    @torch.inference_mode()
     def replay(self, prefill: bool = False, synchronize: Callable[[], None] | None = None) -> float:
-        """Run the logged forwards again, those of prompts or those of rounds; returns seconds.
+        """Run the logged forwards of prompts, or those of rounds, again; returns seconds.
 
         Arguments are made before the clock starts, and a few calls warm the caches.
         """
-        wanted = [number for number in self.order if self._calls[number].shape.prefill == prefill]
-        made = {number: self._made(self._calls[number]) for number in dict.fromkeys(wanted)}
-        before = {self._calls[number].model: self._calls[number].model.gives for number in made}
-        for number in list(made)[:_WARM_CALLS]:
-            made[number]()
+        wanted = [number for number in self.order if self._forwards[number].shape.prefill == prefill]
+        forwards = {number: self._forwards[number] for number in dict.fromkeys(wanted)}
+        calls = {number: (f.model.execution, self._restored(f.call, ())) for number, f in forwards.items()}
+        for execution, call in list(calls.values())[:_WARM_CALLS]:
+            execution.run(call)
         if synchronize is not None:
             synchronize()
         started = time.perf_counter()
         for number in wanted:
-            made[number]()
+            execution, call = calls[number]
+            execution.run(call)
         if synchronize is not None:
             synchronize()
-        seconds = time.perf_counter() - started
-        for model, gives in before.items():
-            model.gives = gives
-        return seconds
+        return time.perf_counter() - started
 
     def forwards(self) -> Iterator[tuple[CausalLM, Shape]]:
         """Model and shape of every forward, in order."""
         for number in self.order:
-            yield self._calls[number].model, self._calls[number].shape
+            yield self._forwards[number].model, self._forwards[number].shape
 
     def _described(self, value: Any, place: tuple[Hashable, ...]) -> Any:
         """A copy that does not keep the run's storage alive, except for the first few shapes of it."""
@@ -129,16 +120,6 @@ class ForwardLog:
                 self._storages.setdefault(storage, value)
             return storage
         return _rebuilt(value, place, self._described)
-
-    def _made(self, call: _Call) -> Callable[[], object]:
-        args = [self._restored(arg, ()) for arg in call.args]
-        kwargs = {name: self._restored(value, ()) for name, value in call.kwargs.items()}
-
-        def again() -> Tensor:
-            call.model.gives = call.gives
-            return CausalLM.forward(call.model, *args, **kwargs)
-
-        return again
 
     def _restored(self, value: Any, place: tuple[Hashable, ...]) -> Any:
         if not isinstance(value, _Storage):
@@ -152,56 +133,34 @@ class ForwardLog:
         return flat[:num_elements].view(value.shape)
 
 
-_paused = 0
-
-
 @contextmanager
-def unrecorded() -> Iterator[None]:
-    """Leave out the forwards of the block: they belong to something else than the run, such as a missing reference."""
-    global _paused
-    _paused += 1
-    try:
-        yield
-    finally:
-        _paused -= 1
+def recording(log: ForwardLog | None, clock: Clock, observers: list[ModelObserver]) -> Iterator[None]:
+    """Record the forwards of the block, of the models that have these observers; without a log, do nothing.
 
-
-@contextmanager
-def recording(log: ForwardLog | None, clock: Clock) -> Iterator[None]:
-    """Write down every forward of the block; the time it takes is charged to no stage. None: nothing happens."""
+    The time that recording takes is charged to no stage.
+    """
     if log is None:
         yield
         return
-    original = CausalLM.forward
 
-    def forward(model: CausalLM, *args: Any, **kwargs: Any) -> Tensor:
-        if _paused:
-            return original(model, *args, **kwargs)
+    def record(model: CausalLM, call: Call) -> Call:
         started = time.perf_counter()
-        log.add(model, clock.within("prefill"), args, kwargs)
+        log.add(model, call, clock.within("prefill"))
         spent = time.perf_counter() - started
         log.overhead_s += spent
         clock.discount(spent)
-        return original(model, *args, **kwargs)
+        return call
 
-    CausalLM.forward = forward  # type: ignore[method-assign,assignment]
+    observers.append(record)
     try:
         yield
     finally:
-        CausalLM.forward = original  # type: ignore[method-assign]
+        observers.remove(record)
 
 
 def _is_storage(tensor: Tensor) -> bool:
     """Keys and values, rather than tokens, positions or a mask."""
     return tensor.dim() >= 4 and tensor.is_floating_point()
-
-
-def _shape(model: CausalLM, prefill: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shape:
-    named = dict(zip(("tokens_BT", "positions_BT", "mask_BTS", "writer", "num_logits"), args, strict=False)) | kwargs
-    num_rows, num_tokens = named["tokens_BT"].shape[:2]
-    return Shape(
-        id(model), num_rows, num_tokens, named["writer"].num_columns, int(named.get("num_logits") or 0), prefill
-    )
 
 
 def _signature(value: Any) -> Hashable:

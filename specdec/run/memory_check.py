@@ -16,7 +16,7 @@ from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
 from specdec.registry import lookup
 from specdec.run.factory import build_batching
-from specdec.run.memory_plan import MemoryPlan, require_weights, size_of
+from specdec.run.memory_plan import MemoryPlan, require_weights
 
 _REMEDY = {
     "pretrained": "choose runner.dtype=bfloat16, or a smaller pair",
@@ -65,8 +65,8 @@ def plan_run(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan:
     weights = {part.data_ptr(): part.nbytes for model in models for part in model.module.parameters()}
     drafts = cfg.drafter.name != "none"
     return MemoryPlan(
-        target=size_of(pair.target),
-        draft=size_of(pair.draft) if drafts and pair.draft is not None else None,
+        target=pair.target.architecture,
+        draft=pair.draft.architecture if drafts and pair.draft is not None else None,
         alignment=lookup("alignment", cfg.alignment.name).load(),
         base_bytes=max(used_bytes(pair.target.device), sum(weights.values())),
         batch=cfg.batch,

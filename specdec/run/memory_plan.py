@@ -1,6 +1,6 @@
-"""Peak memory of a run, predicted before it: weights, keys and values, and the largest forward.
+"""The peak memory of a run, predicted before it: weights, keys and values, and the largest forward.
 
-What strategies copy and feed is theirs to say (``Alignment.peak_rows``, ``fed_rows``); what a forward holds is an upper
+Alignments say what they copy and feed (``Alignment.peak_rows``, ``fed_rows``); the memory of a forward is an upper
 estimate from shapes.
 """
 
@@ -11,52 +11,22 @@ from dataclasses import dataclass, replace
 
 from specdec.alignment.base import Alignment
 from specdec.errors import ConfigError
-from specdec.models.causal_lm import CausalLM
+from specdec.models.architecture import Architecture
 from specdec.models.kv import GROWTH_COLUMNS
-from specdec.models.small_copy import field
 
-SLACK = 1.1  # of what is not weights: what the allocator rounds up, and small things
+SLACK = 1.1  # factor for the allocator's rounding and small tensors, on everything but weights
 SMALLEST_CHUNK = 16
-LIVE_HIDDEN = 6  # hidden states of a token that exist at once: residual, norm, queries and their rotations, output
+LIVE_HIDDEN = 6  # hidden states per token that exist at once: residual, norm, queries and their rotations, output
 LIVE_MLP = 3  # gate, up and their product
-SAMPLING_COPIES = 4  # float64 copies of the logits while a law is made of them
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """The sizes of a model that decide what it needs."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int
-    vocab_size: int
-    itemsize: int
-    eager_attention: bool  # whether attention scores are written out
-
-    def kv_bytes(self, num_tokens: float) -> float:
-        """Keys and values of so many tokens."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.itemsize * num_tokens
-
-    def forward_bytes(self, num_rows: int, num_new: int, num_columns: int, num_logits: int, sampled: bool) -> float:
-        """What one forward holds at once, beyond weights and cache: one layer, the mask, and the logits."""
-        tokens = num_rows * num_new
-        hidden = tokens * (LIVE_HIDDEN * self.hidden_size + LIVE_MLP * self.intermediate_size) * self.itemsize
-        mask = tokens * num_columns * (3 + self.itemsize)
-        repeated = 2 * num_rows * self.num_heads * num_columns * self.head_dim * self.itemsize
-        scores = 2 * tokens * num_columns * self.num_heads * self.itemsize if self.eager_attention else 0
-        per_logit = self.itemsize + (8 * SAMPLING_COPIES if sampled else 0)
-        return hidden + mask + repeated + scores + num_rows * num_logits * self.vocab_size * per_logit
+SAMPLING_COPIES = 4  # float64 copies of the logits while a distribution is computed
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What decides the peak of a run; rows are taken to be as long as the longest can become."""
+    """What decides the peak memory of a run; every row counts with the longest possible length."""
 
-    target: ModelSize
-    draft: ModelSize | None  # None: nothing with a cache of its own drafts
+    target: Architecture
+    draft: Architecture | None  # None: no drafter with a KV cache
     alignment: type[Alignment]
     base_bytes: int  # the process with its weights, before any row is admitted
     batch: int
@@ -69,7 +39,7 @@ class MemoryPlan:
 
     @property
     def run_bytes(self) -> int:
-        """What the run takes on top of the loaded models."""
+        """Memory of the run beside the loaded models."""
         in_flight = max(self.batch, self.window or 0)
         columns = self.longest_prompt + self.max_new_tokens + self.gamma + 1 + GROWTH_COLUMNS
         chunk = min(self.prefill_chunk or self.longest_prompt, self.longest_prompt)
@@ -78,12 +48,12 @@ class MemoryPlan:
         for model, fed in ((self.target, self.gamma + 1), (self.draft, self.gamma)):
             if model is None:
                 continue
-            total += model.kv_bytes(self.alignment.peak_rows(in_flight, self.batch, fed) * columns)
-            newcomers = in_flight  # at the start all places are filled at once
-            forwards.append(model.forward_bytes(newcomers, chunk, columns, 1 if whole else chunk, sampled=False))
+            total += model.token_bytes * self.alignment.peak_rows(in_flight, self.batch, fed) * columns
+            newcomers = in_flight  # at the start all rows are admitted at once
+            forwards.append(forward_bytes(model, newcomers, chunk, columns, 1 if whole else chunk, sampled=False))
             step = fed if model is self.target else 2
             fed_rows = self.alignment.fed_rows(in_flight, self.batch)
-            forwards.append(model.forward_bytes(fed_rows, step, columns, step, self.sampled))
+            forwards.append(forward_bytes(model, fed_rows, step, columns, step, self.sampled))
         return int(SLACK * (total + max(forwards)))
 
     @property
@@ -128,25 +98,21 @@ class MemoryPlan:
         return replace(self, batch=batch, window=None if self.window is None else min(self.window, batch))
 
 
-def size_of(model: CausalLM) -> ModelSize:
-    """The sizes of a loaded model."""
-    config = model.module.config.get_text_config()
-    intermediate = field(config, "intermediate_size")
-    return ModelSize(
-        num_layers=len(model.kv_shapes) // 2,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        hidden_size=config.hidden_size,
-        intermediate_size=intermediate if isinstance(intermediate, int) else 4 * config.hidden_size,
-        vocab_size=model.vocab_size,
-        itemsize=model.dtype.itemsize,
-        eager_attention=config._attn_implementation == "eager",
-    )
+def forward_bytes(
+    model: Architecture, num_rows: int, num_new: int, num_columns: int, num_logits: int, sampled: bool
+) -> float:
+    """Memory of one forward beside weights and cache: one layer, the mask, and the logits."""
+    tokens, itemsize = num_rows * num_new, model.dtype.itemsize
+    hidden = tokens * (LIVE_HIDDEN * model.hidden_size + LIVE_MLP * model.intermediate_size) * itemsize
+    mask = tokens * num_columns * (3 + itemsize)
+    repeated = 2 * num_rows * model.num_heads * num_columns * model.head_dim * itemsize
+    scores = 2 * tokens * num_columns * model.num_heads * itemsize if model.eager_attention else 0
+    per_logit = itemsize + (8 * SAMPLING_COPIES if sampled else 0)
+    return hidden + mask + repeated + scores + num_rows * num_logits * model.vocab_size * per_logit
 
 
 def require_weights(weight_bytes: dict[str, int], free_bytes: int | None, remedy: str) -> None:
-    """Refuse weights that do not fit, before they are loaded.
+    """Refuse weights that do not fit into memory, before they are loaded.
 
     Raises:
         ConfigError: naming each model's size and the remedy.

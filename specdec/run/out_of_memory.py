@@ -22,7 +22,7 @@ from specdec.models.memory import PeakMemory
 from specdec.models.pair import Pair
 from specdec.run.decode import Observer, decode
 from specdec.run.distributed import Ranks
-from specdec.run.factory import kept_as_it_is
+from specdec.run.factory import preserving_model_state
 from specdec.run.folder import RunFolder
 from specdec.run.forward_bound import BOUND, bound_counts
 from specdec.run.forward_log import ForwardLog
@@ -56,7 +56,7 @@ def decode_rows(
             return None
         key = reference_key(cfg, row.index, row.prompt_ids)
         if store.get(key) is None and is_serving(cfg):  # its history is not the reference's: an earlier turn differs
-            with kept_as_it_is(pair):
+            with preserving_model_state(pair):
                 complete_reference(cfg, pair, [Prompt(row.index, "", "", row.prompt_ids)], store)
         return store.get(key)
 

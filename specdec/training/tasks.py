@@ -115,9 +115,7 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
         with TemporaryDirectory() as path:
             save_heads(Path(path), cfg.heads.kind, kind.settings(cfg.heads), trained, target)
             make = lambda context: create("drafter", cfg.heads.kind, context, path=path)  # noqa: E731
-            figures = measure_acceptance(target, make, prompts, cfg.validation)
-        target.probes_MD = None
-        return figures
+            return measure_acceptance(target, make, prompts, cfg.validation)
 
     objective = HeadsObjective(kind, target.module, cfg.heads, cfg.seed)
     work = partial(fit_model, f"heads.{cfg.heads.kind}", module, objective, stream, budget, cfg, measure)

@@ -175,7 +175,7 @@ def shared_index(patch: Patch):
 @planted("drafter=medusa", "goes on from the hidden state of the first token that stays", "state", RUNS, untrained=True)
 def first_hidden_state(patch: Patch):
     class First(MedusaDrafter):
-        def see(self, rows, hidden_BTD, kept):
-            super().see(rows, hidden_BTD, [places[:1] for places in kept])
+        def observe_hidden(self, rows, hidden_BTD, kept):
+            super().observe_hidden(rows, hidden_BTD, [places[:1] for places in kept])
 
     return First

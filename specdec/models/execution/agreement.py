@@ -61,10 +61,10 @@ class _Columns:
 @torch.inference_mode()
 def disagreement(execution: FusedExecution) -> str | None:
     """Where the execution differs from `transformers`' own code by more than rounding; None where it does not."""
-    model = execution.model
-    decoder, head = model.module.model, model.module.lm_head
-    seen, hidden_BSD = _run(decoder, _embeddings(model, decoder))
-    sample, bound = _sample(decoder, model.dtype), _unmeasured(model.dtype)
+    module = execution.module
+    decoder, head, dtype = module.model, module.lm_head, module.dtype
+    seen, hidden_BSD = _run(decoder, _embeddings(module))
+    sample, bound = _sample(decoder, dtype), _unmeasured(dtype)
     for number, layer in enumerate(execution.layers):
         error, allowed = error_of(_fused(layer, execution.rotation, seen[number].given), seen[number]), bound
         if number in sample or not error <= bound:
@@ -73,13 +73,13 @@ def disagreement(execution: FusedExecution) -> str | None:
                 return reason
             allowed = min(max(bound, FACTOR * rounding), MOST)
         if not error <= allowed:
-            return _told(f"layer {number}", error, allowed, model.dtype)
+            return _told(f"layer {number}", error, allowed, dtype)
     logits_BSV = execution.head(hidden_BSD.flatten(0, 1)).unflatten(0, hidden_BSD.shape[:2])
     ends = {"last norm": (execution.norm(seen[-1].gave), hidden_BSD), "head": (logits_BSV, head(hidden_BSD))}
     for place, (ours_BSX, theirs_BSX) in ends.items():
         error = _relative(ours_BSX, theirs_BSX)
         if not error <= bound:
-            return _told(f"the {place}", error, bound, model.dtype)
+            return _told(f"the {place}", error, bound, dtype)
     return None
 
 
@@ -123,16 +123,16 @@ def _told(place: str, error: float, allowed: float, dtype: torch.dtype) -> str:
     return f"{place} differs from transformers' own by {error:.1e}, and rounding in {name} explains {allowed:.1e}"
 
 
-def _embeddings(model: Any, decoder: Any) -> Tensor:
-    """(B, S, D) inputs of the decoder; noise where it has no table of its own (an EAGLE layer)."""
+def _embeddings(module: Any) -> Tensor:
+    """(B, S, D) inputs of the decoder; noise where it has no embedding table (an EAGLE layer)."""
     rows, columns = len(PADS), STEPS[-1][1]
-    ids_BS = torch.arange(1, rows * columns + 1).view(rows, columns) * 7919 % model.vocab_size
-    embeds_BSD: Tensor = decoder.embed_tokens(ids_BS.to(model.device))
+    ids_BS = torch.arange(1, rows * columns + 1).view(rows, columns) * 7919 % module.config.vocab_size
+    embeds_BSD: Tensor = module.model.embed_tokens(ids_BS.to(module.device))
     if embeds_BSD.is_floating_point():
         return embeds_BSD
     generator = torch.Generator().manual_seed(0)
-    noise_BSD = torch.randn(rows, columns, decoder.config.hidden_size, generator=generator)
-    return noise_BSD.to(model.device, model.dtype)
+    noise_BSD = torch.randn(rows, columns, module.config.hidden_size, generator=generator)
+    return noise_BSD.to(module.device, module.dtype)
 
 
 def _run(decoder: Any, embeds_BSD: Tensor) -> tuple[list[Seen], Tensor]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from specdec.models.kv import KVWriter
+from specdec.models.kv import KVWriter
 
-Gives = Literal["logits", "hidden", "both"]
-"""What a forward returns for each token: logits (V), the last hidden state (D), or one behind the other (V + D)."""
+OutputKind = Literal["logits", "hidden", "both"]
+"""What a forward returns for each token: logits (V), the last hidden state (D), or both concatenated (V + D)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +23,20 @@ class Call:
     mask_BTS: Tensor  # bool: which of the writer's columns each query sees
     writer: KVWriter
     num_logits: int  # of the last positions; 0 means all
-    gives: Gives
+    output_kind: OutputKind
 
 
 class Execution(ABC):
-    """Computes forwards of the model that it was made for. It may prepare something; what that took is told."""
+    """Computes the forwards of one model, after any preparation such as packing or compiling."""
 
     name: str
-    prepare_s: float = 0.0  # seconds spent on packing or compiling, outside of every measurement
-    column_bucket: int = 1  # widths of the read columns are rounded up to a multiple of this: fewer shapes
-    note: str | None = None  # why execution=auto chose this one, where a faster one knows the architecture
+    prepare_s: float = 0.0  # preparation time, part of no measurement
+    note: str | None = None  # why execution=auto chose this one although a faster one knows the architecture
 
     @abstractmethod
     def run(self, call: Call) -> Tensor:
-        """Logits (B, T or num_logits, V), or what ``call.gives`` says."""
+        """Logits (B, T or num_logits, V), or what ``call.output_kind`` says."""
 
-    def holds(self) -> bool:
-        """Whether what was prepared still stands for the model, whose weights and modules may have changed since."""
+    def is_valid(self) -> bool:
+        """Whether the preparation still matches the model, whose weights and modules may have changed since."""
         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from torch.nn.functional import linear
 from specdec.models.execution.base import Call
 from specdec.models.execution.fused import FusedExecution, Layer, RMSNorm
 from specdec.models.execution.linear import Linear
-
-if TYPE_CHECKING:
-    from specdec.models.causal_lm import CausalLM
 
 WARMUP_TOKENS = (2, 5)
 """Tokens of the two calls that compile: two sizes tell the compiler that sizes vary."""
@@ -37,14 +34,12 @@ class CompiledLayer(Layer):
         self._before, self._after = before, after
 
     def project(self, x_MD: Tensor, cos_M1E: Tensor, sin_M1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See Layer."""
         norms = (_norm(self.norm_in), _norm(self.norm_q), _norm(self.norm_k))
         parts: tuple[Tensor, Tensor, Tensor]
         parts = self._before(x_MD, cos_M1E, sin_M1E, norms, _weights(self.qkv), (self.H, self.K, self.E))
         return parts
 
     def finish(self, x_MD: Tensor, heads_MX: Tensor) -> Tensor:
-        """See Layer."""
         weights = (_weights(self.out), _weights(self.gate_up), _weights(self.down))
         return self._after(x_MD, heads_MX, _norm(self.norm_mlp), weights, self.activation)  # type: ignore[no-any-return]
 
@@ -54,18 +49,17 @@ class CompiledExecution(FusedExecution):
 
     name = "compiled"
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, module: Any) -> None:
         start = time.perf_counter()
-        mode = "reduce-overhead" if model.device.type == "cuda" else None
+        mode = "reduce-overhead" if module.device.type == "cuda" else None
         self._before = torch.compile(_before_attention, dynamic=True, mode=mode)
         self._after = torch.compile(_after_attention, dynamic=True, mode=mode)
-        super().__init__(model)
+        super().__init__(module)
         self._compile()
         self.prepare_s = time.perf_counter() - start
 
     def run(self, call: Call) -> Tensor:
-        """See Execution."""
-        if self.model.device.type == "cuda":
+        if self.module.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # what the last forward's graphs gave out has been used
         return super().run(call)
 
@@ -76,8 +70,8 @@ class CompiledExecution(FusedExecution):
     def _compile(self) -> None:
         layer = self.layers[0]
         for count in WARMUP_TOKENS:
-            x_MD = self._embed(torch.zeros(count, dtype=torch.long, device=self.model.device))
-            cos_M1E, sin_M1E = self.rotation(x_MD, torch.arange(count, device=self.model.device)[None], count)
+            x_MD = self._embed(torch.zeros(count, dtype=torch.long, device=self.module.device))
+            cos_M1E, sin_M1E = self.rotation(x_MD, torch.arange(count, device=self.module.device)[None], count)
             heads_MHE, _, _ = layer.project(x_MD, cos_M1E, sin_M1E)
             layer.finish(x_MD, heads_MHE.flatten(1))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,20 @@ from torch.nn.modules import module as torch_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-if TYPE_CHECKING:
-    from specdec.models.causal_lm import CausalLM
-
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 """Model types, and what the names of their classes begin with."""
 CAPTURING = "transformers.utils.output_capturing"
 """Where the hooks come from by which `transformers` collects hidden states; they change nothing."""
 
 
-def known(model: CausalLM) -> bool:
+def known(module: Any) -> bool:
     """Whether the architecture is one of the families, in one process."""
-    return _unknown(model) is None
+    return _unknown(module) is None
 
 
-def can_fuse(model: CausalLM) -> str | None:
+def can_fuse(module: Any) -> str | None:
     """Why the model cannot be fused; None if it can."""
-    return _unknown(model) or _attention_of_another_kind(model) or _global_hooks() or _changed_part(model)
+    return _unknown(module) or _attention_of_another_kind(module) or _global_hooks() or _changed_part(module)
 
 
 def windows_of(decoder: Any) -> list[int | None]:
@@ -47,19 +44,19 @@ def windows_of(decoder: Any) -> list[int | None]:
     return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types[:count]]
 
 
-def _unknown(model: CausalLM) -> str | None:
-    model_type = model.module.config.get_text_config().model_type
+def _unknown(module: Any) -> str | None:
+    model_type = module.config.get_text_config().model_type
     if model_type not in FAMILIES:
         return f"it knows the architectures {', '.join(FAMILIES)}, not {model_type}"
-    split = (getattr(model.module, "tp_size", None) or 1) > 1
-    if split or any(type(part).__name__ == "DTensor" for part in model.module.parameters()):
+    split = (getattr(module, "tp_size", None) or 1) > 1
+    if split or any(type(part).__name__ == "DTensor" for part in module.parameters()):
         return "the weights are spread over several processes (tensor parallel)"
     return None
 
 
-def _attention_of_another_kind(model: CausalLM) -> str | None:
+def _attention_of_another_kind(module: Any) -> str | None:
     """Registered attention functions may do anything; these two are the softmax that is computed here."""
-    name = model.module.config.get_text_config()._attn_implementation
+    name = module.config.get_text_config()._attn_implementation
     if name == "eager" or (name == "sdpa" and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward):
         return None
     return f"its attention is computed by {name!r}, not by transformers' eager or sdpa"
@@ -70,9 +67,9 @@ def _global_hooks() -> str | None:
     return f"torch holds a global forward hook ({_name(hooks[0])})" if hooks else None
 
 
-def _changed_part(model: CausalLM) -> str | None:
-    for name, part, expected in _parts(model.module):
-        reason = changed(part, expected) or no_plain_weight(part) or _elsewhere(part, model)
+def _changed_part(module: Any) -> str | None:
+    for name, part, expected in _parts(module):
+        reason = changed(part, expected) or no_plain_weight(part) or _elsewhere(part, module)
         if reason is not None:
             return f"{name} {reason}" if name else f"the model {reason}"
     return None
@@ -140,13 +137,13 @@ def no_plain_weight(part: nn.Module) -> str | None:
     return None
 
 
-def _elsewhere(part: nn.Module, model: CausalLM) -> str | None:
+def _elsewhere(part: nn.Module, module: Any) -> str | None:
     """Whether a module's own weights lie on another device than the model's, or in another number format."""
     for name, weight in part._parameters.items():
-        if weight is not None and weight.device != model.device:
-            return f"has a {name} on {weight.device}, the model is on {model.device}"
-        if weight is not None and weight.dtype != model.dtype:
-            return f"has a {name} in {weight.dtype}, the model is in {model.dtype}"
+        if weight is not None and weight.device != module.device:
+            return f"has a {name} on {weight.device}, the model is on {module.device}"
+        if weight is not None and weight.dtype != module.dtype:
+            return f"has a {name} in {weight.dtype}, the model is in {module.dtype}"
     return None
 
 

@@ -12,7 +12,7 @@ Shape letters: M = B x T tokens, D hidden size, H query heads, K key heads, G = 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from specdec.models.execution.base import Call, Execution
 from specdec.models.execution.fusable import can_fuse, windows_of
 from specdec.models.execution.linear import Linear, joined
+from specdec.models.kv import KVWriter
 from specdec.models.masks import within_window
-
-if TYPE_CHECKING:
-    from specdec.models.causal_lm import CausalLM
-    from specdec.models.kv import KVWriter
 
 
 class RMSNorm:
@@ -122,16 +119,16 @@ class FusedExecution(Execution):
 
     name = "fused"
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, module: Any) -> None:
         start = time.perf_counter()
-        decoder = model.module.model
-        self.model = model
+        decoder = module.model
+        self.module = module
         self.rotation = Rotation(decoder.rotary_emb)
         self.layers = [self._layer(decoder.layers[n], n, window) for n, window in enumerate(windows_of(decoder))]
         self.norm = RMSNorm(decoder.norm)
-        self.head = Linear(model.module.lm_head.weight, model.module.lm_head.bias)
+        self.head = Linear(module.lm_head.weight, module.lm_head.bias)
         self._embed = decoder.embed_tokens
-        self._levels = mask_levels(model.dtype, model.device)
+        self._levels = mask_levels(module.dtype, module.device)
         self._copied = any(product.copied for product in self._products())
         self._weights = self._fingerprint()
         self.prepare_s = time.perf_counter() - start
@@ -147,17 +144,16 @@ class FusedExecution(Execution):
     def _products(self) -> list[Linear]:
         return [self.head, *(p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down))]
 
-    def holds(self) -> bool:
-        """See Execution: no adapter or hook has come since, and no weight that was copied has changed."""
-        return can_fuse(self.model) is None and self._fingerprint() == self._weights
+    def is_valid(self) -> bool:
+        """Whether no adapter or hook was added since, and no weight that was copied has changed."""
+        return can_fuse(self.module) is None and self._fingerprint() == self._weights
 
     def _fingerprint(self) -> list[tuple[int, int]]:
         """Where each weight lies, and how often it was changed in place, if something here is a copy."""
-        weights = self.model.module.parameters()
+        weights = self.module.parameters()
         return [(w.data_ptr(), w._version if self._copied and not w.is_inference() else 0) for w in weights]
 
     def run(self, call: Call) -> Tensor:
-        """See Execution."""
         embedded = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
         B, T, D = embedded.shape
         x_MD = embedded.view(B * T, D)
@@ -165,14 +161,14 @@ class FusedExecution(Execution):
         masks = additive_masks(self.layers, call.mask_BTS, self._levels)
         for layer in self.layers:
             x_MD = layer(x_MD, rotation, masks[layer.window], call.writer)
-        return self._answer(x_MD.view(B, T, D), call)
+        return self._output(x_MD.view(B, T, D), call)
 
-    def _answer(self, x_BTD: Tensor, call: Call) -> Tensor:
+    def _output(self, x_BTD: Tensor, call: Call) -> Tensor:
         hidden_BTD = self.norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
-        if call.gives == "hidden":
+        if call.output_kind == "hidden":
             return hidden_BTD
         logits_BTV = self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
-        return logits_BTV if call.gives == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
+        return logits_BTV if call.output_kind == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
 
 
 def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
