@@ -22,7 +22,7 @@ from specdec.models.pair import load_pair
 from specdec.run.reference_outputs import reference_settings
 from specdec.run.runner import resolve
 from specdec.run.trial_rounds import profiler
-from specdec.run.trial_rows import Specimens
+from specdec.run.trial_rows import TrialRows
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +227,6 @@ def test_the_draft_has_a_fingerprint_of_its_own(checkpoint):
     assert reference_settings(cfg, pairs[0]) != reference_settings(cfg, pairs[1])
     greedy = composed("pair=vicuna", f"pair.target={target}")
     assert reference_settings(greedy, pairs[0]) == reference_settings(greedy, pairs[1])
-    specimens = Specimens([Prompt(0, 0, "c", [1, 2])], 64, frozenset(), None, None)
-    tables = [profiler(greedy, pair, specimens) for pair in pairs]
+    trial_rows = TrialRows([Prompt(0, 0, "c", [1, 2])], 64, frozenset(), None, None)
+    tables = [profiler(greedy, pair, trial_rows) for pair in pairs]
     assert tables[0].settings() != tables[1].settings()

@@ -1,4 +1,4 @@
-"""``python -m specdec.draft_lengths [RESULTS_DIR]``: profiled draft lengths by batch size, and what they stand on."""
+"""``python -m specdec.draft_lengths [RESULTS_DIR]``: prints profiles, and the best draft length by batch size."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def main(results_dir: Path) -> int:
 
 
 def _short(value: Any) -> str:
-    """A setting in few words: a plug-in's name, the hashes of a pair."""
+    """A setting in short: a plug-in's name, the hashes of a pair."""
     if isinstance(value, dict):
         return drafter_label(value) if "name" in value else str(value)
     return " + ".join(str(part)[:8] for part in value if part) if isinstance(value, list) else str(value)
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """What decided a profile; older ones have another form."""
+    """The settings that a profile was made with."""
     settings: dict[str, Any] = json.loads(path.read_text())["settings"]
     return settings
 

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 class DraftLength(ABC):
-    """Chooses gamma per row and round; the engine then cuts it to what the row may still emit.
+    """Chooses the draft length (gamma) of each row and round.
 
-    A plug-in's constructor gets its settings by keyword, and nothing by position. `specdec.registry.Entry` lists what
-    is said of a policy where it is registered: ``per_row``, ``reads_clock``.
+    A plug-in's constructor gets its settings by keyword, and nothing by position. Its registration declares ``per_row``
+    and ``reads_clock`` (see `specdec.registry.Entry`).
     """
 
     drafting: bool = True
-    """Whether newcomers are expected to draft soon; while false, their prompts are not read by the draft."""
+    """Whether the draft model prefills new rows along with the target; set it to false while nothing is drafted."""
 
     def prepare(self, profiler: Profiler, batch: int) -> None:  # noqa: B027
-        """Measure what must be known before a run of up to ``batch`` rows, outside its time; most need nothing."""
+        """Called before the clock of a run of up to ``batch`` rows starts, for policies that measure the pair first."""
 
     @abstractmethod
     def choose(self, rows: list[Sequence]) -> list[int]:
-        """Draft length wished for each row of the round, 0 allowed."""
+        """Draft length of each row of the round, 0 allowed. The engine cuts it to the row's remaining budget."""
 
     def observe(self, outcome: Round) -> None:
-        """See what the round cost and accepted; a fixed policy need not care."""
+        """Called after every round with its costs and its acceptance."""
         return

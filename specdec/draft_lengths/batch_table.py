@@ -1,8 +1,8 @@
-"""A table of draft lengths by batch size, profiled once per pair and device and looked up at run time.
+"""A table of draft lengths by batch size, profiled once per pair and device.
 
-Idea: the best draft length falls with the batch, because a verification stops being free when the device is busy, but
-for a pair on a device it changes with little else. Batch sizes are profiled at powers of two; a round takes the entry
-of the next larger one. 0 is allowed, and costs nothing: then nothing is drafted.
+Idea: the best draft length falls with the batch size, because verifying more tokens stops being free once the device
+is busy; for a given pair and device it depends on little else. Powers of two are profiled; a round uses the entry of
+the next larger size. An entry of 0 means plain decoding.
 Source: Su, Giannoula, Pekhimenko 2023, arXiv 2310.18813.
 """
 
@@ -15,7 +15,7 @@ from specdec.errors import ConfigError
 
 
 class BatchTableLength(DraftLength):
-    """The profiled gamma for as many rows as the round has.
+    """Looks up the profiled gamma for the round's number of rows.
 
     Args:
         max_gamma: longest draft profiled.
@@ -28,7 +28,6 @@ class BatchTableLength(DraftLength):
         self.table: dict[int, int] = {}
 
     def prepare(self, profiler: Profiler, batch: int) -> None:
-        """Read the table, or make it: some seconds per batch size, the first time."""
         profile = Profile(profiler)
         made = profile.complete(batch, self.max_gamma)
         self.table = best_gammas(profile.of(batch, self.max_gamma))
@@ -37,7 +36,6 @@ class BatchTableLength(DraftLength):
             print(f"note: draft length by batch size, profiled now: {described} ({profile.path})", flush=True)
 
     def choose(self, rows: list[Sequence]) -> list[int]:
-        """The same for every row: the entry of the next larger batch size, or of the largest."""
         if not self.table:
             raise ConfigError("draft_length=batch_table has no table yet: call prepare() first")
         sizes = sorted(self.table)

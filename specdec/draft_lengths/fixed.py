@@ -8,7 +8,7 @@ from specdec.errors import ConfigError
 
 
 class FixedLength(DraftLength):
-    """gamma tokens per row and round."""
+    """Drafts ``gamma`` tokens per row and round."""
 
     def __init__(self, *, gamma: int = 5) -> None:
         if gamma < 0:
@@ -16,5 +16,4 @@ class FixedLength(DraftLength):
         self.gamma = gamma
 
     def choose(self, rows: list[Sequence]) -> list[int]:
-        """gamma for every row."""
         return [self.gamma] * len(rows)

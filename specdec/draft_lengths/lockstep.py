@@ -1,6 +1,6 @@
-"""One draft length for the whole batch: that of the row with the least room left, as DSD and EQSPEC's code draft.
+"""One draft length for the whole batch, cut to the row with the least budget left, as in DSD and EQSPEC's code.
 
-Exact, but rows near their budget slow the others down, and a row's draft depends on its neighbours.
+Exact, but rows near their budget slow the others down, and a row's draft depends on the other rows.
 Source: Yan, Agarwal, Venkataraman 2024, arXiv 2402.01528; the reference code of arXiv 2510.22876 does the same.
 """
 
@@ -12,7 +12,7 @@ from specdec.errors import ConfigError
 
 
 class LockstepLength(DraftLength):
-    """gamma, cut for all rows to what the neediest may still emit."""
+    """Drafts ``gamma`` tokens, or fewer for all rows if one of them may emit no more."""
 
     def __init__(self, *, gamma: int = 5) -> None:
         if gamma < 0:
@@ -20,5 +20,5 @@ class LockstepLength(DraftLength):
         self.gamma = gamma
 
     def choose(self, rows: list[Sequence]) -> list[int]:
-        """The same for every row; one place is left for the token that ends the round."""
+        # Every round also emits one token that was not drafted.
         return [min(self.gamma, *(row.num_remaining - 1 for row in rows))] * len(rows)

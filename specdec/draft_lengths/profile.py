@@ -1,4 +1,4 @@
-"""What a pair costs and accepts at a batch size, measured once in short runs and kept on disk. Imports no torch."""
+"""Profiles: what a pair costs and accepts by batch size and draft length, measured once and kept on disk. No torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from specdec.core.files import digest, write_json
 from specdec.core.lock import locked
 
 FOLDER = "draft_tables"
-FORM = 2  # of what a trial consists of
+FORM = 2  # version of the file's fields
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A few rounds of a full batch of one size, with one draft length."""
+    """A few rounds of a full batch, with one batch size and draft length."""
 
     draft_s: float  # median over the rounds
-    verify_s: float  # the rest of a round, likewise
+    verify_s: float  # the rest of a round, prefill apart; also a median
     num_row_rounds: int
-    tried: list[int]  # drafted tokens by place that came to be judged: all up to the first that was rejected
-    accepted: list[int]  # of these
-    read_s: float  # per prompt token, that the draft takes to read a batch's prompts; the same for all its trials
+    tried: list[int]  # by place of the draft: tokens up to and including the first rejected one
+    accepted: list[int]  # of those, accepted tokens
+    read_s: float  # the draft model's prefill, per prompt token; the same for all trials of a batch size
 
     @property
     def num_accepted(self) -> int:
@@ -35,7 +35,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Profiler:
-    """How trials are run, where they are kept, and everything that decides what they come to."""
+    """Runs trials, and says where profiles are kept and which settings identify them."""
 
     run: Callable[[int, list[int]], dict[int, Trial]]  # batch size and draft lengths
     results_dir: Path
@@ -43,7 +43,7 @@ class Profiler:
 
 
 class Profile:
-    """Trials of one pair and device by batch size and draft length; those that are missing are run."""
+    """Trials of one pair and device by batch size and draft length."""
 
     def __init__(self, profiler: Profiler) -> None:
         self._profiler = profiler
@@ -52,14 +52,14 @@ class Profile:
         self.trials = read_trials(self.path)
 
     def complete(self, batch: int, max_gamma: int) -> bool:
-        """Measure what is missing of powers of two up to both limits, and write it down; returns whether anything was.
+        """Run and save the missing trials of powers of two up to both limits; returns whether any were missing.
 
-        A batch size is measured with all draft lengths in turn, so that a slow moment of the machine favours none.
+        All draft lengths of a batch size are measured in turn, so that a slow moment of the machine affects all alike.
         """
         if not self._missing(batch, max_gamma):
             return False
         with locked(self._profiler.results_dir, f"profile-{self.path.stem}"):
-            self.trials = read_trials(self.path)  # another process may have been faster
+            self.trials = read_trials(self.path)  # another process may have written it meanwhile
             missing = self._missing(batch, max_gamma)
             if missing:
                 sizes = ", ".join(map(str, missing))
@@ -70,13 +70,13 @@ class Profile:
         return bool(missing)
 
     def _missing(self, batch: int, max_gamma: int) -> dict[int, list[int]]:
-        """Sizes that lack a length, and all lengths that are then measured: those that are known again, in turn."""
+        """Batch sizes that lack a draft length, each with all lengths to measure: the known ones are measured again."""
         wanted = set(_lengths(max_gamma))
         known = {size: set(self.trials.get(size, {})) for size in powers_of_two(batch)}
         return {size: sorted(wanted | lengths) for size, lengths in known.items() if wanted - lengths}
 
     def of(self, batch: int, max_gamma: int) -> dict[int, dict[int, Trial]]:
-        """The trials of powers of two up to both limits, after complete()."""
+        """The trials of powers of two up to both limits; call complete() first."""
         return {
             size: {gamma: self.trials[size][gamma] for gamma in _lengths(max_gamma)} for size in powers_of_two(batch)
         }
@@ -100,7 +100,7 @@ def powers_of_two(limit: int) -> list[int]:
 
 
 def read_trials(path: Path) -> dict[int, dict[int, Trial]]:
-    """By batch size and draft length; nothing where there is no file."""
+    """Trials by batch size and draft length; empty if there is no such file."""
     if not path.exists():
         return {}
     written = json.loads(path.read_text())["trials"]
@@ -110,11 +110,11 @@ def read_trials(path: Path) -> dict[int, dict[int, Trial]]:
 
 
 def best_gammas(trials: dict[int, dict[int, Trial]]) -> dict[int, int]:
-    """Per batch size the draft length of the least time per token, 0 allowed.
+    """The draft length with the least time per token for each batch size, 0 allowed.
 
     argmin over s of (s t_draft(b) + t_verify(b, s + 1)) / (mean accepted(s) + 1), s from 0 to the longest profiled.
-    What a length accepts does not depend on the batch, so all trials of that length count; between the lengths that
-    were profiled, time and acceptance are linear. Source: Su et al. 2023, arXiv 2310.18813.
+    Acceptance does not depend on the batch size, so trials of all sizes are averaged. Time and acceptance are linear
+    between profiled lengths. Source: Su et al. 2023, arXiv 2310.18813.
     """
     accepted = _mean_accepted(trials)
     best = {}
@@ -131,7 +131,7 @@ def best_gammas(trials: dict[int, dict[int, Trial]]) -> dict[int, int]:
 
 
 def by_place(trials: dict[int, dict[int, Trial]], what: str) -> list[int]:
-    """``tried`` or ``accepted`` tokens of all trials by place of the draft."""
+    """``tried`` or ``accepted`` tokens of all trials, by place of the draft."""
     counts: list[list[int]] = [getattr(trial, what) for by_gamma in trials.values() for trial in by_gamma.values()]
     return [sum(places) for places in zip_longest(*counts, fillvalue=0)]
 
@@ -147,7 +147,7 @@ def _mean_accepted(trials: dict[int, dict[int, Trial]]) -> dict[int, float]:
 
 
 def between(known: dict[int, float], place: int) -> float:
-    """The value at ``place``, linear between the nearest that are known."""
+    """The value at ``place``, linear between the nearest known ones."""
     below = max(key for key in known if key <= place)
     above = min(key for key in known if key >= place)
     if below == above:

@@ -26,7 +26,7 @@ from specdec.run.serving.conversations import Conversations
 from specdec.run.serving.figures import ServingLog
 from specdec.run.serving.queue import ArrivalQueue
 from specdec.run.trial_rounds import profiler
-from specdec.run.trial_rows import Specimens
+from specdec.run.trial_rows import TrialRows
 
 WARMUP_ROWS, WARMUP_TOKENS = 2, 4
 Observer = Callable[[Round, Clock], None]
@@ -134,8 +134,8 @@ def _prepared(
 ) -> DraftLength:
     """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
     policy = build_draft_length(cfg)
-    specimens = Specimens(prompts, pair.context_length, stop_ids(cfg, pair), row_sampling(cfg), known_output)
-    policy.prepare(profiler(cfg, pair, specimens, synchronize), cfg.batch)
+    trial_rows = TrialRows(prompts, pair.context_length, stop_ids(cfg, pair), row_sampling(cfg), known_output)
+    policy.prepare(profiler(cfg, pair, trial_rows, synchronize), cfg.batch)
     return policy
 
 

@@ -1,4 +1,4 @@
-"""A few rounds that tell a draft-length policy what this pair costs and accepts on this device."""
+"""Trial rounds: what a pair costs and accepts on this device, measured for draft-length policies before a run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from specdec.models.pair import Pair
 from specdec.registry import lookup
 from specdec.run.factory import build_engine
 from specdec.run.provenance import processor
-from specdec.run.trial_rows import Specimens
+from specdec.run.trial_rows import TrialRows
 
-NUM_TOKENS = 64  # of each row, at most; then the batch is begun again
-LEAST_TOKENS = 12  # of each row: fewer would cut most drafts
+NUM_TOKENS = 64  # of each row, at most; then the batch starts over
+LEAST_TOKENS = 12  # of each row: with fewer, most drafts would be cut
 NUM_TURNS = 5  # through all draft lengths
 _DECISIVE = (
     "alignment",
@@ -44,40 +44,40 @@ _DECISIVE = (
 
 
 def profiler(
-    cfg: DictConfig, pair: Pair, specimens: Specimens, synchronize: Callable[[], None] | None = None
+    cfg: DictConfig, pair: Pair, trial_rows: TrialRows, synchronize: Callable[[], None] | None = None
 ) -> Profiler:
-    """Trials of ``cfg``'s pair, alignment, drafter and execution."""
+    """Runs trials with ``cfg``'s pair, alignment, drafter and execution."""
 
     def start(batch: int) -> tuple[RoundLoop, SequencePool, float]:
-        """A batch behind its first round, and the seconds of drafting a token in it, reading included."""
+        """A batch after its first round, and the seconds in which its draft read the prompts and drafted a token."""
         alone = plain_copy(cfg)
         with open_dict(alone):
             alone.batch = batch
             alone.scheduler, alone.batching = {"name": "static"}, {"name": "fifo", "window": batch}
-            alone.debug.invariants = False  # checks take time that no other run would take
-        gc.collect()  # of the batch before, which may be held in cycles
-        engine = build_engine(alone, pair, Clock(synchronize), specimens.known_output)
-        rows = specimens.rows(batch, NUM_TOKENS)
+            alone.debug.invariants = False  # the checks take time
+        gc.collect()  # reference cycles may hold the previous batch
+        engine = build_engine(alone, pair, Clock(synchronize), trial_rows.known_output)
+        rows = trial_rows.rows(batch, NUM_TOKENS)
         if lookup("drafter", cfg.drafter.name).replays:
-            known = min(len(specimens.known_output(row) or []) for row in rows)
-            rows = specimens.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
+            known = min(len(trial_rows.known_output(row) or []) for row in rows)
+            rows = trial_rows.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
         first = FixedLength(gamma=1)
-        # So that the draft reads when it drafts, and the target alone before that; in parts it reads with the target.
+        # The draft reads whole prompts in its first round, where they are timed; chunked prefill feeds both models.
         first.drafting = cfg.runner.prefill_chunk is not None
         engine.draft_length = first
         pool = SequencePool(rows)
         return engine, pool, engine.step(pool).seconds["draft"]
 
     def run(batch: int, gammas: list[int]) -> dict[int, Trial]:
-        trials = {gamma: _Rounds(specimens.stop_ids) for gamma in gammas}
-        reads = [start(batch)[-1]]  # what has to be prepared for shapes that are new is behind us after that
+        trials = {gamma: _Rounds(trial_rows.stop_ids) for gamma in gammas}
+        reads = [start(batch)[-1]]  # warms up new shapes
         engine, pool, seconds = start(batch)
         reads.append(seconds)
-        # Each turn begins with a round that is not counted: behind one without a draft, drafters have to catch up.
+        # Each turn begins with a round that is not counted: after a round without a draft, drafters have to catch up.
         for gamma in NUM_TURNS * [None, *sorted(gammas, reverse=True)]:
             length = 1 if gamma is None else gamma
             if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= length:
-                del engine, pool  # before the next batch takes as much memory
+                del engine, pool  # free its memory before the next batch is built
                 engine, pool, seconds = start(batch)
                 reads.append(seconds)
             engine.draft_length = FixedLength(gamma=length)
@@ -87,17 +87,17 @@ def profiler(
         longest = engine.drafter.max_length
         del engine, pool
         gc.collect()
-        # Reading costs a forward, whatever it reads: that much is taken off, as the cost of a drafted step.
+        # Two forwards are taken off: the drafted step, and the part of reading that does not grow with its tokens.
         step_s = median_low(stages["draft"] for stages in trials[1].seconds)
-        num_read = sum(len(row.prompt_ids) for row in specimens.rows(batch, NUM_TOKENS))
+        num_read = sum(len(row.prompt_ids) for row in trial_rows.rows(batch, NUM_TOKENS))
         read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
         return {gamma: rounds.trial(min(gamma, longest or gamma), read_s) for gamma, rounds in trials.items()}
 
-    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, specimens))
+    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, trial_rows))
 
 
 class _Rounds:
-    """Rounds of one batch size and draft length."""
+    """Collects the rounds of one batch size and draft length."""
 
     def __init__(self, stop_ids: frozenset[int]) -> None:
         self.seconds: list[dict[str, float]] = []
@@ -105,7 +105,7 @@ class _Rounds:
         self._drafts: list[tuple[int, int]] = []  # drafted and accepted tokens, of a row in a round
 
     def add(self, outcome: Round) -> None:
-        """Note what a round took, and what it accepted of rows that the run would still decode."""
+        """Add a round's times, and the acceptance of rows that have not passed a stop token of the run."""
         self.seconds.append(outcome.seconds)
         counts = zip(outcome.rows, outcome.emitted, outcome.num_drafted, outcome.num_accepted, strict=True)
         for row, emitted, drafted, accepted in counts:
@@ -113,7 +113,7 @@ class _Rounds:
                 self._drafts.append((drafted, accepted))
 
     def trial(self, length: int, read_s: float) -> Trial:
-        """Medians of the times, and what became of the drafted tokens at each of so many places."""
+        """Median times, and drafted tokens tried and accepted at each of the first ``length`` places."""
         rest = (sum(stages.values()) - stages["draft"] - stages["prefill"] for stages in self.seconds)
         tries = [(min(accepted + 1, drafted), accepted) for drafted, accepted in self._drafts]
         return Trial(
@@ -126,15 +126,15 @@ class _Rounds:
         )
 
 
-def _settings(cfg: DictConfig, pair: Pair, specimens: Specimens) -> dict[str, object]:
-    """Everything that decides what a trial comes to, but for its batch size and draft length."""
+def _settings(cfg: DictConfig, pair: Pair, trial_rows: TrialRows) -> dict[str, object]:
+    """Everything that a trial depends on, apart from its batch size and draft length."""
     settings = OmegaConf.to_container(plain_copy(cfg))
     assert isinstance(settings, dict)
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
-        # Roughly, because what is left of a run that goes on has another mean.
-        "prompt_tokens": 4 ** round(log(max(specimens.mean_prompt_tokens, 1), 4)),
+        # A power of 4, because the prompts that are left of a resumed run have a different mean.
+        "prompt_tokens": 4 ** round(log(max(trial_rows.mean_prompt_tokens, 1), 4)),
         **({"max_new_tokens": cfg.max_new_tokens} if lookup("drafter", cfg.drafter.name).replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
         "drafter_inputs": signature(cfg, "drafter."),

@@ -1,4 +1,4 @@
-"""What is decoded before a run to learn about it: rows like the run's, of its own prompts."""
+"""Trial rows: rows of the run's own prompts that are decoded before the run to profile it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 
 
-class Specimens:
-    """Makes fresh rows of a run's prompts, numbered from 0, that nothing stops.
+class TrialRows:
+    """Makes rows of a run's prompts, numbered from 0 and without stop tokens.
 
     Args:
-        prompts: of the run, at least one. context_length: of the pair. stop_ids: what would stop the run's rows.
-        sampling: the rows' settings; None for greedy ones. known_output: what the run knows a row will say.
+        prompts: of the run, at least one. context_length: of the pair. stop_ids: the run's stop tokens.
+        sampling: the rows' settings; None: greedy. known_output: a row's output, where the run already knows it.
     """
 
     def __init__(
@@ -34,25 +34,25 @@ class Specimens:
 
     @property
     def mean_prompt_tokens(self) -> float:
-        """Of all prompts of the run."""
+        """Mean over all prompts of the run."""
         return sum(len(prompt.ids) for prompt in self._prompts) / len(self._prompts)
 
     def rows(self, batch: int, num_tokens: int) -> list[Sequence]:
-        """So many rows with so many tokens to emit, or with fewer where all prompts leave less room than that."""
+        """``batch`` rows that may emit ``num_tokens``, or fewer if every prompt leaves less room in the context."""
         left = self._context_length - min(len(prompt.ids) for prompt in self._prompts)
         budget = min(num_tokens, max(left, self._context_length // 4))
-        usable = self._leaving(budget)
+        usable = self._prompts_with_room(budget)
         return [Sequence(i, usable[i % len(usable)].ids, budget, sampling=self._sampling) for i in range(batch)]
 
     def known_output(self, row: Sequence) -> list[int] | None:
-        """What the run knows of the prompt that a row was made of, under the number that the prompt has there."""
+        """The known output of the run's row with the same prompt, whose index differs from the trial row's."""
         own = next((prompt for prompt in self._prompts if prompt.ids == row.prompt_ids), None)
         if own is None or self._known_output is None:
             return None
         return self._known_output(Sequence(own.index, own.ids, row.num_remaining))
 
-    def _leaving(self, budget: int) -> list[Prompt]:
-        """Prompts that leave so much room in the context; the ends of all where none does."""
+    def _prompts_with_room(self, budget: int) -> list[Prompt]:
+        """Prompts that leave ``budget`` tokens of the context; if none does, all of them, truncated on the left."""
         room = self._context_length - budget
         fitting = [prompt for prompt in self._prompts if len(prompt.ids) <= room]
         return fitting or [replace(prompt, ids=prompt.ids[-room:]) for prompt in self._prompts]

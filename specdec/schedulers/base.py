@@ -8,36 +8,36 @@ from specdec.core.sequence import Sequence, SequencePool
 
 
 class Scheduler(ABC):
-    """Picks the rows of the next round; moves rows from waiting to active, never out of the pool.
+    """Picks the rows of the next round. It may activate waiting rows and never removes rows from the pool.
 
     A plug-in's constructor gets by position ``batch``, the most rows of a round, and ``window``, the rows that the
-    batching policy allows in flight; its settings by keyword. One that keeps more than ``batch`` rows in flight says
-    so where it is registered (``windowed``, see `specdec.registry.Entry`).
+    batching policy allows in flight; its settings by keyword. One that keeps more than ``batch`` rows in flight is
+    registered as ``windowed`` (see `specdec.registry.Entry`).
     """
 
     prefill_share: float = 1.0
-    """Share of the time that reading newcomers' prompts may take from rows that decode; 1: prompts are read whole."""
+    """Share of the time that prefill may take from decoding rows; at 1, prompts are prefilled whole."""
 
     groups_lengths: bool = False
-    """Claims that rows of equal length run together: whenever at least ``batch`` active rows have the same length, the
-    round is ``batch`` rows of one length. Rounds in which ``max_wait_rounds`` forces rows to run are exempt. What is
-    claimed here is checked by the conformance kit; nothing else depends on it."""
+    """Claims that whenever at least ``batch`` active rows have the same length, the round is ``batch`` rows of one
+    length, except in rounds in which ``max_wait_rounds`` forces rows to run. Only the conformance kit reads the claim,
+    to check it."""
 
     max_wait_rounds: int | None = None
-    """Claims that no active row is passed over for more consecutive rounds than this; None claims nothing. The claim
-    may be made per instance, in ``__init__``, and is checked like ``groups_lengths``."""
+    """Claims that no active row waits for more consecutive rounds than this; None claims nothing. It may be set per
+    instance, in ``__init__``, and is checked like ``groups_lengths``."""
 
     @abstractmethod
     def select(self, pool: SequencePool) -> list[Sequence]:
         """Unfinished rows of the next round, at least one while the pool is not done.
 
-        Rows that were not active before must be made so through ``pool.activate``. The engine reads their prompts;
-        a row whose prompt is not read to the end sits the round out.
+        Waiting rows are activated through ``pool.activate``. The engine prefills them; a row whose prefill is not
+        complete skips the round.
         """
 
     def end_round(self, rows: list[Sequence]) -> None:
-        """See the round's rows after their tokens are emitted, and before those that have finished leave.
+        """Called after the round's tokens are emitted and before finished rows leave the pool.
 
-        A scheduler may end further rows here by giving them a ``stop_reason``; none that is correct does.
+        A scheduler may end further rows by setting their ``stop_reason``. That truncates them: exact schedulers do not.
         """
         return

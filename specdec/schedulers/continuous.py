@@ -1,7 +1,7 @@
 """Continuous batching: a finished row's place is taken by the next prompt, in the next round.
 
-Idea: a batch never runs with places that stay empty until its slowest row ends. The newcomer's prompt is read between
-the rounds of the others, in chunks that take at most ``prefill_share`` of the time (specdec.engine.prefill).
+Idea: no place stays empty until the slowest row of a batch ends. New rows are prefilled between the rounds of the
+others, in chunks that take at most ``prefill_share`` of the time (specdec.engine.prefill).
 Source: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI); chunked prefill, Agrawal et al. 2023 (arXiv
 2308.16369).
 """
@@ -14,7 +14,7 @@ from specdec.schedulers.base import Scheduler
 
 
 class ContinuousScheduler(Scheduler):
-    """``batch`` rows in flight for as long as prompts wait."""
+    """Keeps ``batch`` rows active as long as prompts wait."""
 
     def __init__(self, batch: int, window: int, *, prefill_share: float = 0.75) -> None:
         if not 0 < prefill_share <= 1:
@@ -23,6 +23,5 @@ class ContinuousScheduler(Scheduler):
         self.prefill_share = prefill_share
 
     def select(self, pool: SequencePool) -> list[Sequence]:
-        """All active rows, newcomers in the places of those that have finished."""
         pool.activate(self.batch - len(pool.active))
         return list(pool.active)

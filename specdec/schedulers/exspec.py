@@ -1,10 +1,10 @@
 """EXSPEC: a sliding window over the pool, in which rows of equal length run together without realignment.
 
 Idea: rows of one length need no padding, so a batch of them is a plain concatenation. The window (larger than the
-batch) is scanned for ``batch`` rows of equal length; if there are none, any rows run, realigned as in EQSPEC.
+batch) is scanned for ``batch`` rows of equal length; if there are none, its oldest rows run, realigned as in EQSPEC.
 Finished rows leave and the window is refilled.
-Cost: the scan, and a regrouping of KV whenever the rows of the batch change. A row without partners is passed over for
-as long as others have theirs: ``max_wait_rounds`` bounds that, at the cost of more realigned rounds.
+Cost: the scan, and a regrouping of KV whenever the rows of the batch change. A row without partners waits as long as
+other lengths form groups; ``max_wait_rounds`` bounds the wait, at the cost of more realigned rounds.
 Source: Zhang et al. 2025, arXiv 2510.22876, without the bound. With window = batch it is EQSPEC with refilled slots.
 """
 
@@ -16,10 +16,10 @@ from specdec.schedulers.base import Scheduler
 
 
 class ExspecScheduler(Scheduler):
-    """Same-length groups from a window of ``window`` rows; oldest rows first wherever there is a choice.
+    """Runs same-length groups from a window of ``window`` rows; ties go to the oldest rows.
 
     Args:
-        max_wait_rounds: a row of the window that so many rounds have passed over runs in the next one. None: no bound.
+        max_wait_rounds: a row that has waited this many rounds runs in the next one; None: no bound.
     """
 
     groups_lengths = True
@@ -27,7 +27,7 @@ class ExspecScheduler(Scheduler):
     def __init__(self, batch: int, window: int, *, max_wait_rounds: int | None = None) -> None:
         if window < batch:
             raise ConfigError(f"batching.window={window} is smaller than batch={batch}: it must be at least the batch")
-        least = -(-window // batch) - 1  # rounds that the last row of a full window waits if all take turns
+        least = -(-window // batch) - 1  # rounds that the last row of a full window waits if rows take turns
         if max_wait_rounds is not None and max_wait_rounds < least:
             raise ConfigError(
                 f"scheduler.max_wait_rounds={max_wait_rounds} cannot be kept with batching.window={window} and "
@@ -39,7 +39,6 @@ class ExspecScheduler(Scheduler):
         self._waited: dict[int, int] = {}  # by row of the window: rounds since it ran
 
     def select(self, pool: SequencePool) -> list[Sequence]:
-        """``batch`` rows of equal length if the window holds them, else its oldest rows; with all that are due."""
         pool.activate(self.window - len(pool.active))
         due = self._due(pool.active)
         others = [row for row in pool.active if row not in due]
@@ -52,7 +51,7 @@ class ExspecScheduler(Scheduler):
         return chosen
 
     def _group(self, due: list[Sequence], others: list[Sequence]) -> list[Sequence] | None:
-        """The first ``batch`` rows of one length, all of ``due`` among them."""
+        """The first ``batch`` rows of one length that include all of ``due``; None if there are none."""
         lengths = {row.length for row in due}
         if len(lengths) > 1:
             return None
@@ -67,10 +66,10 @@ class ExspecScheduler(Scheduler):
         return None
 
     def _due(self, rows: list[Sequence]) -> list[Sequence]:
-        """The rows that must run now, longest waits first, so that no row ever waits for too long.
+        """The rows that must run now, longest waits first, so that every row runs before its deadline.
 
-        Earliest deadline first: with ``batch`` places per round, everybody's deadline can be kept as long as, for every
-        k, at most (k + 1) x batch rows must run within the next k + 1 rounds. Exactly as many run now as keep it so.
+        Earliest deadline first: with ``batch`` places per round, all deadlines can be met if, for every k, at most
+        (k + 1) x batch rows are due within the next k + 1 rounds. The fewest rows that keep this true run now.
         """
         if self.max_wait_rounds is None:
             return []

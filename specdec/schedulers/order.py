@@ -1,4 +1,4 @@
-"""Batching policies: the order in which prompts wait. Outputs come back in prompt order whatever the policy."""
+"""Batching policies: the order in which prompts are admitted. Outputs are always returned in prompt order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from specdec.errors import ConfigError
 
 
 class BatchingPolicy(ABC):
-    """Orders the prompts; ``window`` is for schedulers that look ahead."""
+    """Orders the waiting prompts. ``window`` is handed to schedulers that look ahead."""
 
     def __init__(self, *, window: int = 48) -> None:
         if window < 1:
@@ -18,27 +18,25 @@ class BatchingPolicy(ABC):
 
     @abstractmethod
     def order(self, rows: list[Sequence]) -> list[Sequence]:
-        """The rows in the order they are to be admitted."""
+        """The rows in the order of their admission."""
 
 
 class Fifo(BatchingPolicy):
-    """As they come."""
+    """First in, first out."""
 
     def order(self, rows: list[Sequence]) -> list[Sequence]:
-        """Unchanged."""
         return list(rows)
 
 
 class Sorted(BatchingPolicy):
-    """Shortest prompt first."""
+    """Shortest prompt first; equal lengths keep their order."""
 
     def order(self, rows: list[Sequence]) -> list[Sequence]:
-        """By prompt length; equal lengths stay in the order they came."""
         return sorted(rows, key=lambda row: len(row.prompt_ids))
 
 
 class Bucketed(BatchingPolicy):
-    """By length bucket, in the order they come within a bucket."""
+    """By buckets of prompt length, shortest first; first in, first out within a bucket."""
 
     def __init__(self, *, window: int = 48, bucket_tokens: int = 32) -> None:
         super().__init__(window=window)
@@ -47,5 +45,4 @@ class Bucketed(BatchingPolicy):
         self.bucket_tokens = bucket_tokens
 
     def order(self, rows: list[Sequence]) -> list[Sequence]:
-        """Buckets from short to long."""
         return sorted(rows, key=lambda row: len(row.prompt_ids) // self.bucket_tokens)

@@ -7,13 +7,12 @@ from specdec.schedulers.base import Scheduler
 
 
 class StaticScheduler(Scheduler):
-    """``batch`` rows at a time. A finished row leaves at once; its place stays empty until the batch is done."""
+    """Runs ``batch`` rows at a time. A finished row leaves at once; its place stays empty until the batch is done."""
 
     def __init__(self, batch: int, window: int) -> None:
         self.batch = batch
 
     def select(self, pool: SequencePool) -> list[Sequence]:
-        """All unfinished rows of the current batch, or the next batch."""
         if not pool.active:
             pool.activate(self.batch)
         return list(pool.active)

@@ -1,1 +1,1 @@
-"""Online serving, simulated: requests arrive over time, conversations go on when their last answer is there."""
+"""Simulated online serving: requests arrive over time, and each turn of a conversation follows the previous answer."""

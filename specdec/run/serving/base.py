@@ -1,4 +1,4 @@
-"""The arrivals contract: when conversations begin, and how long their users think before they go on."""
+"""The arrivals contract: when conversations begin, and how long users think between turns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ CLOCKS = {"virtual": VirtualClock, "real": Clock}
 
 
 class Arrivals(ABC):
-    """When requests come. The same seed gives the same arrivals, whatever serves them.
+    """Arrival times of requests: a function of the seed alone, whatever serves them.
 
     Args:
-        clock: ``virtual`` counts the time that rounds take and skips idle time; ``real`` really waits.
-        think_s: mean of the exponential law of the seconds between an answer and the next question; 0: at once.
-        seed: of everything drawn.
+        clock: ``virtual`` counts the time of rounds and skips idle time; ``real`` sleeps through it.
+        think_s: mean seconds between an answer and the next question (exponential distribution); 0: none.
+        seed: of all random numbers.
     """
 
-    online = True  # whether anybody arrives later than at the start
+    online = True  # whether requests arrive after the start
 
     def __init__(self, *, clock: str = "virtual", think_s: float = 0.0, seed: int = 0) -> None:
         if clock not in CLOCKS:
@@ -35,12 +35,12 @@ class Arrivals(ABC):
 
     @abstractmethod
     def times(self, num_conversations: int) -> list[float]:
-        """Seconds from the start at which each conversation begins, in the order of the data."""
+        """Seconds from the start to the beginning of each conversation, in the order of the data."""
 
     def think(self, index: int) -> float:
-        """Seconds between an answer and the next question of its conversation, which is row ``index``."""
+        """Seconds between an answer and the next question of the conversation, which is row ``index``."""
         return random.Random(f"{self.seed}/{index}").expovariate(1 / self._think_s) if self._think_s else 0.0
 
     def open_clock(self, synchronize: Callable[[], None] | None) -> Clock:
-        """The clock that the run is measured by."""
+        """The clock that measures the run."""
         return self._clock(synchronize)

@@ -1,4 +1,4 @@
-"""Conversations: the next turn's prompt is everything said so far, as the tokens that were really said."""
+"""Conversations: the next turn's prompt is the whole history, as the token ids that were fed and emitted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _ANSWER = "(the answer goes here)"
 
 
 class Conversations:
-    """Finds and builds the prompt that follows an answer.
+    """Builds the prompt that follows an answer.
 
-    The history is kept as token ids: the prompt as it was fed, the answer as it was emitted (without the token that
-    stopped it), then the new turn. With a chat template, what stands between an answer and the next one is the
-    template's; without, the turn begins on a new line.
+    The history is token ids: the prompt as it was fed, the answer as it was emitted (without its stop token), then the
+    new turn. With a chat template, the tokens between one answer and the next come from the template; without one, the
+    turn begins on a new line.
 
     Args:
-        limit: tokens that fit beside the output. A longer prompt is refused, skipped with all that follows it, or
-            loses its oldest tokens, as ``overlong`` says.
+        limit: longest prompt that leaves room for the output. ``overlong`` decides whether a longer one is refused,
+            skipped with the rest of its conversation, or truncated on the left.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Conversations:
         return [prompt for prompt in self._prompts.values() if prompt.turn == 0]
 
     def follow_up(self, index: int, prompt_ids: list[int], output_ids: list[int]) -> Prompt | None:
-        """The prompt that follows row ``index`` with its history, a first turn as far as anybody else can tell.
+        """The prompt that follows row ``index``, history included and numbered as a first turn; None if there is none.
 
         Raises:
-            DataError: it is too long, and ``overlong`` is ``refuse``.
+            DataError: the prompt is too long and ``overlong`` is ``refuse``, or the template drops earlier answers.
         """
         turn = self._prompts.get(index + 1)
         if turn is None or turn.turn == 0:
@@ -62,13 +62,13 @@ class Conversations:
             if self._overlong == "refuse":
                 raise DataError(
                     f"question_id {turn.question_id}: turn {turn.turn + 1} has {len(ids)} tokens with its history and "
-                    f"{self._limit} fit; set data.overlong=truncate (the oldest are dropped) or skip"
+                    f"{self._limit} fit; set data.overlong=truncate (drops the oldest) or skip"
                 )
             ids = ids[-self._limit :]
         return replace(turn, ids=ids, turn=0)
 
     def _between(self, text: str) -> list[int]:
-        """Tokens from the end of an answer to the beginning of the next."""
+        """Tokens between the end of an answer and the beginning of the next."""
         if not self._with_template:
             return list(self._tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
         messages = [

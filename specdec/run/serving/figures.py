@@ -1,4 +1,4 @@
-"""What serving adds to a summary: the queue over time, latencies per token, and how long rows were passed over."""
+"""Serving metrics: the queue over time, latency per token, and how long rows waited between rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUEUE, FIGURES = "queue.jsonl", "serving.json"
 
 
 class ServingLog:
-    """Watches the pool after every round."""
+    """Records the pool after every round."""
 
     def __init__(self) -> None:
         self.series: list[dict[str, float | int]] = []
@@ -29,7 +29,7 @@ class ServingLog:
         self._longest_gap_s: dict[int, float] = {}
 
     def observe(self, outcome: Round, pool: SequencePool, now: float) -> None:
-        """Note who waits, and how long the rows of the round had been passed over."""
+        """Record the queue, and how long the round's rows had waited since their previous round."""
         self._num_rounds += 1
         self._rows += outcome.finished
         self._busy_s += sum(outcome.seconds.values())
@@ -52,16 +52,16 @@ class ServingLog:
         )
 
     def write(self, folder: Path) -> None:
-        """queue.jsonl and serving.json."""
+        """Write queue.jsonl and serving.json."""
         write_atomically(folder / QUEUE, "".join(json.dumps(point) + "\n" for point in self.series))
         write_json(folder / FIGURES, self.summary())
 
     def summary(self) -> dict[str, Any]:
-        """Figures over all finished rows.
+        """Metrics over all finished rows.
 
-        ``makespan_s`` is the time from the first arrival to the last token, idle time included; ``token_s`` a row's
-        time from its first to its last token by the tokens between; ``gap_s`` its longest time between two rounds, and
-        ``wait_rounds`` the most rounds in a row that passed it over after it was admitted.
+        ``makespan_s``: time from the first arrival to the last token, idle time included. ``token_s``: per row, the
+        mean time between tokens. ``gap_s``: per row, the longest time between two of its rounds. ``wait_rounds``: per
+        row, the most consecutive rounds without it after its admission.
         """
         rows = self._rows
         ended = max((row.finished_s for row in rows if row.finished_s is not None), default=0.0)
@@ -83,7 +83,7 @@ class ServingLog:
         }
 
     def _queue_length(self) -> dict[str, float | None]:
-        """Requests that waited for admission: the mean over the time, and the most at any moment."""
+        """Requests waiting for admission: mean over time, and maximum."""
         spans = [(after["time_s"] - point["time_s"], point["num_waiting"]) for point, after in pairwise(self.series)]
         total = sum(span for span, _ in spans)
         mean = ratio(sum(span * waiting for span, waiting in spans), total)
@@ -91,7 +91,7 @@ class ServingLog:
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
-    """What ``ServingLog.write`` left; nothing for a run that was not served online."""
+    """The metrics that ``ServingLog.write`` wrote; empty for a run without online serving."""
     path = folder / FIGURES
     figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return figures

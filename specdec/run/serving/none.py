@@ -1,4 +1,4 @@
-"""No arrivals: every conversation is there at the start. What is not online serving runs like this."""
+"""No arrivals: every conversation begins at the start, as in any run without online serving."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from specdec.run.serving.base import Arrivals
 
 
 class NoArrivals(Arrivals):
-    """All at the start, on the real clock."""
+    """All conversations begin at the start, on the real clock."""
 
     online = False
 
@@ -14,5 +14,4 @@ class NoArrivals(Arrivals):
         super().__init__(clock="real")
 
     def times(self, num_conversations: int) -> list[float]:
-        """Zeros."""
         return [0.0] * num_conversations

@@ -1,4 +1,4 @@
-"""A Poisson process: conversations begin independently of each other, ``rate`` per second in the mean."""
+"""A Poisson process: conversations begin independently of each other, ``rate`` per second on average."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specdec.run.serving.base import Arrivals
 
 
 class PoissonArrivals(Arrivals):
-    """Exponential times between one arrival and the next."""
+    """Exponential times between arrivals."""
 
     def __init__(self, *, rate: float = 1.0, think_s: float = 0.0, seed: int = 0, clock: str = "virtual") -> None:
         super().__init__(clock=clock, think_s=think_s, seed=seed)
@@ -19,6 +19,5 @@ class PoissonArrivals(Arrivals):
         self._rate = rate
 
     def times(self, num_conversations: int) -> list[float]:
-        """Drawn with the seed."""
         draws = random.Random(self.seed)
         return list(accumulate(draws.expovariate(self._rate) for _ in range(num_conversations)))

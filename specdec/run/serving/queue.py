@@ -1,4 +1,4 @@
-"""The queue before the engine: rows wait here until their time has come. The engine sees only the pool."""
+"""The arrival queue: holds rows until their arrival time, then moves them into the engine's pool."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FollowUp = Callable[[Sequence], Sequence | None]
 
 
 class ArrivalQueue:
-    """Moves rows into the pool when they arrive, in the batching policy's order, and makes the rows that follow them.
+    """Moves arrived rows into the pool in the batching policy's order, and adds the follow-ups of finished rows.
 
     Args:
-        rows: with the moments at which they arrive (``arrived_s``, on the clock's scale).
-        follow_up: the row that a finished one leads to, with the moment at which it arrives, if any.
+        rows: each with its arrival time (``arrived_s``, in the clock's seconds).
+        follow_up: makes the row that follows a finished one, with its arrival time; None ends the conversation.
     """
 
     def __init__(self, rows: Iterable[Sequence], policy: BatchingPolicy, clock: Clock, follow_up: FollowUp) -> None:
@@ -29,16 +29,16 @@ class ArrivalQueue:
         self._clock = clock
         self._follow_up = follow_up
         for row in rows:
-            self._expect(row)
+            self._push(row)
 
     def feed(self, pool: SequencePool) -> bool:
-        """Let in whoever has arrived, after a wait for the next one if the pool is empty. False: nobody is left."""
+        """Admit arrived rows to the pool, waiting for the next one if the pool is empty. False: no rows are left."""
         if not self._later:
             return not pool.done
         now, newcomers = self._clock.now(), []
         if pool.done:
             self._clock.wait_until(self._later[0][0])
-            now = max(now, self._later[0][0])  # what was waited for has come, however the clock rounds
+            now = max(now, self._later[0][0])  # the clock may round to just before the arrival
         while self._later and self._later[0][0] <= now:
             newcomers.append(heapq.heappop(self._later)[2])
         if newcomers:
@@ -46,11 +46,11 @@ class ArrivalQueue:
         return not pool.done
 
     def observe(self, outcome: Round) -> None:
-        """Expect the rows that the finished ones lead to."""
+        """Queue the follow-ups of the round's finished rows."""
         for row in outcome.finished:
             if (after := self._follow_up(row)) is not None:
-                self._expect(after)
+                self._push(after)
 
-    def _expect(self, row: Sequence) -> None:
+    def _push(self, row: Sequence) -> None:
         self.rows.append(row)
         heapq.heappush(self._later, (row.arrived_s, row.index, row))

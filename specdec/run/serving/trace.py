@@ -1,4 +1,4 @@
-"""Arrivals as they were recorded: a JSONL file with one ``{"arrival_s": ...}`` per conversation."""
+"""Recorded arrivals: a JSONL file with one ``{"arrival_s": ...}`` per conversation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from specdec.run.serving.base import Arrivals
 
 
 class TraceArrivals(Arrivals):
-    """The n-th line is the n-th conversation's; the first arrival is at 0, whatever the file counts from."""
+    """Line n is the arrival of conversation n; times are shifted so that the first arrival is at 0."""
 
     def __init__(
         self,
@@ -34,7 +34,6 @@ class TraceArrivals(Arrivals):
         self._times = self._read()
 
     def times(self, num_conversations: int) -> list[float]:
-        """From the file; it may have more lines than are needed."""
         if len(self._times) < num_conversations:
             raise DataError(
                 f"arrivals.path={self._path} has {len(self._times)} arrivals for {num_conversations} conversations: "
