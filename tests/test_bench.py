@@ -12,15 +12,15 @@ from omegaconf import OmegaConf
 
 from specdec.bench import machine
 from specdec.bench.__main__ import main
-from specdec.bench.plan import Cell, pairs, steps, turn
+from specdec.bench.claims import judge
+from specdec.bench.plan import BenchCell, pairs, steps, turn
 from specdec.bench.prompts import cell_prompts, uneven
 from specdec.bench.suite import FOLDER, Claim, Study, load_suite
-from specdec.bench.summary import judge
 from specdec.core.files import read_lines
 from specdec.core.lock import locked
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
-from specdec.report.medians import median, ratio_of_medians
+from specdec.report.intervals import median, ratio_of_medians
 from specdec.run.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
@@ -266,7 +266,7 @@ def test_outputs_of_uneven_length_are_compared_up_to_their_own_ends(folder):
 def test_a_claim_is_judged_by_its_median():
     suite, library = load_suite(["suite=quick"])
     cells = {
-        Cell("quick", "tiny", None, 8, method): [
+        BenchCell("quick", "tiny", None, 8, method): [
             {"repeat": repeat, "status": "done", "tokens_per_s": rate} for repeat, rate in enumerate(rates)
         ]
         for method, rates in (("inplace", [10.0, 30.0, 20.0]), ("eqspec", [10.0, 10.0, 12.0]))
@@ -283,7 +283,7 @@ def test_a_figure_of_another_machine_is_scaled_by_what_ran_on_both():
     published = {"code": {"tokens_per_s": {"tiny": {8: 30.0}}}, "hf": {"tokens_per_s": {"tiny": {8: 100.0}}}}
     library = replace(library, published=published)
     cells = {
-        Cell("quick", "tiny", None, 8, method): [{"repeat": 0, "status": "done", "tokens_per_s": rate}]
+        BenchCell("quick", "tiny", None, 8, method): [{"repeat": 0, "status": "done", "tokens_per_s": rate}]
         for method, rate in (("inplace", 60.0), ("eqspec", 50.0))
     }
     claim = Claim("faster", "quick", "inplace", over="published:code", batches=[8])

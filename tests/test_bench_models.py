@@ -66,7 +66,7 @@ def test_the_bench_measures_again_what_was_measured_with_another_model(tmp_path,
 def test_a_table_of_the_bench_never_holds_two_targets(tmp_path):
     from specdec.bench.suite import Library, Method, Study, Suite
     from specdec.bench.summary import summarize
-    from specdec.bench.tables import markdown
+    from specdec.bench.tables import to_markdown
 
     study = Study("All", ["p"], ["plain", "other"], [1], baseline="plain")
     suite = Suite("s", "S", studies={"all": study})
@@ -81,7 +81,7 @@ def test_a_table_of_the_bench_never_holds_two_targets(tmp_path):
     assert [entry["pair"] for entry in document["cells"]] == ["p 000000", "p 111111"]
     assert document["cells"][1]["ratio"] is None, "a ratio to the speed of another target means nothing"
     document["machine"] = {"cores": [], "processor": "", "device": "", "git_revision": "", "versions": {"torch": ""}}
-    assert markdown(document).count("## All: pair p ") == 2
+    assert to_markdown(document).count("## All: pair p ") == 2
 
 
 def test_exported_pairs_with_one_target_do_not_share_a_draft(tmp_path):

@@ -16,7 +16,7 @@ from specdec.errors import ConfigError
 from specdec.run.loggers import meter as meter_module
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.meter import StepMeter
-from specdec.run.loggers.secrets import Discreet, is_secret, scrub
+from specdec.run.loggers.secrets import RedactingLogger, is_secret, scrub
 from specdec.run.loggers.tables import by_category, run_name, sample_rows
 from specdec.run.loggers.wandb import WandbLogger
 
@@ -48,7 +48,7 @@ def wandb_records(folder: Path) -> list:
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, records, parts = path.read_bytes(), [], b""
-    at = 7  # behind the file's own header
+    at = 7  # after the file's own header
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
@@ -229,7 +229,7 @@ def test_step_metrics_are_of_the_last_stretch_and_come_about_once_a_second(monke
     now = [100.0]
     monkeypatch.setattr(meter_module.time, "monotonic", lambda: now[0])
     logger, clock = Kept(), Clock()
-    meter = StepMeter(Discreet(logger), every_s=1.0)
+    meter = StepMeter(RedactingLogger(logger), every_s=1.0)
     row = Sequence(0, [1], 99)
     for step in range(1, 101):
         emitted = [7] * (2 if step <= 50 else 4)

@@ -18,10 +18,10 @@ from specdec.cli import run as cli
 from specdec.core.files import append_line
 from specdec.errors import ConfigError
 from specdec.report.__main__ import main
-from specdec.report.compare import paper_tables
 from specdec.report.content import Content, collect
 from specdec.report.intervals import of_mean, of_ratio
 from specdec.report.page import tiles, verdicts
+from specdec.report.published import published_tables
 from specdec.report.texts import kinds, load_tokenizer, prompts
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=5", "data.max_input_tokens=30"]
@@ -169,7 +169,7 @@ def test_csv_has_every_figure(written, results):
 
 
 def test_the_papers_figures_stand_beside_ours(content):
-    (table,) = paper_tables(content)
+    (table,) = published_tables(content)
     head = [column.heading for column in table.columns]
     rows = [dict(zip(head, row, strict=True)) for row in table.rows]
     eqspec = next(row for row in rows if row["method"].text == "eqspec" and row["batch"].text == "4")

@@ -22,6 +22,8 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 import specdec.config  # noqa: F401  (declares the plug-ins)
+from specdec.core.columns import columns
+from specdec.core.tables import Column, markdown, record_table, text_table
 from specdec.run.runner import run_point
 from specdec.training import run_task
 from specdec.training.config import (
@@ -43,6 +45,11 @@ HEADS = {
 }
 STEPS = {"early_exit": 400, "medusa": 400, "eagle": 400, "ppd": 200}
 UNTRAINED = ("model", "self", "prompt_lookup", "trigram")
+COLUMNS = [
+    *columns("drafter", "batch", "mean_acceptance_length", "acceptance_rate"),
+    Column("draft ms/round", "draft_s", ".2f", scale=1000, per="num_verify_calls"),
+    *columns("tokens_per_s", "speedup_vs_ar", "num_exact"),
+]
 SEEDS = (1, 2, 3)
 T_95 = 4.303  # two-sided 95% of Student's t with two degrees of freedom: three seeds
 
@@ -124,33 +131,22 @@ def measure(results: Path, folders: dict[str, Path], rehearse: bool) -> list[dic
 
 def drafters_table(summaries: list[dict[str, Any]]) -> str:
     """The table of the drafters."""
-    lines = [
+    note = (
         "Pair tiny, gamma 4, static batches; `vs plain` is over continuous plain decoding, so read it against the rows "
-        "of `none`.\n",
-        "| drafter | batch | acceptance length | acceptance rate | draft ms/round | tokens/s | vs plain | exact |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for s in summaries:
-        rate = "-" if s["acceptance_rate"] is None else f"{s['acceptance_rate']:.2f}"
-        drafting = 1e3 * s["draft_s"] / s["num_verify_calls"]
-        lines.append(
-            f"| {s['drafter']} | {s['batch']} | {s['mean_acceptance_length']:.2f} | {rate} | {drafting:.2f} | "
-            f"{s['tokens_per_s']:.0f} | {s['speedup_vs_ar']:.2f} | {s['num_exact']}/{s['num_prompts']} |"
-        )
-    return "\n".join(lines) + "\n"
+    )
+    return f"{note}of `none`.\n\n{markdown(record_table(COLUMNS, summaries))}"
 
 
 def distilled_table(rows: list[dict[str, Any]]) -> str:
     """Both drafts per seed, and the margin with its interval over the seeds."""
-    lines = ["| seed | text only | distilled | margin |", "|---|---|---|---|"]
-    margins = []
+    cells, margins = [], []
     for row in rows:
         before, after = (row[name]["mean_acceptance_length"] for name in ("text only", "distilled"))
         margins.append(after - before)
-        lines.append(f"| {row['seed']} | {before:.3f} | {after:.3f} | {after - before:+.3f} |")
+        cells.append([str(row["seed"]), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"])
     half = T_95 * statistics.stdev(margins) / math.sqrt(len(margins))
-    mean = statistics.mean(margins)
-    return "\n".join(lines) + f"\n\nMean acceptance length; margin {mean:+.3f} +- {half:.3f} (95%, three seeds).\n"
+    margin = f"Mean acceptance length; margin {statistics.mean(margins):+.3f} +- {half:.3f} (95%, three seeds).\n"
+    return f"{markdown(text_table(['seed', 'text only', 'distilled', 'margin'], cells))}\n{margin}"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python experiments/equivalence/study.py data=spec_bench data.path=FILE   # further settings as for run.py
 
 Writes table1.md, table1.tex, taxonomy.md and taxonomy.tex into the study's folder (--out). Points that are finished
-are taken from results_dir, so an interrupted study goes on where it stopped.
+are taken from results_dir, so an interrupted study resumes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 import specdec.config  # noqa: F401  (declares the plug-ins)
+from specdec.core.columns import columns
+from specdec.core.tables import Column, latex, markdown, record_table
 from specdec.registry import load_entry_points
 from specdec.run.runner import run_point
 
@@ -45,7 +47,11 @@ TAXONOMY = {
     "dsd, and no row cut off": [*METHODS["dsd"], TOKEN_KEPT, NO_MASK, LOCKSTEP],
     "dsd, and padding stripped": [*METHODS["dsd"], TOKEN_KEPT, NO_MASK, LOCKSTEP, *PILED_UP],
 }
-HEADINGS = ("method", "batch", "exact %", "partial %", "divergences", "near-ties", "failures", "acceptance")
+COLUMNS = [
+    Column("method", "label"),
+    *columns("batch", "exact_match", "partial_match", "num_divergences", "num_explained", "num_failures"),
+    *columns("acceptance_rate"),
+]
 
 
 def measure(methods: dict[str, list[str]], batches: Iterable[int], settings: list[str]) -> list[dict[str, Any]]:
@@ -59,41 +65,6 @@ def measure(methods: dict[str, list[str]], batches: Iterable[int], settings: lis
                 cfg = compose(config_name="config", overrides=point)
             summaries.append({**run_point(cfg, point), "label": label})
     return summaries
-
-
-def cells(summary: dict[str, Any]) -> list[str]:
-    """One row of a table."""
-    rate = summary["acceptance_rate"]
-    return [
-        summary["label"],
-        str(summary["batch"]),
-        f"{100 * summary['exact_match']:.1f}",
-        f"{100 * summary['partial_match']:.1f}",
-        str(summary["num_divergences"]),
-        str(summary["num_explained"]),
-        str(summary["num_divergences"] - summary["num_explained"]),
-        "-" if rate is None else f"{rate:.2f}",
-    ]
-
-
-def markdown(summaries: list[dict[str, Any]]) -> str:
-    """A Markdown table, with what it was measured on above it."""
-    lines = [" | ".join(HEADINGS), " | ".join(["---", *["---:"] * (len(HEADINGS) - 1)])]
-    lines += [" | ".join(cells(summary)) for summary in summaries]
-    return caption(summaries[0]) + "\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
-def latex(summaries: list[dict[str, Any]]) -> str:
-    """The same table for a paper; needs the booktabs package."""
-    rows, last = [], None
-    for summary in summaries:
-        if last not in (None, summary["label"]):
-            rows.append(r"\addlinespace")
-        last = summary["label"]
-        rows.append(" & ".join(cells(summary)) + r" \\")
-    head = " & ".join(heading.replace("%", r"\%") for heading in HEADINGS) + r" \\"
-    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
-    return f"% {caption(summaries[0])}\n\\begin{{tabular}}{{l{'r' * (len(HEADINGS) - 1)}}}\n{body}\n\\end{{tabular}}\n"
 
 
 def caption(summary: dict[str, Any]) -> str:
@@ -116,9 +87,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, methods in (("table1", METHODS), ("taxonomy", TAXONOMY)):
         summaries = measure(methods, arguments.batch, arguments.settings)
-        (arguments.out / f"{name}.md").write_text(markdown(summaries))
-        (arguments.out / f"{name}.tex").write_text(latex(summaries))
-        print(markdown(summaries))
+        table, about = record_table(COLUMNS, summaries), caption(summaries[0])
+        text = f"{about}\n\n{markdown(table)}"
+        (arguments.out / f"{name}.md").write_text(text)
+        (arguments.out / f"{name}.tex").write_text(f"% {about}\n{latex(table, spaced=True)}")
+        print(text)
         print(f"written: {arguments.out / name}.md and .tex")
 
 

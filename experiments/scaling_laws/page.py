@@ -8,6 +8,8 @@ from typing import Any
 
 from fits import LogLine, best_draft_length, fit_log_line
 
+from specdec.core.tables import markdown, text_table
+
 BASE = {"layers": 2, "width": 192, "loss": "forward_kl", "seed": 1}
 
 
@@ -42,7 +44,7 @@ def last_points(points: list[dict[str, Any]], **fixed: Any) -> list[dict[str, An
 
 
 def size_fit(points: list[dict[str, Any]]) -> LogLine | None:
-    """Acceptance length against the parameters behind the embedding, at the most tokens; None with too few sizes."""
+    """Acceptance length against the parameters after the embedding, at the most tokens; None with too few sizes."""
     sizes = last_points(points, loss="forward_kl", seed=1)
     if len({p["inner_parameters"] for p in sizes}) < 2:
         return None
@@ -101,7 +103,7 @@ def pictures(folder: Path, points: list[dict[str, Any]], tokens: dict[str, LogLi
     if size is not None:
         xs = sorted(p["inner_parameters"] for p in sizes)
         axes[1].plot(xs, size(xs))
-    axes[1].set(xscale="log", xlabel="parameters behind the embedding", ylabel="mean acceptance length")
+    axes[1].set(xscale="log", xlabel="parameters after the embedding", ylabel="mean acceptance length")
     figure.tight_layout()
     figure.savefig(folder / "laws.svg")
     pyplot.close(figure)
@@ -113,22 +115,26 @@ def _parts(name: str) -> tuple[int, int, str, int]:
     return int(layers), int(width), loss, int(seed.removeprefix("seed "))
 
 
-def _row(name: str, line: LogLine) -> str:
-    miss = "-" if line.largest_predicted is None else f"{line.largest_predicted - line.largest_y:+.3f}"
-    left_out = "-" if line.left_out_rmse is None else f"{line.left_out_rmse:.3f}"
-    return f"| {name} | {line.num_points} | {line.a:.2f} | {line.b:.3f} | {line.r_squared:.3f} | {left_out} | {miss} |"
+def _fits(lines: dict[str, LogLine]) -> str:
+    rows = []
+    for name, line in lines.items():
+        miss = "-" if line.largest_predicted is None else f"{line.largest_predicted - line.largest_y:+.3f}"
+        left_out = "-" if line.left_out_rmse is None else f"{line.left_out_rmse:.3f}"
+        fit = [f"{line.a:.2f}", f"{line.b:.3f}", f"{line.r_squared:.3f}"]
+        rows.append([name, str(line.num_points), *fit, left_out, miss])
+    return markdown(text_table(["draft", "points", "a", "b", "R^2", "left-out error", "error at the largest"], rows))
 
 
 def _text(
     points: list[dict[str, Any]], tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[str, Any]]
 ) -> str:
-    head = "| draft | points | a | b | R^2 | left-out error | error at the largest |\n|---|---|---|---|---|---|---|"
     base = last_points(points, layers=BASE["layers"], width=BASE["width"], loss=BASE["loss"])
     seeds = ", ".join(f"{length(p):.3f}" for p in sorted(base, key=lambda p: p["seed"]))
     losses = [
-        f"| {p['loss']} | {length(p):.3f} | {p['acceptance']['acceptance_rate']:.3f} |"
+        [p["loss"], f"{length(p):.3f}", f"{p['acceptance']['acceptance_rate']:.3f}"]
         for p in sorted(last_points(points, layers=2, width=192, seed=1), key=lambda p: p["loss"])
     ]
+    speeds = [[str(row["batch"]), row["draft"], str(row["gamma"]), f"{row['speed']:.2f}"] for row in best]
     lines = [
         "# Scaling laws of acceptance on the built-in target",
         "Made by `python experiments/scaling_laws/study.py`. Acceptance length = tokens per row and verify call, "
@@ -138,29 +144,23 @@ def _text(
         "largest*: the line through all but the largest x, minus what was measured there.",
         "![acceptance against tokens and size](pictures/laws.svg)",
         "## Training tokens",
-        "\n".join([head, *(_row(name, line) for name, line in tokens.items())]),
+        _fits(tokens),
         f"The base draft at the most tokens, by seed: {seeds}. Seeds alone make that difference, and "
         f"{points[0]['acceptance']['num_prompts']} prompts have a noise of their own on top: smaller differences "
         "mean nothing. The points of a run lie on one trajectory: the errors above are a curve's, not new runs'.",
         "## Draft size",
-        "\n".join([head, _row("parameters behind the embedding", size)]) if size else "Too few sizes for a line.",
+        _fits({"parameters after the embedding": size}) if size else "Too few sizes for a line.",
         "## Loss",
-        "\n".join(["| loss | acceptance length | acceptance rate |", "|---|---|---|", *losses]),
+        markdown(text_table(["loss", "acceptance length", "acceptance rate"], losses)),
         "## Batch size",
         "The draft and gamma of the best speed that measured times and acceptance predict. Acceptance itself does not "
         "depend on the batch; what changes is the price of verifying. Times are those of single forwards, with nothing "
         "else running.",
-        "\n".join(
-            [
-                "| batch | draft | gamma | predicted speed-up |",
-                "|---|---|---|---|",
-                *(f"| {row['batch']} | {row['draft']} | {row['gamma']} | {row['speed']:.2f} |" for row in best),
-            ]
-        ),
+        markdown(text_table(["batch", "draft", "gamma", "predicted speed-up"], speeds)),
         "## What of the published laws holds here",
         _verdict(tokens, size, best, max(p["tokens"] for p in points)),
     ]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(line.rstrip("\n") for line in lines) + "\n"
 
 
 def _verdict(tokens: dict[str, LogLine], size: LogLine | None, best: list[dict[str, Any]], most: int) -> str:

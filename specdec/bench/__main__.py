@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from specdec.analysis import require
 from specdec.bench.machine import pin
 from specdec.bench.suite import Library, Suite, load_suite
 from specdec.core.lock import locked
@@ -16,11 +17,12 @@ from specdec.errors import ConfigError, SpecdecError
 
 _HELP = """usage: python -m specdec.bench suite=NAME [KEY=VALUE ...]
 
-Measures methods and peers in turn, on pinned cores, each behind a warm-up; a rerun goes on where it stopped.
+Measures methods and peers in turns, on pinned cores, each after a warm-up; a rerun measures only what is missing.
+Needs: pip install 'specdec[analysis]'.
 suite=NAME       quick (default), two_core, ablation, context; or a YAML file of your own
 threads=N        cores that everything is pinned to (default 1)      repeats=N    turns
 out=FOLDER       where measurements, tables and plots go             data=FILE    prompts, JSONL in Spec-Bench's schema
-force=true       forget what was measured before (a rerun otherwise measures only what is missing)
+force=true       forget earlier measurements
 only=[STUDY]     these studies only        without=[METHOD]  leave methods out
 peers=FOLDER     where experiments/speed/peers/install.py made the environments of other engines
 Any other setting of the suite can be given too, as in studies.pairs.batches=[1,8]."""
@@ -34,18 +36,20 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         suite, library = load_suite(words)
+        for module in ("scipy", "matplotlib"):
+            require(module)
         with locked(str(suite.cache), "bench", on_wait=_refuse):
             return _measure(suite, library, pin(suite.threads))
     except SpecdecError as error:
         print(f"specdec: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("specdec: interrupted; what was measured is kept, run the same command to go on", file=sys.stderr)
+        print("specdec: interrupted; measurements are kept, run the same command to resume", file=sys.stderr)
         return 130
 
 
 def _refuse() -> bool:
-    raise ConfigError("another benchmark is running with this cache; two at once would measure each other: wait for it")
+    raise ConfigError("another benchmark is running with this cache; they would slow each other down: wait for it")
 
 
 def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
@@ -78,18 +82,17 @@ def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
 def write(document: dict[str, Any], out: Path) -> str:
     """Write results.json, tables.md, tables.tex and the plots; returns the Markdown."""
     from specdec.bench.plots import draw
-    from specdec.bench.tables import latex, markdown
+    from specdec.bench.tables import to_latex, to_markdown
     from specdec.core.files import write_atomically, write_json
 
     out.mkdir(parents=True, exist_ok=True)
-    text = markdown(document)
-    pictures = draw(document, out)
-    if pictures:
+    text = to_markdown(document)
+    if pictures := draw(document, out):
         shown = "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures)
         text = f"{text}\n## Plots\n\n{shown}\n"
     write_json(out / "results.json", document)
     write_atomically(out / "tables.md", text)
-    write_atomically(out / "tables.tex", latex(document))
+    write_atomically(out / "tables.tex", to_latex(document))
     return text
 
 

@@ -1,9 +1,10 @@
-"""Which measurements a suite consists of, and their order: in turn, and each turn begins with another method."""
+"""Which measurements a suite consists of, and their order: in turns, each of which begins with another method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from specdec.bench.suite import Library, Method, Study, Suite
@@ -11,7 +12,7 @@ from specdec.core.files import digest
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class BenchCell:
     """What one figure of a table belongs to."""
 
     study: str
@@ -25,7 +26,7 @@ class Cell:
 class Step:
     """One measurement: a cell, in one turn."""
 
-    cell: Cell
+    cell: BenchCell
     repeat: int
     key: str  # names the measurement on disk; changes with every setting that decides it
 
@@ -39,12 +40,25 @@ def steps(suite: Suite, library: Library, pair: str) -> Iterator[Step]:
             for batch in study.batches:
                 for repeat in range(study.repeats or suite.repeats):
                     for method in turn(study.methods, repeat):
-                        cell = Cell(name, pair, context, batch, method)
+                        cell = BenchCell(name, pair, context, batch, method)
                         yield Step(cell, repeat, _key(suite, study, library, cell, repeat))
 
 
+def cells_of(
+    name: str,
+    study: Study,
+    pairs: list[str] | None = None,
+    contexts: list[int | None] | None = None,
+    methods: list[str] | None = None,
+    batches: list[int] | None = None,
+) -> list[BenchCell]:
+    """The cells of a study, or of a part of it, in the order of its tables."""
+    parts = (pairs or study.pairs, contexts or study.contexts, methods or study.methods, batches or study.batches)
+    return [BenchCell(name, pair, context, batch, method) for pair, context, method, batch in product(*parts)]
+
+
 def turn(methods: list[str], repeat: int) -> list[str]:
-    """The order of one turn: A B C, then B C A, then C A B, so that none is always behind the same neighbour."""
+    """The order of one turn: A B C, then B C A, then C A B, so that no method always follows the same other one."""
     shift = repeat % len(methods) if methods else 0
     return methods[shift:] + methods[:shift]
 
@@ -55,7 +69,7 @@ def pairs(suite: Suite) -> list[str]:
 
 
 def num_prompts(study: Study, batch: int) -> int:
-    """Prompts of a cell: enough for slots to be refilled."""
+    """Prompts of a cell: enough that finished rows are replaced."""
     return max(study.min_prompts, study.prompts_per_row * batch)
 
 
@@ -66,7 +80,7 @@ def refusal(method: Method, batch: int) -> str | None:
     return None
 
 
-def _key(suite: Suite, study: Study, library: Library, cell: Cell, repeat: int) -> str:
+def _key(suite: Suite, study: Study, library: Library, cell: BenchCell, repeat: int) -> str:
     decides: dict[str, Any] = {
         "cell": asdict(cell),
         "pair": library.pairs[cell.pair],

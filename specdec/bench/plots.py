@@ -5,81 +5,65 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from specdec.analysis import require
 from specdec.bench.run import DONE
-from specdec.bench.tables import blocks, heading
+from specdec.bench.tables import Entry, blocks, heading
 
 _STAGES = {"prefill": "#bab0ac", "draft": "#f28e2b", "verify": "#4e79a7", "align": "#e15759", "other": "#76b7b2"}
+_STYLE = {"svg.hashsalt": "specdec", "figure.constrained_layout.use": True, "legend.fontsize": "small"}
+_BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
 def draw(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the pictures as SVG; returns their paths. Empty where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "specdec"  # the same figures give the same file
-    from matplotlib import pyplot
-
+    """Write the pictures as SVG; returns their paths."""
+    new_figure = require("matplotlib.figure").Figure
     paths = []
-    for (study, pair, context), entries in blocks(document):
-        done = [entry for entry in entries if entry["status"] == DONE]
-        if not done:
-            continue
-        name = f"{study}-{pair}" + (f"-{context}" if context is not None else "")
-        title = heading(document, study, pair, context)
-        for kind, plot in (("throughput", _throughput), ("time", _time_split)):
-            figure = plot(pyplot, done, title)
-            if figure is None:
-                continue
-            path = folder / f"{name}-{kind}.svg"
-            figure.savefig(path, metadata={"Date": None})
-            pyplot.close(figure)
-            paths.append(path)
+    with require("matplotlib").rc_context(_STYLE):
+        for key, entries in blocks(document):
+            done = [entry for entry in entries if entry["status"] == DONE]
+            staged = [entry for entry in done if entry.get("verify_s") is not None]
+            for kind, shown, height, plot in (
+                ("throughput", done, 5.0, _throughput),
+                ("time", staged, 1.5 + 0.25 * len(staged), _time_split),
+            ):
+                if shown:
+                    figure = new_figure(figsize=(8, height))
+                    axes = figure.subplots()
+                    axes.set_title(heading(document, *key))
+                    plot(axes, shown)
+                    axes.legend(**_BESIDE)
+                    paths.append(folder / f"{'-'.join(str(part) for part in key if part is not None)}-{kind}.svg")
+                    figure.savefig(paths[-1], metadata={"Date": None})
     return paths
 
 
-def _throughput(pyplot: Any, entries: list[dict[str, Any]], title: str) -> Any:
+def _throughput(axes: Any, entries: list[Entry]) -> None:
     """Tokens per second with intervals, one line per method."""
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for number, method in enumerate(dict.fromkeys(entry["method"] for entry in entries)):
-        own = [entry for entry in entries if entry["method"] == method]
-        rates = [entry["tokens_per_s"] for entry in own]
-        below = [rate["value"] - rate["low"] for rate in rates]
-        above = [rate["high"] - rate["value"] for rate in rates]
+        own = {e["batch"]: e["tokens_per_s"] for e in entries if e["method"] == method}
         axes.errorbar(
-            [entry["batch"] for entry in own],
-            [rate["value"] for rate in rates],
-            yerr=[below, above],
+            own.keys(),
+            [rate["value"] for rate in own.values()],
+            yerr=list(zip(*((r["value"] - r["low"], r["high"] - r["value"]) for r in own.values()), strict=True)),
             marker="osv^Dx"[number % 6],
             linestyle=("-", "--", ":")[number // 10 % 3],
             capsize=2,
             label=method,
         )
+    axes.set(xlabel="batch size", ylabel="tokens/s", yscale="log")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set(xlabel="batch size", ylabel="tokens/s", title=title)
     batches = sorted({entry["batch"] for entry in entries})
     axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
 
 
-def _time_split(pyplot: Any, entries: list[dict[str, Any]], title: str) -> Any:
-    """Shares of the stages, one bar per method and batch size; None where no method tells its stages."""
-    own = [entry for entry in entries if entry.get("verify_s") is not None]
-    if not own:
-        return None
-    figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.25 * len(own)), layout="constrained")
-    labels = [f"{entry['method']}, batch {entry['batch']}" for entry in own]
-    left = [0.0] * len(own)
-    for stage, color in _STAGES.items():
-        stages = ("other", "schedule") if stage == "other" else (stage,)
-        seconds = [sum(entry[f"{part}_s"]["value"] for part in stages) for entry in own]
-        shares = [100 * s / entry["wall_s"]["value"] for s, entry in zip(seconds, own, strict=True)]
-        axes.barh(labels, shares, left=left, color=color, label=stage)
+def _time_split(axes: Any, entries: list[Entry]) -> None:
+    """Shares of the stages, one bar per method and batch size."""
+    labels = [f"{entry['method']}, batch {entry['batch']}" for entry in entries]
+    left = [0.0] * len(entries)
+    for stage, colour in _STAGES.items():
+        parts = ("other_s", "schedule_s") if stage == "other" else (f"{stage}_s",)
+        shares = [100 * sum(e[part]["value"] for part in parts) / e["wall_s"]["value"] for e in entries]
+        axes.barh(labels, shares, left=left, color=colour, label=stage)
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="% of the time", title=title)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    axes.set_xlabel("% of the time")

@@ -1,25 +1,23 @@
-"""Take a suite's measurements, in turn, and keep each one the moment it is there: a rerun goes on where it stopped."""
+"""Take a suite's measurements in turns; each is on disk at once, so that a rerun measures only what is missing."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from specdec.bench.export import export_pair
 from specdec.bench.machine import load_average
 from specdec.bench.own import Bench, made_of, outcome
 from specdec.bench.peers import PeerError, PeerProcess, interpreter
-from specdec.bench.plan import Cell, Step, num_prompts, pairs, refusal, steps
+from specdec.bench.plan import BenchCell, Step, num_prompts, pairs, refusal, steps
 from specdec.bench.suite import Library, Method, Suite
 from specdec.config.explain import explain
 from specdec.config.identity import content
@@ -32,12 +30,12 @@ DONE, FAILED, MISSING, REFUSED = "done", "failed", "not installed", "refused"
 _PEER_WARMUP_TOKENS = 4
 
 
-class NotInstalledError(SpecdecError):
-    """A peer has no environment here."""
+class NotMeasuredError(SpecdecError):
+    """A cell that is not measured, with its status: a peer that is not installed, or a method that cannot do it."""
 
-
-class RefusedError(SpecdecError):
-    """A method cannot do what a cell asks for."""
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
@@ -50,23 +48,26 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
     records = _up_to_date({record["key"]: record for record in read_lines(path)})
     plan = {pair: list(steps(suite, library, pair)) for pair in pairs(suite)}
     wanted = {step.key for planned in plan.values() for step in planned}
-    with _progress(suite, len(wanted)) as advance:
+    num_done = sum(records.get(key, {}).get("status") == DONE for key in wanted)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not suite.progress, transient=True) as bar:
+        task = bar.add_task("", total=len(wanted), completed=num_done)
         for pair, planned in plan.items():
             missing = [step for step in planned if records.get(step.key, {}).get("status") != DONE]
-            advance("", len(planned) - len(missing))
             with Measuring(suite, library, pair) as measuring:
                 for step in missing:
-                    cell = step.cell
-                    advance(f"{cell.study}: {cell.pair}, batch {cell.batch}, {cell.method}", 0)
-                    record = measuring.take(step)
-                    append_line(path, record)
-                    records[step.key] = record
-                    advance("", 1)
+                    if suite.progress:
+                        number, cell = int(bar.tasks[task].completed) + 1, step.cell
+                        where = f"{cell.study}: {cell.pair}, batch {cell.batch}, {cell.method}"
+                        bar.console.print(f"[{number}/{len(wanted)}] {where}", markup=False, highlight=False)
+                    records[step.key] = measuring.take(step)
+                    append_line(path, records[step.key])
+                    bar.advance(task)
     return {key: records[key] for key in records if key in wanted}
 
 
 def _up_to_date(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Those that were measured with the models and prompts that lie there now."""
+    """The measurements whose models and prompts have not changed since."""
     now = {name: content(name) for record in records.values() for name in record.get("inputs") or ()}
     current = {
         key: record
@@ -74,7 +75,7 @@ def _up_to_date(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
         if all(now[name] in (known, None) for name, known in (record.get("inputs") or {}).items())
     }
     if num_stale := len(records) - len(current):
-        print(f"{num_stale} measurements are of files that have changed since: they are taken again", file=sys.stderr)
+        print(f"{num_stale} measurements are of files that have changed since: they are repeated", file=sys.stderr)
     return current
 
 
@@ -86,9 +87,9 @@ class Measuring:
         self.library = library
         self._bench = Bench(suite, library.pairs[pair])
         self._peers: dict[str, PeerProcess] = {}
-        self._warm: set[Cell] = set()
+        self._warm: set[BenchCell] = set()
         self._folders: tuple[Path, Path | None] | None = None
-        self._lost: dict[str, str] = {}  # peers that died, and why: they are not started again
+        self._lost: dict[str, str] = {}  # peers that died, which are not restarted, and why
         self._exports = any(library.methods[name].peer for study in suite.studies.values() for name in study.methods)
 
     def __enter__(self) -> Measuring:
@@ -99,18 +100,16 @@ class Measuring:
             peer.close()
 
     def take(self, step: Step) -> dict[str, Any]:
-        """One record. Whatever goes wrong becomes a record that says so, never a figure."""
+        """One record. An error becomes a record of it, never a figure."""
         method = self.library.methods[step.cell.method]
         record = {"key": step.key, **asdict(step.cell), "repeat": step.repeat, "time": time.time()}
         try:
             if why := refusal(method, step.cell.batch):
-                raise RefusedError(why)
+                raise NotMeasuredError(REFUSED, why)
             figures = self._peer(step, method) if method.peer else self._own(step, method)
-        except NotInstalledError as error:
-            return {**record, "status": MISSING, "error": str(error)}
-        except RefusedError as error:
-            return {**record, "status": REFUSED, "error": str(error)}
-        except Exception as error:  # a method that fails must not take the others with it
+        except NotMeasuredError as error:
+            return {**record, "status": error.status, "error": str(error)}
+        except Exception as error:  # the other methods are still measured
             return {**record, "status": FAILED, "error": explain(error)}
         return {**record, "status": DONE, "load_average": load_average(), **figures}
 
@@ -129,7 +128,7 @@ class Measuring:
         return {"warm_up_s": warm_up_s, **made_of(cfg, pair), **figures}
 
     def _export(self, step: Step) -> tuple[Path, Path | None]:
-        """The pair's folders, made before anything decodes with it."""
+        """The pair's folders, written before anything decodes with it."""
         if self._folders is None:
             study = self.suite.studies[step.cell.study]
             cfg, pair = self._bench.load(study, ["scheduler=plain"], step.cell.batch)
@@ -189,37 +188,14 @@ class Measuring:
         python = interpreter(peer, Path(self.suite.peers))
         if python is None:
             remedy = f"python {self.library.folder / 'peers' / 'install.py'} {peer.environment}"
-            raise NotInstalledError(f"no environment {peer.environment} under peers={self.suite.peers}: {remedy}")
+            raise NotMeasuredError(
+                MISSING, f"no environment {peer.environment} under peers={self.suite.peers}: {remedy}"
+            )
         if peer.needs_gpu and not torch.cuda.is_available():
-            raise RefusedError("needs a GPU")
+            raise NotMeasuredError(REFUSED, "needs a GPU")
         if name in self._lost:
             raise PeerError(self._lost[name])
         if name not in self._peers:
             script = (self.library.folder / peer.script).resolve()
             log = Path(str(self.suite.out)) / "logs" / f"{name}.log"
             self._peers[name] = PeerProcess(name, python, script, log)
-
-
-@contextmanager
-def _progress(suite: Suite, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar on a terminal, a line per cell elsewhere; call it with what is measured next, and how much is done."""
-    console = Console(stderr=True)
-    bar = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        disable=not (suite.progress and console.is_terminal),
-        transient=True,
-    )
-    task = bar.add_task("", total=total)
-
-    def advance(what: str, count: int) -> None:
-        bar.update(task, advance=count, description=what or bar.tasks[task].description)
-        if what and bar.disable and suite.progress:
-            print(f"[{int(bar.tasks[task].completed) + 1}/{total}] {what}", file=sys.stderr, flush=True)
-
-    with bar:
-        yield advance

@@ -6,6 +6,7 @@ one. A suite is a list of studies: every method of a study runs on every pair, c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,16 +125,11 @@ def load_suite(words: list[str]) -> tuple[Suite, Library]:
     Raises:
         ConfigError: naming the word, and what would be right.
     """
-    alone = {}
-    settings = []
     for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
+        if "=" not in word:
             raise ConfigError(f"{word}: write KEY=VALUE, as in suite=quick or repeats=5")
-        if key in _ALONE:
-            alone[key.rpartition("/")[2]] = value
-        else:
-            settings.append(word)
+    settings = [word for word in words if word.partition("=")[0] not in _ALONE]
+    alone = dict(word.removeprefix("speed/").split("=", 1) for word in words if word not in settings)
     folder = Path(alone.get("folder", FOLDER))
     library = _library(folder)
     name = alone.get("suite", "quick")
@@ -152,13 +148,13 @@ def _library(folder: Path) -> Library:
         raise ConfigError(
             f"folder={folder}: no methods.yaml there; give folder=PATH of experiments/speed in a checkout"
         )
-    published = _plain(folder / "published.yaml") if (folder / "published.yaml").is_file() else {}
+    published = folder / "published.yaml"
     return Library(
         folder=folder,
         pairs=_plain(folder / "pairs.yaml"),
         methods={name: _typed(Method, spec) for name, spec in _plain(folder / "methods.yaml").items()},
         peers={name: _typed(Peer, spec) for name, spec in _plain(folder / "peers.yaml").items()},
-        published=published,
+        published=_plain(published) if published.is_file() else {},
     )
 
 
@@ -191,33 +187,28 @@ def _plain(path: Path) -> dict[str, Any]:
 
 
 def _check(suite: Suite, library: Library) -> None:
-    """Names that do not exist are refused before anything is measured."""
-    for name in suite.only or []:
-        if name not in suite.studies:
-            raise ConfigError(unknown("study", name, suite.studies))
+    """Refuse names that do not exist before anything is measured."""
+    _known("study", suite.only or [], suite.studies)
     if suite.only is not None:
         suite.studies = {name: study for name, study in suite.studies.items() if name in suite.only}
         suite.claims = [claim for claim in suite.claims if claim.study in suite.only]
     if suite.threads < 1 or suite.repeats < 1:
         raise ConfigError(f"threads={suite.threads}, repeats={suite.repeats}: both must be at least 1")
     for study in suite.studies.values():
-        for pair in study.pairs:
-            if pair not in library.pairs:
-                raise ConfigError(unknown("pair of pairs.yaml", pair, library.pairs))
-        for method in study.methods:
-            if method not in library.methods:
-                raise ConfigError(unknown("method of methods.yaml", method, library.methods))
+        _known("pair of pairs.yaml", study.pairs, library.pairs)
+        _known("method of methods.yaml", study.methods, library.methods)
+        _known("figures of published.yaml", study.published, library.published)
         study.methods = [method for method in study.methods if method not in suite.without]
         if not 0 <= study.spread < 1:
             raise ConfigError(f"spread={study.spread}: it must be from 0 to below 1")
         if study.spread and any(library.methods[method].peer for method in study.methods):
             raise ConfigError(f"spread={study.spread}: other engines take one max_new_tokens for all; set spread=0")
-        for name in study.published:
-            if name not in library.published:
-                raise ConfigError(unknown("figures of published.yaml", name, library.published))
     for claim in suite.claims:
-        if claim.study not in suite.studies:
-            raise ConfigError(unknown(f"study of the claim {claim.text!r}", claim.study, suite.studies))
-    for name, spec in library.methods.items():
-        if spec.peer is not None and spec.peer not in library.peers:
-            raise ConfigError(f"methods.yaml: {name}: " + unknown("peer", spec.peer, library.peers))
+        _known(f"study of the claim {claim.text!r}", [claim.study], suite.studies)
+    _known("peer of methods.yaml", [method.peer for method in library.methods.values() if method.peer], library.peers)
+
+
+def _known(kind: str, names: Iterable[str], options: Iterable[str]) -> None:
+    for name in names:
+        if name not in options:
+            raise ConfigError(unknown(kind, name, options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,123 +12,65 @@ from rich.console import Console
 from rich.table import Table
 
 from specdec.config.labels import tell_apart
+from specdec.core.columns import columns
+from specdec.core.files import flatten
+from specdec.core.tables import record_table
 
 WIDTH = 180  # where the output is no terminal
 USUAL = "pretrained"  # weights that need no mention
-Cell = Callable[[dict[str, Any]], str]
+_TITLE = (
+    *("pair", "weights", "data", "num_prompts", "max_new_tokens", "temperature", "dtype"),
+    *("alignment", "drafter", "verifier"),
+)
+_VARIED = ("execution", "draft_length", "lengths", "batching", "window")  # shown where the points differ in them
+_COLUMNS = [
+    replace(column, pattern=".0%") if column.pattern == ".1%" else column
+    for column in columns(
+        *("scheduler", "pair", "weights", "alignment", "drafter", "verifier", *_VARIED, "batch", "gamma"),
+        *("temperature", "tokens_per_s", "served_tokens_per_s", "speedup_vs_ar", "acceptance_rate"),
+        *("mean_acceptance_length", "draft_share", "verify_share", "align_share", "grouping_rate", "latency_s.p50"),
+        *("latency_s.p99", "ttft_s.p99", "wait_rounds.max", "queue_length.mean", "num_exact"),
+    )
+]
 
 
 def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> None:
     """One row per point; columns that are the same for all of them move to the title, or are left out."""
-    outcomes = [dict(outcome) for outcome in outcomes]
+    outcomes = [flatten(outcome) for outcome in outcomes]
     tell_apart(outcomes)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    shared = {key: _shared(outcomes, key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
+    shared = {key: outcomes[0].get(key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
     if shared.get("weights") in (USUAL, shared.get("pair")):
         shared["weights"] = None  # nothing that needs to be said
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = [
-        (heading, cell)
-        for heading, cell in _COLUMNS
-        if heading not in shared
-        and not (heading in _VARIED and len({cell(outcome) for outcome in outcomes}) == 1)
-        and any(cell(outcome) not in ("", "-") for outcome in outcomes)
-    ]
-    for heading, _ in columns:
-        table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=True)
-    for outcome in outcomes:
-        table.add_row(*(cell(outcome) for _, cell in columns))
     console.print()
     console.print(f"{preset}: {title}" if preset else title, style="bold", soft_wrap=True)
-    console.print(table)
-    if any(heading == "vs plain" for heading, _ in columns):
+    console.print(_table(outcomes, shared))
+    if any(outcome.get("speedup_vs_ar") is not None for outcome in outcomes):
         console.print(
             "vs plain: against scheduler=plain, which refills every place, at the same batch size", style="dim"
         )
     for outcome in outcomes:
         if outcome["status"] == "failed":
             console.print(f"failed: {' '.join(outcome['overrides'])}: {outcome['error']}", style="red")
-    folders = sorted({str(Path(o["path"]).parent) for o in outcomes if o.get("path")})
-    if len(outcomes) == 1 and outcomes[0].get("path"):
-        folders = [outcomes[0]["path"]]
-    for folder in folders:
+    paths = [Path(outcome["path"]) for outcome in outcomes if outcome.get("path")]
+    for folder in sorted({str(path.parent) for path in paths}) if len(outcomes) > 1 else paths:
         console.print(f"results: {folder}", soft_wrap=True)
 
 
-_TITLE = (
-    *("pair", "weights", "data", "num_prompts", "max_new_tokens", "temperature", "dtype"),
-    *("alignment", "drafter", "verifier"),
-)
-_VARIED = ("execution", "draft_length", "lengths", "batching", "window")  # shown where the points differ in them
-_LEFT = ("method", *_VARIED, "alignment", "drafter", "verifier", "pair", "weights")
-
-
-def _shared(outcomes: list[dict[str, Any]], key: str) -> Any:
-    values = {outcome.get(key) for outcome in outcomes}
-    return values.pop() if len(values) == 1 else None
-
-
-def _text(key: str) -> Cell:
-    return lambda outcome: str(outcome.get(key) or "")
-
-
-def _number(key: str, pattern: str) -> Cell:
-    def cell(outcome: dict[str, Any]) -> str:
-        value = outcome.get(key)
-        return "-" if value is None else format(value, pattern)
-
-    return cell
-
-
-def _share(key: str) -> Cell:
-    """A stage's share of the decode time."""
-
-    def cell(outcome: dict[str, Any]) -> str:
-        if outcome.get(key) is None or not outcome.get("decode_s"):
-            return "-"
-        return f"{100 * outcome[key] / outcome['decode_s']:.0f}%"
-
-    return cell
-
-
-def _method(outcome: dict[str, Any]) -> str:
-    return str(outcome["scheduler"])
-
-
-def _speedup(outcome: dict[str, Any]) -> str:
-    value = outcome.get("speedup_vs_ar")
-    return "-" if value is None else f"{value:.2f}x"
-
-
-def _exact(outcome: dict[str, Any]) -> str:
-    if outcome["status"] != "done":
-        return str(outcome["status"])
-    if outcome.get("exact_match") is None:
-        return "-"
-    return f"{outcome['num_exact']}/{outcome['num_prompts']}"
-
-
-_COLUMNS: list[tuple[str, Cell]] = [
-    ("method", _method),
-    *((key, _text(key)) for key in ("pair", "weights", "alignment", "drafter", "verifier")),
-    *((key, _text(key)) for key in _VARIED),
-    ("batch", _number("batch", "d")),
-    ("gamma", _number("gamma", "d")),
-    ("temperature", _number("temperature", "g")),
-    ("tokens/s", _number("tokens_per_s", ",.0f")),
-    ("served/s", _number("served_tokens_per_s", ",.0f")),
-    ("vs plain", _speedup),
-    ("accept", _number("acceptance_rate", ".2f")),
-    ("tokens/call", _number("mean_acceptance_length", ".2f")),
-    ("draft", _share("draft_s")),
-    ("verify", _share("verify_s")),
-    ("align", _share("align_s")),
-    ("grouped", _number("grouping_rate", ".0%")),
-    ("p50 s", lambda o: _number("p50", ".2f")(o.get("latency_s") or {})),
-    ("p99 s", lambda o: _number("p99", ".2f")(o.get("latency_s") or {})),
-    ("ttft p99", lambda o: _number("p99", ".2f")((o.get("wait_rounds") and o.get("ttft_s")) or {})),
-    ("waits", lambda o: _number("max", "d")(o.get("wait_rounds") or {})),
-    ("queue", lambda o: _number("mean", ".1f")(o.get("queue_length") or {})),
-    ("exact", _exact),
-]
+def _table(outcomes: list[dict[str, Any]], shared: dict[str, Any]) -> Table:
+    """Every column that says something which the title does not."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    is_online = any("wait_rounds.max" in outcome for outcome in outcomes)
+    whole = record_table(_COLUMNS, outcomes)
+    kept = []
+    for column, *cells in zip(whole.columns, *whole.rows, strict=True):
+        texts = [cell.text for cell in cells]
+        says_nothing = set(texts) <= {"", "-"} or (column.name in _VARIED and len(set(texts)) == 1)
+        if column.name in shared or says_nothing or (column.name == "ttft_s.p99" and not is_online):
+            continue
+        shown.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=True)
+        kept.append(texts)
+    for row in zip(*kept, strict=True):
+        shown.add_row(*row)
+    return shown

@@ -1,4 +1,4 @@
-"""From raw counts to a run's summary. Counts are kept, ratios are derived from them here and nowhere else."""
+"""From raw counts to a run's summary. Counts are stored; ratios are derived from them only here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
@@ -39,7 +41,7 @@ class Tally:
         return ratio(self.num_accepted, self.num_drafted)
 
     def counts(self) -> dict[str, Any]:
-        """The counts, and the ratios that need nothing else."""
+        """The counts, and the ratios that follow from them alone."""
         longest = max(self.accepted, default=0)
         return {
             "num_output_tokens": self.num_output_tokens,
@@ -56,7 +58,7 @@ class Tally:
 
 
 def timing(seconds: dict[str, float], num_output_tokens: int) -> dict[str, Any]:
-    """Stage times in seconds. decode_s is the sum of its stages; wall_s adds the prefill of the prompts."""
+    """Stage times in seconds. decode_s is the sum of its stages; wall_s also includes the prefill of the prompts."""
     decode_s = sum(value for stage, value in seconds.items() if stage != "prefill")
     wall_s = decode_s + seconds["prefill"]
     return {
@@ -81,16 +83,10 @@ def percentiles(values: AbstractSequence[float]) -> dict[str, float | None]:
 
 
 def quantile(values: AbstractSequence[float], q: float) -> float | None:
-    """The q-quantile by linear interpolation, as numpy's default; None without values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    """The q-quantile by linear interpolation; None without values."""
+    return float(np.quantile(values, q)) if values else None
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """A quotient, or None where there is nothing to divide by."""
+    """A quotient; None if the denominator is 0."""
     return numerator / denominator if denominator else None

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from specdec.errors import ConfigError, SpecdecError
-from specdec.registry import unknown
+from specdec.registry import load_entry_points, unknown
 
-if TYPE_CHECKING:
-    from specdec.report.content import Content
-    from specdec.report.tables import Table
-
-_DESCRIPTION = """Tables, plots and samples of results folders: one HTML page that needs nothing from elsewhere, and the
+_DESCRIPTION = """Tables, plots and samples of results folders: one HTML page that loads nothing from elsewhere, and the
 same tables as Markdown, LaTeX (booktabs) and CSV. Several folders are shown side by side; LABEL=FOLDER names one.
 Intervals are 95% bootstraps over the prompts or rounds of a run. Needs: pip install 'specdec[analysis]'."""
+FILES = {"html": "report.html", "md": "report.md", "latex": "report.tex", "csv": "points.csv"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     about.add_argument(
         "--group", default="", help="keys that part the tables, such as pair,batch (default: pair,data,...)"
     )
-    about.add_argument("--format", default="html", help=f"any of {','.join(FORMATS)} (default: %(default)s)")
+    about.add_argument("--format", default="html", help=f"any of {','.join(FILES)} (default: %(default)s)")
     about.add_argument(
         "--out", type=Path, default=None, help="where the files go (default: report/ in the first folder)"
     )
@@ -55,71 +50,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write(arguments: argparse.Namespace) -> list[Path]:
-    """Make every format that is asked for; returns the files.
+    """Write every format that is asked for; returns the files.
 
     Raises:
         ConfigError: a folder, key or format that does not exist, or a package that is not installed.
     """
     wanted = [name for name in arguments.format.split(",") if name]
     for name in wanted:
-        if name not in FORMATS:
-            raise ConfigError(unknown("--format", name, FORMATS))
+        if name not in FILES:
+            raise ConfigError(unknown("--format", name, FILES))
     from specdec.analysis import named, require
-    from specdec.registry import load_entry_points
 
     for module in ("pandas", "scipy", "matplotlib", "jinja2") if "html" in wanted else ("pandas", "scipy"):
         require(module)
     load_entry_points()
+    from specdec.report import tables
     from specdec.report.content import collect
+    from specdec.report.page import render
 
+    makers = {"md": tables.to_markdown, "latex": tables.to_latex, "csv": tables.to_csv}
+    makers["html"] = lambda content: render(content, arguments.samples)
     content = collect(arguments.results, [key for key in arguments.group.split(",") if key])
     folder = arguments.out or named(arguments.results)[0][1] / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     for name in wanted:
-        file, make = FORMATS[name]
-        (folder / file).write_text(make(content, arguments.samples), encoding="utf-8")
-        written.append(folder / file)
-    return written
+        (folder / FILES[name]).write_text(makers[name](content), encoding="utf-8")
+    return [folder / FILES[name] for name in wanted]
 
-
-def _html(content: Content, num_samples: int) -> str:
-    from specdec.report.page import render
-
-    return render(content, num_samples)
-
-
-def _markdown(content: Content, num_samples: int) -> str:
-    from specdec.report.formats import markdown
-
-    return markdown(_tables(content), content)
-
-
-def _latex(content: Content, num_samples: int) -> str:
-    from specdec.report.formats import latex
-
-    return latex(_tables(content))
-
-
-def _csv(content: Content, num_samples: int) -> str:
-    from specdec.report.formats import points_csv
-
-    return points_csv(content)
-
-
-def _tables(content: Content) -> list[Table]:
-    from specdec.report.compare import paper_tables
-    from specdec.report.tables import point_table
-
-    return [point_table(content, group) for group in content.groups] + paper_tables(content)
-
-
-FORMATS: dict[str, tuple[str, Callable[[Content, int], str]]] = {
-    "html": ("report.html", _html),
-    "md": ("report.md", _markdown),
-    "latex": ("report.tex", _latex),
-    "csv": ("points.csv", _csv),
-}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specdec import analysis
 from specdec.analysis import Record
+from specdec.core.tables import Interval
 from specdec.errors import ConfigError
 from specdec.registry import unknown
-from specdec.report.intervals import Interval, Units, intervals, units
+from specdec.report.intervals import Units, intervals, units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,26 @@ class Group:
         """Its finished points."""
         return [point for point in self.points if point["status"] == "done"]
 
+    def series(self, point: Record) -> str:
+        """What a legend calls a point: its method, and the results folder where there are several."""
+        return series(point, self.labels)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods in a fixed order, plain decoding last: a method's place is its colour."""
+        named = {self.series(point): point for point in reversed(self.done)}
+        return sorted(
+            named, key=lambda name: (analysis.is_plain(named[name]), self.labels.index(named[name]["label"]), name)
+        )
+
+    def rows_of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Lines of samples or rounds of the group's finished points, with each one's ``place`` and ``series``."""
+        names = {place(point): self.series(point) for point in self.done}
+        keys = zip(frame["label"], frame["hash"], strict=True) if len(frame) else ()
+        places = [f"{label}/{run_hash}" for label, run_hash in keys]
+        rows: pd.DataFrame = frame.assign(place=places, series=[names.get(each) for each in places])
+        return rows.dropna(subset=["series"])
+
 
 @dataclass(slots=True)
 class Content:
@@ -54,7 +75,11 @@ class Content:
     samples: pd.DataFrame
     rounds: pd.DataFrame
     intervals: dict[str, dict[str, Interval]]  # by place (label/hash), then by summary key
-    labels: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """The results folders."""
+        return list(dict.fromkeys(point["label"] for point in self.points))
 
     @property
     def failed(self) -> list[Record]:
@@ -86,9 +111,8 @@ def collect(sources: Sequence[analysis.Source], group: Sequence[str] = ()) -> Co
     for key in group:
         if key not in known:
             raise ConfigError(unknown("key of --group", key, known))
-    labels = list(dict.fromkeys(point["label"] for point in points))
     groups = _part(points, [key for key in group or DEFAULT_GROUP if key in known])
-    return Content(points, groups, samples, rounds, _all_intervals(points, samples, rounds), labels)
+    return Content(points, groups, samples, rounds, _all_intervals(points, samples, rounds))
 
 
 def place(point: Record) -> str:
@@ -97,14 +121,14 @@ def place(point: Record) -> str:
 
 
 def series(point: Record, labels: Sequence[str]) -> str:
-    """What a legend calls a point: its method, and where there are several results folders, which one."""
+    """What a legend calls a point: its method, and the results folder where there are several."""
     return f"{point['method']} ({point['label']})" if len(labels) > 1 else str(point["method"])
 
 
 def _part(points: list[Record], keys: Sequence[str]) -> list[Group]:
-    """Groups by the values of ``keys``, each with copies of its points: one may belong to several experiments.
+    """Groups by the values of ``keys``, each with copies of its points, because one may belong to several experiments.
 
-    Points that failed before they had a value go to where their other values fit.
+    A point that failed before it had a value of a key joins the group that its other values fit.
     """
     groups: dict[tuple[str, ...], Group] = {}
     for point in sorted(points, key=lambda point: point["status"] != "done"):
@@ -126,7 +150,7 @@ def _part(points: list[Record], keys: Sequence[str]) -> list[Group]:
 
 
 def _name_models(points: list[Record]) -> None:
-    """Where a group is not parted by pair or data, a method's points of several would share a curve: name them too."""
+    """Add pair and data to the methods' names where they differ within a group, so that no two share a curve."""
     for key in ("pair", "data"):
         if len({str(point[key]) for point in points if key in point}) > 1:
             for point in points:
@@ -138,10 +162,10 @@ def _fits(point: Record, keys: dict[str, Any]) -> bool:
 
 
 def _all_intervals(points: list[Record], samples: pd.DataFrame, rounds: pd.DataFrame) -> dict[str, dict[str, Interval]]:
-    found: dict[str, Units] = {}
     if not len(samples):
         return {}
     per_point = dict(list(rounds.groupby(rounds["label"] + "/" + rounds["hash"])))
+    found: dict[str, Units] = {}
     for key, frame in samples.groupby(samples["label"] + "/" + samples["hash"]):
         found[str(key)] = units(frame, per_point.get(key, rounds[:0]))
     made = {}
@@ -154,7 +178,7 @@ def _all_intervals(points: list[Record], samples: pd.DataFrame, rounds: pd.DataF
 
 
 def _scale(made: dict[str, Interval], point: Record, own: Units, baseline: Units | None) -> None:
-    """Bring intervals of speeds to the summary's figure, which several processes or attempts may have shared in."""
+    """Scale intervals of speeds to the summary's figure, to which several processes or attempts may contribute."""
     for key, estimate in (
         ("tokens_per_s", own.speed),
         ("speedup_vs_ar", own.speed / baseline.speed if baseline and baseline.speed else 0.0),

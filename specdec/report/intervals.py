@@ -1,27 +1,38 @@
-"""Bootstrap intervals: how much a figure of a point would vary with other prompts, or other rounds, of the same run.
+"""Bootstrap intervals: how much a figure would vary with other prompts, rounds or turns of the same run.
 
 Counts are resampled over prompts (acceptance, tokens per call, latency), speeds over rounds (tokens and seconds of
-each), by `scipy.stats.bootstrap`. They say nothing of what differs between two runs of the same point, such as another
-load on the machine.
+each), the benchmark's figures over its turns. The intervals do not cover what differs between two runs of the same
+point, such as another load on the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from specdec.analysis import require
+from specdec.core.tables import Interval
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 999
-MIN_UNITS = 4  # with fewer prompts or rounds an interval would pretend to know something
+MIN_UNITS = 4  # an interval of fewer prompts or rounds would suggest more than is known
 STAGES = ("prefill_s", "draft_s", "verify_s", "align_s", "schedule_s", "other_s")
-Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A median, or a ratio of two, with its interval; with one measurement the interval is that measurement."""
+
+    value: float
+    low: float
+    high: float
+    num: int  # measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +53,13 @@ class Units:
 
 def units(samples: pd.DataFrame, rounds: pd.DataFrame) -> Units:
     """Collect the units of one point from its samples and rounds."""
-    import numpy as np
-
-    seconds = [rounds[stage].fillna(0.0) for stage in STAGES if stage in rounds]
-    tokens = [sum(emitted) for emitted in rounds["num_emitted"]] if len(rounds) else []
-    prompts = [
-        (sum(accepted), drafted, len(output), len(accepted))
-        for accepted, drafted, output in zip(
-            samples["accepted_lengths"], samples["num_drafted"], samples["output_ids"], strict=True
-        )
-    ]
+    stages = [stage for stage in STAGES if stage in rounds]
+    emitted = rounds["num_emitted"].map(sum) if len(rounds) else []
+    lengths = samples["accepted_lengths"]
+    prompts = [lengths.map(sum), samples["num_drafted"], samples["output_ids"].map(len), lengths.map(len)]
     return Units(
-        np.column_stack([tokens, sum(seconds)]).astype(float) if tokens else np.zeros((0, 2)),
-        np.array(prompts, dtype=float).reshape(-1, 4),
+        np.column_stack([emitted, rounds[stages].fillna(0.0).sum(axis=1)]).astype(float),
+        np.column_stack(prompts).astype(float),
         samples["latency_s"].to_numpy(dtype=float),
         samples["ttft_s"].to_numpy(dtype=float),
     )
@@ -62,10 +67,11 @@ def units(samples: pd.DataFrame, rounds: pd.DataFrame) -> Units:
 
 def intervals(point: Units, baseline: Units | None = None) -> dict[str, Interval]:
     """Intervals by summary key (``tokens_per_s``, ``latency_s.p99``, ...); those that cannot be had are left out."""
+    prompts_N4 = point.prompts_N4
     wanted = {
-        "tokens_per_s": _of_ratio(point.rounds_R2),
-        "acceptance_rate": _of_ratio(point.prompts_N4[:, [0, 1]]),
-        "mean_acceptance_length": _of_ratio(point.prompts_N4[:, [2, 3]]),
+        "tokens_per_s": of_ratio(*point.rounds_R2.T),
+        "acceptance_rate": of_ratio(prompts_N4[:, 0], prompts_N4[:, 1]),
+        "mean_acceptance_length": of_ratio(prompts_N4[:, 2], prompts_N4[:, 3]),
         "speedup_vs_ar": None if baseline is None else _of_speedup(point.rounds_R2, baseline.rounds_R2),
     }
     for key, values_N in (("latency_s", point.latency_N), ("ttft_s", point.ttft_N)):
@@ -75,48 +81,42 @@ def intervals(point: Units, baseline: Units | None = None) -> dict[str, Interval
 
 def of_mean(values: Any) -> Interval | None:
     """Interval of a mean."""
-    import numpy as np
-
     values_N = np.asarray(values, dtype=float)
-    return _bootstrap(len(values_N), lambda at: values_N[at].mean(axis=-1))
+    return bootstrap(lambda at: values_N[at].mean(axis=-1), len(values_N))
 
 
 def of_ratio(numerators: Any, denominators: Any) -> Interval | None:
     """Interval of the quotient of two sums over the same units."""
-    import numpy as np
-
-    return _of_ratio(np.column_stack([numerators, denominators]).astype(float))
-
-
-def _of_ratio(pairs_N2: np.ndarray) -> Interval | None:
-    return _bootstrap(len(pairs_N2), lambda at: _quotient(pairs_N2, at)) if pairs_N2[:, 1].sum() else None
+    pairs_N2 = np.column_stack([numerators, denominators]).astype(float)
+    return bootstrap(lambda at: _quotient(pairs_N2, at), len(pairs_N2)) if pairs_N2[:, 1].sum() else None
 
 
-def _of_percentile(values_N: np.ndarray, percent: float) -> Interval | None:
-    import numpy as np
-
-    return _bootstrap(len(values_N), lambda at: np.percentile(values_N[at], percent, axis=-1))
-
-
-def _of_speedup(ours_R2: np.ndarray, theirs_R2: np.ndarray) -> Interval | None:
-    """Of the quotient of two speeds, with both runs resampled."""
-    return _bootstrap(
-        len(ours_R2), lambda at, other: _quotient(ours_R2, at) / _quotient(theirs_R2, other), len(theirs_R2)
-    )
+def median(values: Sequence[float]) -> Estimate:
+    """The median of measurements."""
+    values_N = np.asarray(values, dtype=float)
+    return _estimate(lambda at: np.median(values_N[at], axis=-1), len(values_N))
 
 
-def _quotient(pairs_N2: np.ndarray, at: np.ndarray) -> Any:
-    sums = pairs_N2[at].sum(axis=-2)
-    return sums[..., 0] / sums[..., 1].clip(min=1e-12)
+def ratio_of_medians(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """median(values) / median(others); the i-th of both were taken in the same turn, and are resampled together."""
+    if len(values) != len(others):
+        raise ValueError(f"{len(values)} measurements against {len(others)}: turns must be complete")
+    a, b = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
+    return _estimate(lambda at: np.median(a[at], axis=-1) / np.median(b[at], axis=-1), len(a))
 
 
-def _bootstrap(num_units: int, statistic: Callable[..., Any], num_others: int | None = None) -> Interval | None:
-    """Percentile bootstrap over unit numbers; reproducible, because its seed is fixed."""
-    import numpy as np
+def bootstrap(statistic: Callable[..., Any], *sizes: int, min_units: int = MIN_UNITS) -> Interval | None:
+    """Percentile bootstrap (Efron 1979); reproducible, because its seed is fixed.
 
-    if min(num_units, num_units if num_others is None else num_others) < MIN_UNITS:
+    Args:
+        statistic: of arrays of unit numbers, one per sample, along their last axis.
+        sizes: numbers of units of the samples, which are resampled independently.
+
+    Returns:
+        The interval; None with fewer than ``min_units`` of any sample, or where the statistic is not a number.
+    """
+    if min(sizes) < min_units:
         return None
-    sizes = [num_units] if num_others is None else [num_units, num_others]
     result = require("scipy.stats").bootstrap(
         [np.arange(size) for size in sizes],
         lambda *at, axis: statistic(*(a.astype(int) for a in at)),
@@ -130,3 +130,26 @@ def _bootstrap(num_units: int, statistic: Callable[..., Any], num_others: int | 
     )
     low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
     return (low, high) if low == low and high == high else None
+
+
+def _of_percentile(values_N: np.ndarray, percent: float) -> Interval | None:
+    return bootstrap(lambda at: np.percentile(values_N[at], percent, axis=-1), len(values_N))
+
+
+def _of_speedup(ours_R2: np.ndarray, theirs_R2: np.ndarray) -> Interval | None:
+    return bootstrap(
+        lambda at, other: _quotient(ours_R2, at) / _quotient(theirs_R2, other), len(ours_R2), len(theirs_R2)
+    )
+
+
+def _quotient(pairs_N2: np.ndarray, at: np.ndarray) -> Any:
+    sums = pairs_N2[at].sum(axis=-2)
+    return sums[..., 0] / sums[..., 1].clip(min=1e-12)
+
+
+def _estimate(statistic: Callable[[np.ndarray], Any], num: int) -> Estimate:
+    if num == 0:
+        raise ValueError("no measurement")
+    value = float(statistic(np.arange(num)))
+    low, high = bootstrap(statistic, num, min_units=2) or (value, value)
+    return Estimate(value, low, high, num)

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specdec.analysis import Record, read_json, require
-from specdec.registry import PLUGIN_GROUPS, names
-from specdec.report.compare import paper_tables
+from specdec.core.tables import Table, latex, markdown, text_table
+from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.report.content import Content, Group, series
-from specdec.report.figures import Figure, figures, methods
-from specdec.report.formats import latex_table, markdown_table
+from specdec.report.figures import Figure, figures
+from specdec.report.published import published_tables
 from specdec.report.svg import STAGES
-from specdec.report.tables import Cell, Column, Table, point_table
-from specdec.report.texts import Prompt, prompts
+from specdec.report.tables import point_table
+from specdec.report.texts import ShownPrompt, prompts
 
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One figure in large letters, what it is, and whose."""
+    """A headline figure: the number, what it is, and of which point."""
 
     value: str
     what: str
@@ -38,11 +38,11 @@ class Section:
     table: Table
     figures: list[Figure]
     legend: list[tuple[int, str]]
-    prompts: list[Prompt]
+    prompts: list[ShownPrompt]
 
 
 def render(content: Content, num_samples: int) -> str:
-    """The page as one string; it asks for nothing from elsewhere.
+    """The page as one string; it loads nothing from elsewhere.
 
     Args:
         num_samples: prompts per group that are shown with their outputs.
@@ -51,54 +51,43 @@ def render(content: Content, num_samples: int) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    sections = [_section(content, group, at, num_samples) for at, group in enumerate(content.groups)]
     page: str = environment.get_template("page.html").render(
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
-        title=_title(content),
+        title=f"{', '.join(sorted({str(p['pair']) for p in content.points}))}: {len(content.points)} points",
         content=content,
-        sections=sections,
-        paper=paper_tables(content),
+        sections=[_section(content, group, num_samples) for group in content.groups],
+        published=published_tables(content),
         tiles=tiles(content),
         verdicts=verdicts(content),
         provenance=provenance(content),
         stages=STAGES,
         overrides=overrides,
-        markdown=markdown_table,
-        latex=latex_table,
+        markdown=markdown,
+        latex=latex,
     )
     return page
 
 
-def _section(content: Content, group: Group, number: int, num_samples: int) -> Section:
-    order = methods(group)
-    here = {series(point, group.labels) for point in group.done}
-    legend = [(index, name) for index, name in enumerate(order) if name in here]
+def _section(content: Content, group: Group, num_samples: int) -> Section:
     shown = prompts(content, group, num_samples) if num_samples else []
-    return Section(group, point_table(content, group), figures(content, group, number), legend, shown)
-
-
-def _title(content: Content) -> str:
-    pairs = sorted({str(point["pair"]) for point in content.points})
-    return f"{', '.join(pairs)}: {len(content.points)} points"
+    return Section(group, point_table(content, group), figures(content, group), list(enumerate(group.methods)), shown)
 
 
 def overrides(point: Record) -> str:
-    """The settings that a failed point was asked for, as on the command line, without those of the place."""
+    """The settings of a failed point, as on the command line, without those that say only where results go."""
     given = [str(override) for override in point.get("overrides") or ()]
     return " ".join(override for override in given if not override.startswith(("results_dir=", "progress=")))
 
 
 def known_incorrect(point: Record) -> bool:
     """Whether a point uses a plug-in that is kept with its published defects."""
-    from specdec.registry import lookup
-
     chosen = [(group, point.get(f"{group}.name", point.get(group))) for group in PLUGIN_GROUPS]
     return any(name in names(group) and lookup(group, str(name)).known_incorrect for group, name in chosen)
 
 
 def tiles(content: Content) -> list[Tile]:
-    """The page's headline figures; speeds only of points whose every difference is explained."""
+    """The headline figures; speeds only of points without an unexplained difference."""
     done = [point for point in content.points if point["status"] == "done"]
     sound = [point for point in done if not point.get("num_failures") and not known_incorrect(point)]
     found = []
@@ -125,7 +114,7 @@ def _who(content: Content, point: Record) -> str:
 
 
 def verdicts(content: Content) -> list[tuple[str, str]]:
-    """What the report says about equivalence, first of all: (tone, sentence)."""
+    """What the report says first, about equivalence: (tone, sentence)."""
     compared = [p for p in content.points if p["status"] == "done" and p.get("exact_match") is not None]
     wrong = [p for p in compared if known_incorrect(p)]
     right = [p for p in compared if not known_incorrect(p)]
@@ -138,7 +127,7 @@ def verdicts(content: Content) -> list[tuple[str, str]]:
         for point in caught:
             per_method[point["method"]] += point["num_failures"]
         listed = ", ".join(f"{name} {count}" for name, count in per_method.items()) or "no row of these points differs"
-        said.append(("note", f"Known incorrect, kept as published; rows that differ without an excuse: {listed}."))
+        said.append(("note", f"Known incorrect, kept as published; rows that differ and are not explained: {listed}."))
     unchecked = sum(p["status"] == "done" and p.get("exact_match") is None for p in content.points)
     if unchecked:
         said.append(("warn", f"{unchecked} points were not compared with a reference."))
@@ -155,7 +144,7 @@ def _verdict(points: Sequence[Record]) -> tuple[str, str]:
     num_explained, num_failures = (sum(p[key] for p in points) for key in ("num_explained", "num_failures"))
     if num_failures:
         names = ", ".join(sorted({f"{p['method']} b{p['batch']}" for p in points if p["num_failures"]}))
-        return "bad", f"{num_failures} of {num_rows:,} rows differ from their reference without an excuse: {names}."
+        return "bad", f"{num_failures} of {num_rows:,} rows differ from their reference, unexplained: {names}."
     if num_explained:
         return "good", (
             f"{num_exact:,} of {num_rows:,} rows equal their reference token for token; rounding explains the other "
@@ -164,7 +153,7 @@ def _verdict(points: Sequence[Record]) -> tuple[str, str]:
     return "good", f"All {num_rows:,} rows equal their reference token for token."
 
 
-def provenance(content: Content) -> list[Table]:
+def provenance(content: Content) -> Table | None:
     """Where the figures come from: machines, versions and code, and how many points of each."""
     seen: Counter[tuple[str, ...]] = Counter()
     for point in content.points:
@@ -179,6 +168,4 @@ def provenance(content: Content) -> list[Table]:
                 str(env.get("started", "-"))[:10],
             ] += 1
     headings = ("results", "machine", "versions", "revision", "day", "points")
-    columns = [Column(heading, "", lambda content, point: Cell(""), heading != "points") for heading in headings]
-    rows = [[*(Cell(text) for text in key), Cell(str(count), "", count)] for key, count in sorted(seen.items())]
-    return [Table("Provenance", "", columns, rows)] if rows else []
+    return text_table(headings, [[*key, str(count)] for key, count in sorted(seen.items())], 5) if seen else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from specdec import assets
 from specdec.analysis import Record
 from specdec.errors import SpecdecError
-from specdec.report.content import Content, Group, place, series
+from specdec.report.content import Content, Group, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Rendering:
-    """One way that a prompt was answered, and the points that answered so."""
+    """An output, and the points that gave it."""
 
     pieces: list[Piece]
     points: list[tuple[str, int]]  # method and batch size
@@ -52,10 +52,9 @@ class Rendering:
 
 
 @dataclass(slots=True)
-class Prompt:
-    """A prompt and all its different answers, exact ones first."""
+class ShownPrompt:
+    """A prompt and its different outputs, exact ones first."""
 
-    index: int
     question_id: str
     category: str
     num_tokens: int
@@ -63,35 +62,30 @@ class Prompt:
     renderings: list[Rendering] = field(default_factory=list)
 
 
-def prompts(content: Content, group: Group, limit: int) -> list[Prompt]:
+def prompts(content: Content, group: Group, limit: int) -> list[ShownPrompt]:
     """Up to ``limit`` prompts of a group's points, those with a divergence first; points of one pair share a tokenizer.
 
-    Points that gave the same tokens of the same kinds share a rendering. Plain decoding shares the rendering of
-    whoever has its tokens.
+    Points that gave the same tokens of the same kinds share a rendering. Plain decoding shares the rendering of any
+    point with its tokens.
     """
-    names = {place(point): (series(point, group.labels), point["batch"]) for point in group.done}
-    if not names or not len(content.samples):
+    names = {place(point): (group.series(point), point["batch"]) for point in group.done}
+    samples = group.rows_of(content.samples)
+    if not len(samples):
         return []
-    samples = content.samples
-    keys = samples["label"] + "/" + samples["hash"]
-    samples = samples[keys.isin(names)].assign(place=keys, differs=samples["exact"].eq(False))
     by_prompt: dict[Any, pd.DataFrame] = dict(
         list(samples.groupby(["pair", "index", "question_id", "num_prompt_tokens"]))
     )
-    chosen = sorted(by_prompt, key=lambda key: -by_prompt[key]["differs"].sum())[:limit]
-    rounds = content.rounds[(content.rounds["label"] + "/" + content.rounds["hash"]).isin(names)]
-    drafted = _drafted(rounds, {int(index) for _, index, _, _ in chosen})
+    chosen = sorted(by_prompt, key=lambda key: -by_prompt[key]["exact"].eq(False).sum())[:limit]
+    drafted = _drafted(group.rows_of(content.rounds), {int(index) for _, index, _, _ in chosen})
     some = {str(point["pair"]): point for point in reversed(group.done)}
     tokenizers = {pair: load_tokenizer(point) for pair, point in some.items()}
     texts = {pair: _prompt_texts(point, tokenizers[pair]) for pair, point in some.items()}
     found = []
-    for key in chosen:
-        rows = by_prompt[key].to_dict("records")
-        pair, index, question_id, num_tokens = key
-        tokenizer, text = tokenizers[pair], texts[pair].get((index, num_tokens))
-        prompt = Prompt(index, str(question_id), rows[0]["category"], num_tokens, text)
-        prompt.renderings = _renderings(rows, names, drafted, tokenizer)
-        found.append(prompt)
+    for pair, index, question_id, num_tokens in chosen:
+        rows = by_prompt[pair, index, question_id, num_tokens].to_dict("records")
+        text = texts[pair].get((index, num_tokens))
+        renderings = _renderings(rows, names, drafted, tokenizers[pair])
+        found.append(ShownPrompt(str(question_id), rows[0]["category"], num_tokens, text, renderings))
     return found
 
 
@@ -100,11 +94,10 @@ def kinds(output_ids: Sequence[int], accepted_lengths: Sequence[int], drafted: S
     found: list[str] = []
     for turn, accepted in enumerate(accepted_lengths):
         found += ["accepted"] * accepted
-        if len(found) < len(output_ids):
-            if drafted is None or turn >= len(drafted):
-                found.append("added")
-            else:
-                found.append("plain" if not drafted[turn] else "bonus" if accepted == drafted[turn] else "recovered")
+        if drafted is None or turn >= len(drafted):
+            found.append("added")
+        else:
+            found.append("plain" if not drafted[turn] else "bonus" if accepted == drafted[turn] else "recovered")
     return found[: len(output_ids)]
 
 
@@ -136,11 +129,9 @@ def _renderings(
     for row in sorted(rows, key=lambda row: row["num_drafted"] == 0):  # plain decoding last
         tokens = tuple(row["output_ids"])
         of_row = kinds(tokens, row["accepted_lengths"], drafted.get((row["place"], row["index"])))
-        same_tokens = next((r for key, r in found.items() if key[0] == tokens), None)
-        if not row["num_drafted"] and same_tokens is not None:
-            same_tokens.points.append(names[row["place"]])
-            continue
         key = (tokens, tuple(of_row))
+        if not row["num_drafted"]:
+            key = next((other for other in found if other[0] == tokens), key)
         if key not in found:
             first = row["first_divergence"]
             pieces = _pieces(row, of_row, None if first is None or first != first else int(first), tokenizer)
@@ -167,11 +158,10 @@ def _pieces(row: Record, of_row: Sequence[str], first: int | None, tokenizer: An
 def _drafted(rounds: pd.DataFrame, chosen: set[int]) -> dict[tuple[str, int], list[int]]:
     """Drafted tokens per round of a row, by (place, index)."""
     found: dict[tuple[str, int], list[int]] = {}
-    columns = (rounds[key] for key in ("label", "hash", "rows", "num_drafted"))
-    for label, run_hash, rows, drafted in zip(*columns, strict=True):
+    for place_of_round, rows, drafted in zip(rounds["place"], rounds["rows"], rounds["num_drafted"], strict=True):
         for index, count in zip(rows, drafted, strict=True):
             if index in chosen:
-                found.setdefault((f"{label}/{run_hash}", index), []).append(count)
+                found.setdefault((place_of_round, index), []).append(count)
     return found
 
 

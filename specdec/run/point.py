@@ -29,7 +29,7 @@ from specdec.run.factory import build_arrivals, build_engine, execution_notes, e
 from specdec.run.folder import RunFolder
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.none import NoLogger
-from specdec.run.loggers.secrets import Discreet
+from specdec.run.loggers.secrets import RedactingLogger
 from specdec.run.memory_check import check_run, check_weights
 from specdec.run.memory_plan import MemoryPlan
 from specdec.run.out_of_memory import decode_rows
@@ -45,7 +45,7 @@ def compute_point(cfg: DictConfig, folder: RunFolder, overrides: list[str], rank
     threads = cfg.runner.threads or cfg.pair.threads
     if threads is not None:
         torch.set_num_threads(threads)
-    logger: Logger = Discreet(plugin(cfg, "logger")) if ranks.is_main else NoLogger()
+    logger: Logger = RedactingLogger(plugin(cfg, "logger")) if ranks.is_main else NoLogger()
     try:
         check_weights(cfg)
         asked = plain_copy(cfg)  # what memory makes of it below is not the baseline's business

@@ -14,13 +14,16 @@ from specdec.run.loggers.base import Logger
 
 
 class CsvLogger(Logger):
-    """Appends to ``path``; the columns are those of the file's first row."""
+    """Appends the figures of every point to ``path``, nested ones under dotted names.
+
+    The columns are those of the file's first row. A failed point has no row.
+    """
 
     def __init__(self, *, path: str = "results/points.csv") -> None:
         self._path = Path(path)
 
     def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
-        """Fail now rather than after the run, if the file cannot be written."""
+        # Fail now rather than after the run if the file cannot be written.
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.open("a").close()
@@ -31,7 +34,6 @@ class CsvLogger(Logger):
             raise ConfigError(f"logger.path: {error}, or give another file") from error
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Append the point's figures; nested ones get dotted names."""
         flat = flatten(summary)
         with locked(self._path.parent, self._path.name), self._path.open("r+", newline="", encoding="utf-8") as stream:
             header = next(csv.reader(stream), None)
@@ -40,6 +42,3 @@ class CsvLogger(Logger):
             if header is None:
                 writer.writeheader()
             writer.writerow(flat)
-
-    def fail(self, message: str) -> None:
-        """Nothing is claimed of a failed point."""

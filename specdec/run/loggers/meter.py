@@ -1,4 +1,4 @@
-"""Step metrics: what a run has done so far and where its time went, handed to the logger about once a second."""
+"""Step metrics: figures since the last report and where the time went, logged about once a second."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EVERY_S = 1.0
 
 
 class StepMeter:
-    """Pass its ``observe`` to the decoding loop; figures are those of the stretch since the last report.
+    """Logs figures of the rounds since its last report; pass its ``observe`` to the decoding loop.
 
     Args:
-        memory: where the peak so far is read; None leaves it out.
-        every_s: seconds between two reports, EVERY_S if not given; what is left at the end is in the summary.
+        memory: source of the peak memory so far; None leaves it out.
+        every_s: seconds between two reports, EVERY_S if not given; rounds after the last one are in the summary only.
     """
 
     def __init__(self, logger: Logger, memory: PeakMemory | None = None, every_s: float | None = None) -> None:
@@ -32,7 +32,7 @@ class StepMeter:
         self._tally = Tally()
 
     def observe(self, outcome: Round, clock: Clock) -> None:
-        """Count one round, and report if it is time to."""
+        """Count one round, and report if ``every_s`` have passed."""
         self._tally.add(outcome)
         self._num_rounds += 1
         self._num_finished += len(outcome.finished)
@@ -44,11 +44,10 @@ class StepMeter:
     def _metrics(self, clock: Clock) -> dict[str, float]:
         spent = {stage: clock.seconds[stage] - self._seconds.get(stage, 0.0) for stage in clock.seconds}
         total = sum(spent.values())
+        counts = self._tally.counts()
         figures = {
             "tokens_per_s": ratio(self._tally.num_output_tokens, total),
-            "acceptance_rate": self._tally.acceptance_rate,
-            "mean_acceptance_length": ratio(self._tally.num_output_tokens, self._tally.num_row_rounds),
-            "grouping_rate": ratio(self._tally.num_same_length_batches, self._tally.num_verify_calls),
+            **{name: counts[name] for name in ("acceptance_rate", "mean_acceptance_length", "grouping_rate")},
             "num_finished": self._num_finished,
             **{f"time/{stage}_share": ratio(seconds, total) for stage, seconds in spent.items()},
         }

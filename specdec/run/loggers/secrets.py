@@ -1,4 +1,4 @@
-"""What must not leave the machine: values of secret settings and environment variables, and passwords in URLs."""
+"""Redaction of secrets: values of secret settings and environment variables, and passwords in URLs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KNOWN_SHAPES = (
     (re.compile(r"(?<=://)[^/\s@]+(?=@)"), HIDDEN),  # https://user:password@host
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), HIDDEN),
 )
-_MIN_LENGTH = 6  # a shorter value of an environment variable says nothing, and would be found everywhere
+_MIN_LENGTH = 6  # a shorter value of an environment variable would match unrelated text
 
 
 def is_secret(name: str) -> bool:
@@ -24,7 +24,7 @@ def is_secret(name: str) -> bool:
 
 
 def scrub(value: Any, name: str = "") -> Any:
-    """A copy of plain data without secrets; texts keep everything else."""
+    """A copy of plain data in which secrets are hidden; the rest of a text is kept."""
     if isinstance(value, dict):
         return {key: scrub(part, str(key)) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -46,24 +46,20 @@ def _scrub_text(text: str) -> str:
     return text
 
 
-class Discreet(Logger):
-    """Stands before a logger and hides every secret from it."""
+class RedactingLogger(Logger):
+    """Passes everything on to a logger, without secrets."""
 
     def __init__(self, inner: Logger) -> None:
         self._inner = inner
 
     def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
-        """Pass on what may be known."""
         self._inner.start(run_hash, scrub(settings), scrub(overrides), scrub(env))
 
     def round(self, step: int, metrics: dict[str, float]) -> None:
-        """Pass on."""
         self._inner.round(step, metrics)
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Pass on; what the models say is data."""
-        self._inner.finish(scrub(summary), samples)
+        self._inner.finish(scrub(summary), samples)  # outputs of the models are data
 
     def fail(self, message: str) -> None:
-        """Pass on."""
         self._inner.fail(scrub(message))

@@ -1,4 +1,4 @@
-"""Tables that loggers show: figures per category, and samples, those that differ from their reference first."""
+"""Tables for loggers: figures per category, and samples, those that differ from their reference first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _figures(samples: list[Record]) -> Record:
 
 
 def sample_rows(samples: list[Record], limit: int) -> list[Record]:
-    """Up to ``limit`` samples; every divergence comes before the rows that are as they should be."""
+    """Up to ``limit`` samples; divergences first."""
     ordered = sorted(samples, key=lambda sample: (sample["exact"] is not False, sample["index"]))
     return [
         {
@@ -56,7 +56,7 @@ def sample_rows(samples: list[Record], limit: int) -> list[Record]:
 
 
 def run_name(run_hash: str, overrides: list[str]) -> str:
-    """A run is named by its overrides, without those that decide nothing; without any, by its hash."""
+    """A run's overrides without those that do not affect its results; without any, its hash."""
     noise = ("logger", "results_dir", "progress", "force", "hydra")
     telling = [override for override in overrides if not override.lstrip("+~").startswith(noise)]
     telling.sort(key=lambda override: "." in override.partition("=")[0])  # details last: long names are cut

@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from specdec.core.columns import COLUMNS
+from specdec.core.files import flatten
+from specdec.core.tables import Column, markdown, record_table
 from specdec.errors import ConfigError
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.tables import by_category, run_name, sample_rows
@@ -29,7 +34,6 @@ class TensorboardLogger(Logger):
         self._step = 0
 
     def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
-        """Open the event file and write the config."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -43,59 +47,37 @@ class TensorboardLogger(Logger):
         self._writer.add_text("environment", _preformatted(env))
 
     def round(self, step: int, metrics: dict[str, float]) -> None:
-        """One scalar per figure, over the number of rounds."""
         assert self._writer is not None
         self._step = step
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Every figure of the summary, the tables, and the end."""
         assert self._writer is not None
         try:
-            for name, value in _numbers(summary).items():
-                self._writer.add_scalar(f"summary/{name}", value, self._step)
+            for name, value in flatten(summary).items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._writer.add_scalar(f"summary/{name}", value, self._step)
             lengths = [accepted for sample in samples for accepted in sample["accepted_lengths"]]
             if lengths:
                 edges = [length - 0.5 for length in range(max(lengths) + 2)]
-                self._writer.add_histogram("accepted_lengths", _tensor(lengths), self._step, bins=_tensor(edges))
+                counts, bins = np.asarray(lengths), np.asarray(edges)
+                self._writer.add_histogram("accepted_lengths", counts, self._step, bins=bins)
             self._writer.add_text("categories", _markdown(by_category(samples)))
             self._writer.add_text("samples", _markdown(sample_rows(samples, self._num_samples)))
         finally:
             self._writer.close()
 
     def fail(self, message: str) -> None:
-        """Say why, and close."""
         if self._writer is not None:
             self._writer.add_text("error", message)
             self._writer.close()
-
-
-def _tensor(values: list[Any]) -> Any:
-    import numpy as np
-
-    return np.asarray(values)
 
 
 def _preformatted(document: dict[str, Any]) -> str:
     return "    " + json.dumps(document, indent=1, default=str).replace("\n", "\n    ")
 
 
-def _numbers(summary: dict[str, Any]) -> dict[str, float]:
-    """Figures of a summary, nested ones under dotted names; texts and lists are left out."""
-    found: dict[str, float] = {}
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            found.update({f"{key}.{name}": part for name, part in _numbers(value).items()})
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[key] = value
-    return found
-
-
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-    )
+    columns = [COLUMNS.get(key, Column(key, key)) for key in rows[0]] if rows else []
+    return markdown(record_table(columns, rows)) if rows else ""

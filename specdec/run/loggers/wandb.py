@@ -1,4 +1,4 @@
-"""Weights & Biases: a run per point, grouped by sweep, named by its overrides; offline unless a key is there."""
+"""Weights & Biases: a run per point, grouped by sweep, named by its overrides; offline without an API key."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class WandbLogger(Logger):
     """Logs config, step metrics, tables and summary. The run is always finished, also when the point fails.
 
     Args:
-        group: of runs that belong together; None: the sweep's name.
-        mode: ``auto`` is online where WANDB_API_KEY or the netrc file has a key, and offline elsewhere.
+        group: name of a group of runs; None: the sweep's name.
+        mode: ``auto`` is online if WANDB_API_KEY or the netrc file has a key, and offline otherwise.
         num_samples: rows of the sample table, at most.
     """
 
@@ -44,7 +44,6 @@ class WandbLogger(Logger):
         self._run: Any = None
 
     def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
-        """Open the run."""
         import wandb
 
         os.makedirs(str(self._place["dir"]), exist_ok=True)
@@ -72,11 +71,9 @@ class WandbLogger(Logger):
             ) from error
 
     def round(self, step: int, metrics: dict[str, float]) -> None:
-        """Figures of the last second or so, over the number of rounds."""
         self._run.log(metrics, step=step)
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Log every figure, the tables and the histogram, and close the run."""
         import wandb
 
         try:
@@ -92,7 +89,6 @@ class WandbLogger(Logger):
             self._run.finish()
 
     def fail(self, message: str) -> None:
-        """Close the run as failed."""
         if self._run is not None:
             self._run.summary["status"] = "failed"
             self._run.summary["error"] = message
@@ -100,7 +96,7 @@ class WandbLogger(Logger):
 
 
 def _chosen_mode() -> str:
-    """What the environment says, or online where a key is there."""
+    """The mode that the environment sets; else online if there is an API key."""
     if os.environ.get("WANDB_MODE") in _MODES:
         return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_API_KEY"):
@@ -121,6 +117,6 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
 
 def _histogram(counts: list[int]) -> Any:
-    """One bin per accepted length, around its whole number."""
+    """One bin per accepted length, centred on it."""
     counts = counts or [0]
     return counts, [length - 0.5 for length in range(len(counts) + 1)]
