@@ -12,7 +12,7 @@ from model_zoo import Entry, build
 
 from specdec.cli import main
 from specdec.core.files import read_lines
-from specdec.equivalence.near_ties import FACTOR, FAILURE, NEAR_TIE, explain
+from specdec.equivalence.near_ties import FAILURE, NEAR_TIE, NOISE_FACTOR, classify_divergence
 from specdec.equivalence.rounding import measure, rounding_of
 from specdec.models.causal_lm import CausalLM
 
@@ -53,7 +53,7 @@ def test_a_tie_that_rounding_decides_is_explained(model, reference):
     decided_V = measure(tied, PROMPT, reference, 4, 6).logits_nV[0].double()
     other = (reference[0] + 1) % VOCAB
     decided_V[other] += 1e-9
-    result = explain(tied, PROMPT, [other, *reference[1:]], reference, decided_V, batch=4, chunk=6)
+    result = classify_divergence(tied, PROMPT, [other, *reference[1:]], reference, decided_V, batch=4, chunk=6)
     assert result["kind"] == NEAR_TIE, result
     assert result["margin"] <= 2 * result["noise"]
 
@@ -64,9 +64,9 @@ def test_a_bug_at_a_tie_is_a_failure(model, reference):
     rounding = measure(tied, PROMPT, reference, 4, 6)
     other = (reference[0] + 1) % VOCAB
     shift_V = torch.randn(VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    buggy_V = rounding.logits_nV[0].double() + 3 * FACTOR * rounding.largest * shift_V
+    buggy_V = rounding.logits_nV[0].double() + 3 * NOISE_FACTOR * rounding.largest * shift_V
     buggy_V[other] = buggy_V.max() + 1e-9
-    result = explain(tied, PROMPT, [other, *reference[1:]], reference, buggy_V, batch=4, chunk=6)
+    result = classify_divergence(tied, PROMPT, [other, *reference[1:]], reference, buggy_V, batch=4, chunk=6)
     assert result["margin"] <= 2 * result["noise"]
     assert result["margin"] <= result["difference"], "the naive rule would have excused it"
     assert result["kind"] == FAILURE, result
@@ -79,12 +79,12 @@ def test_what_is_no_rounding_is_a_failure(model, reference):
     forced_V = logits_V.clone()
     forced_V[wrong] = forced_V.max() + 1
     for given, reason in ((logits_V, "argmax"), (forced_V, "margin"), (None, "not known")):
-        result = explain(model, PROMPT, output, reference, given, batch=4, chunk=6)
+        result = classify_divergence(model, PROMPT, output, reference, given, batch=4, chunk=6)
         assert result["kind"] == FAILURE
         assert reason in result["reason"]
         assert result["position"] == 3
     for cut in (reference[:-2], [*reference, 1]):
-        assert "ends after" in explain(model, PROMPT, cut, reference, logits_V, batch=4, chunk=6)["reason"]
+        assert "ends after" in classify_divergence(model, PROMPT, cut, reference, logits_V, batch=4, chunk=6)["reason"]
 
 
 def run(monkeypatch, capsys, *arguments):

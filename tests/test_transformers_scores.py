@@ -20,7 +20,7 @@ from specdec.core.sampling import draw, penalized, processed, scores_of, seen_to
 from specdec.core.sampling_params import GREEDY, SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.engine.options import read_options
-from specdec.equivalence.near_ties import NEAR_TIE, explain
+from specdec.equivalence.near_ties import NEAR_TIE, classify_divergence
 from specdec.errors import ConfigError, PairError
 from specdec.models.causal_lm import CausalLM
 
@@ -131,7 +131,9 @@ def test_a_tie_in_float32_explains_a_difference_of_a_float64_model():
         logits_V = module(torch.tensor([[1, 5, 9]])).logits[0, -1]
     larger = int(logits_V.argmax())
     assert int(logits_V.float().argmax()) == larger - 1
-    told = explain(CausalLM(module), [1, 5, 9], [larger - 1], [larger], logits_V.float().double(), batch=2, chunk=3)
+    told = classify_divergence(
+        CausalLM(module), [1, 5, 9], [larger - 1], [larger], logits_V.float().double(), batch=2, chunk=3
+    )
     assert told["kind"] == NEAR_TIE, told["reason"]
     assert 0 < told["margin"] < 1e-10
 

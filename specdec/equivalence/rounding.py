@@ -1,10 +1,10 @@
-"""How far two correct computations of the same logits lie apart, measured and not assumed.
+"""How much two correct computations of the same logits differ, by measurement.
 
-A row is run through its model in four ways that differ only in the order of floating-point operations: in one piece;
-token by token over a cache; and as a padded row of a batch, in chunks as a round feeds them and token by token. All
-of it is plain `transformers`: neither the engine nor any alignment strategy takes part, so that whatever is wrong in
-them cannot widen the measure. Where a 16-bit model was run by other code than its own, the exact logits are a fifth
-way. Shape letters: n positions, V vocabulary, B rows, T tokens fed, S columns.
+A row is run through its model in four ways that differ only in the order of floating-point operations: in one forward;
+token by token over a cache; and as a padded row of a batch, in chunks as a round feeds them and token by token. All use
+`transformers` alone: neither the engine nor any alignment strategy takes part, so that their bugs cannot increase the
+measured noise. If a 16-bit model was run by other code than its own, the exact logits are a fifth way.
+Shape letters: n positions, V vocabulary, B rows, T tokens fed, S columns.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
 
 NUM_PADS = 3  # masked columns before the measured row in a batch
-MIN_POSITIONS = 32  # measured at least, where the row has them: a maximum over few positions is too small
-KEPT_BYTES = 256 << 20  # of measurements that are kept per model: strategies of one sweep differ at the same places
+MIN_POSITIONS = 32  # measured at least, if the row has them: a maximum over few positions is too small
+KEPT_BYTES = 256 << 20  # of measurements kept per model: strategies of one sweep often differ at the same positions
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """Teacher-forced logits of a row, and the spread of the correct computations of it."""
+    """Teacher-forced logits of a row, and how much correct computations of them differ."""
 
     logits_nV: Tensor  # computed token by token over a cache, as the reference decodes; on the CPU
     largest: float  # largest difference of one logit, over all positions and pairs of computations
-    rms: float  # root mean square difference over the vocabulary, at the position and pair where it is largest
+    rms: float  # largest root mean square difference over the vocabulary, over all positions and pairs
 
 
 def rounding_of(model: CausalLM, prompt: list[int], output: list[int], at: int, batch: int, chunk: int) -> Rounding:
-    """Measure a row as far as position ``at`` of its output, and at least MIN_POSITIONS; what was measured is kept.
+    """Measure a row up to position ``at`` of its output, at least MIN_POSITIONS; results are cached.
 
     Args:
         batch, chunk: rows of the run's batches, and tokens that one of its rounds feeds (gamma + 1).
@@ -59,7 +59,7 @@ _KEPT: WeakKeyDictionary[CausalLM, dict[tuple[object, ...], Rounding]] = WeakKey
 
 @torch.inference_mode()
 def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
-    """Run prompt and output through the model in every way; position i is the one that decides ``output[i]``."""
+    """Run prompt and output through the model in every way; the logits at position i decide ``output[i]``."""
     tokens, first = prompt + output[:-1], len(prompt)
     ways: list[Callable[[], Tensor]] = [
         lambda: _token_by_token(model, tokens, first),
@@ -82,10 +82,10 @@ _PRECISE: WeakKeyDictionary[CausalLM, Any] = WeakKeyDictionary()  # float32 copi
 
 
 def _in_float32(model: CausalLM, tokens: list[int], first: int) -> Tensor:
-    """The exact logits, as far as a 16-bit model is concerned.
+    """Logits that are exact by the standard of a 16-bit model.
 
-    The model's own 16-bit code rounds at its own places in whatever order it is run: how far it lies from the exact
-    logits tells how far another computation may, which rounds elsewhere (a fused one).
+    The model's own 16-bit code rounds at the same operations in whatever order it is run. Its distance from the exact
+    logits shows how much a computation that rounds at other operations (a fused one) may differ.
     """
     if model not in _PRECISE:
         _PRECISE[model] = copy.deepcopy(model.module).float()
@@ -102,7 +102,7 @@ def rms(difference: Tensor) -> Tensor:
 def _in_one_piece(model: CausalLM, tokens: list[int], first: int) -> Tensor:
     kept = len(tokens) - first + 1
     logits: Tensor = model.module(_ids(model, [tokens]), use_cache=False, logits_to_keep=kept).logits[0]
-    return logits[-kept:]  # some models know no logits_to_keep
+    return logits[-kept:]  # some models ignore logits_to_keep
 
 
 def _token_by_token(model: CausalLM, tokens: list[int], first: int) -> Tensor:
@@ -116,13 +116,13 @@ def _token_by_token(model: CausalLM, tokens: list[int], first: int) -> Tensor:
 
 
 def _in_a_batch(model: CausalLM, tokens: list[int], first: int, batch: int, chunk: int) -> Tensor:
-    """The row behind masked columns, in a batch. Its neighbours are copies of it, so that its prompt is read once."""
+    """The row after masked columns, in a batch of copies of itself, so that its prompt is read once."""
     pad = NUM_PADS if len(tokens) + NUM_PADS <= model.context_length else 0
     ids_1S = _ids(model, [[tokens[0]] * pad + tokens])
     num_columns = ids_1S.shape[1]
     columns_S = torch.arange(num_columns, device=model.device)
     positions_1S = (columns_S - pad).clamp(min=0)[None]
-    real_1S = (columns_S >= pad).long()[None]  # the model makes its own masks of it
+    real_1S = (columns_S >= pad).long()[None]  # the model derives its own masks from it
     cache, logits, start = DynamicCache(), [], 0
     taken = cache_argument(model.module, cache)
     for stop in [pad + first, *range(pad + first + chunk, num_columns + chunk, chunk)]:

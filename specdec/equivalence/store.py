@@ -1,4 +1,4 @@
-"""Equivalence with greedy decoding of the target alone at batch 1: the reference, kept on disk, and the comparison."""
+"""Reference outputs (greedy decoding of the target alone at batch 1), kept on disk, and the comparison with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from specdec.core.files import append_line, digest, read_lines
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One row against its reference."""
+    """One row compared with its reference."""
 
     exact: bool
     first_divergence: int | None  # output position of the first difference; a missing or extra token counts
@@ -19,7 +19,7 @@ class Match:
 
 
 def compare(output: list[int], reference: list[int]) -> Match:
-    """Token by token; outputs of different length differ where the shorter one ends."""
+    """Compare token by token; outputs of different lengths differ where the shorter one ends."""
     if output == reference:
         return Match(True, None, 1.0)
     shorter = min(len(output), len(reference))
@@ -28,16 +28,16 @@ def compare(output: list[int], reference: list[int]) -> Match:
 
 
 class ReferenceStore:
-    """Outputs of plain batch-1 greedy decoding, one line per prompt, in a file named by what decides them.
+    """Outputs of plain batch-1 greedy decoding, one line per prompt, in a file named by the hash of its settings.
 
-    The file is append-only, so that an interrupted computation goes on where it stopped, and points of a sweep that
+    The file is append-only, so that an interrupted computation resumes where it stopped, and points of a sweep that
     share pair, data and settings compute nothing twice.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, writes: bool = True) -> None:
         self.key = digest(settings)
         self.path = folder / f"{self.key}.jsonl"
-        self.outputs: dict[str, list[int]] = {}  # by the digest of what they are stored under
+        self.outputs: dict[str, list[int]] = {}  # by the digest of the prompt
         self._writes = writes
         self.reload()
         if writes and not self.path.exists():
@@ -45,7 +45,7 @@ class ReferenceStore:
             append_line(self.path, {"settings": settings})
 
     def reload(self) -> None:
-        """Read what other processes have added."""
+        """Read the file again, with what other processes have added."""
         records = (record for record in read_lines(self.path) if "output_ids" in record)
         self.outputs.update({record["prompt"]: record["output_ids"] for record in records})
 
@@ -54,7 +54,7 @@ class ReferenceStore:
         return self.outputs.get(digest(prompt_ids))
 
     def add(self, prompt_ids: list[int], output_ids: list[int]) -> None:
-        """Keep an output, on disk at once (unless this store only reads)."""
+        """Add an output, written to disk immediately unless the store is read-only."""
         key = digest(prompt_ids)
         self.outputs[key] = list(output_ids)
         if not self._writes:
@@ -65,7 +65,7 @@ class ReferenceStore:
         append_line(self.path, {"prompt": key, "output_ids": output_ids})
 
     def _torn(self) -> bool:
-        """Whether the file ends in the middle of a line, because a process was killed while writing."""
+        """Whether the file ends within a line, because a process was killed while writing."""
         with self.path.open("rb") as stream:
             if stream.seek(0, 2) == 0:
                 return False

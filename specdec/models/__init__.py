@@ -1,1 +1,1 @@
-"""Models: loading a pair, what an architecture can do, its KV cache, and how forwards are computed."""
+"""Models: loading a pair, checking that it can be run exactly, its KV cache, and how forwards are computed."""

@@ -1,4 +1,4 @@
-"""Loading checkpoints through `transformers`: Hub names or local folders, safely, with errors of one line."""
+"""Loading checkpoints through `transformers`, by Hub name or local folder, with errors of one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 
 from specdec import assets
-from specdec.errors import ConfigError, PairError
+from specdec.errors import ConfigError, PairError, first_line
 from specdec.models.architecture import check_supported
 
 
@@ -24,7 +24,7 @@ def load_model(
 ) -> Any:
     """A causal language model from a Hub name or a local folder.
 
-    With ``num_parts`` above 1, `transformers` splits it over that many processes, of which this must be one.
+    With ``num_parts`` above 1, `transformers` splits it over that many processes, including this one.
 
     Raises:
         PairError: it cannot be loaded; the message says how to give a local folder.
@@ -53,17 +53,17 @@ def load_model(
     module, loaded = found
     if missing := missing_weights(loaded):
         raise PairError(
-            f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a whole one, or set "
-            "weights=random"
+            f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a complete "
+            "checkpoint, or set weights=random"
         )
     return module if num_parts > 1 else move(module, device)
 
 
 def missing_weights(loaded: dict[str, Any]) -> str | None:
-    """What a checkpoint lacks of its architecture: `transformers` fills it with random numbers, and warns.
+    """Weights that a checkpoint lacks, which `transformers` only warns about and fills with random numbers.
 
     Args:
-        loaded: what ``from_pretrained`` tells with ``output_loading_info``.
+        loaded: the loading info of ``from_pretrained`` with ``output_loading_info``.
     """
     missing: list[str] = sorted(loaded["missing_keys"])
     if not missing:
@@ -72,7 +72,7 @@ def missing_weights(loaded: dict[str, Any]) -> str | None:
 
 
 def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
-    """What makes `transformers` split a model by its own plan."""
+    """Arguments with which `transformers` splits a model by its own plan."""
     if num_parts == 1:
         return {}
     if find_spec("accelerate") is None:
@@ -85,7 +85,7 @@ def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
         )
     if not getattr(config, "base_model_tp_plan", None):
         raise PairError(
-            f"pair.{role}={name} ({config.model_type}) has no plan in transformers to split it by: set "
+            f"pair.{role}={name} ({config.model_type}) has no tensor-parallel plan in transformers: set "
             "runner.tensor_parallel=false"
         )
     from transformers.distributed.configuration_utils import DistributedConfig
@@ -112,7 +112,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _source(role: str, name: str) -> str:
-    """A folder that exists, or a Hub name; anything that looks like a path but is no folder is an error."""
+    """A folder that exists, or a Hub name; a path without a folder is an error."""
     resolved = assets.resolve(name)
     if Path(resolved).expanduser().is_dir():
         return str(Path(resolved).expanduser())
@@ -124,7 +124,7 @@ def _source(role: str, name: str) -> str:
 
 
 def _quiet() -> None:
-    """The Hub client logs every retry, and transformers long prompts and more; our one line says what matters."""
+    """Silence the Hub client, which logs every retry, and transformers: errors are reported in one line."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -133,7 +133,7 @@ def _quiet() -> None:
 
 
 def _hub_is_unknown() -> bool:
-    """Whether the Hub's host has no address here, so that half a minute of retries would be in vain."""
+    """Whether the Hub's host cannot be resolved, so that retrying for half a minute would be useless."""
     from huggingface_hub import constants
 
     host = urlsplit(constants.ENDPOINT).hostname
@@ -158,7 +158,7 @@ def move(module: Any, device: torch.device) -> Any:
 
 
 def _explain(role: str, name: str, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     if _is_folder(name):
         return f"pair.{role}={name}: the folder does not hold a checkpoint that can be loaded: {reason}"
     remedy = f"download it and set pair.{role}=FOLDER (Hub format)"

@@ -1,9 +1,9 @@
-"""Whether a model can be run on an aligned batch: asked of the model itself, before anything else.
+"""Whether a model can be run on an aligned batch: tried on the model itself, before anything else.
 
-An architecture that ignores positions or masks, keeps a state of another kind, or takes other arguments would give
-wrong tokens or a third-party traceback in the middle of a run. Lists of names grow old; the question does not. It is
-asked twice: of a small copy of the architecture, past everything that begins late (specdec.models.probe), and of the
-loaded module, in a few tokens, because a module may have been changed after it was made.
+An architecture that ignores positions or masks, keeps another kind of state, or takes other arguments would give wrong
+tokens or a third-party traceback in the middle of a run. A trial does not go out of date, as a list of names would.
+There are two: a small copy of the architecture runs past every limit in its config (specdec.models.probe), and the
+loaded module runs a few tokens, because it may have been changed after it was made.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec.errors import PairError
+from specdec.errors import PairError, first_line
 from specdec.models.architecture import check_supported
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
 from specdec.models.masks import MaskForm, forms
-from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, first_line, forward_alone, probe
+from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, forward_alone, probe
 from specdec.models.small_copy import field
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""Largest difference of the loaded module's logits from its own, as a share of the largest logit."""
+"""Largest difference between aligned and unaligned logits of the loaded module, relative to the largest logit."""
 NUM_TOKENS, NUM_PADS = 6, 3
-QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized")  # where the classes of such modules are defined
+QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized")  # modules that define quantised layers
 
 
 def supported(module: Any, name: str) -> CausalLM:
-    """The model, made ready for alignment.
+    """The model as a CausalLM, with its mask form and limits.
 
     Raises:
-        PairError: it cannot be; the message names the model and the reason.
+        PairError: it cannot be run exactly; the message names the model and the reason.
     """
     check_supported(module.config, name)
     described = f"{name} ({module.config.get_text_config().model_type})"
@@ -47,7 +47,7 @@ def supported(module: Any, name: str) -> CausalLM:
         aligned_BV = _aligned(model)
     except PairError:
         raise
-    except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
+    except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
         raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {first_line(error)}")) from error
     if _changed(module) and (reason := differs_itself(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
         raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
@@ -63,7 +63,7 @@ def _probed(module: Any, described: str) -> Finding:
         finding = probe(module)
     except Exception as error:
         raise PairError(
-            f"{described} cannot be tried in a small copy, so nothing would show that a long row is right: "
+            f"{described} cannot be tried in a small copy, so long rows cannot be checked: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
     if finding.form is None:
@@ -78,7 +78,7 @@ def _form(module: Any, finding: Finding) -> MaskForm:
 
 
 def _limit(model: CausalLM, finding: Finding, described: str) -> None:
-    """Let rows end before the position at which the model would no longer be exact."""
+    """Limit rows to the length up to which the model is exact."""
     if finding.limit is None:
         return
     value = int(field(model.module.config.get_text_config(), finding.limit))
@@ -110,30 +110,30 @@ def _does_not_follow(described: str, reason: str) -> str:
 
 
 def _cannot_run(module: Any) -> str | None:
-    """Why this module cannot be run here, as far as it can be seen without running it."""
+    """Why this module cannot be run here, as far as that shows without running it."""
     config = module.config.get_text_config()
     if field(module.config, "is_encoder_decoder") and not field(module.config, "is_decoder"):
-        return "is an encoder-decoder: speculative decoding here needs a decoder alone"
+        return "is an encoder-decoder: speculative decoding here needs a decoder-only model"
     if any(type(part).__module__.startswith(QUANTISED) for part in module.modules()):
         return (
             "is quantised by PyTorch: its activations are scaled over the whole batch, so a row would depend on its "
-            "neighbours; load the unquantised model, or one whose weights alone are quantised"
+            "neighbours; load the unquantised model, or one with only its weights quantised"
         )
     if any(weight.device.type == "meta" for weight in module.parameters()):
         return "has parts that are offloaded (device_map): load it on one device"
     if not _takes_positions(module):
-        alibi = "; its attention biases (ALiBi) are made of the columns of a 2-D mask" if _has_alibi(config) else ""
-        return f"takes no position ids, which a batch needs whose rows advance unevenly{alibi}"
+        alibi = "; it computes attention biases (ALiBi) from the columns of a 2-D mask" if _has_alibi(config) else ""
+        return f"takes no position ids, which rows that advance unevenly need{alibi}"
     if _has_alibi(config):
         return (
-            "makes its attention biases (ALiBi) of the columns of a 2-D mask, which are no positions in a batch whose "
-            "rows advance unevenly"
+            "computes attention biases (ALiBi) from the columns of a 2-D mask, which are not positions when rows "
+            "advance unevenly"
         )
     return None
 
 
 def _changed(module: Any) -> bool:
-    """Whether parts have a forward of their own, or hooks: a copy of the class would not show what they do."""
+    """Whether parts have a replaced forward or hooks, which a copy of the class would not have."""
     return any("forward" in vars(part) or foreign_hooks(part) for part in module.modules())
 
 
@@ -143,7 +143,7 @@ def _has_alibi(config: Any) -> bool:
 
 
 def _takes_positions(module: Any) -> bool:
-    """A wrapper names no arguments and hands them on: so any of the models that it is made of may name them."""
+    """Whether the model or, as wrappers pass arguments on without naming them, one of its parts takes positions."""
     models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
     named = (inspect.signature(part.forward).parameters for part in models)
     return any({"input_ids", "position_ids"} <= names.keys() for names in named)
@@ -155,7 +155,7 @@ def _tokens(vocab_size: int) -> list[int]:
 
 @torch.inference_mode()
 def _alone(module: Any, described: str) -> Tensor:
-    """The last token's logits (V), as `transformers` itself computes them."""
+    """The last token's logits (V), computed by `transformers` alone."""
     ids = torch.tensor([_tokens(module.config.get_text_config().vocab_size)], device=module.device)
     try:
         logits = forward_alone(module, ids)
@@ -169,7 +169,7 @@ def _alone(module: Any, described: str) -> Tensor:
 
 @torch.inference_mode()
 def _aligned(model: CausalLM) -> Tensor:
-    """The same (B, V) in two rows of a batch, one of them after padding, the last two tokens over the cache."""
+    """The same (B, V) for two rows of a batch, one after padding; the last two tokens are fed over the cache."""
     starts_B1 = torch.tensor([[NUM_PADS], [0]], device=model.device)
     columns_S = torch.arange(NUM_PADS + NUM_TOKENS, device=model.device)
     tokens_S = torch.tensor(_tokens(model.vocab_size), device=model.device)

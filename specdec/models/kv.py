@@ -1,4 +1,4 @@
-"""Keys and values of a batch: the storage that alignments lay out, and the two ways in which a forward writes to it.
+"""Keys and values of a batch: the storage that alignments lay out, and the two ways a forward writes to it.
 
 Shape letters: N = 2 x layers, B rows, H key heads, T tokens, S columns, D head size, M vectors.
 """
@@ -20,9 +20,9 @@ KVShape = tuple[int, int]
 
 
 class KVWriter(Protocol):
-    """Where the keys and values of one forward go, and what its queries get to read.
+    """Where the keys and values of one forward go, and which ones its queries read.
 
-    A storage hands one out per forward, so that the layers need not know how the storage is laid out.
+    A storage makes one per forward, so that layers do not depend on the layout of the storage.
     """
 
     @property
@@ -30,7 +30,7 @@ class KVWriter(Protocol):
         """Columns that a query reads, S: the width of the mask."""
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """Write the new keys (index 2l) or values (2l + 1) of layer l; return all that is read, (B, H, S, D)."""
+        """Write the new keys (index 2l) or values (2l + 1) of layer l; return all that are read, (B, H, S, D)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Appending:
     num_columns: int
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """See KVWriter; what is returned is a view."""
+        """As in KVWriter; returns a view."""
         part_BHSD = self.storage.part(index, states_BHTD)
         part_BHSD[:, :, self.start : self.num_columns] = states_BHTD
         return part_BHSD[:, :, : self.num_columns]
@@ -50,16 +50,16 @@ class Appending:
 
 @dataclass(frozen=True, slots=True)
 class Scattering:
-    """Every token of every row writes to a column of its own, in the slot of its row."""
+    """Every token writes to its own column, in the slot of its row."""
 
     storage: KVStorage
-    places_BHT: Tensor  # where each token's vector goes among the B x H x S of a part
-    places_M: Tensor  # the same in one row, for the parts that have all H heads
+    places_BHT: Tensor  # index of each token's vector among the B x H x S of a part
+    places_M: Tensor  # the same, flattened, for parts with all H heads
     num_columns: int
-    slots: slice | Tensor  # rows that are read: a slice where they are consecutive, for then nothing is copied
+    slots: slice | Tensor  # rows that are read: a slice if consecutive, so that nothing is copied
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """See KVWriter; what is returned is a view if the slots are consecutive, otherwise a copy."""
+        """As in KVWriter; returns a view if the slots are consecutive, otherwise a copy."""
         part_BHSD = self.storage.part(index, states_BHTD)
         _, heads, _, size = states_BHTD.shape
         whole = heads == self.places_BHT.shape[1]
@@ -72,14 +72,14 @@ class KVStorage:
     """Keys and values of a batch of rows, with room to grow; columns beyond ``width`` are unused.
 
     One tensor for all layers, (N, B, H, S, D) with N = 2 x layers: index 2l holds layer l's keys and 2l + 1 its values.
-    Where keys and values have different heads or widths (latent attention, layers of several kinds), H and D are the
-    largest, and a part uses the first of them; the rest stays zero.
+    If parts have different heads or widths (latent attention, layers of several kinds), H and D are the largest, and a
+    part uses the first of them; the rest stays zero.
     """
 
     def __init__(self, data_NBHSD: Tensor, width: int, shapes: tuple[KVShape, ...]) -> None:
         self.data_NBHSD = data_NBHSD
         self.width = width
-        self.shapes = shapes  # of each of the N parts: its heads and width, at most H and D
+        self.shapes = shapes  # heads and width of each of the N parts, at most H and D
 
     @property
     def num_rows(self) -> int:
@@ -87,10 +87,10 @@ class KVStorage:
         return self.data_NBHSD.shape[1]
 
     def part(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """Where such keys or values are kept (B, H, S, D), with the heads and the width that the part has.
+        """The view (B, H, S, D) that stores such keys or values.
 
         Raises:
-            ContractError: the model gives others than it gave when it was asked.
+            ContractError: their heads or width differ from those measured when the model was loaded.
         """
         heads, size = states_BHTD.shape[1], states_BHTD.shape[3]
         if (heads, size) != self.shapes[index]:
@@ -104,12 +104,12 @@ class KVStorage:
         return part_BHSD if whole else part_BHSD[:, :heads, :, :size]
 
     def vectors(self, index: int, size: int) -> Tensor:
-        """A part as its B x H x S vectors, of which the first ``size`` numbers are used."""
+        """A part as B x H x S vectors, cut to their first ``size`` numbers."""
         vectors_MD = self.data_NBHSD[index].view(-1, self.data_NBHSD.shape[-1])
         return vectors_MD if vectors_MD.shape[1] == size else vectors_MD[:, :size]
 
     def reserve(self, width: int) -> None:
-        """Make room for ``width`` columns. New columns are zero: masked, but finite."""
+        """Make room for ``width`` columns. New columns are zero, as even masked values must be finite."""
         N, B, H, S, D = self.data_NBHSD.shape
         if width > S:
             grown = self.data_NBHSD.new_zeros(N, B, H, width + GROWTH_COLUMNS, D)
@@ -128,7 +128,7 @@ class KVStorage:
 
         Args:
             slots: the storage's row of each row of the forward.
-            columns_BT: where each token goes; all below ``num_columns``, which is what the queries read.
+            columns_BT: where each token goes; all below ``num_columns``, the columns that the queries read.
         """
         self.reserve(num_columns)
         self.width = max(self.width, num_columns)

@@ -1,7 +1,7 @@
-"""Which of its row's columns a query sees in each kind of layer, and the form in which a model takes that.
+"""Which of its row's columns a query sees in each kind of layer, and the form of the masks that a model takes.
 
-Shape letters: B rows, T queries, S columns. A query's mask (B, T, S) shows one column for each position before it, in
-order of position, wherever an alignment keeps them: so a column's position is its rank among those that are seen.
+Shape letters: B rows, T queries, S columns. A query's mask (B, T, S) has one visible column per earlier position, in
+order of position, in any layout: so a column's position is its rank among the visible ones.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from specdec.models.small_copy import field, unwrapped
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """What one kind of layer sees of a row: all before the query, a sliding window, or the query's own chunk."""
+    """What one kind of layer sees of a row: everything before the query, a sliding window, or the query's own chunk."""
 
     kind: str  # "full", "window" or "chunk"
     size: int = 0  # of the window or chunk, in tokens
 
     def of(self, mask_BTS: Tensor) -> Tensor:
-        """Of the columns that a query may see, those that it does (B, T, S)."""
+        """Restrict a mask (B, T, S) to what this kind of layer sees."""
         if self.kind == "window":
             return within_window(mask_BTS, self.size)
         return within_chunk(mask_BTS, self.size) if self.kind == "chunk" else mask_BTS
@@ -54,7 +54,7 @@ class MaskForm:
 
     @property
     def widest(self) -> Visible:
-        """What the layers see that see most: the whole row where their kinds differ."""
+        """The kind of layer that sees most; the whole row if kinds differ."""
         kinds = {visible for _, visible in self.visible}
         return kinds.pop() if len(kinds) == 1 else FULL
 
@@ -73,9 +73,9 @@ class MaskForm:
 
 
 def forms(module: Any) -> list[MaskForm]:
-    """Every form that the model may take, the likeliest first; a trial (specdec.models.probe) finds which one is right.
+    """Every form that the model may take, most probable first; a trial (specdec.models.probe) finds the right one.
 
-    The list has the same order for all sizes of an architecture.
+    The order is the same for all sizes of an architecture.
     """
     config = module.config.get_text_config()
     window, chunk = field(config, "sliding_window"), field(config, "attention_chunk_size")
@@ -94,13 +94,13 @@ def forms(module: Any) -> list[MaskForm]:
 
 
 def within_window(mask_BTS: Tensor, window: int) -> Tensor:
-    """Of the columns that a query sees, those of the last ``window`` positions, its own included."""
+    """Restrict a mask to the last ``window`` positions, including the query's own."""
     rank_BTS = mask_BTS.flip(-1).cumsum(-1).flip(-1)
     return mask_BTS & (rank_BTS <= window)
 
 
 def within_chunk(mask_BTS: Tensor, chunk: int) -> Tensor:
-    """Of the columns that a query sees, those of its own chunk of positions: 0 to chunk - 1, and so on."""
+    """Restrict a mask to the query's own chunk of positions: 0 to chunk - 1, and so on."""
     position_BTS = mask_BTS.cumsum(-1) - 1
     return mask_BTS & (position_BTS // chunk == position_BTS[..., -1:] // chunk)
 
@@ -111,5 +111,5 @@ def _visible_of(layer_type: str, sizes: dict[str, int]) -> Visible:
 
 
 def _makes_windows(module: Any) -> bool:
-    """Whether the model's own code makes masks with a window: a config may hold one that nothing reads."""
+    """Whether the model's own code makes masks with a window: a config may have one that no code reads."""
     return hasattr(sys.modules.get(type(unwrapped(module)).__module__), "create_sliding_window_causal_mask")

@@ -1,4 +1,4 @@
-"""Memory of this process and its device: what is in use, what is free, and the peak of a run."""
+"""Memory of this process and its device: used, free, and the peak of a run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class PeakMemory:
-    """Highest memory since it was made, in bytes: the allocator's on a GPU, the resident set of the process on a CPU.
+    """Peak memory since construction, in bytes: the allocator's on a GPU, the process's resident set on a CPU.
 
-    Where the system does not let its own record be reset, the resident set is sampled, once per round.
+    If the system's record of the peak cannot be reset, the resident set is sampled, once per round.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class PeakMemory:
         self.sample()
 
     def sample(self) -> None:
-        """Look at the memory now."""
+        """Include the current memory."""
         if self._device.type == "cuda":  # another PeakMemory may reset the allocator's record
             self._peak = max(self._peak, int(torch.cuda.max_memory_allocated(self._device)))
         else:
@@ -42,19 +42,19 @@ class PeakMemory:
 
     @property
     def bytes(self) -> int:
-        """The peak."""
+        """The peak so far."""
         if self._device.type == "cuda":
             self.sample()
         return self._peak
 
 
 def used_bytes(device: torch.device) -> int:
-    """What this process holds now, on the scale of PeakMemory."""
+    """Memory that this process uses now, measured like PeakMemory."""
     return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What this process may still take, or None where the system does not say."""
+    """Memory that this process may still take, or None if the system does not say."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
@@ -62,7 +62,7 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     available = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
     limits = [int(available[1]) * 1024] if available else []
-    with suppress(OSError, ValueError):  # a container's own limit; "max" where it has none
+    with suppress(OSError, ValueError):  # a container's own limit, "max" if it has none
         limits.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
     return max(min(limits), 0) if limits else None
 
@@ -72,13 +72,13 @@ def resident_bytes() -> int:
     resident = _status("VmRSS")
     if resident is not None:
         return resident
-    import resource  # macOS: the peak of the whole process is the best there is, in bytes there
+    import resource  # macOS: only the peak of the whole process is known, in bytes
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if os.uname().sysname == "Linux" else 1)
 
 
 def _status(key: str) -> int | None:
-    """A figure of /proc/self/status, in bytes; None where there is none."""
+    """A figure of /proc/self/status, in bytes; None if there is none."""
     with suppress(OSError):
         found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
         return int(found[1]) * 1024 if found else None

@@ -1,4 +1,4 @@
-"""A pair: target, draft and tokenizer, loaded once per sweep, checked to fit together."""
+"""A pair of target and draft with their tokenizer: loaded once per sweep, and checked to fit together."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Pair:
     fingerprint: str  # changes whenever the target's weights do
     draft_fingerprint: str | None  # the same of the draft; None without one
     notes: list[str]
-    draft_tokenizer: Any = None  # where the draft has a vocabulary of its own (drafter=retokenize)
+    draft_tokenizer: Any = None  # if the draft has its own vocabulary (drafter=retokenize)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of tokens, special ones included, exactly as it stands."""
+        """The text of tokens, with special tokens and without clean-up of spaces."""
         text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
@@ -57,9 +57,9 @@ _cache: dict[str, Pair] = {}
 
 
 def load_pair(cfg: DictConfig) -> Pair:
-    """The pair that a resolved run config asks for; the last one loaded is kept for the next point of a sweep."""
+    """The pair of a resolved run config; the last one loaded is kept for the next point of a sweep."""
     parts = [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")]
-    files = signature(cfg, "pair.")  # a folder may hold other weights than the last time
+    files = signature(cfg, "pair.")  # the weights in a folder may have changed
     key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg), files], sort_keys=True)
     if key not in _cache:
         _cache.clear()  # before loading: two large pairs need not fit together
@@ -105,12 +105,12 @@ def _load(cfg: DictConfig) -> Pair:
 
 
 def _retokenizes(cfg: DictConfig) -> bool:
-    """Whether the models are joined by text, so that their vocabularies need not be the same."""
+    """Whether the models exchange text, so that their vocabularies may differ."""
     return lookup("drafter", cfg.drafter.name).by_text
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` means a GPU, or the CPU where there is none; of several GPUs, the one that is this process's own."""
+    """``auto`` is a GPU, or the CPU without one; of several GPUs, the current one of this process."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -142,7 +142,7 @@ def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _check_fit(cfg: DictConfig, pair: Pair) -> None:
-    """Refuse pairs whose drafts the target could not read."""
+    """Refuse pairs of different vocabularies."""
     by_text = _retokenizes(cfg)
     check_fit(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer, by_text=by_text, settings=True)
     if pair.draft is None or by_text:
@@ -165,18 +165,18 @@ def _compare_tokenizers(target: Any, draft: Any) -> None:
     for special in ("bos_token_id", "eos_token_id"):
         ours, theirs = getattr(target, special), getattr(draft, special)
         if None not in (ours, theirs) and ours != theirs:
-            raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to say which holds")
+            raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to choose one")
 
 
 def _shape_keys(cfg: DictConfig, role: str) -> tuple[str, ...]:
-    """Settings of the pair that decide made-up weights; its name and threads, for example, do not."""
-    if cfg.weights == "synthetic":  # both are made of the target
+    """Settings of the pair that decide random or synthetic weights; its name, for example, does not."""
+    if cfg.weights == "synthetic":  # both come from the target
         return ("target", "target_architecture", "num_layers", "hidden_size", "vocab_size", "synthetic")
     return (role, f"{role}_architecture", "num_layers", "hidden_size", "vocab_size")
 
 
 def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
-    """A hash of what decides a model's weights: file contents (names, sizes and times of large ones)."""
+    """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
     digest = hashlib.sha256()
     folder = local(cfg.pair[role] or "")
     if cfg.weights != "pretrained":

@@ -1,9 +1,9 @@
-"""Whether an architecture follows explicit positions and masks: a small copy, run past everything that begins late.
+"""Whether an architecture follows explicit positions and masks: a trial of a small copy, past every limit.
 
-The copy (models.small_copy) is run in float32 on rows longer than all of its windows, chunks, scales and original
-lengths: ragged, several tokens at once after a ragged commit, through both ways of writing to the cache. What it must
-give is its own forward of each row alone, without a cache. And its own ``generate`` must agree with that forward, or
-nothing that it gives could be called exact. The logits also decide in which form it takes masks.
+The copy (models.small_copy) runs in float32 on rows longer than all of its windows, chunks, scales and original
+lengths: ragged, several tokens at once after a ragged commit, through both ways of writing to the cache. The result
+must equal its own forward of each row alone, without a cache. Its own ``generate`` must agree with that forward too,
+or there would be no exact output. The logits also decide in which form it takes masks.
 Shape letters: B rows, T tokens fed, S columns, n tokens of a row, V vocabulary.
 """
 
@@ -17,36 +17,37 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from specdec.errors import first_line
 from specdec.models.architecture import context_length
 from specdec.models.causal_lm import CausalLM
 from specdec.models.masks import MaskForm, forms
 from specdec.models.small_copy import LIMITS, field, miniature, quiet, small_config, unwrapped
 
 TOLERANCE = 5e-4
-"""Largest difference of a logit, as a share of the largest: correct float32 computations lie within 1e-5."""
+"""Largest difference of a logit, relative to the largest: correct float32 computations differ by up to 1e-5."""
 NUM_TOKENS, NUM_FED = 44, 5
-SEEDS = (0, 1, 2)  # the first may hit a near-tie in what routes tokens to experts; then both others must pass
+SEEDS = (0, 1, 2)  # the first may hit a near-tie in expert routing; then both others must pass
 DISAGREES = "its own generate() and its own forward without a cache disagree, so there is no output to be exact to"
-MARGIN = 64  # columns kept free below a limit: drafted tokens, and holes between rows
+MARGIN = 64  # columns kept free below a limit, for drafted tokens and holes between rows
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a probe found."""
+    """The result of a trial."""
 
-    form: int | None  # which of ``masks.forms``; None: no form makes the model follow
-    reason: str = ""  # why it is not followed, or what limits it
-    limit: str | None = None  # a field of the config beyond whose value the model is not followed
+    form: int | None  # index into ``masks.forms``; None: the model follows positions and masks in no form
+    reason: str = ""  # why the model is refused or limited
+    limit: str | None = None  # the field of the config up to whose value the model is exact
 
 
-_FINDINGS: dict[str, Finding] = {}
+_FINDINGS: dict[str, Finding] = {}  # by architecture: a trial takes seconds, and is the same for all its modules
 
 
 def probe(module: Any) -> Finding:
-    """Try the architecture of a module; kept for all modules of the same architecture and switches.
+    """Try the architecture of a module, once for all modules with the same classes and config.
 
     Raises:
-        Exception: whatever a small copy raises where it cannot be built or run alone.
+        Exception: the small copy cannot be built or run alone.
     """
     inner = unwrapped(module)
     settings = small_config(inner.config).to_dict()
@@ -74,7 +75,7 @@ def _find(module: Any) -> Finding:
 
 
 def _build(module: Any, lifted: tuple[str, ...]) -> Any:
-    """The copy with narrow layers, or with the module's own widths where these cannot be made narrow."""
+    """The copy with narrow layers, or with the module's own widths if those cannot be changed."""
     try:
         small = miniature(module, lifted=lifted)
         _alone(small, _rows(small, SEEDS[0])[:1])
@@ -83,18 +84,18 @@ def _build(module: Any, lifted: tuple[str, ...]) -> Any:
         try:
             return miniature(module, keep_width=True, lifted=lifted)
         except Exception:
-            raise error from None  # what the narrow copy lacked is the reason
+            raise error from None  # the error of the narrow copy is the more telling one
 
 
 def _late_fields(module: Any) -> list[str]:
-    """Fields of the config that begin to matter at some distance, and are lowered in the copy."""
+    """Fields of the config with a limit that the copy lowers."""
     config = module.config.get_text_config()
     return [name for name in LIMITS if isinstance(field(config, name), int) and field(config, name) > 0]
 
 
 @torch.inference_mode()
 def _first_form(small: Any) -> Finding:
-    """The first form under which the copy does what it does alone; the reason of the likeliest one where none does."""
+    """The first form with which aligned forwards agree with the row alone; else why the most probable one does not."""
     reasons: list[str] = []
     if (disagreement := _generates_otherwise(small)) is not None:
         return Finding(None, disagreement)
@@ -113,7 +114,7 @@ def _first_form(small: Any) -> Finding:
 
 @torch.inference_mode()
 def differs_itself(module: Any, form: MaskForm, tolerance: float) -> str:
-    """How a loaded module differs from itself in aligned forwards; empty if it does not."""
+    """How aligned forwards of a loaded module differ from its own of each row alone; empty if they do not."""
     rows = _rows(module, SEEDS[0])
     return _differs(module, form, rows, _alone(module, rows), tolerance)
 
@@ -121,12 +122,12 @@ def differs_itself(module: Any, form: MaskForm, tolerance: float) -> str:
 def _differs(
     small: Any, form: MaskForm, rows: list[list[int]], expected: list[Tensor], tolerance: float = TOLERANCE
 ) -> str:
-    """How the aligned forwards differ from each row alone, (n, V) each; empty if they do not."""
+    """How aligned forwards differ from the logits (n, V) of each row alone; empty if they do not."""
     scale = max(float(logits.abs().max()) for logits in expected)
     for way, forward in (("scattered", _scattered), ("appended", _appended)):
         try:
             found = forward(CausalLM(small, form), rows)
-        except Exception as error:  # whatever an architecture raises when it is called in a way it does not know
+        except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
             return f"{type(error).__name__}: {first_line(error)}"
         share = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / max(scale, 1e-6)
         if not share <= tolerance:
@@ -149,9 +150,9 @@ def _alone(small: Any, rows: list[list[int]]) -> list[Tensor]:
 
 
 def forward_alone(module: Any, ids_1S: Tensor) -> Tensor:
-    """Logits (1, S, V) of a row without a cache, at positions 0, 1, 2, ...: those that ``generate`` gives a row alone.
+    """Logits (1, S, V) of a row without a cache, at positions 0, 1, 2, ..., as ``generate`` gives a row alone.
 
-    Some models (RoBERTa's kind) begin elsewhere where no positions are given.
+    Without explicit positions, some models (of RoBERTa's kind) start at another one.
     """
     positions_1S = torch.arange(ids_1S.shape[1], device=ids_1S.device)[None]
     logits_1SV: Tensor = module(ids_1S, position_ids=positions_1S, use_cache=False).logits
@@ -159,7 +160,7 @@ def forward_alone(module: Any, ids_1S: Tensor) -> Tensor:
 
 
 def _steps(rows: list[list[int]]) -> list[list[int]]:
-    """How many true tokens of each row every forward feeds: ragged prompts, then 1 to NUM_FED each."""
+    """Tokens of each row that each forward keeps: ragged prompts, then 1 to NUM_FED each."""
     generator = torch.Generator().manual_seed(0)
     left = [len(row) for row in rows]
     steps = [[max(n // 2 - 3 * b, 1) for b, n in enumerate(left)]]
@@ -172,13 +173,13 @@ def _steps(rows: list[list[int]]) -> list[list[int]]:
 
 
 def _fed(rows: list[list[int]], starts: list[int], counts: list[int], num_new: int) -> Tensor:
-    """(B, T) tokens: each row's next ones, and others in place of those that would be rejected."""
+    """(B, T) tokens: each row's next ones, followed by tokens that will be rejected."""
     fed = [row[start : start + n] for row, start, n in zip(rows, starts, counts, strict=True)]
     return torch.tensor([part + [row[0]] * (num_new - len(part)) for part, row in zip(fed, rows, strict=True)])
 
 
 def _scattered(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
-    """Column j holds token j of its row; what was rejected is overwritten by the next tokens."""
+    """Column j holds token j of its row; rejected tokens are overwritten by the next ones."""
     device = model.device
     kv, slots = model.empty_storage(4, 0), [2, 0, 3]
     starts = [0] * len(rows)
@@ -199,7 +200,7 @@ def _scattered(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
 
 
 def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
-    """All rows write to the same columns: padding on the left, and holes where tokens were rejected."""
+    """All rows write to the same columns, with padding on the left and holes for rejected tokens."""
     kv, starts = model.empty_storage(len(rows), 0), [0] * len(rows)
     logits: list[list[Tensor]] = [[] for _ in rows]
     real_BS = torch.zeros(len(rows), 0, dtype=torch.bool)
@@ -210,7 +211,7 @@ def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
         places_BT = torch.arange(num_new) - torch.tensor(pads)[:, None]
         tokens_BT = tokens_BT.gather(1, places_BT % num_new)
         own_BTT = (places_BT[:, None] <= places_BT[..., None]) & (places_BT[:, None] >= 0)
-        own_BTT |= torch.eye(num_new, dtype=torch.bool)  # a padding column sees itself: something must be finite
+        own_BTT |= torch.eye(num_new, dtype=torch.bool)  # a padding column sees itself, so that its output is finite
         mask_BTS = torch.cat([real_BS[:, None].expand(-1, num_new, -1), own_BTT], dim=-1)
         positions_BT = (places_BT + torch.tensor(starts)[:, None]).clamp(min=0, max=model.context_length - 1)
         tokens_BT, positions_BT, mask_BTS = (p.to(model.device) for p in (tokens_BT, positions_BT, mask_BTS))
@@ -224,9 +225,9 @@ def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
 
 
 def _generates_otherwise(small: Any) -> str | None:
-    """Whether the copy's own ``generate`` emits a token that its own forward would not; the reason, or None.
+    """The reason if the copy's own ``generate`` emits a token that its own forward would not, else None.
 
-    Once from a short prompt, so that everything begins while it generates, and once from a long one.
+    Tried from a short prompt, so that limits are passed while it generates, and from a long one.
     """
     row = _rows(small, SEEDS[0])[0]
     small.generation_config = GenerationConfig()
@@ -235,7 +236,7 @@ def _generates_otherwise(small: Any) -> str | None:
         settings = GenerationConfig(do_sample=False, max_new_tokens=num_new, pad_token_id=0)
         try:
             output = small.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
-        except Exception:  # code that came with a checkpoint need not know how it is called: a reference will say so
+        except Exception:  # a checkpoint's own code may not support generate: the reference will fail
             return None
         logits_TV = forward_alone(small, output)[0, num_prompt - 1 : -1].float()
         emitted_T1 = output[0, num_prompt:, None]
@@ -243,9 +244,3 @@ def _generates_otherwise(small: Any) -> str | None:
         if not float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:
             return DISAGREES
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of any kind says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else "no reason given"

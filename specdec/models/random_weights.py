@@ -1,4 +1,4 @@
-"""Models without training: the architecture of a checkpoint with random weights, and the synthetic pair."""
+"""Untrained models: the architecture of a checkpoint with random weights, and the synthetic pair."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def random_model(role: str, cfg: DictConfig, dtype: torch.dtype, device: torch.d
         width = architecture["hidden_size"] if role == "draft" else cfg.pair.hidden_size
         _resize(architecture, min(cfg.pair.hidden_size, width))
     if cfg.pair.vocab_size is not None:
-        # Special tokens of the full vocabulary may not exist in a smaller one, and random weights mean nothing by them.
+        # A smaller vocabulary may lack special tokens, which mean nothing to random weights anyway.
         architecture.update(vocab_size=cfg.pair.vocab_size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     return _build(architecture, cfg, dtype, device, seed=cfg.seed + (role == "draft"))
 
 
 def synthetic_models(cfg: DictConfig, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    """A target, and a draft that is its first layers, embeddings and head (shared memory).
+    """A target, and a draft that shares its first layers, embeddings and head.
 
-    What the target's other layers add to the residual stream is multiplied by ``residual_scale``: at 0 both models
-    are the same function and every draft is accepted; the larger, the rarer they agree.
+    The residuals that the target's other layers add are scaled by ``residual_scale``: at 0 both models are the same
+    function and every draft is accepted; larger values make them agree less often.
     """
     settings = cfg.pair.synthetic
     if settings.residual_scale < 0:
@@ -58,7 +58,7 @@ def synthetic_models(cfg: DictConfig, dtype: torch.dtype, device: torch.device) 
 
 
 def _architecture(role: str, pair: DictConfig) -> dict[str, Any]:
-    """The architecture in the config, or that of a local folder's config.json."""
+    """The architecture in the settings, or in a local folder's config.json."""
     given = pair[f"{role}_architecture"]
     if given is not None:
         described = OmegaConf.to_container(given)
@@ -69,7 +69,7 @@ def _architecture(role: str, pair: DictConfig) -> dict[str, Any]:
         from transformers import AutoConfig
 
         return dict(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
-    raise ConfigError(f"weights=random needs pair.{role}_architecture, or a folder in pair.{role} to take it from")
+    raise ConfigError(f"weights=random needs pair.{role}_architecture, or a local folder in pair.{role}")
 
 
 def _resize(architecture: dict[str, Any], hidden_size: int) -> None:

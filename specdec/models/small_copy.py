@@ -1,7 +1,7 @@
-"""A small random copy of a model's architecture: the same class and switches, few layers, small widths, early limits.
+"""A small random copy of a model's architecture: the same class and switches, few layers, small widths, low limits.
 
-Windows, chunks, attention scales and original context lengths become a few tokens (each another number), so that a
-short row reaches past all of them; what decides the arithmetic (layer types, norms, gates, routing, rotations) stays.
+Windows, chunks, attention scales and original context lengths become a few tokens (a different number each), so that a
+short row exceeds all of them; what decides the arithmetic (layer types, norms, gates, routing, rotations) stays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-NUM_LAYERS = 8  # the first ones; further ones only for kinds of layers that do not occur among them
+NUM_LAYERS = 8  # the first layers; others only if their kind does not occur among these
 CONTEXT, ORIGINAL, VOCAB = 64, 32, 128
 LARGEST = 50_000_000  # weights of a copy that keeps its widths
 OUT_OF_REACH = 1000  # tokens: more than is ever fed to a miniature
@@ -29,7 +29,7 @@ LIMITS = {
     "keep_window_size": 10,
     "original_max_position_embeddings": ORIGINAL,
 }
-"""Fields that begin to matter at some distance or position, and the small values that they get."""
+"""Fields with an effect only past some distance or position, and their values in the copy."""
 
 _WIDTHS = {
     "head_dim": HEAD_DIM,
@@ -64,21 +64,21 @@ _WIDTHS = {
     "index_head_dim": HEAD_DIM,
     "index_n_heads": 16,
 }
-"""Sizes that are lowered to these where they are larger."""
+"""Upper bounds of sizes in the copy."""
 
 _MLP = re.compile(r"intermediate|ffn_dim|n_inner|d_ff$|d_mlp|ffn_hidden")
 _EARLY = re.compile(r"window|chunk_size|floor_scale|local_attention")
 
 
 def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = ()) -> Any:
-    """A small float32 model on the CPU of the same class as ``module``, with random weights that matter.
+    """A small float32 model on the CPU of the same class as ``module``, with random weights of visible effect.
 
     Args:
         keep_width: lower only the number of layers, the vocabulary and the limits, not the widths.
-        lifted: limits that are put out of reach instead of lowered.
+        lifted: limits that are raised out of reach instead of lowered.
 
     Raises:
-        Exception: whatever the class raises where its sizes cannot be lowered so.
+        Exception: the class does not support such sizes.
     """
     inner = unwrapped(module)
     config = small_config(inner.config, keep_width, lifted)
@@ -87,7 +87,7 @@ def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = (
         with torch.device("meta"):
             size = sum(weight.numel() for weight in type(inner)(config).parameters())
         if size > LARGEST:
-            raise ValueError(f"its layers are not made narrow, and {size:,} weights are too many to try")
+            raise ValueError(f"its widths cannot be lowered, and {size:,} weights are too many to try")
     with quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         copied = type(inner)(config).float().eval()
@@ -96,7 +96,7 @@ def miniature(module: Any, keep_width: bool = False, lifted: tuple[str, ...] = (
 
 
 def unwrapped(module: Any) -> Any:
-    """The model of `transformers` within an adapter's wrapper (PEFT) or that of torch.compile."""
+    """The model of `transformers` inside the wrapper of an adapter (PEFT) or of torch.compile."""
     while True:
         if hasattr(module, "get_base_model"):
             module = module.get_base_model()
@@ -107,7 +107,7 @@ def unwrapped(module: Any) -> Any:
 
 
 def small_config(config: Any, keep_width: bool = False, lifted: tuple[str, ...] = ()) -> Any:
-    """A copy of a config with the sizes of a miniature."""
+    """A copy of a config with the sizes of the small copy."""
     small = copy.deepcopy(config)
     for part in _parts(small):
         if isinstance(field(part, "num_hidden_layers"), int):
@@ -119,15 +119,15 @@ def small_config(config: Any, keep_width: bool = False, lifted: tuple[str, ...] 
 
 
 def field(config: Any, name: str) -> Any:
-    """A field's value; None where the config has none, or one for each layer."""
+    """A field's value; None if the config has none, or one per layer."""
     try:
         return getattr(config, name, None)
-    except Exception:  # configs whose layers differ raise an error of their own kind
+    except Exception:  # configs whose layers differ raise their own type of error
         return None
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """The config, and those of the models that it is made of."""
+    """The config, and those of the models inside it."""
     yield config
     for value in vars(config).values():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
@@ -135,7 +135,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _shorten(config: Any) -> None:
-    """Keep the first layers, and the first layer of every kind that does not occur among them."""
+    """Keep the first layers, and the first layer of every other kind."""
     total: int = config.num_hidden_layers
     fields = _fields(config)
     sequences = {name: value for name, value in fields.items() if isinstance(value, (list, tuple))}
@@ -165,7 +165,7 @@ def _are_layers(value: list[Any] | tuple[Any, ...], total: int) -> bool:
 
 
 def _narrow(config: Any) -> None:
-    """Few heads, narrow ones, narrow MLPs, few experts; proportions that decide the code's path stay."""
+    """Lower the number and width of heads, the MLPs and the experts; ratios that decide code paths stay."""
     fields = _fields(config)
     heads, wide, head_dim = fields.get("num_attention_heads"), fields.get("hidden_size"), fields.get("head_dim")
     kv_heads = fields.get("num_key_value_heads") or heads
@@ -184,16 +184,16 @@ def _narrow(config: Any) -> None:
     for layer in _overrides(config).values():
         for name, value in layer.items():
             small = _small(name, value, fields)
-            if small is not None:  # what is larger in this layer stays so
+            if small is not None:  # a size that is larger in this layer stays larger
                 layer[name] = 2 * small if value > fields.get(name, value) else small
 
 
 def _small(name: str, value: Any, fields: dict[str, Any]) -> Any:
-    """What a width becomes; None where it stays."""
+    """The lowered width; None if it stays."""
     if isinstance(value, bool):
         return None
     if name == "head_dim" and value is not None and value == fields.get("qk_rope_head_dim"):
-        name = "qk_rope_head_dim"  # it then names the rotated part
+        name = "qk_rope_head_dim"  # head_dim is then the size of the rotated part
     if name in _WIDTHS and isinstance(value, int):
         return min(value, _WIDTHS[name])
     if _MLP.search(name) and isinstance(value, int):
@@ -213,7 +213,7 @@ def _overrides(config: Any) -> dict[int, dict[str, Any]]:
 
 
 def _limit(config: Any, lifted: tuple[str, ...]) -> None:
-    """Let everything that begins late begin early; special tokens become ones that the vocabulary holds."""
+    """Lower all limits, and replace special tokens that the small vocabulary lacks."""
     fields = _fields(config)
     for name, value in fields.items():
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -245,7 +245,7 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
 
 
 def _rotated(config: Any) -> int:
-    """Numbers of a head that are rotated."""
+    """How many numbers of a head are rotated."""
     heads, size = field(config, "num_attention_heads"), field(config, "head_dim")
     size = size or (config.hidden_size // heads if isinstance(heads, int) else HEAD_DIM)
     rope = field(config, "rope_parameters") or {}
@@ -261,9 +261,9 @@ def _fields(config: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def _spread(module: Any) -> None:
-    """Weights at which attention chooses and logits differ: an initialisation for training is nearly flat.
+    """Draw weights with which attention is selective and logits differ; those of an untrained model are nearly flat.
 
-    The projections into attention are the larger ones, so that a hidden or a foreign key changes the logits.
+    So a key that is wrongly masked, or of another row, changes the logits.
     """
     for name, weight in module.named_parameters():
         if weight.dim() >= 2:
@@ -274,7 +274,7 @@ def _spread(module: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings of `transformers` about sizes concern the model that is run, not its miniature."""
+    """Silence the warnings of `transformers` about the sizes of the small copy."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

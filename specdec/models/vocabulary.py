@@ -1,7 +1,7 @@
-"""Whether token ids fit a model's vocabulary, asked before anything runs. Imports no torch.
+"""Whether token ids fit a model's vocabulary, checked before anything runs. Imports no torch.
 
-An id beyond the vocabulary is an IndexError of the embedding in mid-run; on a GPU an assertion that ends the process.
-So tokenizers are held against the models when they meet, and ids that a user gives against the target.
+An id past the vocabulary raises an IndexError in the middle of a run, and on a GPU an assertion that ends the process.
+So tokenizers are checked against the models when both are loaded, and ids in settings against the target.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def num_ids(tokenizer: Any) -> int:
-    """Rows that an embedding needs for every token: one more than the largest id, which need not be their number.
+    """Rows of an embedding that holds every token: the largest id plus 1, not the number of tokens.
 
-    0 for a tokenizer of another make that does not tell: then only the ids of prompts are held against the model.
+    0 for a tokenizer without ``get_vocab``: then only the ids of prompts are checked.
     """
     return 1 + max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else 0
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int, model: str, remedy: str) -> None:
-    """Refuse a tokenizer that can give ids which ``model`` does not know, added tokens included.
+    """Refuse a tokenizer with ids that ``model`` does not have, including added tokens.
 
     Raises:
         PairError: naming the largest id and its token.
@@ -42,12 +42,12 @@ def check_tokenizer(tokenizer: Any, vocab_size: int, model: str, remedy: str) ->
 def check_fit(
     target: CausalLM, draft: CausalLM | None, tokenizer: Any, draft_tokenizer: Any, *, by_text: bool, settings: bool
 ) -> None:
-    """Refuse models and tokenizers that could not read each other's tokens; the one check of runs and of the library.
+    """Refuse models and tokenizers that do not fit together; used by runs and by the library.
 
     Args:
         tokenizer: the target's, or None where only ids are given. draft_tokenizer: the draft's own, or None.
-        by_text: whether the models are joined by text, so that their vocabularies need not be the same.
-        settings: whether remedies are named as settings of a run, or as arguments of the library.
+        by_text: whether the models exchange text, so that their vocabularies may differ.
+        settings: whether messages name settings of a run, or arguments of the library.
 
     Raises:
         PairError: naming what does not fit.
@@ -71,7 +71,7 @@ def check_fit(
 
 
 def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    """Refuse ids in a setting that the target can neither read nor emit.
+    """Refuse ids in a setting that are not in the target's vocabulary.
 
     Raises:
         ConfigError: naming the setting and the first such id.

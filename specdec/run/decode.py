@@ -17,7 +17,7 @@ from specdec.core.sequence import Sequence, SequencePool
 from specdec.core.stop_strings import StopText
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
-from specdec.equivalence.near_ties import Witness
+from specdec.equivalence.witness import Witness
 from specdec.models.memory import PeakMemory
 from specdec.models.pair import Pair
 from specdec.run.factory import build_arrivals, build_batching, build_draft_length, build_engine
@@ -107,7 +107,7 @@ def decode(
     engine = build_engine(cfg, pair, clock, known_output)
     engine.draft_length = draft_length
     if witness is not None:
-        engine.verifier = witness.before(engine.verifier)
+        engine.verifier = witness.wrap(engine.verifier)
     queue, pool = _queue(cfg, pair, prompts, clock), SequencePool([])
     tally, memory = Tally(), PeakMemory(pair.target.device)
     with recording(forwards, clock, engine.target.model.observers):

@@ -1,13 +1,14 @@
-"""The forward-only bound: the time of a run's own forwards without the loop, and what that says of loop and device.
+"""The forward-only bound: the time of a run's own forwards without the loop, compared with the loop and the device.
 
-``loop_efficiency`` = bound / decode time: how much of the time was the models' own (specdec.run.forward_log).
-Padding that a strategy feeds (short rows of a batch, idle slots) is part of its forwards, so part of the bound.
+``loop_efficiency`` = bound / decode time: the share of the time that the models needed (specdec.run.forward_log).
+Padding that a strategy feeds (short rows of a batch, idle slots) is part of its forwards, and so of the bound.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ BOUND = "bound.jsonl"
 
 
 def bound_counts(log: ForwardLog, clock: Clock, device: torch.device) -> dict[str, Any]:
-    """What a finished decode and the replay of its forwards took, and what the forwards had to read and compute.
+    """Times of a finished decode and of the replay of its forwards, and the work of these forwards.
 
-    Seconds, bytes and operations are those of the rounds, prompts apart.
+    Seconds, bytes and operations are those of the rounds, without prefill.
     """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else None
     works = [work(model, shape) for model, shape in log.forwards() if not shape.prefill]
     dtype = next((model.dtype for model, _ in log.forwards()), torch.float32)
-    peak_bytes, peak_operations = device_peaks(device, dtype)
+    peak_bytes, peak_operations = device_peaks(device, dtype, torch.get_num_threads())
     return {
         "bounded_decode_s": sum(seconds for stage, seconds in clock.seconds.items() if stage != "prefill"),
         "forward_bound_s": log.replay(synchronize=synchronize),
@@ -44,10 +45,11 @@ def bound_counts(log: ForwardLog, clock: Clock, device: torch.device) -> dict[st
 
 
 def bound_figures(counts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a summary from the counts of its decodes: the bound, how near it came, shares of the device.
+    """Figures of a summary from the counts of its decodes: the bound, the loop efficiency, and shares of the device.
 
     A share is what the forwards read (weights, keys and values) or compute (matrix products) per second of decode
-    time, over what a copy and a matrix product of this device reach. Weights that stay in a CPU's cache can pass 100%.
+    time, divided by what a copy or a matrix product reaches on this device. It can exceed 100% for weights that stay
+    in a CPU's cache.
     """
     summed = ("bounded_decode_s", "forward_bound_s", "prefill_bound_s", "num_forwards")
     total = {key: sum(line[key] for line in counts) for key in (*summed, "num_forward_bytes", "num_forward_operations")}
@@ -63,7 +65,7 @@ def bound_figures(counts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_bound(folder: Path) -> dict[str, Any]:
-    """The figures of a run folder; empty without ``bound=true``."""
+    """The figures of a run folder; empty for a run without ``bound=true``."""
     path = folder / BOUND
     return bound_figures(list(read_lines(path))) if path.exists() else {}
 
@@ -71,8 +73,7 @@ def read_bound(folder: Path) -> dict[str, Any]:
 def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
     """Bytes that a forward has to read (weights, keys and values), and operations of its matrix products.
 
-    Of an embedding table only the rows of the tokens are read, unless it is the head too. Experts of a mixture are
-    all counted.
+    Only the tokens' rows of an embedding table are read, unless it is also the head. All experts of a mixture count.
     """
     head = model.module.get_output_embeddings()
     head_weights = sum(weight.numel() for weight in head.parameters()) if head is not None else 0
@@ -86,26 +87,21 @@ def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
     return weights * model.dtype.itemsize + cache_bytes, products + attention
 
 
-_peaks: dict[tuple[str, torch.dtype, int], tuple[float, float]] = {}
-
-
-def device_peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+@cache
+def device_peaks(device: torch.device, dtype: torch.dtype, num_threads: int) -> tuple[float, float]:
     """Bytes per second of a large copy (read + written) and operations per second of a large matrix product."""
-    key = (str(device), dtype, torch.get_num_threads())
-    if key not in _peaks:
-        cuda = device.type == "cuda"
-        source = torch.ones(2**28 if cuda else 2**24, dtype=torch.float32, device=device)
-        target = torch.empty_like(source)
-        size = 8192 if cuda else 1024
-        left = torch.ones(size, size, dtype=dtype, device=device)
-        copy_s = _best(lambda: target.copy_(source), cuda)
-        product_s = _best(lambda: left @ left, cuda)
-        _peaks[key] = (2 * source.numel() * source.element_size() / copy_s, 2 * size**3 / product_s)
-    return _peaks[key]
+    cuda = device.type == "cuda"
+    source = torch.ones(2**28 if cuda else 2**24, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    size = 8192 if cuda else 1024
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    copy_s = _best(lambda: target.copy_(source), cuda)
+    product_s = _best(lambda: left @ left, cuda)
+    return 2 * source.numel() * source.element_size() / copy_s, 2 * size**3 / product_s
 
 
 def _best(call: Callable[[], object], cuda: bool, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few calls, behind one that is not counted."""
+    """Seconds of the fastest of a few calls, after one that is not counted."""
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

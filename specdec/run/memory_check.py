@@ -1,4 +1,4 @@
-"""Whether a point fits into memory: its weights before they are loaded, and the whole run before it starts."""
+"""Whether a point fits into memory: its weights before they are loaded, the whole run before it starts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ _REMEDY = {
 def check_weights(cfg: DictConfig) -> None:
     """Refuse a pair whose weights cannot fit, from architectures and safetensors headers alone.
 
-    What is not known before it is loaded (a name on the Hub, other formats) passes, and so do wrong settings, which
-    the loader names.
+    Weights of unknown size pass (a name on the Hub, other formats), as do wrong settings, which the loader reports.
     """
     if cfg.weights not in WEIGHTS or cfg.runner.dtype not in DTYPES or cfg.runner.tensor_parallel:
         return
@@ -40,9 +39,9 @@ def check_weights(cfg: DictConfig) -> None:
 
 
 def num_weights(role: str, cfg: DictConfig) -> int | None:
-    """Weights of the target or draft that are to be loaded; None if that is not known."""
+    """Number of weights of the target or draft; None if unknown."""
     if cfg.weights == "synthetic" and role == "draft":
-        return 0  # the target's own
+        return 0  # shared with the target
     if cfg.weights != "pretrained":
         module = random_model(role, cfg, torch.float32, torch.device("meta"))
         return sum(int(weight.numel()) for weight in module.parameters())
@@ -52,7 +51,7 @@ def num_weights(role: str, cfg: DictConfig) -> int | None:
 
 
 def _num_stored(file: Path) -> int:
-    """Numbers in a safetensors file: its header is a length of 8 bytes and a JSON document with every shape."""
+    """Numbers in a safetensors file, whose header is 8 bytes of length and a JSON document with all shapes."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -60,7 +59,7 @@ def _num_stored(file: Path) -> int:
 
 
 def plan_run(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan:
-    """The prediction for a point whose models are loaded and prepared, and whose prompts are known."""
+    """The prediction for a point with loaded and prepared models and known prompts."""
     models = [model for model in (pair.target, pair.draft) if model is not None]
     weights = {part.data_ptr(): part.nbytes for model in models for part in model.module.parameters()}
     drafts = cfg.drafter.name != "none"

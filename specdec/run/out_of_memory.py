@@ -15,8 +15,8 @@ from specdec.core.files import append_line
 from specdec.core.prompts import Prompt
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.equivalence.near_ties import Witness
 from specdec.equivalence.store import ReferenceStore
+from specdec.equivalence.witness import Witness
 from specdec.errors import is_out_of_memory
 from specdec.models.memory import PeakMemory
 from specdec.models.pair import Pair

@@ -18,9 +18,9 @@ from specdec.core.lock import locked
 from specdec.core.metrics import ratio
 from specdec.core.prompts import Prompt, load_prompts
 from specdec.core.sequence import Sequence
-from specdec.equivalence.near_ties import Witness, explain_row
+from specdec.equivalence.near_ties import classify_row
 from specdec.equivalence.store import ReferenceStore
-from specdec.equivalence.witness import WitnessFiles
+from specdec.equivalence.witness import Witness, WitnessFiles
 from specdec.errors import ConfigError
 from specdec.models.pair import Pair, load_pair
 from specdec.run.decode import row_sampling
@@ -170,7 +170,7 @@ def _explain(
             witness = Witness(lambda _: None)
             if (logits_V := logits.load(index)) is not None:
                 witness.logits[index] = logits_V
-            explanation = explain_row(pair.target, row, reference, witness, batch=batch, chunk=chunk)
+            explanation = classify_row(pair.target, row, reference, witness, batch=batch, chunk=chunk)
             if lines is not None:
                 lines.write({**samples[index], "explanation": explanation})
     ranks.gather(None)

@@ -11,9 +11,8 @@ from specdec.core.clock import STAGES, Clock
 from specdec.core.prompts import Prompt
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.equivalence.near_ties import Witness
 from specdec.equivalence.store import compare
-from specdec.equivalence.witness import WitnessFiles
+from specdec.equivalence.witness import Witness, WitnessFiles
 from specdec.models.memory import PeakMemory
 from specdec.models.pair import Pair
 from specdec.run.distributed import Ranks

@@ -1,1 +1,1 @@
-"""Executions: how one forward of a model is computed, whatever model, layout and method."""
+"""Executions: how a forward of a model is computed, independent of layout and method."""

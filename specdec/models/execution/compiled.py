@@ -1,9 +1,9 @@
-"""Compiled execution: the fused forward, its pieces between two attentions compiled by torch.compile.
+"""Compiled execution: the fused forward, with the pieces between two attentions compiled by torch.compile.
 
 The pieces take their weights as arguments, so that one compilation serves all layers, and all batch and draft sizes.
-Where it pays: on a GPU, where every operation is a kernel launch (`reduce-overhead` replays the pieces as CUDA graphs).
-On a CPU it is exact and tested, but slower than ``fused``: the products dominate there and are the same calls, and
-large weights cannot be packed for them.
+It pays on a GPU, where every operation is a kernel launch (`reduce-overhead` replays the pieces as CUDA graphs). On a
+CPU it is exact and tested, but slower than ``fused``: the matrix products dominate and are the same calls, and large
+weights cannot be packed for them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from specdec.models.execution.fused import FusedExecution, Layer, RMSNorm
 from specdec.models.execution.linear import Linear
 
 WARMUP_TOKENS = (2, 5)
-"""Tokens of the two calls that compile: two sizes tell the compiler that sizes vary."""
+"""Tokens of the two calls that compile: with two sizes, the compiler treats the size as dynamic."""
 
 
 class CompiledLayer(Layer):
@@ -60,7 +60,7 @@ class CompiledExecution(FusedExecution):
 
     def run(self, call: Call) -> Tensor:
         if self.module.device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # what the last forward's graphs gave out has been used
+            torch.compiler.cudagraph_mark_step_begin()  # the outputs of the last forward's graphs are no longer needed
         return super().run(call)
 
     def _layer(self, module: Any, number: int, window: int | None) -> Layer:

@@ -1,6 +1,6 @@
-"""Whether a model is, part by part, what the fused execution computes: the modules of `transformers` as it made them.
+"""Whether every part of a model is what the fused execution computes: an unchanged module of `transformers`.
 
-The fused forward reads weights and calls no module, so whatever else a module does would be lost without a word: an
+The fused forward reads weights and calls no module, so anything else that a module does would silently be lost: an
 adapter, a quantised or offloaded weight, a hook, a replaced ``forward``. Types are compared by identity (a LoRA layer
 is called Linear too), in every layer, and a ``forward`` must be the one that its class was defined with.
 """
@@ -18,13 +18,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-"""Model types, and what the names of their classes begin with."""
+"""Model types, and the prefix of their class names."""
 CAPTURING = "transformers.utils.output_capturing"
-"""Where the hooks come from by which `transformers` collects hidden states; they change nothing."""
+"""The module of the hooks by which `transformers` collects hidden states; they change nothing."""
 
 
 def known(module: Any) -> bool:
-    """Whether the architecture is one of the families, in one process."""
+    """Whether the architecture is one of the families, not split over processes."""
     return _unknown(module) is None
 
 
@@ -55,7 +55,7 @@ def _unknown(module: Any) -> str | None:
 
 
 def _attention_of_another_kind(module: Any) -> str | None:
-    """Registered attention functions may do anything; these two are the softmax that is computed here."""
+    """Why the attention function is not plain softmax attention: registered functions may do anything."""
     name = module.config.get_text_config()._attn_implementation
     if name == "eager" or (name == "sdpa" and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward):
         return None
@@ -76,7 +76,7 @@ def _changed_part(module: Any) -> str | None:
 
 
 def _parts(module: Any) -> Iterator[tuple[str, Any, type]]:
-    """Name, module and expected class of everything that the fused forward stands for; embeddings are called."""
+    """Name, module and expected class of every module that the fused forward replaces (all but the embedding)."""
     model_type = module.config.get_text_config().model_type
     home, prefix = import_module(f"transformers.models.{model_type}.modeling_{model_type}"), FAMILIES[model_type]
 
@@ -97,16 +97,16 @@ def _parts(module: Any) -> Iterator[tuple[str, Any, type]]:
         if prefix == "Qwen3":
             names |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), own("RMSNorm"))
         for name, expected in names.items():
-            # Top down: a part of another class need not have the parts below.
+            # Outer modules first: one of another class need not have the inner ones.
             yield f"model.layers.{number}.{name}".rstrip("."), layer.get_submodule(name), expected
 
 
 def changed(part: Any, expected: Any) -> str | None:
-    """How a module differs from one that its class would make and run."""
+    """How a module differs from an unchanged instance of its class."""
     if type(part) is not expected:
         return f"is a {_name(type(part))}, not a {_name(expected)}"
     if not expected.__module__.startswith(("transformers.", "torch.")):
-        return f"is a {_name(expected)}, in the place of transformers' own"
+        return f"is a {_name(expected)}, in place of transformers' own"
     if expected.forward.__module__ != expected.__module__:
         return f"is a {expected.__name__} whose forward was replaced by {_name(expected.forward)}"
     if hasattr(part, "_hf_hook"):
@@ -118,13 +118,13 @@ def changed(part: Any, expected: Any) -> str | None:
 
 
 def foreign_hooks(part: nn.Module) -> list[Any]:
-    """Forward hooks that are not those by which `transformers` hands out hidden states."""
+    """Forward hooks other than those by which `transformers` collects hidden states."""
     hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
     return [hook for hook in hooks if getattr(hook, "__module__", None) != CAPTURING]
 
 
 def no_plain_weight(part: nn.Module) -> str | None:
-    """Why what a module holds cannot be read as matrices and vectors of numbers."""
+    """Why a module's parameters are not plain matrices and vectors."""
     if isinstance(part, nn.Linear) and set(part._parameters) != {"weight", "bias"}:
         return "computes its weight from others (weight_norm, pruning or the like)"
     for name, weight in part._parameters.items():
@@ -138,7 +138,7 @@ def no_plain_weight(part: nn.Module) -> str | None:
 
 
 def _elsewhere(part: nn.Module, module: Any) -> str | None:
-    """Whether a module's own weights lie on another device than the model's, or in another number format."""
+    """Whether a module's weights have another device or number format than the model."""
     for name, weight in part._parameters.items():
         if weight is not None and weight.device != module.device:
             return f"has a {name} on {weight.device}, the model is on {module.device}"

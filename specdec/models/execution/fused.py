@@ -1,10 +1,10 @@
 """Fused execution: the forward of the Llama family in few operations, prepared once, without the framework's layers.
 
-What it saves: queries, keys and values come from one product, gate and up from another; query heads that share a
-key head are folded into the queries, so that keys and values are never repeated; the mask is made once per forward,
-not once per layer; residuals are added by the product; large weights are packed on a CPU. The arithmetic is the
-model's own (the same norms, rotations and softmax), so that results agree up to rounding. Which models are computed so,
-and how that is checked: specdec.models.execution.fusable and agreement.
+It saves operations: queries, keys and values come from one matrix product, gate and up from another; query heads that
+share a key head are folded into the queries, so that keys and values are never repeated; the mask is made once per
+forward, not once per layer; residuals are added by the product; large weights are packed on a CPU. The arithmetic is
+the model's own (the same norms, rotations and softmax), so results agree up to rounding. fusable.py says which models
+can be fused, agreement.py checks the result.
 
 Shape letters: M = B x T tokens, D hidden size, H query heads, K key heads, G = H / K, E head size, S columns.
 """
@@ -26,7 +26,7 @@ from specdec.models.masks import within_window
 
 
 class RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight, in float32 as the model's own does it."""
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 like the model's own."""
 
     def __init__(self, module: Any) -> None:
         self.weight = module.weight.detach()
@@ -38,14 +38,14 @@ class RMSNorm:
         if x.dtype != torch.float32:
             normed: Tensor = torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
             return normed
-        # torch.rms_norm is a dozen operations on a CPU; for a few tokens these five take half of its time.
+        # torch.rms_norm is a dozen operations on a CPU; for few tokens these five take half of its time.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_()
         return (x * scale).mul_(self.weight)
 
 
 class Layer:
-    """One decoder layer: attention and gated MLP, each behind a norm and added to its input."""
+    """One decoder layer: attention and gated MLP, each applied after a norm and added to its input."""
 
     def __init__(self, module: Any, number: int, window: int | None, *, may_pack: bool = True) -> None:
         attention, mlp = module.self_attn, module.mlp
@@ -63,7 +63,7 @@ class Layer:
         self.activation = mlp.act_fn
 
     def __call__(self, x_MD: Tensor, rotation: tuple[Tensor, Tensor], mask_B1QS: Tensor, writer: KVWriter) -> Tensor:
-        """The hidden states after this layer; its keys and values go where the writer puts them."""
+        """The hidden states after this layer; the writer stores its keys and values."""
         B, _, Q, _ = mask_B1QS.shape
         T = Q * self.K // self.H
         q_MHE, k_MKE, v_MKE = self.project(x_MD, *rotation)
@@ -81,16 +81,16 @@ class Layer:
         return qk[:, : self.H], qk[:, self.H :], qkv[:, self.H + self.K :]
 
     def finish(self, x_MD: Tensor, heads_MX: Tensor) -> Tensor:
-        """What follows attention: output projection, MLP, and their residuals."""
+        """Everything after attention: output projection, MLP, and their residuals."""
         x_MD = self.out.added_to(x_MD, heads_MX)
         gate, up = self.gate_up(self.norm_mlp(x_MD)).chunk(2, dim=-1)
         return self.down.added_to(x_MD, self.activation(gate) * up)
 
 
 class Rotation:
-    """Cosines and signed sines of positions, so that a rotation is x cos + roll(x) sin; from a table where that holds.
+    """Cosines and signed sines of positions, so that a rotation is x cos + roll(x) sin; from a table where possible.
 
-    The frequencies of some scalings (dynamic, longrope) depend on the longest row at hand: they are asked for anew.
+    Some scalings (dynamic, longrope) have frequencies that depend on the longest row: they are computed every time.
     """
 
     def __init__(self, module: Any) -> None:
@@ -101,21 +101,21 @@ class Rotation:
     def __call__(self, x_MD: Tensor, positions_BT: Tensor, bound: int) -> tuple[Tensor, Tensor]:
         """(M, 1, E) each, for positions that are all below ``bound``."""
         if not self._fixed:
-            return self._ask(x_MD, positions_BT)
+            return self._compute(x_MD, positions_BT)
         if self._table is None or len(self._table[0]) < bound:
-            self._table = self._ask(x_MD, torch.arange(2 * bound, device=x_MD.device)[None])
+            self._table = self._compute(x_MD, torch.arange(2 * bound, device=x_MD.device)[None])
         cos_P1E, sin_P1E = self._table
         positions_M = positions_BT.reshape(-1)
         return cos_P1E[positions_M], sin_P1E[positions_M]
 
-    def _ask(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         cos_M1E, sin_M1E = (part.flatten(0, 1)[:, None] for part in self._module(x_MD, positions_BT))
         half = sin_M1E.shape[-1] // 2
         return cos_M1E, torch.cat([-sin_M1E[..., :half], sin_M1E[..., half:]], dim=-1)
 
 
 class FusedExecution(Execution):
-    """Forwards of one model of the Llama family; see the module's text. Made by ``make_execution``, which checks it."""
+    """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
 
     name = "fused"
 
@@ -149,7 +149,7 @@ class FusedExecution(Execution):
         return can_fuse(self.module) is None and self._fingerprint() == self._weights
 
     def _fingerprint(self) -> list[tuple[int, int]]:
-        """Where each weight lies, and how often it was changed in place, if something here is a copy."""
+        """Address of each weight and, if some are copied, how often it was changed in place."""
         weights = self.module.parameters()
         return [(w.data_ptr(), w._version if self._copied and not w.is_inference() else 0) for w in weights]
 
@@ -172,13 +172,13 @@ class FusedExecution(Execution):
 
 
 def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What is added to the score of a column that is seen, and of one that is not."""
+    """What is added to the attention score of a visible column, and of a masked one."""
     shown = torch.zeros((), dtype=dtype, device=device)
     return shown, torch.full_like(shown, torch.finfo(dtype).min)
 
 
 def additive_masks(layers: list[Layer], mask_BTS: Tensor, levels: tuple[Tensor, Tensor]) -> dict[int | None, Tensor]:
-    """Masks (B, 1, G T, S) by window, for queries that are folded by key head."""
+    """Masks (B, 1, G T, S) by window, for queries folded by key head."""
     B, T, S = mask_BTS.shape
     groups = layers[0].H // layers[0].K
     masks = {}
@@ -190,7 +190,7 @@ def additive_masks(layers: list[Layer], mask_BTS: Tensor, levels: tuple[Tensor, 
 
 
 def _attend(layer: Layer, q_MHE: Tensor, keys: Tensor, values: Tensor, mask: Tensor, B: int, T: int) -> Tensor:
-    """Attention (M, H E) of queries that are folded by key head: no key is repeated for the heads that share it."""
+    """Attention (M, H E) of queries folded by key head: no key is repeated for the heads that share it."""
     H, K, E = layer.H, layer.K, layer.E
     groups = H // K
     folded = q_MHE.view(B, T, K, groups, E).permute(0, 2, 3, 1, 4).reshape(B, K, groups * T, E)

@@ -1,4 +1,4 @@
-"""A matrix product with weights in the layout that suits the machine."""
+"""A matrix product with weights in the layout that is fastest on the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 PACK_FROM_WEIGHTS = 1 << 20
-"""Smaller matrices are not packed: the packed product costs some 30 us per call, which only large ones earn back."""
+"""Smaller matrices are not packed: the packed product has a fixed cost of about 30 us per call."""
 PACK_FOR_ROWS = 16
 """Rows of the product that the packed layout is chosen for."""
 
@@ -17,19 +17,18 @@ PACK_FOR_ROWS = 16
 class Linear:
     """x W^T + b, with W packed for oneDNN where that pays: float32 on a CPU, and a large W.
 
-    Packing holds a second copy of the weight; ``packed_bytes`` says how much. Float64 and other devices use the
-    weight as it is.
+    Packing keeps a second copy of the weight (``packed_bytes``).
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, may_pack: bool = True) -> None:
         self.weight_OI = weight_OI.detach()
         self.bias_O = None if bias_O is None else bias_O.detach()
         self._packed = pack(self.weight_OI) if may_pack else None
-        self.copied = self._packed is not None  # whether later changes of the model's weights are not seen here
+        self.copied = self._packed is not None  # whether later changes of the model's weights have no effect here
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes that the packed copy holds."""
+        """Bytes of the packed copy."""
         return 0 if self._packed is None else self.weight_OI.numel() * self.weight_OI.element_size()
 
     def __call__(self, x_MI: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class Linear:
 
 
 def pack(weight_OI: Tensor) -> Tensor | None:
-    """The weight in oneDNN's blocked layout, or None where the plain one is as good."""
+    """The weight in oneDNN's blocked layout, or None if that does not pay."""
     fits = weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
     if not fits or weight_OI.numel() < PACK_FROM_WEIGHTS or not torch.backends.mkldnn.is_available():
         return None
@@ -56,10 +55,10 @@ def pack(weight_OI: Tensor) -> Tensor | None:
 
 
 def joined(*parts: nn.Linear, may_pack: bool = True) -> Linear:
-    """Several products of the same input as one. The parts' weights become views of the joined ones: no copy stays."""
+    """Several products of one input as a single product. The parts' weights become views of the joined ones."""
     weight_OI = _joined_views([part.weight for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
-    if 0 < len(biases) < len(parts):  # a part without one adds nothing
+    if 0 < len(biases) < len(parts):  # zeros for a part without a bias
         product = Linear(weight_OI, torch.cat([_bias(part) for part in parts]), may_pack=may_pack)
         product.copied = True
         return product
@@ -72,8 +71,8 @@ def _bias(part: nn.Linear) -> Tensor:
 
 
 def _joined_views(parts: Sequence[Tensor]) -> Tensor:
-    """The parts one after the other along their first dimension; each becomes a view of that."""
-    whole = _side_by_side(parts)
+    """The parts concatenated along their first dimension; each becomes a view of the result."""
+    whole = _already_joined(parts)
     if whole is None:
         whole = torch.cat([part.detach() for part in parts])
         start = 0
@@ -83,8 +82,8 @@ def _joined_views(parts: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
-    """The joined tensor of parts that were joined before."""
+def _already_joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """The joined tensor of parts that were joined before; None if they were not."""
     first = parts[0].detach()
     start = first.storage_offset()
     for part in parts:
