@@ -1,4 +1,4 @@
-"""The Drafter contract: proposes tokens (a chain or a tree) for the rows of a round. Imports no torch."""
+"""The Drafter contract: propose tokens (a chain or a tree) for the rows of a round. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,15 +35,14 @@ class Drafter(ABC):
     probes_MD: Tensor | None = None
     """Embeddings (M, D) of ``probe_ids``, in their order from the id ``vocab_size`` on."""
 
-    @abstractmethod
-    def admit(self, rows: list[Sequence]) -> None:
-        """Take new rows in (their prompts are known, nothing is emitted yet)."""
+    def admit(self, rows: list[Sequence]) -> None:  # noqa: B027
+        """Take new rows in (their prompts are known, nothing is emitted yet); by default nothing is done."""
 
     def read(self, rows: list[Sequence], stops: list[int]) -> None:  # noqa: B027
         """Read each row's prompt up to ``stops[b]`` tokens, ahead of its first draft.
 
-        A help, not a promise: prompts come in chunks, or not at all while nothing is drafted, and ``propose`` reads
-        whatever is missing then. A drafter that reads prompts when they are admitted, or never, need not care.
+        An optimisation hint: prompts come in chunks, or not at all while no row drafts, and ``propose`` must read what
+        is still missing. By default nothing is done.
         """
 
     def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:  # noqa: B027
@@ -59,15 +58,14 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Draft up to ``gammas[b]`` tokens (0 allowed) after everything row b has committed.
+        """Draft up to ``gammas[b]`` tokens (0 allowed) after all committed tokens of row b.
 
-        Rounds in which no row drafts do not call it: they cost the drafter nothing, and leave it behind its rows.
+        Not called in rounds in which no row drafts, so the drafter may have to catch up with several rounds' tokens.
         """
 
-    @abstractmethod
-    def commit(self, rows: list[Sequence]) -> None:
-        """The rows' emitted tokens are final: drop what was drafted beyond them."""
+    def commit(self, rows: list[Sequence]) -> None:  # noqa: B027
+        """The rows' emitted tokens are final: drop what was drafted beyond them. By default nothing is done."""
 
     @abstractmethod
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
+        """Free what is kept for rows; they are not seen again."""

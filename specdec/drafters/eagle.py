@@ -22,7 +22,7 @@ from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.steps import Picker
+from specdec.drafters.picker import Picker
 from specdec.drafters.trained import load_weights, placed, read_settings
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create

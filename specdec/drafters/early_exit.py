@@ -12,17 +12,14 @@ from typing import Any
 from torch import nn
 
 from specdec.config.drafter_weights import check_weights
-from specdec.core.round import Draft
-from specdec.core.sequence import Sequence
-from specdec.drafters.base import Drafter
+from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.steps import ChainDrafts
 from specdec.drafters.trained import load_weights, placed, plain_head, read_settings
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 
 
-class SelfDrafter(Drafter):
+class SelfDrafter(ChainDrafter):
     """Chain drafts from the target's first ``num_layers`` layers."""
 
     def __init__(self, context: DrafterContext, *, num_layers: int = 2) -> None:
@@ -30,26 +27,7 @@ class SelfDrafter(Drafter):
         if not 1 <= num_layers <= available:
             raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {available}, the target's layers")
         draft = CausalLM(first_layers(context.target.module, num_layers), context.target.architecture.mask_form)
-        self._chains = ChainDrafts(draft, context.align(draft))
-
-    def admit(self, rows: list[Sequence]) -> None:
-        """Nothing is read before it is needed."""
-
-    def read(self, rows: list[Sequence], stops: list[int]) -> None:
-        """Read prompts ahead of the first draft."""
-        self._chains.read(rows, stops)
-
-    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """One token per step and row."""
-        return self._chains.propose(rows, gammas)
-
-    def commit(self, rows: list[Sequence]) -> None:
-        """Drop what was drafted beyond the emitted tokens."""
-        self._chains.commit(rows)
-
-    def release(self, rows: list[Sequence]) -> None:
-        """Forget rows and their cache."""
-        self._chains.release(rows)
+        super().__init__(draft, context.align(draft))
 
 
 class EarlyExit(nn.Module):
@@ -64,8 +42,8 @@ class EarlyExit(nn.Module):
         self.head.load_state_dict(theirs.state_dict())
 
 
-class EarlyExitDrafter(SelfDrafter):
-    """The same with a trained norm and head behind the exit: better drafts for the memory of one head."""
+class EarlyExitDrafter(ChainDrafter):
+    """Chain drafts from the first layers and a trained norm and head: better drafts for the memory of one head."""
 
     def __init__(
         self, context: DrafterContext, *, path: str | None = None, untrained: bool = False, num_layers: int = 2
@@ -83,7 +61,7 @@ class EarlyExitDrafter(SelfDrafter):
         draft = CausalLM(
             with_exit_head(target.module, settings["layer"], placed(leaving, target)), target.architecture.mask_form
         )
-        self._chains = ChainDrafts(draft, context.align(draft))
+        super().__init__(draft, context.align(draft))
 
 
 def with_exit_head(module: Any, num_layers: int, leaving: EarlyExit) -> Any:

@@ -1,22 +1,22 @@
-"""Prompt lookup: what followed the last few tokens the last time they occurred in the row's own text.
+"""Prompt lookup: drafts what followed the last few tokens when they last occurred in the row's prompt and output.
 
 The longest n-gram that occurred before wins; the copy may run into itself, so that a loop is drafted to any length.
-Source: Saxena 2023, "Prompt lookup decoding"; here every n-gram is indexed as it is committed, so that a look-up costs
-the same in a long text. The tokens are chosen, not drawn, so the draft has no probabilities.
+Source: Saxena 2023, "Prompt lookup decoding"; here every n-gram is indexed when it is committed, so that a look-up
+takes the same time in a long text.
 """
 
 from __future__ import annotations
 
-from specdec.alignment.layout import padded
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
 
 
 class PromptLookupDrafter(Drafter):
-    """n-gram matches in prompt and output."""
+    """Chains copied from the row's own tokens; no model, no probabilities."""
 
     def __init__(self, context: DrafterContext, *, max_ngram: int = 3, min_ngram: int = 1) -> None:
         if not 1 <= min_ngram <= max_ngram:
@@ -26,21 +26,19 @@ class PromptLookupDrafter(Drafter):
         self._device = context.device
         self._sizes = range(max_ngram, min_ngram - 1, -1)
         self._tokens: dict[int, list[int]] = {}
-        self._following: dict[int, dict[tuple[int, ...], int]] = {}  # n-gram: where the token after its last place is
+        self._following: dict[int, dict[tuple[int, ...], int]] = {}  # n-gram: index after its latest occurrence
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Index the prompts."""
         for row in rows:
             self._tokens[row.index], self._following[row.index] = [], {}
         self.commit(rows)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Copy behind the latest occurrence of the longest known n-gram; nothing if there is none."""
         drafts = [self._copy(row.index, gamma) for row, gamma in zip(rows, gammas, strict=True)]
-        return Draft(padded(drafts, self._device), [len(draft) for draft in drafts])
+        return chosen_chains(drafts, self._device)
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Index what was emitted. The n-gram at the very end has no follower yet, so it is left for the next time."""
+        """Index what was emitted. The n-gram at the very end has no next token yet: the next commit indexes it."""
         for row in rows:
             tokens, following = self._tokens[row.index], self._following[row.index]
             for token in row.tokens(len(tokens)):
@@ -50,11 +48,11 @@ class PromptLookupDrafter(Drafter):
                 tokens.append(token)
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         for row in rows:
             del self._tokens[row.index], self._following[row.index]
 
     def _copy(self, key: int, gamma: int) -> list[int]:
+        """What followed the latest occurrence of the longest known n-gram; nothing if there is none."""
         tokens = self._tokens[key]
         suffixes = (tuple(tokens[-size:]) for size in self._sizes if size <= len(tokens))
         start = next((self._following[key][s] for s in suffixes if s in self._following[key]), None)

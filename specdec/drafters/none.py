@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
 
 
@@ -18,16 +17,8 @@ class NoDrafter(Drafter):
     def __init__(self, context: DrafterContext) -> None:
         self._device = context.device
 
-    def admit(self, rows: list[Sequence]) -> None:
-        """Nothing to prepare."""
-
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """An empty draft for every row."""
-        tokens_BG = torch.zeros(len(rows), 0, dtype=torch.long, device=self._device)
-        return Draft(tokens_BG, [0] * len(rows))
-
-    def commit(self, rows: list[Sequence]) -> None:
-        """Nothing to drop."""
+        return chosen_chains([[] for _ in rows], self._device)
 
     def release(self, rows: list[Sequence]) -> None:
-        """Nothing to forget."""
+        """Nothing is kept of a row."""

@@ -1,29 +1,29 @@
-"""Drafting with a model of another tokenizer: the row's text is encoded for the draft, and the draft's for the target.
+"""Drafting with a model that has another tokenizer: text is encoded for the draft, and what it says for the target.
 
-Lossless, because what is proposed are tokens of the target, which the verifier checks like any others. The draft is
-greedy and its tokens become target tokens by way of text, so they come without probabilities. Encoding the row anew in
-every round costs time, but the draft's KV cache is kept for as much of the row as is still encoded the same way.
+Lossless, because the proposed tokens are the target's, which the verifier checks like any others. The draft is greedy
+and its tokens become target tokens by way of text, so they have no probabilities. Every round encodes the whole row
+again, but the draft's KV cache is kept for as much of the row as is still encoded the same way.
 Source: the universal assisted generation of ``transformers`` (Moshe et al. 2024), for batches.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
 
 from specdec.alignment.base import Kept
-from specdec.alignment.layout import padded
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.stop_strings import INCOMPLETE
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains, extend
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.steps import extend
 from specdec.errors import ConfigError
 from specdec.models.vocabulary import check_fit
 
-TAIL = 8  # tokens encoded again in front of new text, because tokens may form across the seam
+TAIL = 8  # tokens encoded again together with new text, because a token may span the boundary
 
 
 class RetokenizeDrafter(Drafter):
@@ -44,13 +44,12 @@ class RetokenizeDrafter(Drafter):
         self._held: dict[int, list[int]] = {}  # draft tokens of each row that its cache holds
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Encode and prefill the prompts."""
         for row in rows:
             self._held[row.index] = self._encode(row)[: self._model.context_length][:-1]
         self._alignment.admit([row.index for row in rows], [self._held[row.index] for row in rows])
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Draft as many tokens as wished, of the draft's kind; fewer, or more, of the target's may come of them."""
+        """Draft ``gammas[b]`` tokens of the draft's vocabulary, which may be fewer or more of the target's."""
         encoded = [self._encode(row) for row in rows]
         room = [self._model.context_length - len(ids) for ids in encoded]
         steps = [gamma if ids and gamma < free else 0 for ids, gamma, free in zip(encoded, gammas, room, strict=True)]
@@ -63,23 +62,20 @@ class RetokenizeDrafter(Drafter):
             if num_steps:
                 self._held[row.index] = ids + tokens[:-1]
             drafts.append(self._translate(row, ids, tokens)[:gamma])
-        return Draft(padded(drafts, self._device), [len(draft) for draft in drafts])
+        return chosen_chains(drafts, self._device)
 
     def commit(self, rows: list[Sequence]) -> None:
         """Cut each row back to what is still encoded the same way, and leave at least one token to feed."""
         kept: list[Kept] = []
         for row in rows:
             ids, held = self._encode(row), self._held[row.index]
-            same = next(
-                (i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), min(len(ids), len(held))
-            )
+            same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(ids, held, strict=False))))
             same = max(min(same, len(ids) - 1), 0)
             self._held[row.index] = held[:same]
             kept.append(same)
         self._alignment.commit([row.index for row in rows], kept)
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows and their cache."""
         self._alignment.release([row.index for row in rows])
         for row in rows:
             del self._held[row.index]

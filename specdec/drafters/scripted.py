@@ -1,18 +1,17 @@
-"""Replays the known output, wrong with a set chance at each position: any acceptance rate, for benchmarks and tests.
+"""Replays the reference output, wrong with a set chance at each position, for benchmarks at any acceptance rate.
 
-Whether the draft is right at a position is decided by the row's own random stream there, so every method that is
-measured with it meets the same right and wrong drafts, whatever its batches. The known outputs are the reference's.
-A share ``rate`` of the drafted tokens that are reached is right; the acceptance rate over all drafted tokens is lower,
-because nothing behind a wrong one can be accepted.
+Whether the draft is right at a position is decided by the row's own random number for it, so all methods that are
+compared get the same right and wrong drafts, whatever their batches. A share ``rate`` of the drafted tokens that are
+reached is right; the acceptance rate over all drafted tokens is lower, because none after a wrong one is accepted.
 """
 
 from __future__ import annotations
 
-from specdec.alignment.layout import padded
 from specdec.core.random_numbers import SCRIPT, uniforms
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
 from specdec.models.vocabulary import check_ids
@@ -30,7 +29,6 @@ class ScriptedDrafter(Drafter):
         self._outputs: dict[int, list[int]] = {}
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Look up what the rows will say."""
         for row in rows:
             known = self._context.known_output(row) if self._context.known_output else None
             if known is None:
@@ -39,7 +37,6 @@ class ScriptedDrafter(Drafter):
             self._outputs[row.index] = known
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """The next known tokens, some of them changed; fewer where the known output ends."""
         starts = [len(row.output_ids) for row in rows]
         places = [range(start, start + max(gammas)) for start in starts]
         keys = [(self._seed, row.index) for row in rows]
@@ -47,17 +44,12 @@ class ScriptedDrafter(Drafter):
         drafts = []
         for row, start, gamma, numbers in zip(rows, starts, gammas, numbers_BG, strict=True):
             known = self._outputs[row.index][start : start + gamma]
-            drafts.append([t if u < self._rate else self._other(t) for t, u in zip(known, numbers, strict=False)])
-        return Draft(padded(drafts, self._context.device), [len(draft) for draft in drafts])
-
-    def commit(self, rows: list[Sequence]) -> None:
-        """Nothing to drop: a draft depends on the place alone."""
+            drafts.append([t if u < self._rate else self._wrong(t) for t, u in zip(known, numbers, strict=False)])
+        return chosen_chains(drafts, self._context.device)
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         for row in rows:
             del self._outputs[row.index]
 
-    def _other(self, token: int) -> int:
-        """A token that is certainly wrong."""
+    def _wrong(self, token: int) -> int:
         return (token + 1) % self._context.target.vocab_size

@@ -1,10 +1,10 @@
-"""The adaptive trigram store: weights of (t1, t2) -> t3 that grow with what the row itself says.
+"""The adaptive trigram store: weights of (t1, t2) -> t3 that grow with the row's own tokens.
 
-A weight starts from a corpus (frequency among the successors of its key, the heaviest 12 kept) and gains 0.04 for
-every step that its trigram stays within the last 16 tokens of the row, up to 3. The store of the corpus is shared and
-never changes; what a row learns is an overlay of its own, so that its draft never depends on its neighbours. Source:
-Liu et al. 2024 (ADED, AAAI 2025), whose store is one for all requests; its tree search is left out here: the
-heaviest successor is followed, a chain.
+A weight starts from a corpus (frequency among the successors of its key, the heaviest ``successors`` kept) and gains
+``gain`` for every step that its trigram stays within the last ``window`` tokens of the row, up to ``cap``. The store of
+the corpus is shared and never changes; each row learns into an overlay of its own, so that its draft never depends on
+its neighbours. Source: Liu et al. 2024 (ADED, AAAI 2025), which has one store for all requests; its tree search is left
+out here: the draft is the chain of heaviest successors.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from specdec.alignment.layout import padded
 from specdec.config.identity import local
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.text_files import read_text
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError, DataError
 from specdec.models.vocabulary import check_fit
@@ -49,18 +49,16 @@ class TrigramDrafter(Drafter):
         self._overlay: dict[int, Weights] = {}
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Learn the prompts."""
         for row in rows:
             self._tokens[row.index], self._overlay[row.index] = [], {}
         self.commit(rows)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Follow the heaviest successors until one is missing or the wished length is reached."""
         drafts = [self._follow(row.index, gamma) for row, gamma in zip(rows, gammas, strict=True)]
-        return Draft(padded(drafts, self._device), [len(draft) for draft in drafts])
+        return chosen_chains(drafts, self._device)
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Credit, for every emitted token, the trigrams that were in the window then."""
+        """Credit, for every emitted token, the trigrams that are in the window when it is emitted."""
         for row in rows:
             tokens = self._tokens[row.index]
             for token in row.tokens(len(tokens)):
@@ -68,7 +66,6 @@ class TrigramDrafter(Drafter):
                 self._credit(self._overlay[row.index], tokens[-self._window :])
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         for row in rows:
             del self._tokens[row.index], self._overlay[row.index]
 

@@ -9,11 +9,12 @@ import torch
 from mutations.planting import Patch, planted, wrapped
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.reader import Reader
-from specdec.drafters import steps
+from specdec.drafters import chain, picker
+from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.medusa import MedusaDrafter
 from specdec.drafters.model import ModelDrafter
-from specdec.drafters.steps import ChainDrafts, Picker
+from specdec.drafters.picker import Picker
 
 MODEL = "drafter=model"
 RUNS = "decoding runs"
@@ -27,7 +28,7 @@ def not_rolled_back(patch: Patch):
             self._alignment.commit([row.index for row in alive], [row.length for row in alive])
         self._fed = []
 
-    patch.setattr(ChainDrafts, "commit", commit)
+    patch.setattr(ChainDrafter, "commit", commit)
 
 
 @planted(MODEL, "draft cache keeps rejected tokens when gamma has changed", "state", RUNS)
@@ -47,11 +48,11 @@ def rejected_kept_when_gamma_changes(patch: Patch):
             return super().propose(rows, gammas)
 
         def commit(self, rows):
-            fed = [row for row in self._chains._fed if not row.finished]
+            fed = [row for row in self._fed if not row.finished]
             if fed:
-                kept = [max(min(self.kept[row.index], row.length), row.length - steps.LAG, 0) for row in fed]
-                self._chains._alignment.commit([row.index for row in fed], kept)
-            self._chains._fed = []
+                kept = [max(min(self.kept[row.index], row.length), row.length - chain.LAG, 0) for row in fed]
+                self._alignment.commit([row.index for row in fed], kept)
+            self._fed = []
 
     # The row's last token is fed all the same.
     wrapped(patch, Reader, "length", lambda original, self, row: min(original(self, row), row.length - 1))
@@ -65,7 +66,7 @@ def idle_row_cut(patch: Patch):
         self._fed = list(rows)
         return draft
 
-    wrapped(patch, ChainDrafts, "propose", propose)
+    wrapped(patch, ChainDrafter, "propose", propose)
 
 
 class ReadingTheLast:
@@ -84,7 +85,7 @@ class ReadingTheLast:
 
 @planted(MODEL, "the draft reads the last column of a ragged feed", "neighbours", RUNS)
 def last_column_read(patch: Patch):
-    wrapped(patch, steps, "extend", lambda original, alignment, *rest: original(ReadingTheLast(alignment), *rest))
+    wrapped(patch, chain, "extend", lambda original, alignment, *rest: original(ReadingTheLast(alignment), *rest))
 
 
 @planted(MODEL, "only one token of the lag is fed", "state", RUNS)
@@ -92,7 +93,7 @@ def one_token_of_the_lag(patch: Patch):
     def extend(original, alignment, device, keys, missing, *rest):
         return original(alignment, device, keys, [tokens[-1:] for tokens in missing], *rest)
 
-    wrapped(patch, steps, "extend", extend)
+    wrapped(patch, chain, "extend", extend)
 
 
 @planted(MODEL, "the draft's cache loses what it held when it gets more columns", "state", "growth of the cache")
@@ -124,13 +125,13 @@ def probabilities_of_another_step(patch: Patch):
 
 @planted(MODEL, "takes the most probable token, and says that it was drawn", "distribution", "drawn drafts")
 def chosen_but_called_drawn(patch: Patch):
-    patch.setattr(steps, "draw", lambda probs_BV, uniforms_B: probs_BV.argmax(-1))
+    patch.setattr(picker, "draw", lambda probs_BV, uniforms_B: probs_BV.argmax(-1))
 
 
 @planted(MODEL, "draws every step with the number of the first", "distribution", "drawn drafts")
 def one_number_for_all_steps(patch: Patch):
     wrapped(
-        patch, steps, "uniforms", lambda original, keys, places, purpose, offsets: original(keys, places, purpose, [0])
+        patch, picker, "uniforms", lambda original, keys, places, purpose, offsets: original(keys, places, purpose, [0])
     )
 
 
@@ -140,7 +141,7 @@ def neighbours_probabilities(patch: Patch):
         probs_BTV = original(scores_BTV, settings)
         return probs_BTV if len(probs_BTV) < 3 else torch.cat([probs_BTV[:2], probs_BTV[1:2], probs_BTV[3:]])
 
-    wrapped(patch, steps, "processed", processed)
+    wrapped(patch, picker, "processed", processed)
 
 
 @planted(MODEL, "drafts for fewer rows than asked, and the round breaks down", "shape", RUNS)
