@@ -117,7 +117,7 @@ def integrate(verifier: ChainVerifier, laws: Laws, greedy_draft: bool = False, c
     for pattern in itertools.product([True, False], repeat=laws.length):
         passed = torch.tensor(pattern).expand(len(drafts), -1)
         tau = verifier.num_accepted(passed)
-        following = verifier.next_law(draft, probs, acceptance, tau)
+        following = verifier.next_probs(draft, probs, acceptance, tau)
         mass = torch.where(passed, chance, 1 - chance).prod(1) * weights
         ends = (  # of the interval in which each test is decided so
             torch.where(passed, chance * (1 - EDGE), chance + (1 - chance) * EDGE),

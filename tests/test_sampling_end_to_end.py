@@ -164,7 +164,7 @@ def test_the_joint_law_of_the_output(drafter, verifier, scheduler, alignment, pl
 
 
 class RecoveredFromTarget(RejectionVerifier):
-    def next_law(self, draft, probs_BTV, acceptance, tau_B):
+    def next_probs(self, draft, probs_BTV, acceptance, tau_B):
         return probs_BTV[torch.arange(len(tau_B)), tau_B]
 
 

@@ -164,14 +164,14 @@ class WeightPerFactor(BlockVerifier):
 class CorrectionFromTarget(RejectionVerifier):
     """Wrong: the recovered token is drawn from p instead of the residual."""
 
-    def next_law(self, draft, probs_BTV, acceptance, tau_B):
+    def next_probs(self, draft, probs_BTV, acceptance, tau_B):
         return probs_BTV[torch.arange(len(tau_B)), tau_B]
 
 
 class BlockCorrectionFromTarget(BlockVerifier):
     """Wrong in the same way."""
 
-    next_law = CorrectionFromTarget.next_law
+    next_probs = CorrectionFromTarget.next_probs
 
 
 class FirstFailureStops(BlockVerifier):

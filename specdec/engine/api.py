@@ -1,8 +1,8 @@
 """Batched speculative generation for any causal model of `transformers`, without a config.
 
-`generate` is the drop-in for ``model.generate``: every row gets the tokens that it would have got alone. `stream`
-yields them as they come. `Engine` keeps what can be kept between calls. Alignment is `inplace`, the scheduler
-`continuous`, and the draft length comes from what the draft costs; none of them changes a greedy token.
+`generate` replaces ``model.generate``: every row gets the tokens that it would have got alone. `stream` yields them in
+the rounds that emit them. `Engine` keeps its checks and caches between calls. Alignment is `inplace`, the scheduler
+`continuous`, and the draft length follows from the draft's cost; none of them changes a greedy token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from specdec.alignment.base import Alignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.core.clock import Clock
 from specdec.core.sequence import SequencePool
-from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.engine.call import Plan, make_plan
@@ -40,7 +39,6 @@ from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.vocabulary import check_fit
 from specdec.registry import create, lookup
-from specdec.schedulers.continuous import ContinuousScheduler
 
 
 def generate(
@@ -55,10 +53,10 @@ def generate(
     verifier: str = "block",
     **call: Any,
 ) -> Tensor | SpeculativeOutput:
-    """``target.generate(inputs, ...)``, speculative, for any batch.
+    """``target.generate(inputs, ...)`` by speculative decoding, for any batch.
 
-    See `Engine` for the models and `Engine.generate` for everything else. Each call asks both models with three
-    short forwards whether they can be run so; an `Engine` asks once.
+    See `Engine` for the models and `Engine.generate` for everything else. Each call checks by short forwards that both
+    models can be run in aligned batches; an `Engine` checks once.
     """
     engine = Engine(target, draft, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer, gamma=gamma, verifier=verifier)
     return engine.generate(inputs, generation_config, **call)
@@ -83,7 +81,7 @@ def stream(
 
 @dataclass(slots=True)
 class _Parts:
-    """What holds caches, and is kept from one call to the next."""
+    """The parts that hold caches; they are reused by later calls."""
 
     target: Alignment
     drafter: Drafter
@@ -91,15 +89,15 @@ class _Parts:
 
 
 class Engine:
-    """A target, a draft and their caches, for any number of calls. Rows of different calls never meet.
+    """A target, a draft and their caches, for any number of calls. Rows of different calls are never batched together.
 
     Args:
-        target: the model whose output is wanted, of `transformers` or wrapped as a CausalLM.
+        target: the model whose output is wanted: a model of `transformers`, or a CausalLM.
         draft: a smaller model of the same vocabulary; the name of a drafter that needs none ("prompt_lookup",
             "trigram", "self"); or None for plain batched decoding.
-        tokenizer: needed for texts and stop strings. draft_tokenizer: the draft's own, if it is another one.
-        gamma: drafted tokens per row and round; None chooses by what the draft costs.
-        verifier: how samples are verified ("block", "rejection", "naive"); greedy decoding has only one way.
+        tokenizer: needed for texts and stop strings. draft_tokenizer: the draft's own, if it differs.
+        gamma: drafted tokens per row and round; None chooses by the draft's cost.
+        verifier: how sampled rows are verified ("block", "rejection", "naive"); it does not matter for greedy rows.
 
     Raises:
         PairError: a model cannot be run in aligned batches, or the two do not fit together. ConfigError: a setting.
@@ -145,22 +143,22 @@ class Engine:
         batch: int | None = None,
         **settings: Any,
     ) -> Tensor | SpeculativeOutput:
-        """What the target's own ``generate`` returns for each row alone, in one block.
+        """What the target's own ``generate`` returns for each row alone, as one block.
 
         Args:
             inputs: (B, W) token ids padded on either side, what a tokenizer returns, ragged lists of ids, or texts.
             generation_config: a GenerationConfig of `transformers`. input_ids: another name for inputs.
             attention_mask: (B, W), 1 for real tokens. Without one all tokens are real, whatever their ids.
             streamer: a streamer of `transformers` for one row; for more, a list with one streamer per row.
-            seed: of sampling; or one per row. None draws one from torch's generator. A row's tokens depend on its
+            seed: of sampling, or one per row; None draws one from torch's generator. A row's tokens depend on its
                 seed and number, and not on the other rows.
-            batch: most rows in flight at a time; None takes all at once.
+            batch: most rows in flight at a time; None: all rows.
             settings: options of ``model.generate`` by name. max_length counts each row's own tokens.
 
         Returns:
-            (B, W + N) ids: the inputs as given, then the new tokens from column W on, finished rows padded on the
-            right; lists and texts are padded on the left to a block first. With return_dict_in_generate=True a
-            SpeculativeOutput, which holds that as ``sequences``, with acceptance statistics.
+            (B, W + N) ids: the inputs as given, then the new tokens from column W on, padded on the right; lists and
+            texts are first padded on the left to a block. With return_dict_in_generate=True a SpeculativeOutput, which
+            holds these ids as ``sequences``, with acceptance statistics.
 
         Raises:
             ConfigError: an option is unknown, unsupported or out of range. DataError: a row cannot be continued.
@@ -187,11 +185,11 @@ class Engine:
         batch: int | None = None,
         **settings: Any,
     ) -> Iterator[Event]:
-        """The same tokens as `generate`, row by row and round by round. Errors are raised at once, not by ``next``."""
+        """The same tokens as `generate`, as one event per row and round. Errors are raised here, not by ``next``."""
         return self._run(self._plan(inputs, generation_config, input_ids, attention_mask, seed, batch, settings))
 
     def _plan(self, inputs: Any, generation_config: Any, input_ids: Any, *call: Any) -> Plan:
-        """Everything that can be wrong is found here, before any model runs."""
+        """The call as checked rows; no model runs before everything is checked."""
         if (inputs is None) == (input_ids is None):
             raise ConfigError("inputs: give the prompts once, as inputs or as input_ids")
         models = [model for model in (self.target, self.draft) if model is not None]
@@ -200,15 +198,15 @@ class Engine:
         return make_plan(readers, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
 
     def _run(self, plan: Plan) -> Iterator[Event]:
-        """RoundLoop until the last row ends. Caches go back only when no row is left in them."""
+        """Rounds until the last row ends. Only a call that runs to its end leaves empty caches, which are reused."""
         parts = self._idle.pop() if self._idle else self._parts()
         samples = any(row.sampling is not None and not row.sampling.greedy for row in plan.rows)
         rounds = RoundLoop(
             parts.target,
             parts.drafter,
             self._sampling_verifier if samples else self._greedy_verifier,
-            ContinuousScheduler(plan.batch, plan.batch),
-            FixedLength(gamma=self.gamma),
+            create("scheduler", "continuous", plan.batch, plan.batch),
+            create("draft_length", "fixed", gamma=self.gamma),
             parts.clock,
         )
         pool = SequencePool(plan.rows)
@@ -219,7 +217,7 @@ class Engine:
         self._idle.append(parts)
 
     def _parts(self) -> _Parts:
-        """Empty caches, and a drafter over its own."""
+        """Empty caches, and a drafter with caches of its own."""
         clock = Clock()
 
         def align(model: CausalLM) -> Alignment:
@@ -230,7 +228,7 @@ class Engine:
 
 
 def _streamers(streamer: Any, plan: Plan) -> list[Any]:
-    """One streamer per row (none at all without any), each shown its prompt first, as ``transformers`` does."""
+    """One streamer per row, or none; each gets its prompt first, as in ``transformers``."""
     if streamer is None:
         return []
     streamers = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]

@@ -1,4 +1,4 @@
-"""A call as rows: prompts with their budgets, stops and seeds, checked to the end before any model runs."""
+"""A call as rows: prompts with their budgets, stops and seeds, all checked before any model runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from specdec.models.vocabulary import check_ids
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A call whose every setting and row is known to be right."""
+    """A call whose settings and rows are all checked."""
 
     rows: list[Sequence]
     block: Block
@@ -39,10 +39,10 @@ def make_plan(
     batch: int | None,
     settings: Mapping[str, Any],
 ) -> Plan:
-    """Read a call; ``models`` are those that read the rows' tokens, the target first.
+    """Check a call and make its rows; ``models`` are those that read the rows' tokens, the target first.
 
     Raises:
-        ConfigError: a setting is wrong. DataError: a row is.
+        ConfigError: a setting is wrong. DataError: a row is wrong.
     """
     if batch is not None:
         _whole("batch", batch, 1)
@@ -68,14 +68,14 @@ def make_plan(
 
 
 def _check_stops(options: Options, own: Any, target: CausalLM) -> None:
-    """A stop token that the target cannot emit would stop nothing; that of its own configuration is its own matter."""
+    """Refuse stop tokens that the target cannot emit, but for those of its own configuration."""
     known = getattr(own, "eos_token_id", None)
     known = known if isinstance(known, list | tuple) else (known,)
     check_ids("eos_token_id", (token for token in options.stop_ids if token not in known), target.vocab_size)
 
 
 def _check_forced(rows: list[list[int]], own: Any) -> None:
-    """`transformers` forces this token where a row has one token so far: after a prompt of one."""
+    """Refuse prompts of one token where `transformers` would force the token after them."""
     forced = getattr(own, "forced_bos_token_id", None)
     for number, ids in enumerate(rows):
         if forced is not None and len(ids) == 1:
@@ -92,7 +92,7 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
 
 
 def _pad(options: Options, tokenizer: Any) -> int | None:
-    """As asked for; else the first end-of-text token, as in ``transformers``; else the tokenizer's."""
+    """The padding token: the given one; else the first stop token, as in ``transformers``; else the tokenizer's."""
     if options.pad_token_id is not None:
         return options.pad_token_id
     if options.stop_ids:
@@ -102,8 +102,8 @@ def _pad(options: Options, tokenizer: Any) -> int | None:
 
 
 def _budget(number: int, num_prompt: int, options: Options, models: list[CausalLM]) -> int:
-    """New tokens that row ``number`` may emit: all of them fit in every model, or the call is refused."""
-    shortest = min(models, key=lambda model: model.context_length)  # of equal ones the first, which is the target
+    """New tokens that row ``number`` may emit. Refuses the call if they do not fit in every model."""
+    shortest = min(models, key=lambda model: model.context_length)  # the target, if both are equal
     context, role = shortest.context_length, "target" if shortest is models[0] else "draft"
     room = context - num_prompt
     if room < 1:
@@ -128,7 +128,7 @@ def _budget(number: int, num_prompt: int, options: Options, models: list[CausalL
 
 
 def _require_pad(block: Block, budgets: list[int], options: Options) -> None:
-    """Rows of different lengths need a padding token in the output; find out before they are decoded."""
+    """Rows of different lengths need a padding token in the output: refuse before decoding if there is none."""
     if options.pad_token_id is not None or len(budgets) == 1:
         return
     ragged_prompts = block.input_ids is None and len({len(row) for row in block.rows}) > 1
@@ -143,7 +143,7 @@ def _per_row(
         if seed is not None:
             raise ConfigError("seed has no effect without do_sample=True: set that, or leave seed out")
         return [sampling] * num_rows
-    if seed is None:  # so torch.manual_seed makes a call repeatable, as it does in transformers
+    if seed is None:  # from torch's generator, so that torch.manual_seed makes a call repeatable
         seed = int(torch.randint(2**63 - 1, ()))
     seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
     if len(seeds) != num_rows:

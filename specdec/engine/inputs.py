@@ -1,4 +1,4 @@
-"""The prompts of a call: tensors with an attention mask, lists of token ids, or texts, as rows of real tokens."""
+"""The prompts of a call (tensors with an attention mask, lists of token ids, or texts) as rows of real tokens."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Inputs = Tensor | list[str] | str | list[list[int]] | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The rows of a call. B rows, W columns."""
+    """The prompts of a call. B rows, W columns."""
 
     rows: list[list[int]]  # real tokens only
-    input_ids: Tensor | None  # (B, W) as the caller gave them; None: lists or texts, padded on the left in the output
+    input_ids: Tensor | None  # (B, W) as given; None: lists or texts, which the output pads on the left
 
 
 def read_inputs(inputs: Any, attention_mask: Any, tokenizer: Any, pad_token_id: int | None) -> Block:
     """Rows of real tokens.
 
-    Which tokens are real is said by ``attention_mask`` alone: without one all are, whatever their ids.
+    ``attention_mask`` alone says which tokens are real: without one all are, whatever their ids.
 
     Raises:
         DataError: no rows, a row without real tokens, or a shape that does not fit. ConfigError: no tokenizer.
@@ -56,7 +56,11 @@ def read_inputs(inputs: Any, attention_mask: Any, tokenizer: Any, pad_token_id: 
 
 
 def check_vocabulary(rows: list[list[int]], vocab_size: int) -> None:
-    """Refuse ids that the target does not know, before it looks them up."""
+    """Refuse ids outside the target's vocabulary, before a forward looks them up.
+
+    Raises:
+        DataError: naming the row and the id.
+    """
     for number, row in enumerate(rows):
         wrong = next((token for token in row if not 0 <= token < vocab_size), None)
         if wrong is not None:
@@ -81,7 +85,7 @@ def _from_mapping(inputs: Mapping[str, Any], attention_mask: Any) -> tuple[Any, 
 
 
 def _drop_full(mask: Any) -> Any:
-    """A tokenizer's lists come with masks of ones, which say nothing."""
+    """A tokenizer's lists come with masks of ones, which are dropped."""
     return None if mask is not None and all(all(row) for row in mask) else mask
 
 
@@ -107,7 +111,7 @@ def _from_tensor(input_ids: Tensor, attention_mask: Any, pad_token_id: int | Non
 
 
 def _warn_of_padding(input_ids: Tensor, pad_token_id: int | None) -> None:
-    """transformers would guess the mask from the ids; here nothing is guessed, but silence could be a trap."""
+    """Warn where transformers would infer the mask from the ids; here it is not inferred."""
     if pad_token_id is None or len(input_ids) < 2 or input_ids.shape[1] == 0:
         return
     if bool((input_ids[:, [0, -1]] == pad_token_id).any()):

@@ -1,9 +1,9 @@
-"""What a caller of `specdec.generate` asks for: settings with the meaning, defaults and precedence of `transformers`.
+"""The settings of a call of `specdec.generate`, with the meaning, defaults and precedence of `transformers`.
 
-A keyword wins over the GenerationConfig that is passed, that over the target's own, and that over the defaults of
-``transformers``; a keyword of None switches a setting off. Whatever would change what a row says and is not
-implemented raises by name. Only what the target's own configuration says about how ``transformers`` runs it (caches,
-compilation, assistants) is passed over: it decides no token.
+A keyword takes precedence over the GenerationConfig that is passed, that over the target's own, and that over the
+defaults of ``transformers``; a keyword of None switches a setting off. An option that would change the output and is
+not implemented is refused by name. Settings of the target's own configuration that only say how ``transformers`` runs
+it (caches, compilation, assistants) are ignored: they change no token.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SUPPORTED = (
     *("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
     *("eos_token_id", "pad_token_id", "bos_token_id", "stop_strings", "return_dict_in_generate"),
 )
-"""Options that are carried out (bos_token_id is read by nothing here: a prompt always has tokens)."""
+"""Options that are implemented (bos_token_id has no effect: a prompt always has tokens)."""
 
 DEFAULTS: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0} | {
     "repetition_penalty": 1.0,
     "return_dict_in_generate": False,
 }
-NUM_DEFAULT_TOKENS = 20  # new tokens where neither the caller nor the model says how many
+NUM_DEFAULT_TOKENS = 20  # new tokens where neither the caller nor the model sets a limit
 
 NEUTRAL: dict[str, Any] = {
     "num_beams": 1,
@@ -54,7 +54,7 @@ NEUTRAL: dict[str, Any] = {
     "assistant_lookbehind": 10,
     "target_lookbehind": 10,
 }
-"""Values, other than None and False, at which an option that is not carried out changes nothing."""
+"""Values, other than None and False, at which an option that is not implemented has no effect."""
 
 HOW_TO_RUN = (
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"),
@@ -64,8 +64,8 @@ HOW_TO_RUN = (
     *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "early_stopping", "length_penalty"),
     *("decoder_start_token_id", "forced_bos_token_id"),
 )
-"""Of the target's own configuration these are passed over: they decide how transformers runs it, and no token
-(of a decoder alone; a forced first token, which follows a prompt of one token, is seen to in specdec.engine.call)."""
+"""Ignored in the target's own configuration: they say how transformers runs it, and change no token of a decoder (a
+forced first token could, after a prompt of one token: specdec.engine.call refuses that)."""
 
 ARGUMENTS = (
     *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model"),
@@ -75,7 +75,7 @@ ARGUMENTS = (
 """Further arguments of ``transformers.generate``; None and False mean the same as leaving them out."""
 
 WITH_DO_SAMPLE = {"temperature": (1.0, 0), "top_k": (50, 0), "top_p": (1.0,), "min_p": (0.0,)}
-"""Options that act on sampling only, with the values that say nothing else about greedy decoding."""
+"""Options that act on sampling only, with their neutral values, which greedy decoding accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _resolve(name: str, sources: list[Mapping[str, Any]], default: Any) -> Any:
-    """The first source that knows the option decides; a keyword may say None."""
+    """The value of the first source that has the option, which may be None."""
     return next((source[name] for source in sources if name in source), default)
 
 
@@ -158,7 +158,7 @@ def _check_names(keywords: Mapping[str, Any], config: Mapping[str, Any]) -> None
 
 def _refuse_unsupported(sources: list[Mapping[str, Any]]) -> None:
     names = {name for source in sources for name in source} - {*SUPPORTED, "transformers_version"}
-    known = _known() | set(ARGUMENTS)  # what a model's own file holds beyond these is read by nothing
+    known = _known() | set(ARGUMENTS)  # further entries of a model's own file have no effect in transformers either
     for name in sorted(names & known):
         value, neutral = _resolve(name, sources, None), NEUTRAL.get(name)
         if value is None or (value is False and neutral is not True) or (neutral is not None and value == neutral):
@@ -168,7 +168,7 @@ def _refuse_unsupported(sources: list[Mapping[str, Any]]) -> None:
 
 
 def _lengths(sources: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """New tokens, or tokens in all. Whoever sets a total where new tokens are set too is asked which one holds."""
+    """``max_new_tokens`` and ``max_length``, of which at most one is set; a total beside new tokens is refused."""
     new, total = (_resolve(name, sources, None) for name in ("max_new_tokens", "max_length"))
     for name, value in (("max_new_tokens", new), ("max_length", total)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -199,7 +199,7 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 
 def _sampling(values: Mapping[str, Any], sources: list[Mapping[str, Any]]) -> SamplingParams | None:
-    """Ranges are checked whether or not they take effect; what would take none is refused, not ignored."""
+    """Checks all ranges, and refuses a setting that would have no effect."""
     numbers: dict[str, Any] = {}
     for name in (*WITH_DO_SAMPLE, "repetition_penalty"):
         value = 0 if values[name] is None and name == "top_k" else values[name]

@@ -1,4 +1,4 @@
-"""What a call gives back: events per row while it runs, and sequences with what was counted at its end."""
+"""What a call returns: events per row while it runs, and at its end sequences with their counts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Event:
 
 @dataclass
 class SpeculativeOutput(ModelOutput):  # type: ignore[misc]
-    """What ``return_dict_in_generate`` returns. All lists have one entry per row; counts are raw, ratios derived."""
+    """The result with ``return_dict_in_generate=True``: lists with one entry per row, of raw counts."""
 
-    sequences: Tensor | None = None  # (B, W + most new tokens): the call's plain result
+    sequences: Tensor | None = None  # (B, W + most new tokens): the result without return_dict_in_generate
     num_new_tokens: list[int] | None = None
     num_drafted: list[int] | None = None
     num_accepted: list[int] | None = None
-    num_verify_calls: list[int] | None = None  # target forwards that the row took part in, its prefill not counted
+    num_verify_calls: list[int] | None = None  # target forwards of the row, without its prefill
     accepted_lengths: list[list[int]] | None = None  # accepted tokens in each of those
     stop_reasons: list[str] | None = None  # "stop", "stop_string" or "length"
-    texts: list[str] | None = None  # of the new tokens, without special ones, where a tokenizer is known
+    texts: list[str] | None = None  # of the new tokens, without special ones, if there is a tokenizer
 
     @property
     def acceptance_rate(self) -> float:
@@ -65,10 +65,10 @@ def events_of(outcome: Round) -> Iterator[Event]:
 def sequences(block: Block, rows: list[Sequence], pad_token_id: int | None, device: torch.device) -> Tensor:
     """(B, W + N): the prompts as they were given, then the new tokens, padded on the right.
 
-    New tokens begin behind the block of prompts, in column W of every row, on whichever side that is padded: the
+    New tokens begin after the block of prompts, in column W of every row, on whichever side the block is padded: the
     layout of ``transformers.generate``. Lists and texts form a block that is padded on the left.
     """
-    pad = 0 if pad_token_id is None else pad_token_id  # None: it was made sure that nothing is padded
+    pad = 0 if pad_token_id is None else pad_token_id  # without one nothing is padded: make_plan has checked that
     new = [row.output_ids for row in rows]
     most = max(map(len, new))
     if block.input_ids is None:
@@ -81,7 +81,7 @@ def sequences(block: Block, rows: list[Sequence], pad_token_id: int | None, devi
 
 
 def statistics(rows: list[Sequence], sequences_BT: Tensor, tokenizer: Any) -> SpeculativeOutput:
-    """The rows' counts beside their sequences."""
+    """The sequences with the rows' counts."""
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
     return SpeculativeOutput(
         sequences=sequences_BT,

@@ -1,4 +1,4 @@
-"""The models of a call: wrapped and checked, never changed, and the draft length that their sizes suggest."""
+"""The models of an Engine: wrapped and checked, never changed; and the draft length that their sizes suggest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Model = Any
 """A causal language model of `transformers`, or a specdec.models.causal_lm.CausalLM."""
 
 MAX_GAMMA = 8
-EXPECTED_ACCEPTANCE = 0.8  # chance that a drafted token is accepted, if draft and target are of one family
+EXPECTED_ACCEPTANCE = 0.8  # probability that a drafted token is accepted, if draft and target are of one family
 
 
 def wrapped(model: Model, role: str) -> CausalLM:
-    """The model as the engine runs it; training mode is left as it was.
+    """The model as a CausalLM; its training mode is left as it was.
 
     Raises:
         PairError: it is no causal language model, or it cannot be run in aligned batches.
@@ -37,7 +37,7 @@ def choose_drafter(draft: Model | str | None, draft_tokenizer: Any) -> str:
     """The drafter's name in the registry.
 
     Raises:
-        ConfigError: it needs weights that a call cannot name, or there is a tokenizer without a model.
+        ConfigError: it needs trained weights, which a call cannot name, or there is a tokenizer without a model.
     """
     if draft_tokenizer is not None and (draft is None or isinstance(draft, str)):
         raise ConfigError("draft_tokenizer is given without a draft model that it belongs to: leave it out")
@@ -58,21 +58,21 @@ def check_device(target: CausalLM, draft: CausalLM | None) -> None:
 
 
 def check_unmoved(models: list[CausalLM]) -> None:
-    """Refuse to go on with caches for another device or number format than the model has by now."""
+    """Refuse models that were moved to another device or number format after their caches were made."""
     for model in models:
         module = model.module
         if (module.device, module.dtype) != (model.device, model.dtype):
             raise PairError(
-                f"a model has gone from {model.device}, {model.dtype} to {module.device}, {module.dtype} since this "
+                f"a model has moved from {model.device}, {model.dtype} to {module.device}, {module.dtype} since this "
                 "Engine was made: make a new one"
             )
 
 
 def choose_gamma(target: CausalLM, draft: CausalLM | None) -> int:
-    """The draft length of the best expected speed, if a forward costs as much as the weights that it reads.
+    """The draft length of the best expected speed, if a forward's cost is proportional to the weights that it reads.
 
-    With acceptance a and cost ratio c, gamma tokens give (1 - a^(gamma + 1)) / ((1 - a) (gamma c + 1)) times the
-    speed. Source: Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8. The choice depends on the models alone.
+    With acceptance a and cost ratio c, gamma tokens give (1 - a^(gamma + 1)) / ((1 - a) (gamma c + 1)) times the speed.
+    Source: Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8. The choice depends on the models alone.
     """
     ratio = 0.0 if draft is None else draft.num_read_weights / target.num_read_weights
     return max(
@@ -83,7 +83,7 @@ def choose_gamma(target: CausalLM, draft: CausalLM | None) -> int:
 
 @contextmanager
 def evaluating(*models: CausalLM | None) -> Iterator[None]:
-    """Run the block without dropout, and leave every module in the mode that it was in."""
+    """Run the block in evaluation mode, and restore the mode of every module afterwards."""
     modules = [model.module for model in models if model is not None and model.module.training]
     with _modes_kept(modules):
         for module in modules:

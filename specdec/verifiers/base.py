@@ -1,12 +1,12 @@
 """The Verifier contract: a pure function of tensors, without model, cache or global random state.
 
-Shape letters: B rows, G drafted nodes (the most of any row), T = G + 1 positions, V vocabulary. Column 0 of a T stands
-after the last committed token, column g + 1 after drafted node g; columns behind ``num_drafted[b] + 1`` mean nothing.
+Shape letters: B rows, G drafted nodes (the most of any row), T = G + 1 positions, V vocabulary. Column 0 of a T is the
+position after the last committed token, column g + 1 that after drafted node g; columns from ``num_drafted[b] + 1`` on
+are padding.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from specdec.core.round import Draft, Verdict
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_of"]
 
 
-class Verifier(ABC):
+class Verifier:
     """Decides a round. Pure, so that a test can enumerate its output distribution exactly.
 
     A plug-in's constructor gets its settings by keyword, and nothing by position. `specdec.registry.Entry` lists what
@@ -28,29 +28,29 @@ class Verifier(ABC):
     """
 
     chains_only: bool = False
-    """Whether sampled rows must be drafted as chains; greedy ones may be trees for everybody."""
+    """Whether sampled rows must be drafted as chains; greedy rows may be drafted as trees under any verifier."""
 
     @property
     def samples(self) -> bool:
         """Whether it decides sampled rows; a verifier without ``verify_sampled`` decides greedy ones only."""
         return type(self).verify_sampled is not Verifier.verify_sampled
 
-    @abstractmethod
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """Decide for rows that are all greedy; whoever is exact does this by ``longest_match``.
+        """Decide for rows that are all greedy: by default the longest match with the argmax, which is exact.
 
         Args:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.
-            logits_BTV: the target's logits, with the rows' repetition penalties on them; at most float32 (scores_of).
+            logits_BTV: the target's logits after the rows' repetition penalties; at most float32 (``scores_of``).
         """
+        return longest_match(draft, logits_BTV.argmax(-1))
 
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
         """Decide where at least one row samples.
 
         Args:
             draft: as above; its probabilities are those that the tokens were drawn from.
-            probs_BTV: the law that the row's tokens must have: the target's, after temperature, top-p and the like,
-                float64; one-hot for a greedy row.
+            probs_BTV: the target's distributions after temperature, top-p and the like, which the output must have;
+                float64, one-hot for a greedy row.
             noise: each row's random numbers for this round.
         """
         raise ContractError(f"{type(self).__name__} decides greedy rows only: set temperature=0, or another verifier")
@@ -61,14 +61,15 @@ def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:
 
     The chosen token at the end of the path is the round's next token.
     """
-    chosen = chosen_BT.tolist()  # the round's one wait for the device
+    chosen = chosen_BT.tolist()  # the round's only synchronisation with the device
     drafted = draft.tokens_BG.tolist()
-    accepts = []
+    paths, next_tokens = [], []
     for b, num_drafted in enumerate(draft.num_drafted):
         parents = parents_of(draft, b)
-        accepts.append([drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)])
-    paths = [descend(parents_of(draft, b), row) for b, row in enumerate(accepts)]
-    return Verdict(paths, [chosen[b][path[-1] + 1 if path else 0] for b, path in enumerate(paths)])
+        path = descend(parents, [drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)])
+        paths.append(path)
+        next_tokens.append(chosen[b][path[-1] + 1 if path else 0])
+    return Verdict(paths, next_tokens)
 
 
 def descend(parents: list[int], accepts: list[bool]) -> list[int]:

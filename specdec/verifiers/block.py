@@ -1,9 +1,9 @@
-"""Block verification: the whole draft is weighed together, so surplus mass of early tokens pays for later ones.
+"""Block verification: the draft is tested as a whole, so that surplus probability of early tokens helps later ones.
 
 Rule, with w_0 = 1 and w_i = min(1, w_{i-1} p(x_i) / q(x_i)): token i passes its test with probability h_i, where
 s_i = sum_v (w_i p(v | x_<=i) - q(v | x_<=i))+ and h_i = s_i / (s_i + 1 - w_i), but h = w at the row's last token. The
 accepted length tau is the last i that passes; the next token is drawn from norm((w_tau p - q)+), or p after the whole
-draft. The minimum is of the running product, and acceptance goes by h: with w in its place the output is biased.
+draft. The minimum is of the running product, and acceptance goes by h: with w in its place the output would be biased.
 Source: Sun et al. 2024, arXiv 2403.10444, algorithm 2. Never accepts fewer tokens than rejection, on average.
 """
 
@@ -13,30 +13,29 @@ import torch
 from torch import Tensor
 
 from specdec.core.round import Draft
-from specdec.verifiers.chain import Acceptance, ChainVerifier, draft_law, exists, lengths, ratios
+from specdec.verifiers.chain import Acceptance, ChainVerifier, draft_probs, is_drafted, lengths, ratios
 
 
 class BlockVerifier(ChainVerifier):
-    """Lossless: the output has the target's law."""
+    """Lossless: the output has the target's distribution."""
 
     def acceptance(self, draft: Draft, probs_BTV: Tensor) -> Acceptance:
-        """See the contract."""
         weight_BT = running_weight(ratios(draft, probs_BTV))
         weight_BG = weight_BT[:, 1:]
-        q_BGV = draft_law(draft, probs_BTV)
-        # s belongs to the position behind token i, whose draft law is that of token i + 1.
+        q_BGV = draft_probs(draft, probs_BTV)
+        # s belongs to the position after token i, whose draft distribution is that of token i + 1.
         surplus_BG = torch.zeros_like(weight_BG)
         surplus_BG[:, :-1] = (weight_BG[:, :-1, None] * probs_BTV[:, 1:-1] - q_BGV[:, 1:]).clamp(min=0).sum(-1)
         mass_BG = surplus_BG + 1 - weight_BG
-        # 0 / 0: there w = 1 and p = q, and the token is as good as the target's own.
+        # 0 / 0: there w = 1 and p = q, so the token is accepted for certain.
         accept_BG = torch.where(mass_BG > 0, surplus_BG / mass_BG, 1.0)
         num_B1 = lengths(draft, weight_BG.device)[:, None]
         last_BG = torch.arange(weight_BG.shape[1], device=weight_BG.device) == num_B1 - 1
         accept_BG = torch.where(last_BG, weight_BG, accept_BG)
-        return Acceptance(torch.where(exists(draft, accept_BG.device), accept_BG, 0.0), weight_BT)
+        return Acceptance(torch.where(is_drafted(draft, accept_BG.device), accept_BG, 0.0), weight_BT)
 
     def num_accepted(self, passed_BG: Tensor) -> Tensor:
-        """Up to the last test that was passed, whatever became of those before it."""
+        """Up to the last test that was passed, whether or not those before it were."""
         places_G = torch.arange(1, passed_BG.shape[1] + 1, device=passed_BG.device)
         # The column of zeros is the answer where no test was passed, or there is none.
         return torch.nn.functional.pad(passed_BG * places_G, (1, 0)).amax(1)

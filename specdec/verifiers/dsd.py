@@ -1,4 +1,4 @@
-"""DSD's acceptance as published: it keeps the draft's own wrong token. Known incorrect; kept to be measured.
+"""DSD's acceptance as published: it emits the draft's rejected token. Known incorrect; kept to be measured.
 
 Each deviation from greedy verification is a switch:
 
@@ -15,19 +15,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
-from specdec.verifiers.base import Verifier, longest_match, parents_of
+from specdec.verifiers.base import Verifier, parents_of
 
 
 class DsdVerifier(Verifier):
-    """Greedy matching that keeps what it rejected; see the module's text."""
+    """Greedy matching that emits the token it rejected; see the module's docstring."""
 
     def __init__(self, *, keep_rejected: bool = True, no_bonus: bool = True) -> None:
         self.keep_rejected = keep_rejected
         self.no_bonus = no_bonus
 
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """See the contract. Without a bonus, the last accepted token takes the place of the token that follows."""
-        verdict = longest_match(draft, logits_BTV.argmax(-1))
+        """Without a bonus, the last accepted token becomes the round's next token."""
+        verdict = super().verify(draft, logits_BTV)
         drafted = draft.tokens_BG.tolist()
         for b, path in enumerate(verdict.paths):
             end = path[-1] if path else -1

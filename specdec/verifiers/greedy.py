@@ -6,15 +6,8 @@ token, the one after full acceptance is the bonus. Source: Leviathan et al. 2023
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from specdec.core.round import Draft, Verdict
-from specdec.verifiers.base import Verifier, longest_match
+from specdec.verifiers.base import Verifier
 
 
 class GreedyVerifier(Verifier):
-    """Exact for greedy decoding: what is emitted is the target's own argmax, token by token."""
-
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """See the contract; ties are broken as torch's argmax does, like in plain decoding."""
-        return longest_match(draft, logits_BTV.argmax(-1))
+    """Exact for greedy decoding: each emitted token is the target's argmax, ties broken as in plain decoding."""

@@ -1,9 +1,9 @@
 """Naive sampling: the target draws its own token at every node, and the draft is followed while it agrees.
 
-Rule: y ~ p at the node, whatever the draft's law; if y is a child, descend, otherwise stop with y. Right for any
-draft: without probabilities, with chosen tokens, or a tree. One token is drawn per node, not one per path. Because
-the token at a position is drawn with that position's own random number, the output is token for token that of plain
-sampling with the same seed. Source: NSS in arXiv 2602.16994; SpecInfer (Miao et al. 2023) calls it naive sampling.
+Rule: y ~ p at the node, whatever the draft's distribution; if y is a child, descend, otherwise stop with y. Lossless
+for any draft: drawn or chosen, a chain or a tree. One token is drawn per node, not one per path. Because the token at a
+position is drawn with that position's own random number, the output is token for token that of plain sampling with the
+same seed. Source: NSS in arXiv 2602.16994; SpecInfer (Miao et al. 2023) calls it naive sampling.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ from specdec.verifiers.base import Verifier, longest_match
 class NaiveVerifier(Verifier):
     """Lossless for every draft, and the same tokens as plain sampling."""
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """At temperature 0 the rule becomes the longest match."""
-        return longest_match(draft, logits_BTV.argmax(-1))
-
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
-        """See the contract."""
         return longest_match(draft, draw(probs_BTV, noise.draws_BT.gather(1, depths(draft, probs_BTV))))
 
 
 def depths(draft: Draft, like_BTV: Tensor) -> Tensor:
-    """(B, T): how many drafted tokens stand before each position."""
+    """(B, T): how many drafted tokens precede each position."""
     num_columns = like_BTV.shape[1]
     depths_BT = torch.arange(num_columns, device=like_BTV.device).repeat(like_BTV.shape[0], 1)
     if draft.parents:

@@ -1,4 +1,4 @@
-"""Standard speculative sampling: each drafted token is tested for itself, from the left.
+"""Standard speculative sampling: each drafted token is tested on its own, from the left.
 
 Rule: accept x with probability min(1, p(x) / q(x)); at the first rejection draw from norm((p - q)+), after full
 acceptance from p. Sources: Leviathan et al. 2023, algorithm 1; Chen et al. 2023, algorithm 2.
@@ -14,10 +14,9 @@ from specdec.verifiers.chain import Acceptance, ChainVerifier, ratios
 
 
 class RejectionVerifier(ChainVerifier):
-    """Lossless: the output has the target's law."""
+    """Lossless: the output has the target's distribution."""
 
     def acceptance(self, draft: Draft, probs_BTV: Tensor) -> Acceptance:
-        """See the contract."""
         return Acceptance(ratios(draft, probs_BTV).clamp(max=1), torch.ones_like(probs_BTV[..., 0]))
 
     def num_accepted(self, passed_BG: Tensor) -> Tensor:

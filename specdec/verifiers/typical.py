@@ -1,4 +1,4 @@
-"""Typical acceptance: keep what the target finds plausible. LOSSY: the output does not have the target's law.
+"""Typical acceptance: keep what the target finds plausible. LOSSY: the output does not have the target's distribution.
 
 Rule: accept x while p(x) > min(epsilon, delta exp(-H(p))), H the entropy in nats; then draw from p. No random number
 decides the acceptance. Source: Cai et al. 2024 (Medusa), arXiv 2401.10774. Here for comparison only.
@@ -12,7 +12,7 @@ from torch import Tensor
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw
 from specdec.errors import ConfigError
-from specdec.verifiers.base import Verifier, descend, longest_match, parents_of
+from specdec.verifiers.base import Verifier, descend, parents_of
 
 
 class TypicalVerifier(Verifier):
@@ -25,12 +25,8 @@ class TypicalVerifier(Verifier):
         self.epsilon = epsilon
         self.delta = delta
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """Greedy rows are decided without loss."""
-        return longest_match(draft, logits_BTV.argmax(-1))
-
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
-        """See the contract; siblings are looked at in draft order."""
+        """Of several plausible siblings the first in draft order is taken."""
         parents = [parents_of(draft, b) for b in range(len(draft.num_drafted))]
         plausible_BTV, tokens = self._plausible(probs_BTV), draft.tokens_BG.tolist()
 
@@ -49,5 +45,5 @@ class TypicalVerifier(Verifier):
     def _plausible(self, probs_BTV: Tensor) -> Tensor:
         """(B, T, V) bool, on the CPU."""
         entropy_BT1 = torch.special.entr(probs_BTV).sum(-1, keepdim=True)
-        # A greedy row's law is one-hot: entropy 0, so its own token passes and no other does.
+        # A greedy row's distribution is one-hot: entropy 0, so its own token passes and no other does.
         return (probs_BTV > (self.delta * torch.exp(-entropy_BT1)).clamp(max=self.epsilon)).cpu()

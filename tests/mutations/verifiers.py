@@ -120,7 +120,7 @@ def global_random_state(patch: Patch):
 @planted(REJECTION, "the residual is the target's distribution itself", "distribution", EMITTED)
 def residual_not_cut(patch: Patch):
     class Whole(RejectionVerifier):
-        def next_law(self, draft, probs_BTV, acceptance, tau_B):
+        def next_probs(self, draft, probs_BTV, acceptance, tau_B):
             return probs_BTV[torch.arange(len(tau_B)), tau_B]
 
     return Whole
@@ -150,8 +150,8 @@ def draft_probabilities_shifted(patch: Patch):
 @planted(REJECTION, "what follows a draft that is rejected at once is taken greedily", "distribution", EMITTED)
 def greedy_after_no_acceptance(patch: Patch):
     class Greedy(RejectionVerifier):
-        def next_law(self, draft, probs_BTV, acceptance, tau_B):
-            law_BV = super().next_law(draft, probs_BTV, acceptance, tau_B)
+        def next_probs(self, draft, probs_BTV, acceptance, tau_B):
+            law_BV = super().next_probs(draft, probs_BTV, acceptance, tau_B)
             most_BV = torch.nn.functional.one_hot(law_BV.argmax(-1), law_BV.shape[-1]).to(law_BV.dtype)
             return torch.where((tau_B == 0)[:, None], most_BV, law_BV)
 
