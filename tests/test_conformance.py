@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from specdec.conformance.cases import CROSSED, Admit, Commit, Forward, Program
 from specdec.conformance.explore import explore
 from specdec.conformance.programs import long_program
 from specdec.conformance.promises import BY_GROUP
-from specdec.conformance.suites import drafter_suite
+from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler_suite
 from specdec.core.round import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
@@ -111,6 +112,25 @@ def test_known_incorrect_verifier_and_scheduler():
 def test_other_groups_pass(plugin, settings):
     group, _, name = plugin.partition("=")
     assert broken(group, name, **settings) == set()
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("scheduler", "round_robin"),
+        pytest.param("alignment", "recompute", marks=pytest.mark.slow),
+        pytest.param("drafter", "bigram", marks=pytest.mark.slow),
+    ],
+)
+def test_the_example_plug_ins_keep_every_promise(group, name, monkeypatch):
+    """From their files: here they are not installed, and must not be registered for the other tests."""
+    monkeypatch.setattr("specdec.register", lambda *given, **properties: lambda cls: cls)
+    scope = runpy.run_path(str(ROOT / "experiments" / f"plugin_{group}" / f"specdec_{name}.py"))
+    (plugin,) = (one for one in scope.values() if isinstance(one, type) and one.__module__ == "<run_path>")
+    suites = {"scheduler": scheduler_suite, "alignment": alignment_suite, "drafter": drafter_suite}
+    findings = explore(suites[group](plugin, 0.1), BY_GROUP[group], shrink=False)
+    assert {finding.promise for finding in findings if not finding.kept} == set()
+    assert group != "scheduler" or plugin(2, 5).max_wait_rounds == 8
 
 
 @pytest.mark.slow

@@ -110,14 +110,18 @@ def test_every_built_in_target_can_be_imported():
                 assert isinstance(registry.lookup(group, name).load(), type)
 
 
+EXAMPLES = {"alignment": "recompute", "drafter": "bigram", "scheduler": "round_robin"}
+
+
 @pytest.fixture
 def installed(tmp_path):
-    """The example plug-in as an installed package: its file, and the metadata that an installer writes."""
-    shutil.copy(ROOT / "experiments" / "plugin_drafter" / "specdec_bigram.py", tmp_path)
-    info = tmp_path / "specdec_bigram-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: specdec-bigram\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[specdec.plugins]\nbigram = specdec_bigram\n")
+    """The example plug-ins as installed packages: their files, and the metadata that an installer writes."""
+    for group, name in EXAMPLES.items():
+        shutil.copy(ROOT / "experiments" / f"plugin_{group}" / f"specdec_{name}.py", tmp_path)
+        info = tmp_path / f"specdec_{name}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: specdec-{name}\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text(f"[specdec.plugins]\n{name} = specdec_{name}\n")
     return tmp_path
 
 
@@ -137,15 +141,17 @@ def sweep(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return json.loads(result.stdout.strip().splitlines()[-1])["points"]
 
 
-def drafters(page: str) -> list[str]:
-    """The drafters that a help page lists."""
-    block = re.search(r"^drafter\n((?:  .*\n)+)", page, re.MULTILINE)
+def listed(page: str, group: str) -> list[str]:
+    """The plug-ins of a group that a help page lists."""
+    block = re.search(rf"^{group}\n((?:  .*\n)+)", page, re.MULTILINE)
     assert block is not None
     return [line.split()[0] for line in block[1].splitlines()]
 
 
-def test_an_installed_plug_in_appears_in_help_and_runs_in_a_sweep(installed):
-    assert "bigram" in drafters(run(installed, "--help").stdout)
+def test_installed_plug_ins_appear_in_help_and_one_runs_in_a_sweep(installed):
+    page = run(installed, "--help").stdout
+    for group, name in EXAMPLES.items():
+        assert name in listed(page, group)
     bigram, model = sweep(
         installed,
         "scheduler=exspec",
@@ -164,8 +170,8 @@ def test_a_broken_plug_in_is_left_out_and_named(installed):
     result = run(installed, "--help")
     assert result.returncode == 0
     assert "plug-in specdec_bigram is left out: RuntimeError('oh no')" in result.stderr
-    assert "model" in drafters(result.stdout)
-    assert "bigram" not in drafters(result.stdout)
+    assert "model" in listed(result.stdout, "drafter")
+    assert "bigram" not in listed(result.stdout, "drafter")
 
 
 PLUGIN = """

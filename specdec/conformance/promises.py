@@ -40,7 +40,6 @@ VERIFIER = {
 }
 SCHEDULER = {
     "choice": "a round runs distinct, active, unfinished rows, at least one and at most `batch`",
-    "progress": "every row runs until it is finished",
     "pool": "rows are activated through the pool and stay in it",
     "grouping": "rows of one length run together whenever they fill a batch (`groups_lengths`)",
     "waiting": "no active row waits for more rounds than claimed (`max_wait_rounds`)",

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from specdec.core.sequence import Sequence, SequencePool
 
+__all__ = ["Scheduler", "Sequence", "SequencePool"]
+
 
 class Scheduler(ABC):
     """Picks the rows of the next round. It may activate waiting rows and never removes rows from the pool.
