@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from specdec.cli.help import GROUPS, describe
 from specdec.config.schema import RunConfig
 from specdec.core.settings import help_texts
+from specdec.core.tables import markdown, text_table
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.training.config import TrainConfig
 
@@ -73,16 +74,15 @@ def config_page() -> str:
 
 def _options(group: str) -> str:
     """The options of a group with what they are and, for plug-ins, their settings."""
-    lines = ["| option | what it is |", "|---|---|"]
-    tables = []
+    rows, tables = [], []
     for option, description in sorted(describe(group).items()):
         if (config := _plugin(group, option)) is not None and not _is_ours(config):
             continue
         default = " (default)" if _defaults().get(group) == option else ""
-        lines.append(f"| `{option}`{default} | {description}{_also(group, option)} |")
+        rows.append([f"`{option}`{default}", f"{description}{_also(group, option)}"])
         if config is not None and (table := _table(f"{group}.", config, {"name", "label"})):
             tables.append(f"\nWith `{group}={option}`:\n\n{table}")
-    return "\n".join(lines) + "\n" + "".join(tables)
+    return markdown(text_table(["option", "what it is"], rows, 2)) + "".join(tables)
 
 
 @cache
@@ -128,11 +128,11 @@ def _is_ours(config: type) -> bool:
 
 def _table(prefix: str, config: type, left_out: set[str], set_by: dict[str, Any] | None = None) -> str:
     """Settings of a dataclass, those of nested dataclasses under dotted names; ``set_by`` a file has the last word."""
-    lines = [
-        f"| `{prefix}{name}` | {kind} | `{_written(set_by[name]) if set_by and name in set_by else default}` | {text} |"
+    rows = [
+        [f"`{prefix}{name}`", kind, f"`{_written(set_by[name]) if set_by and name in set_by else default}`", text]
         for name, kind, default, text in _rows(config, left_out)
     ]
-    return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *lines]) + "\n" if lines else ""
+    return markdown(text_table(["setting", "type", "default", "meaning"], rows, 4)) if rows else ""
 
 
 def _rows(config: type, left_out: set[str], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -148,7 +148,7 @@ def _rows(config: type, left_out: set[str], prefix: str = "") -> Iterator[tuple[
                 prefix + field.name,
                 _kind(field.type),
                 _default(field),
-                re.sub(r"\bNone\b", "null", meanings.get(field.name, "")).replace("|", r"\|"),
+                re.sub(r"\bNone\b", "null", meanings.get(field.name, "")),
             )
 
 

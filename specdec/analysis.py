@@ -1,4 +1,4 @@
-"""Results on disk as data frames: the one place that reads them, for notebooks, the report and your own scripts.
+"""Results on disk as data frames: the only reader, for notebooks, the report and your own scripts.
 
     from specdec import analysis
     points = analysis.load("results")              # one row per point; failed and unfinished ones too, see `status`
@@ -34,7 +34,7 @@ SETTINGS = frozenset(RunConfig.__dataclass_fields__)
 ON_EVERY_LINE = ("hash", "label", "method", "batch", "pair", "data")
 """What `samples` and `rounds` carry of their point."""
 _COUNTED_AS = {"samples.jsonl": "num_prompts", "rounds.jsonl": "num_verify_calls"}
-"""Which count of the summary is that of a file's lines."""
+"""The key of the summary that says how many lines a file has."""
 REFERENCE = "eqspec"
 DISTINGUISHING = (
     *("drafter", "verifier", "draft_length", "batching", "window", "lengths", "gamma", "temperature", "dtype"),
@@ -79,7 +79,7 @@ def points(*results: Source) -> list[Record]:
     """The same as :func:`load`, as plain dicts.
 
     Keys: those of summary.json, nested ones dotted (``latency_s.p50``); ``label`` (which results folder), ``folder``
-    (the run's), ``method`` (what a table calls it); ``pair`` with a fingerprint behind it where one name stands for
+    (the run's), ``method`` (what a table calls it); ``pair``, followed by a fingerprint where one name stands for
     several; and every setting of config.yaml under its dotted name
     (``batching.window``). A failed point has ``status`` "failed", its ``error`` and ``overrides``; an unfinished one
     (running now, or killed) has ``status`` "unfinished".
@@ -99,13 +99,13 @@ def points(*results: Source) -> list[Record]:
 
 
 def order(point: Record) -> tuple[Any, ...]:
-    """Finished points first, plain decoding before what is held against it, then by name and batch size."""
+    """Sort key: finished points first, plain decoding before the methods compared with it, then name and batch size."""
     drafts = not is_plain(point)
     return point["status"] != "done", point["label"], str(point["pair"]), drafts, point["method"], point["batch"]
 
 
 def named(results: Iterable[Source]) -> list[tuple[str, Path]]:
-    """Results folders with a label each: the one given by ``LABEL=FOLDER``, or the shortest path that tells apart."""
+    """Results folders with a label each: the one given by ``LABEL=FOLDER``, or the shortest path that is unique."""
     folders: list[tuple[str | None, Path]] = []
     for source in results:
         label, equals, path = str(source).rpartition("=")
@@ -134,12 +134,13 @@ def require(module: str) -> Any:
 
 
 def name_methods(found: list[Record]) -> None:
-    """Set ``method``: the scheduler's label, the alignment, and whatever tells such points apart but the batch size.
+    """Set ``method``: the scheduler's label, the alignment, and all else that such points differ in but the batch size.
 
     An alignment is left out where it is the reference, named by the scheduler's label, or that of all plain decoding.
+    Trained drafters of one kind are different models if they are in different folders, at any batch size.
     """
-    for scheduler in {point["scheduler"] for point in found}:
-        family = [point for point in found if point["scheduler"] == scheduler]
+    for family in _families(found, "scheduler"):
+        scheduler = family[0]["scheduler"]
         differing = [key for key in DISTINGUISHING if len({str(p[key]) for p in family if key in p}) > 1]
         unsaid = {REFERENCE, scheduler}
         if len(alignments := {p.get("alignment") for p in family}) == 1 and all(map(is_plain, family)):
@@ -151,8 +152,12 @@ def name_methods(found: list[Record]) -> None:
             if UNTRAINED in str(point.get("drafter")) and "drafter" not in differing:
                 words.append(UNTRAINED)
             point["method"] = " ".join([scheduler, *words])
-    _tell_heads_apart(found)
-    for twins in _twins(found):
+    trained = [point for point in found if point.get("drafter.path")]
+    for family in _families(trained, "method", "pair", "drafter"):
+        if len({point["drafter.path"] for point in family}) > 1:
+            for point in family:
+                point["method"] += f" {point['drafter.path']}"
+    for twins in _families(found, "label", "method", "batch", "pair", "data", "experiment"):
         settings = dict.fromkeys(key for point in twins for key in point if key.partition(".")[0] in SETTINGS)
         differing = [key for key in settings if len({str(point.get(key)) for point in twins}) > 1]
         for point in twins:
@@ -160,30 +165,17 @@ def name_methods(found: list[Record]) -> None:
             point["method"] = " ".join([point["method"], *words])
 
 
-def _tell_heads_apart(found: list[Record]) -> None:
-    """Trained drafters of one kind are different models if they lie in different folders, at any batch size."""
+def _families(found: list[Record], *keys: str) -> list[list[Record]]:
+    """Points with the same values of these keys."""
     families: dict[tuple[str, ...], list[Record]] = {}
     for point in found:
-        if point.get("drafter.path"):
-            families.setdefault(tuple(str(point.get(key)) for key in ("method", "pair", "drafter")), []).append(point)
-    for family in families.values():
-        if len({point["drafter.path"] for point in family}) > 1:
-            for point in family:
-                point["method"] += f" {point['drafter.path']}"
+        families.setdefault(tuple(str(point.get(key)) for key in keys), []).append(point)
+    return list(families.values())
 
 
 def is_plain(point: Record) -> bool:
     """Whether a point decodes without speculation."""
     return point.get("drafter") == "none"
-
-
-def _twins(found: list[Record]) -> Iterator[list[Record]]:
-    """Points that would have the same name at the same place."""
-    places: dict[tuple[Any, ...], list[Record]] = {}
-    for point in found:
-        place = tuple(str(point.get(key)) for key in ("label", "method", "batch", "pair", "data", "experiment"))
-        places.setdefault(place, []).append(point)
-    return (twins for twins in places.values() if len(twins) > 1)
 
 
 def _word(key: str, value: Any) -> str:
@@ -204,7 +196,7 @@ def _run_folders(label: str, results: Path) -> Iterator[Record]:
 
 
 def read_json(file: Path) -> Record:
-    """A JSON object, or an empty one where there is no such file.
+    """A JSON object; empty if there is no such file.
 
     Raises:
         DataError: the file is damaged.
@@ -226,7 +218,7 @@ def _damaged(file: Path, reason: object) -> DataError:
 def _settings(config: Path) -> Record:
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where available
     try:
         loaded = yaml.load(config.read_bytes(), Loader=loader)
     except (yaml.YAMLError, ValueError) as error:
@@ -245,7 +237,7 @@ def _unfinished(folder: Path, settings: Record) -> Record:
 
 
 def _failed(label: str, results: Path, records: list[Record]) -> Iterator[Record]:
-    """Points that failed before they had a folder, and that no later sweep or run has finished."""
+    """Points that failed before they had a folder, and that no later sweep or run finished."""
     last: dict[str, Record] = {}
     for file in sorted(results.glob("sweeps/*/points.jsonl")):
         last |= {_asked(outcome): outcome for outcome in read_lines(file)}

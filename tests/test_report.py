@@ -18,7 +18,7 @@ from specdec.cli import run as cli
 from specdec.core.files import append_line
 from specdec.errors import ConfigError
 from specdec.report.__main__ import main
-from specdec.report.content import Content, collect
+from specdec.report.content import ReportContent, collect
 from specdec.report.intervals import of_mean, of_ratio
 from specdec.report.page import tiles, verdicts
 from specdec.report.published import published_tables
@@ -37,7 +37,7 @@ def results(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def content(results) -> Content:
+def content(results) -> ReportContent:
     return collect([results])
 
 

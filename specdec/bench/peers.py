@@ -1,4 +1,4 @@
-"""Other engines, each in a process and an environment of its own, spoken to in JSON lines over stdin and stdout.
+"""Other engines, each in a process and an environment of its own, which exchange JSON lines over stdin and stdout.
 
 One request is one line: ``id, target, draft, prompts, max_new_tokens, batch, stop_ids, gamma, threads, dtype, options``
 with prompts as lists of token ids and models as Hub folders. One reply is one line: ``id, outputs, seconds, versions``
@@ -44,6 +44,7 @@ class PeerProcess:
         self._log = log
         self._num_asked = 0
         self._replies: queue.Queue[str | None] = queue.Queue()
+        self._end = ""  # why there will be no more replies
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with log.open("ab") as stderr:
@@ -64,18 +65,9 @@ class PeerProcess:
             PeerError: in one line, with the end of the peer's log where it died.
         """
         self._num_asked += 1
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"id": self._num_asked, **request}) + "\n")
-            self._process.stdin.flush()
-            line = self._replies.get(timeout=timeout_s)
-        except queue.Empty:
-            self.close()
-            raise PeerError(f"{self.name}: no answer within {timeout_s:g} s (peer_timeout_s)") from None
-        except OSError:
-            line = None
+        line = None if self._end else self._line(json.dumps({"id": self._num_asked, **request}), timeout_s)
         if line is None:
-            raise PeerError(f"{self.name} ended: {self._last_words()}")
+            raise PeerError(self._end)
         reply: dict[str, Any] = json.loads(line)
         if reply.get("id") != self._num_asked:
             raise PeerError(f"{self.name} answered request {reply.get('id')} instead of {self._num_asked}")
@@ -87,23 +79,39 @@ class PeerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked again."""
+        """Whether the process runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
         """End the process."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        for end, patience_s in ((self._process.terminate, 5), (self._process.kill, 10)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+                return
+            end()
+        self._process.wait()
+
+    def _line(self, request: str, timeout_s: float) -> str | None:
+        """The reply to a line; None at the end of the process."""
+        assert self._process.stdin is not None
+        line = None
         try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+            line = self._replies.get(timeout=timeout_s)
+        except queue.Empty:
+            self.close()
+            self._end = f"{self.name}: no answer within {timeout_s:g} s (peer_timeout_s)"
+        except OSError:
+            pass
+        if line is None and not self._end:
+            lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+            last = [line.strip() for line in lines if line.strip()][-_LAST_LINES:]
+            self._end = f"{self.name} ended: {' | '.join(last) or 'its log is empty'}"
+        return line
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -111,8 +119,3 @@ class PeerProcess:
             if line.startswith("{"):
                 self._replies.put(line)
         self._replies.put(None)
-
-    def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        told = [line.strip() for line in lines if line.strip()]
-        return " | ".join(told[-_LAST_LINES:]) or "without a word"

@@ -15,15 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from specdec.bench.export import export_pair
 from specdec.bench.machine import load_average
-from specdec.bench.own import Bench, made_of, outcome
-from specdec.bench.peers import PeerError, PeerProcess, interpreter
-from specdec.bench.plan import BenchCell, Step, num_prompts, pairs, refusal, steps
-from specdec.bench.suite import Library, Method, Suite
+from specdec.bench.own import Workloads, measure, warm_up
+from specdec.bench.peers import PeerProcess, interpreter
+from specdec.bench.plan import BenchCell, Step, pairs, refusal, steps
+from specdec.bench.suite import Library, Method, Study, Suite
 from specdec.config.explain import explain
 from specdec.config.identity import content
 from specdec.core.files import append_line, read_lines
 from specdec.draft_lengths.profile import FOLDER as DRAFT_TABLES
 from specdec.errors import SpecdecError
+from specdec.models.pair import load_pair
 
 MEASUREMENTS = "measurements.jsonl"
 DONE, FAILED, MISSING, REFUSED = "done", "failed", "not installed", "refused"
@@ -85,11 +86,10 @@ class Measuring:
     def __init__(self, suite: Suite, library: Library, pair: str) -> None:
         self.suite = suite
         self.library = library
-        self._bench = Bench(suite, library.pairs[pair])
+        self._workloads = Workloads(suite, library.pairs[pair])
         self._peers: dict[str, PeerProcess] = {}
         self._warm: set[BenchCell] = set()
         self._folders: tuple[Path, Path | None] | None = None
-        self._lost: dict[str, str] = {}  # peers that died, which are not restarted, and why
         self._exports = any(library.methods[name].peer for study in suite.studies.values() for name in study.methods)
 
     def __enter__(self) -> Measuring:
@@ -101,70 +101,60 @@ class Measuring:
 
     def take(self, step: Step) -> dict[str, Any]:
         """One record. An error becomes a record of it, never a figure."""
-        method = self.library.methods[step.cell.method]
-        record = {"key": step.key, **asdict(step.cell), "repeat": step.repeat, "time": time.time()}
+        cell, method = step.cell, self.library.methods[step.cell.method]
+        study = self.suite.studies[cell.study]
+        record = {"key": step.key, **asdict(cell), "repeat": step.repeat, "time": time.time()}
         try:
-            if why := refusal(method, step.cell.batch):
+            if why := refusal(method, cell.batch):
                 raise NotMeasuredError(REFUSED, why)
-            figures = self._peer(step, method) if method.peer else self._own(step, method)
+            figures = self._of_peer(cell, study, method) if method.peer else self._own(cell, study, method)
         except NotMeasuredError as error:
             return {**record, "status": error.status, "error": str(error)}
         except Exception as error:  # the other methods are still measured
             return {**record, "status": FAILED, "error": explain(error)}
+        self._warm.add(cell)
         return {**record, "status": DONE, "load_average": load_average(), **figures}
 
-    def _own(self, step: Step, method: Method) -> dict[str, Any]:
-        cell, study = step.cell, self.suite.studies[step.cell.study]
-        cfg, pair = self._bench.load(study, method.overrides, cell.batch)
+    def _own(self, cell: BenchCell, study: Study, method: Method) -> dict[str, Any]:
         if self._exports:
-            self._export(step)
-        prompts = self._bench.prompts(cfg, pair, num_prompts(study, cell.batch), cell.context, study.spread)
-        store = self._bench.reference(cfg, pair, prompts)
-        warm_up_s = None
-        if cell not in self._warm:
-            warm_up_s = self._bench.warm_up(cfg, pair, prompts, method, store)
-            self._warm.add(cell)
-        figures = self._bench.measure(cfg, pair, prompts, store, study.bound)
-        return {"warm_up_s": warm_up_s, **made_of(cfg, pair), **figures}
+            self._export(cell, study)
+        work = self._workloads.of(cell, study, method.overrides)
+        warm_up_s = None if cell in self._warm else warm_up(work, method)
+        return {"warm_up_s": warm_up_s, **work.made_of(), **measure(work, study.bound)}
 
-    def _export(self, step: Step) -> tuple[Path, Path | None]:
+    def _export(self, cell: BenchCell, study: Study) -> tuple[Path, Path | None]:
         """The pair's folders, written before anything decodes with it."""
         if self._folders is None:
-            study = self.suite.studies[step.cell.study]
-            cfg, pair = self._bench.load(study, ["scheduler=plain"], step.cell.batch)
-            self._folders = export_pair(cfg, pair, Path(self.suite.cache))
+            cfg = self._workloads.config(study, ["scheduler=plain"], cell.batch)
+            self._folders = export_pair(cfg, load_pair(cfg), Path(self.suite.cache))
         return self._folders
 
-    def _peer(self, step: Step, method: Method) -> dict[str, Any]:
-        cell, study = step.cell, self.suite.studies[step.cell.study]
-        self._start(cell.method, method)
-        cfg, pair = self._bench.load(study, ["scheduler=plain"], cell.batch)
-        target, draft = self._export(step)
-        prompts = self._bench.prompts(cfg, pair, num_prompts(study, cell.batch), cell.context)
-        store = self._bench.reference(cfg, pair, prompts)
-        ids = [prompt.ids for prompt in prompts]
+    def _of_peer(self, cell: BenchCell, study: Study, method: Method) -> dict[str, Any]:
+        peer = self._started(cell.method, method)
+        target, draft = self._export(cell, study)
+        work = self._workloads.of(cell, study, ["scheduler=plain"])
         request: dict[str, Any] = {
             "target": str(target.resolve()),
             "draft": str(draft.resolve()) if draft is not None and method.options.get("speculative") else None,
-            "prompts": ids,
-            "max_new_tokens": int(cfg.max_new_tokens),
+            "prompts": [prompt.ids for prompt in work.prompts],
+            "max_new_tokens": int(work.cfg.max_new_tokens),
             "batch": cell.batch,
-            "stop_ids": sorted(pair.stop_ids),
-            "gamma": int(cfg.gamma),
+            "stop_ids": sorted(work.pair.stop_ids),
+            "gamma": int(work.cfg.gamma),
             "threads": self.suite.threads,
-            "dtype": str(cfg.runner.dtype),
+            "dtype": str(work.cfg.runner.dtype),
             "options": {"cache": str((Path(self.suite.cache) / "peers").resolve()), **method.options},
         }
         started = time.perf_counter()
-        few = {**request, "prompts": ids[: cell.batch], "max_new_tokens": _PEER_WARMUP_TOKENS}
-        self._ask(cell.method, few if cell in self._warm else {**few, "max_new_tokens": request["max_new_tokens"]})
-        self._warm.add(cell)
+        few = {**request, "prompts": request["prompts"][: cell.batch]}
+        few |= {"max_new_tokens": _PEER_WARMUP_TOKENS} if cell in self._warm else {}
+        peer.ask(few, self.suite.peer_timeout_s)
         warm_up_s = time.perf_counter() - started
-        reply = self._ask(cell.method, request)
-        figures = outcome(cfg, reply["outputs"], prompts, store)
+        reply = peer.ask(request, self.suite.peer_timeout_s)
+        figures = work.outcome(reply["outputs"])
         return {
             "warm_up_s": warm_up_s,
-            **made_of(cfg, pair),
+            **work.made_of(),
             "drafter": None,
             **figures,
             "wall_s": reply["seconds"],
@@ -172,30 +162,19 @@ class Measuring:
             "versions": reply["versions"],
         }
 
-    def _ask(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        process = self._peers[name]
-        try:
-            return process.ask(request, self.suite.peer_timeout_s)
-        except PeerError as error:
-            if not process.alive:
-                self._lost[name] = str(error)
-            raise
-
-    def _start(self, name: str, method: Method) -> None:
-        """Start a peer, once per pair."""
+    def _started(self, name: str, method: Method) -> PeerProcess:
+        """A peer's process, which is started once per pair, also if it dies."""
         assert method.peer is not None
         peer = self.library.peers[method.peer]
         python = interpreter(peer, Path(self.suite.peers))
         if python is None:
             remedy = f"python {self.library.folder / 'peers' / 'install.py'} {peer.environment}"
-            raise NotMeasuredError(
-                MISSING, f"no environment {peer.environment} under peers={self.suite.peers}: {remedy}"
-            )
+            missing = f"no environment {peer.environment} under peers={self.suite.peers}: {remedy}"
+            raise NotMeasuredError(MISSING, missing)
         if peer.needs_gpu and not torch.cuda.is_available():
             raise NotMeasuredError(REFUSED, "needs a GPU")
-        if name in self._lost:
-            raise PeerError(self._lost[name])
         if name not in self._peers:
             script = (self.library.folder / peer.script).resolve()
             log = Path(str(self.suite.out)) / "logs" / f"{name}.log"
             self._peers[name] = PeerProcess(name, python, script, log)
+        return self._peers[name]

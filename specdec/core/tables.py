@@ -106,9 +106,9 @@ def markdown(table: Table) -> str:
     lines = [[column.heading for column in table.columns]]
     lines.append(["---" if column.is_text else "---:" for column in table.columns])
     for row in table.rows:
-        cells = (" ".join(_parts(cell, column)) for cell, column in zip(row, table.columns, strict=True))
-        lines.append([cell.replace("|", r"\|").replace("\n", " ") for cell in cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        lines.append([" ".join(_parts(cell, column)) for cell, column in zip(row, table.columns, strict=True)])
+    safe = ([text.replace("|", r"\|").replace("\n", " ") for text in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in safe)
 
 
 def latex(table: Table, spaced: bool = False) -> str:

@@ -67,7 +67,7 @@ class Group:
 
 
 @dataclass(slots=True)
-class Content:
+class ReportContent:
     """Everything that the tables, figures and pages draw from."""
 
     points: list[Record]
@@ -96,7 +96,7 @@ class Content:
         return self.intervals.get(place(point), {}).get(key)
 
 
-def collect(sources: Sequence[analysis.Source], group: Sequence[str] = ()) -> Content:
+def collect(sources: Sequence[analysis.Source], group: Sequence[str] = ()) -> ReportContent:
     """Read results folders.
 
     Args:
@@ -112,7 +112,7 @@ def collect(sources: Sequence[analysis.Source], group: Sequence[str] = ()) -> Co
         if key not in known:
             raise ConfigError(unknown("key of --group", key, known))
     groups = _part(points, [key for key in group or DEFAULT_GROUP if key in known])
-    return Content(points, groups, samples, rounds, _all_intervals(points, samples, rounds))
+    return ReportContent(points, groups, samples, rounds, _all_intervals(points, samples, rounds))
 
 
 def place(point: Record) -> str:

@@ -10,13 +10,13 @@ from specdec.analysis import Record, is_plain
 from specdec.core.columns import COLUMNS
 from specdec.core.files import read_lines
 from specdec.report import plots
-from specdec.report.content import Content, Group
+from specdec.report.content import Group, ReportContent
 from specdec.report.intervals import of_ratio
 from specdec.report.plots import MethodCurve
 from specdec.report.svg import STAGES, Canvas
 
 MAX_ROWS = 60  # of a plot with a row per point; more cannot be read
-Draw = Callable[[Content, Group], Canvas | None]
+Draw = Callable[[ReportContent, Group], Canvas | None]
 _FIGURES: list[tuple[str, str, str, Draw]] = []
 
 
@@ -30,7 +30,7 @@ class Figure:
     svg: str
 
 
-def figures(content: Content, group: Group) -> list[Figure]:
+def figures(content: ReportContent, group: Group) -> list[Figure]:
     """All plots of a group that its points have the numbers for."""
     drawn = ((name, title, caption, draw(content, group)) for name, title, caption, draw in _FIGURES)
     return [Figure(name, title, caption, canvas.svg()) for name, title, caption, canvas in drawn if canvas]
@@ -44,7 +44,7 @@ def _figure(name: str, title: str, caption: str) -> Callable[[Draw], Draw]:
     return add
 
 
-def _curves(content: Content, group: Group, key: str, points: Iterable[Record]) -> list[MethodCurve]:
+def _curves(content: ReportContent, group: Group, key: str, points: Iterable[Record]) -> list[MethodCurve]:
     """A figure of the summary over the batch size, per method."""
     found: dict[str, MethodCurve] = {}
     for point in points:
@@ -69,7 +69,7 @@ def _rows(group: Group) -> list[tuple[int, str, Record]]:
     "Throughput, tokens/s",
     "Output tokens per second of wall time. Dashed: plain decoding. Bands: 95% bootstrap over rounds.",
 )
-def _throughput(content: Content, group: Group) -> Canvas | None:
+def _throughput(content: ReportContent, group: Group) -> Canvas | None:
     found = _curves(content, group, "tokens_per_s", group.done)
     return plots.curves(found, COLUMNS["tokens_per_s"]) if found else None
 
@@ -79,7 +79,7 @@ def _throughput(content: Content, group: Group) -> Canvas | None:
     "Speed-up over plain decoding",
     "Against the baseline at the same batch size. Below the dashed line speculation costs more than it saves.",
 )
-def _speedup(content: Content, group: Group) -> Canvas | None:
+def _speedup(content: ReportContent, group: Group) -> Canvas | None:
     shown = [point for point in group.done if not is_plain(point) or point.get("speedup_vs_ar") not in (None, 1.0)]
     found = _curves(content, group, "speedup_vs_ar", shown)
     return plots.curves(found, COLUMNS["speedup_vs_ar"], reference=1) if found else None
@@ -90,7 +90,7 @@ def _speedup(content: Content, group: Group) -> Canvas | None:
     "Scaling over the method's own batch 1",
     "How well a method uses a larger batch. It does not say which method is faster.",
 )
-def _scaling(content: Content, group: Group) -> Canvas | None:
+def _scaling(content: ReportContent, group: Group) -> Canvas | None:
     found = _curves(content, group, "tokens_per_s", group.done)
     found = [curve for curve in found if 1 in curve.values and len(curve.values) > 1]
     for curve in found:
@@ -100,16 +100,16 @@ def _scaling(content: Content, group: Group) -> Canvas | None:
 
 
 @_figure("overhead", "Alignment overhead", "Time spent realigning, as a share of the decode time.")
-def _overhead(content: Content, group: Group) -> Canvas | None:
+def _overhead(content: ReportContent, group: Group) -> Canvas | None:
     return _of_drafting(content, group, "alignment_overhead")
 
 
 @_figure("grouping", "Grouping rate", "Rounds whose rows all have one length: they need no realignment.")
-def _grouping(content: Content, group: Group) -> Canvas | None:
+def _grouping(content: ReportContent, group: Group) -> Canvas | None:
     return _of_drafting(content, group, "grouping_rate")
 
 
-def _of_drafting(content: Content, group: Group, key: str) -> Canvas | None:
+def _of_drafting(content: ReportContent, group: Group, key: str) -> Canvas | None:
     found = _curves(content, group, key, (point for point in group.done if not is_plain(point)))
     return plots.curves(found, COLUMNS[key]) if found else None
 
@@ -119,7 +119,7 @@ def _of_drafting(content: Content, group: Group, key: str) -> Canvas | None:
     "Accepted up to a position",
     "Of the drafts that reach the n-th token, how many are kept up to it, over all batch sizes.",
 )
-def _by_position(content: Content, group: Group) -> Canvas | None:
+def _by_position(content: ReportContent, group: Group) -> Canvas | None:
     found, all_rounds = [], group.rows_of(content.rounds)
     for index, method in enumerate(group.methods):
         rounds = all_rounds[all_rounds["series"] == method]
@@ -135,7 +135,7 @@ def _by_position(content: Content, group: Group) -> Canvas | None:
     "Where the decode time goes",
     "The stages are exclusive and sum to the decode time, without prefill. Plain decoding only verifies.",
 )
-def _time_split(content: Content, group: Group) -> Canvas | None:
+def _time_split(content: ReportContent, group: Group) -> Canvas | None:
     rows = [
         (index, label, {stage: point.get(f"{stage}_s") or 0.0 for stage in STAGES})
         for index, label, point in _rows(group)
@@ -148,12 +148,12 @@ _PERCENTILES = "Filled: median; tick: 90th percentile; hollow: 99th."
 
 
 @_figure("latency", "Latency of a row, s", f"From arrival to the last token. {_PERCENTILES}")
-def _latency(content: Content, group: Group) -> Canvas | None:
+def _latency(content: ReportContent, group: Group) -> Canvas | None:
     return _percentiles(group, "latency_s")
 
 
 @_figure("ttft", "Time to first token, s", f"From arrival to the first token. {_PERCENTILES}")
-def _ttft(content: Content, group: Group) -> Canvas | None:
+def _ttft(content: ReportContent, group: Group) -> Canvas | None:
     return _percentiles(group, "ttft_s")
 
 
@@ -165,7 +165,7 @@ def _percentiles(group: Group, key: str) -> Canvas | None:
 
 
 @_figure("queue", "Requests waiting for admission", "Over the time of the run, at the largest batch size.")
-def _queue(content: Content, group: Group) -> Canvas | None:
+def _queue(content: ReportContent, group: Group) -> Canvas | None:
     largest = max((point["batch"] for point in group.done), default=0)
     found = []
     for point in group.done:
@@ -182,7 +182,7 @@ def _queue(content: Content, group: Group) -> Canvas | None:
     "Acceptance by category",
     "Accepted / drafted tokens, over all batch sizes. Lines: 95% bootstrap over prompts.",
 )
-def _by_category(content: Content, group: Group) -> Canvas | None:
+def _by_category(content: ReportContent, group: Group) -> Canvas | None:
     samples, found = group.rows_of(content.samples), []
     categories = sorted(samples["category"].unique()) if len(samples) else []
     for index, method in enumerate(group.methods):

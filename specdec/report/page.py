@@ -10,12 +10,12 @@ from pathlib import Path
 from specdec.analysis import Record, read_json, require
 from specdec.core.tables import Table, latex, markdown, text_table
 from specdec.registry import PLUGIN_GROUPS, lookup, names
-from specdec.report.content import Content, Group, series
-from specdec.report.figures import Figure, figures
+from specdec.report.content import ReportContent, series
+from specdec.report.figures import figures
 from specdec.report.published import published_tables
 from specdec.report.svg import STAGES
 from specdec.report.tables import point_table
-from specdec.report.texts import ShownPrompt, prompts
+from specdec.report.texts import prompts
 
 _HERE = Path(__file__).parent
 
@@ -30,18 +30,7 @@ class Tile:
     tone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A group's table, plots and samples."""
-
-    group: Group
-    table: Table
-    figures: list[Figure]
-    legend: list[tuple[int, str]]
-    prompts: list[ShownPrompt]
-
-
-def render(content: Content, num_samples: int) -> str:
+def render(content: ReportContent, num_samples: int) -> str:
     """The page as one string; it loads nothing from elsewhere.
 
     Args:
@@ -56,7 +45,9 @@ def render(content: Content, num_samples: int) -> str:
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         title=f"{', '.join(sorted({str(p['pair']) for p in content.points}))}: {len(content.points)} points",
         content=content,
-        sections=[_section(content, group, num_samples) for group in content.groups],
+        point_table=point_table,
+        figures=figures,
+        prompts=lambda group: prompts(content, group, num_samples) if num_samples else [],
         published=published_tables(content),
         tiles=tiles(content),
         verdicts=verdicts(content),
@@ -67,11 +58,6 @@ def render(content: Content, num_samples: int) -> str:
         latex=latex,
     )
     return page
-
-
-def _section(content: Content, group: Group, num_samples: int) -> Section:
-    shown = prompts(content, group, num_samples) if num_samples else []
-    return Section(group, point_table(content, group), figures(content, group), list(enumerate(group.methods)), shown)
 
 
 def overrides(point: Record) -> str:
@@ -86,7 +72,7 @@ def known_incorrect(point: Record) -> bool:
     return any(name in names(group) and lookup(group, str(name)).known_incorrect for group, name in chosen)
 
 
-def tiles(content: Content) -> list[Tile]:
+def tiles(content: ReportContent) -> list[Tile]:
     """The headline figures; speeds only of points without an unexplained difference."""
     done = [point for point in content.points if point["status"] == "done"]
     sound = [point for point in done if not point.get("num_failures") and not known_incorrect(point)]
@@ -106,14 +92,14 @@ def tiles(content: Content) -> list[Tile]:
     return found
 
 
-def _who(content: Content, point: Record) -> str:
+def _who(content: ReportContent, point: Record) -> str:
     exact = f", {point['num_exact']}/{point['num_prompts']} exact" if point.get("exact_match") is not None else ""
     several = len({str(each["pair"]) for each in content.points}) > 1
     pair = f"{point['pair']}, " if several else ""
     return f"{pair}{series(point, content.labels)}, batch {point['batch']}{exact}"
 
 
-def verdicts(content: Content) -> list[tuple[str, str]]:
+def verdicts(content: ReportContent) -> list[tuple[str, str]]:
     """What the report says first, about equivalence: (tone, sentence)."""
     compared = [p for p in content.points if p["status"] == "done" and p.get("exact_match") is not None]
     wrong = [p for p in compared if known_incorrect(p)]
@@ -153,7 +139,7 @@ def _verdict(points: Sequence[Record]) -> tuple[str, str]:
     return "good", f"All {num_rows:,} rows equal their reference token for token."
 
 
-def provenance(content: Content) -> Table | None:
+def provenance(content: ReportContent) -> Table | None:
     """Where the figures come from: machines, versions and code, and how many points of each."""
     seen: Counter[tuple[str, ...]] = Counter()
     for point in content.points:

@@ -16,7 +16,7 @@ from typing import Any
 from specdec.analysis import Record
 from specdec.core.columns import COLUMNS
 from specdec.core.tables import EMPTY, Cell, Column, Table
-from specdec.report.content import Content
+from specdec.report.content import ReportContent
 
 FILE = Path(__file__).resolve().parents[2] / "experiments" / "paper" / "published.csv"
 _CAPTION = (
@@ -39,7 +39,7 @@ def published() -> dict[str, list[Record]]:
     return found
 
 
-def published_tables(content: Content) -> list[Table]:
+def published_tables(content: ReportContent) -> list[Table]:
     """One table per published experiment that a finished point belongs to."""
     groups = {
         name: [point for group in content.groups if group.experiment == name for point in group.done]
@@ -48,7 +48,7 @@ def published_tables(content: Content) -> list[Table]:
     return [_table(content, name, points) for name, points in groups.items() if points]
 
 
-def _table(content: Content, experiment: str, points: list[Record]) -> Table:
+def _table(content: ReportContent, experiment: str, points: list[Record]) -> Table:
     """A row per published place and point of ours at that place; columns per metric, theirs before ours."""
     figures = published()[experiment]
     metrics = [COLUMNS[name] for name in dict.fromkeys(row["metric"] for row in figures)]

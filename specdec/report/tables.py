@@ -6,7 +6,7 @@ import json
 
 from specdec.core.columns import columns
 from specdec.core.tables import Cell, Table, latex_float, markdown
-from specdec.report.content import Content, Group
+from specdec.report.content import Group, ReportContent
 from specdec.report.published import published_tables
 
 SHARED = (
@@ -23,7 +23,7 @@ _ONLY_IF_DIFFERENT = ("label", "pair", "data", "dtype", "gamma", "partial_match"
 _FIRST_OF_CSV = ("label", "method", "batch", "status", "tokens_per_s", "speedup_vs_ar", "exact_match")
 
 
-def point_table(content: Content, group: Group) -> Table:
+def point_table(content: ReportContent, group: Group) -> Table:
     """A row per point; without columns that are empty, or that the caption states for all rows."""
     kept, cells = [], []
     for column in COLUMNS:
@@ -51,12 +51,12 @@ def _is_worth_showing(name: str, cells: list[Cell], group: Group) -> bool:
     return len(texts - {"-", ""}) > (name in _ONLY_IF_DIFFERENT)
 
 
-def all_tables(content: Content) -> list[Table]:
+def all_tables(content: ReportContent) -> list[Table]:
     """The tables of all groups, then published figures beside ours."""
     return [point_table(content, group) for group in content.groups] + published_tables(content)
 
 
-def to_markdown(content: Content) -> str:
+def to_markdown(content: ReportContent) -> str:
     """All tables, each under its title, then what failed."""
     parts = [f"## {table.title}\n\n{table.caption}\n\n{markdown(table)}" for table in all_tables(content)]
     if content.failed:
@@ -65,12 +65,12 @@ def to_markdown(content: Content) -> str:
     return "\n".join(parts)
 
 
-def to_latex(content: Content) -> str:
+def to_latex(content: ReportContent) -> str:
     """All tables; needs the packages booktabs and graphicx."""
     return "\n".join(map(latex_float, all_tables(content)))
 
 
-def to_csv(content: Content) -> str:
+def to_csv(content: ReportContent) -> str:
     """A row per point with every key there is; intervals as KEY_low and KEY_high, lists as JSON."""
     import pandas as pd
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from specdec import assets
 from specdec.analysis import Record
 from specdec.errors import SpecdecError
-from specdec.report.content import Content, Group, place
+from specdec.report.content import Group, ReportContent, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ class ShownPrompt:
     renderings: list[Rendering] = field(default_factory=list)
 
 
-def prompts(content: Content, group: Group, limit: int) -> list[ShownPrompt]:
+def prompts(content: ReportContent, group: Group, limit: int) -> list[ShownPrompt]:
     """Up to ``limit`` prompts of a group's points, those with a divergence first; points of one pair share a tokenizer.
 
     Points that gave the same tokens of the same kinds share a rendering. Plain decoding shares the rendering of any
