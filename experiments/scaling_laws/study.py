@@ -101,10 +101,10 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     make = lambda context: create("drafter", "model", context)  # noqa: E731
     for steps in grid[len(points) :]:
         cfg = config(run, out, rehearse, steps)
-        target, budget = sources.target, Budget(cfg.fit)
-        stream = OutputStream(out / "outputs", budget, cfg.seed)
+        target = sources.target
+        stream = OutputStream(out / "outputs", Budget(cfg.fit), cfg.seed)
         draft = new_draft(cfg, target)
-        module = TrainingModule(run.name, draft, Distill(target.module, cfg.distill, cfg.seed), stream, budget)
+        module = TrainingModule(run.name, draft, Distill(target.module, cfg.distill, cfg.seed), stream)
         record = fit(module, folder / "fit", cfg)  # goes on from the last point's checkpoint
         model = module.result.eval()
         model.set_attn_implementation("sdpa")

@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from experiments.tiny_pair.export import export_pair
 from experiments.tiny_pair.step_times import measure_steps
+from specdec.core.files import write_lines
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training import TrainingError
@@ -29,7 +30,7 @@ from specdec.training.blocks import BlockStream, fixed_blocks
 from specdec.training.budget import Budget
 from specdec.training.config import LossConfig, TrainConfig, ValidationConfig, deciding, output_folder
 from specdec.training.corpus import Corpus, read_corpus
-from specdec.training.heldout import make_prompts, read_prompts, write_prompts
+from specdec.training.heldout import make_prompts, read_prompts
 from specdec.training.model import build_model, start_from_target
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream, generate_outputs
@@ -84,16 +85,15 @@ def make_tokenizer(cfg: TrainConfig, corpus: Corpus, out: Path) -> Record:
 def make_heldout(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
     """Cut the held-out prompts."""
     prompts = make_prompts(corpus, load_tokenizer(folder), cfg.heldout, cfg.seed)
-    write_prompts(prompts, out / "heldout.jsonl")
+    write_lines(out / "heldout.jsonl", prompts)
     return {"prompts": len(prompts)}
 
 
 def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Train the target on corpus text, and measure it rounded to bfloat16, as it ships."""
     model = build_model(cfg.target_model, cfg.vocab_size, cfg.context_length, cfg.seed)
-    budget = Budget(cfg.target)
-    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed)
-    record = fit_model("target", model, next_token, stream, budget, cfg, None, out)
+    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), Budget(cfg.target), cfg.seed)
+    record = fit_model("target", model, next_token, stream, cfg, None, out)
     heldout_BT = fixed_blocks(np.load(folder / "tokenizer/heldout.npy"), 512, 64)
     return {**record, "heldout_loss": round(evaluate_loss(load_model(out / "model"), heldout_BT), 4)}
 
@@ -110,9 +110,8 @@ def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     target = load_model(folder / "target/model")
     draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
     from_target = start_from_target(draft, target)
-    budget = Budget(cfg.draft.warm)
-    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), budget, cfg.seed + 1)
-    record = fit_model("draft.warm", draft, _distill(cfg, target), stream, budget, cfg, None, out)
+    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), Budget(cfg.draft.warm), cfg.seed + 1)
+    record = fit_model("draft.warm", draft, _distill(cfg, target), stream, cfg, None, out)
     torch.save(draft.state_dict(), out / "draft.pt")
     return {**record, "from_target": from_target}
 
@@ -122,9 +121,8 @@ def make_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     target = load_model(folder / "target/model")
     draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
     draft.load_state_dict(torch.load(folder / "warm/draft.pt"))
-    budget = Budget(cfg.draft.final)
-    stream = OutputStream(folder / "greedy", budget, cfg.seed)
-    return fit_model("draft.final", draft, _distill(cfg, target), stream, budget, cfg, None, out)
+    stream = OutputStream(folder / "greedy", Budget(cfg.draft.final), cfg.seed)
+    return fit_model("draft.final", draft, _distill(cfg, target), stream, cfg, None, out)
 
 
 def report_acceptance(cfg: TrainConfig, folder: Path, out: Path) -> Record:

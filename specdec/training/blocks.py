@@ -1,4 +1,4 @@
-"""Batches of token blocks from one long array. Shapes: B rows, T tokens, K kept entries of a law."""
+"""Batches of token blocks from one long array. Shapes: B rows, T tokens, K kept entries of a distribution."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Place = dict[str, int]
-"""Where a stream stands: what has been drawn from it so far."""
+"""The state of a stream: counts of what has been drawn from it."""
 
 
 class Batch(NamedTuple):
-    """Right-padded rows, and the place behind them.
+    """Right-padded rows, and the stream's place after them.
 
-    Every batch carries its place, so that a checkpoint never runs ahead of what was learned, however far the loader
-    has read. A named tuple, because Lightning moves tuples between devices and refuses frozen dataclasses.
+    Every batch carries its place, so that a checkpoint never skips data that the loader has read but the model has not
+    learned. A named tuple, because Lightning moves tuples between devices and refuses frozen dataclasses.
     """
 
     ids_BT: Tensor
     counted_BT: Tensor  # bool: the tokens that are to be predicted
     place: Place
-    top_ids_BTK: Tensor | None = None  # the target's most probable tokens for each place, where they were kept
+    top_ids_BTK: Tensor | None = None  # the target's most probable tokens for each column, if they were kept
     top_logps_BTK: Tensor | None = None
 
     @property
     def first_counted(self) -> int:
-        """The first column in which a token of any row counts; never 0, which nothing stands before."""
+        """The first column in which a token of any row counts; at least 1, as first tokens are never predicted."""
         columns = self.counted_BT.any(0).nonzero()
         return max(1, int(columns[0])) if len(columns) else self.counted_BT.shape[1] - 1
 
 
 class Stream(IterableDataset[Batch]):
-    """Endless batches, a pure function of seed and place; `share` picks one of several devices' rows."""
+    """Endless batches, a pure function of seed and place; `share` selects the rows of one of several devices."""
 
+    budget: Budget
     place: Place
     num_devices: int = 1
     share: slice = slice(None)
@@ -61,9 +62,9 @@ class Stream(IterableDataset[Batch]):
 
 
 class BlockStream(Stream):
-    """Packed text: blocks of the length that the budget's phase asks for; documents follow each other within them.
+    """Packed text: blocks of the length that the budget's phase asks for, across the borders of documents.
 
-    Blocks are drawn without replacement: each pass shuffles the array's blocks anew and shifts their borders.
+    Blocks are drawn without replacement: each pass shuffles the array's blocks again and shifts their borders.
     """
 
     def __init__(self, tokens: NDArray[Any], budget: Budget, seed: int, num_devices: int = 1) -> None:
@@ -75,7 +76,6 @@ class BlockStream(Stream):
             raise TrainingError(f"corpus has {len(tokens)} tokens, too few for phases with block={longest}")
 
     def draw(self) -> Batch:
-        """See Stream."""
         phase = self.budget.phase_at(self.place["batches"] / self.budget.stage.accumulate)
         key = f"rows of {phase.block}"
         first, count = self.place.get(key, 0), phase.batch * self.num_devices
@@ -88,7 +88,7 @@ class BlockStream(Stream):
         return Batch(ids_BT, counted_BT, self.place)
 
     def _start(self, block: int, row: int) -> int:
-        """Where a row begins: the passes' permutations are found again from the seed."""
+        """Where a row begins; the permutation of its pass follows from the seed."""
         number, index = divmod(row, len(self.tokens) // block - 1)
         if self._pass is None or self._pass[0] != (block, number):
             random = np.random.default_rng([self.seed, block, number])

@@ -1,4 +1,4 @@
-"""How far a stage has come: by steps or by the clock, whichever is further."""
+"""Progress of a stage: by steps or by the clock, whichever is further."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(slots=True)
 class Budget:
-    """Progress of one stage; `earlier_s` is time spent before a resume. Without `minutes` the clock decides nothing."""
+    """Progress of one stage; `earlier_s` is the time spent before a resume. The clock counts if `minutes` is set."""
 
     stage: StageConfig
     step: int = 0
@@ -40,12 +40,12 @@ class Budget:
         return self.fraction_at(self.step)
 
     def fraction_at(self, step: float) -> float:
-        """Share of the budget used when `step` steps are done now."""
+        """Share of the budget used if `step` steps are done now."""
         by_clock = self.spent_s / (60.0 * self.stage.minutes) if self.stage.minutes else 0.0
         return min(1.0, max(step / self.stage.steps, by_clock))
 
     def phase_at(self, step: float) -> PhaseConfig:
-        """The block length and batch that are due at a step."""
+        """The phase (block length and batch) of a step."""
         reached, fraction = 0.0, self.fraction_at(step)
         for phase in self.stage.phases:
             reached += phase.share

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there at all, and errors of one line for those that cannot be read."""
+"""Checkpoints that are written atomically, and errors of one line for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from specdec.training.module import TrainingModule
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the destination and renames, so that a kill leaves the checkpoint before or the new one."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the destination and renames: a kill leaves the checkpoint before or the new one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Serialize in memory first: a full disk is then an OSError with the file's name."""
@@ -37,29 +37,26 @@ class WholeCheckpoints(TorchCheckpointIO):
         os.replace(partial, path)
 
 
-class KeepLast(Callback):
-    """Writes last.ckpt every so many optimizer steps, and at the end."""
+class LastCheckpoint(Callback):
+    """Writes last.ckpt every so many optimizer steps, and at the end.
+
+    Lightning's ModelCheckpoint does not write at the end, and in a resumed run it writes between the batches of the
+    first optimizer step, whose gradients no checkpoint holds.
+    """
 
     def __init__(self, folder: Path, every: int) -> None:
         self.path, self.every, self._saved = folder / LAST, every, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was resumed from is on disk."""
         self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Save behind an optimizer step, once."""
         if trainer.global_step % self.every == 0:
-            self._save(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where the stage ends."""
-        self._save(trainer, pl_module)
-
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless this step is saved already."""
         if trainer.global_step != self._saved:
-            assert isinstance(pl_module, TrainingModule)
-            pl_module.check_finite()
             trainer.save_checkpoint(self.path)
             self._saved = trainer.global_step
 
@@ -68,29 +65,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint's content.
 
     Raises:
-        TrainingError: it is damaged, or none of ours.
+        TrainingError: the file is damaged, or not a checkpoint of a fit.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        steps = content["global_step"], content["specdec"]["place"]
+        _ = content["global_step"], content["specdec"]["place"]
     except OSError:
         raise
-    except Exception as error:  # unpickling raises whatever the damage leads to
+    except Exception as error:  # what unpickling raises depends on the damage
         raise TrainingError(
-            f"{path} is no checkpoint that can be read ({type(error).__name__}): delete it to begin this stage again, "
-            f"or copy {BEST} over it where there is one"
+            f"{path} is no checkpoint that can be read ({type(error).__name__}): delete it to start this stage again, "
+            f"or copy {BEST} over it if that is there"
         ) from error
-    del steps
     return content
 
 
 def check_resumable(module: TrainingModule, path: Path) -> None:
-    """Refuse a checkpoint of other shapes before Lightning prints a page about it."""
+    """Refuse a checkpoint whose weights have other shapes than the model's."""
     kept = {name: tuple(value.shape) for name, value in read_checkpoint(path)["state_dict"].items()}
     asked = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     for name in sorted(kept.keys() | asked.keys()):
         if kept.get(name) != asked.get(name):
             raise TrainingError(
                 f"{path} is of another model: {name} is {kept.get(name)} there and {asked.get(name)} here; set "
-                "force=true to begin again, or another output_dir"
+                "force=true to start again, or another output_dir"
             )

@@ -1,4 +1,4 @@
-"""The text, split into training and held-out by a stable hash: Python sources under one root, or any documents."""
+"""The text, split into training and held-out files by a stable hash: Python sources under a root, or any documents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Corpus:
 
     train: list[SourceFile]
     heldout: list[SourceFile]
-    is_code: bool = True  # whether prompts are cut at definitions, comments and the like, or at any line
+    is_code: bool = True  # prompts start at definitions, comments and the like; otherwise at any line
 
     @property
     def sha256(self) -> str:
@@ -41,13 +41,13 @@ class Corpus:
 
 
 def is_heldout(path: str, heldout_percent: int) -> bool:
-    """Whether the file at this relative path is held out; depends on nothing but the path."""
+    """Whether the file at this relative path is held out; depends only on the path."""
     bucket = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "big") % 100
     return bucket < heldout_percent
 
 
 def read_corpus(cfg: CorpusConfig) -> Corpus:
-    """Read what the config admits. Raises TrainingError when either side of the split is empty."""
+    """Read the files that the config admits. Raises TrainingError if either side of the split is empty."""
     if cfg.source != "python":
         documents = [SourceFile(name, text) for name, text in read_documents(cfg)]
         return _split(documents, cfg, f"corpus.path={cfg.path}", is_code=False)
@@ -60,25 +60,16 @@ def read_corpus(cfg: CorpusConfig) -> Corpus:
 
 
 def _split(files: list[SourceFile], cfg: CorpusConfig, setting: str, is_code: bool) -> Corpus:
-    if cfg.max_files is not None:
-        files = _first_of_each(files, cfg)
     train = [file for file in files if not is_heldout(file.path, cfg.heldout_percent)]
     heldout = [file for file in files if is_heldout(file.path, cfg.heldout_percent)]
     if not train or not heldout:
         sizes = f"{len(train)} training and {len(heldout)} held-out files"
         raise TrainingError(f"{setting} yields {sizes} after filtering; both must be at least 1")
-    return Corpus(train, heldout, is_code)
-
-
-def _first_of_each(files: list[SourceFile], cfg: CorpusConfig) -> list[SourceFile]:
-    """At most `max_files` training files, and all held-out ones (prompts need the variety)."""
-    train = [file for file in files if not is_heldout(file.path, cfg.heldout_percent)]
-    heldout = [file for file in files if is_heldout(file.path, cfg.heldout_percent)]
-    return train[: cfg.max_files] + heldout
+    return Corpus(train[: cfg.max_files], heldout, is_code)  # all held-out files: prompts need the variety
 
 
 def _read(root: Path, path: str, cfg: CorpusConfig) -> SourceFile | None:
-    """The file if it is readable, hand-written text of an admitted size, else None."""
+    """The file if it is readable, hand-written text of an admitted size, otherwise None."""
     if SKIPPED_FOLDERS.intersection(path.split("/")) or path.startswith(tuple(cfg.exclude)):
         return None
     raw = (root / path).read_bytes()
@@ -86,7 +77,7 @@ def _read(root: Path, path: str, cfg: CorpusConfig) -> SourceFile | None:
         return None
     try:
         text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:  # tests of source encodings
+    except UnicodeDecodeError:  # the standard library tests source encodings
         return None
     num_digits = sum(character.isdigit() for character in text)
     is_table = num_digits > cfg.max_digit_share * len(text)

@@ -20,9 +20,9 @@ FEW_DOCUMENTS, PIECE_CHARACTERS = 50, 4000
 
 
 def read_documents(cfg: CorpusConfig) -> list[tuple[str, str]]:
-    """(name, text) of every document; the name is a hash of the text, so that the split follows from the text alone.
+    """(name, text) of every document; the name is a hash of the text, so that the split depends on the text alone.
 
-    A handful of long documents is cut into pieces at line ends, or there would be nothing to hold out.
+    Few long documents are cut into pieces at line ends, because otherwise there would be nothing to hold out.
 
     Raises:
         TrainingError: the source is unknown, cannot be read, lacks the column, or holds no text.
@@ -53,7 +53,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def _check_encoding(files: str) -> None:
-    """Refuse files that `datasets` would read as something else, or refuse without naming file and line."""
+    """Refuse files in other encodings, which `datasets` would misread, or refuse without naming file and line."""
     for name in sorted(glob(files)):
         path = Path(name)
         if path.is_file() and path.suffix not in COMPRESSED:
@@ -83,14 +83,14 @@ def _load(cfg: CorpusConfig, column: str) -> list[Any]:
         if cfg.source != "parquet":
             _check_encoding(files)
         options: dict[str, Any] = {}
-        if cfg.source == "text":  # a byte order mark is no part of it
+        if cfg.source == "text":  # without the byte order mark
             options = {"sample_by": "document", "encoding": "utf-8-sig"}
         return _texts(load_dataset(BUILDERS[cfg.source], data_files=files, split="train", **options), cfg, column)
     except TrainingError:
         raise
     except DataError as error:
         raise TrainingError(f"corpus.source={cfg.source}: {error}") from error
-    except Exception as error:  # datasets raises what its many back ends raise
-        said = str(error.__cause__ or error)
-        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+    except Exception as error:  # whatever a back end of datasets raises
+        lines = str(error.__cause__ or error).splitlines()
+        reason = next((line.strip() for line in lines if line.strip()), type(error).__name__)
         raise TrainingError(f"corpus.path={cfg.path} cannot be loaded as {cfg.source} [{reason}]") from error

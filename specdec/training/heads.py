@@ -1,8 +1,8 @@
-"""What is trained beside a frozen target: for each kind its module, its objective, and the drafter that it makes.
+"""What is trained beside a frozen target: the module, the loss and the drafter settings of each kind.
 
 Shapes: B rows, T tokens, V vocabulary, D hidden size, G heads, K insertions, M prompt tokens, S = columns seen.
-All objectives learn the target's own law (forward KL) at the counted tokens; the i-th token ahead weighs decay ** i.
-Logits are computed where they say a counted token: what only says tokens of a prompt adds nothing to any loss.
+All objectives learn the target's distribution (forward KL) of the counted tokens; the i-th token ahead has the weight
+decay ** i. Logits are computed only where they predict a counted token: others add nothing to any loss.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from specdec.training.losses import forward_kl, masked_mean
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """How one kind of heads is built, trained, and described in its folder."""
+class HeadsKind:
+    """How one kind of heads is built and trained, and the settings that its folder records."""
 
     build: Callable[[Any, HeadsConfig], nn.Module]
     loss: Callable[[Any, Any, Batch, HeadsConfig, int], Tensor]  # module, target, batch, settings, seed of this batch
@@ -36,27 +36,27 @@ class Kind:
 
 
 class HeadsObjective:
-    """The loss of a kind, over a target that is not changed."""
+    """The loss of a kind of heads, with a frozen target."""
 
-    def __init__(self, kind: Kind, target: Any, cfg: HeadsConfig, seed: int) -> None:
+    def __init__(self, kind: HeadsKind, target: Any, cfg: HeadsConfig, seed: int) -> None:
         self.kind, self.target, self.cfg, self.seed = kind, target.eval().requires_grad_(False), cfg, seed
         target.set_attn_implementation("sdpa")
 
     def __call__(self, module: Any, batch: Batch, step: int) -> Tensor:
-        """See Objective; random choices follow from the seed and the batch's number."""
+        """The loss; random choices follow from the seed and the batch's number."""
         seed = 1_000_003 * self.seed + batch.place["batches"]
         return self.kind.loss(module, self.target, batch, self.cfg, seed)
 
 
 def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
-    """Head k at token t learns the law of token t + 2 + k."""
-    # From the token on at which the last head says the first counted one.
+    """Head k at token t learns the distribution of token t + 2 + k."""
+    # From the token at which the last head predicts the first counted one.
     start = max(0, batch.first_counted - len(module.heads) - 1)
     hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
     logits_BTGV = module(hidden_BTD[:, start:])
     total = torch.zeros((), device=hidden_BTD.device)
     for k in range(logits_BTGV.shape[2]):
-        ahead = k + 1  # the target's own head says token t + 1
+        ahead = k + 1  # the target's own head predicts token t + 1
         student_BTV = logits_BTGV[:, : -ahead - 1, k].float()
         counted = batch.counted_BT[:, start + ahead + 1 :]
         values = forward_kl(student_BTV, teacher_BTV[:, ahead:-1])
@@ -65,7 +65,7 @@ def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig
 
 
 def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
-    """The exit learns the law that the whole target has."""
+    """The exit learns the distribution of the whole target."""
     start = batch.first_counted - 1
     keep = batch.ids_BT.shape[1] - start
     with torch.no_grad():
@@ -78,13 +78,13 @@ def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConf
 
 
 def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
-    """Entry t of every unrolled step learns the law of token t + 2, and the target's hidden state of token t + 1."""
+    """At every unrolled step, entry t learns the distribution of token t + 2 and the hidden state of token t + 1."""
     start = max(0, batch.first_counted - 2)
     hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
     embeds_BTD, head = target.get_input_embeddings()(batch.ids_BT[:, 1:]), target.get_output_embeddings()
     total = torch.zeros((), device=batch.ids_BT.device)
     for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads)):
-        first = max(start, step)  # the entries in front of `step` have no true ones to go on from
+        first = max(start, step)  # earlier entries have no true entry to start from
         counted = batch.counted_BT[:, 2 + first :]
         values = forward_kl(head(output_BTD[:, first:-1]).float(), teacher_BTV[:, 1 + first - start : -1])
         near = nn.functional.smooth_l1_loss(
@@ -96,10 +96,10 @@ def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, 
 
 
 def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps: int) -> Iterator[Tensor]:
-    """The layer's outputs (B, T, D) of every step, as in use: step i goes on from its own outputs since i entries.
+    """The layer's outputs (B, T, D) of every step, as in drafting: at step i, the last i inputs are its own outputs.
 
-    Entry t of step i stands at position t, reads token t + 1 (``embeds_BTD[:, t]``) beside the output that step i - 1
-    gave at entry t - 1, and sees the true entries up to t - i, and of every step j <= i its entry t - i + j.
+    Entry t of step i stands at position t, reads token t + 1 (``embeds_BTD[:, t]``) and the output of step i - 1 at
+    entry t - 1. It attends to the true entries up to t - i, and of every step j <= i to entry t - i + j.
     """
     num_rows, num_entries = embeds_BTD.shape[:2]
     fed_BTD = hidden_BTD[:, :num_entries]
@@ -118,25 +118,25 @@ def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps
 
 
 def unrolled_mask(num_entries: int, step: int, device: torch.device) -> Tensor:
-    """(1, 1, T, (step + 1) T) bool: what the entries of an unrolled step see of this step and of those before."""
+    """(1, 1, T, (step + 1) T) bool: what the entries of an unrolled step attend to in this and earlier steps."""
     entry_T1 = torch.arange(num_entries, device=device)[:, None]
     column_T = torch.arange(num_entries, device=device)
     blocks = [column_T <= entry_T1 - step]
     blocks += [column_T == entry_T1 - step + earlier for earlier in range(1, step + 1)]
     mask_TS = torch.cat(blocks, dim=1)
-    mask_TS[:, -num_entries:] |= column_T == entry_T1  # never nothing: the first entries have no past to see
+    mask_TS[:, -num_entries:] |= column_T == entry_T1  # at least themselves: the first entries have no past
     return mask_TS[None, None]
 
 
 def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
-    """Prompt tokens behind some tokens of each row: the i-th, behind token t, learns the law of token t + 2 + i."""
+    """Inserts prompt tokens: the i-th of those after token t learns the distribution of token t + 2 + i."""
     ids_BT, num_probes = batch.ids_BT, len(module.embeddings_MD)
     num_rows, width = ids_BT.shape
     generator = torch.Generator().manual_seed(seed)
-    last = width - num_probes - 1  # the last token that has enough behind it
+    last = width - num_probes - 1  # the last token with enough tokens after it
     if last < 1:
         raise TrainingError(f"heads.kind=ppd: a row of {width} tokens is too short for {num_probes} prompt tokens")
-    # From the token on behind which the first prompt token says the first counted one.
+    # From the token after which the first prompt token predicts the first counted one.
     start = min(max(0, batch.first_counted - 2), last - 1)
     places = max(1, min(cfg.num_insertions, last - start))
     places_BK = start + torch.rand(num_rows, last - start, generator=generator).topk(places, dim=1).indices
@@ -164,14 +164,14 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
 
 
 def _probe_mask(places_BK: Tensor, width: int, num_probes: int) -> Tensor:
-    """(B, 1, T + KM, T + KM) bool: text sees no prompt token; these see their text and their own chain."""
+    """(B, 1, T + KM, T + KM) bool: text attends to no prompt token; those attend to their text and their own chain."""
     num_rows, places = places_BK.shape
     total = width + places * num_probes
     mask_BSS = torch.zeros(num_rows, total, total, dtype=torch.bool, device=places_BK.device)
     columns_T = torch.arange(width, device=places_BK.device)
     mask_BSS[:, :width, :width] = columns_T <= columns_T[:, None]
-    behind_BS = places_BK.repeat_interleave(num_probes, dim=1)
-    mask_BSS[:, width:, :width] = columns_T <= behind_BS[..., None]
+    text_end_BS = places_BK.repeat_interleave(num_probes, dim=1)
+    mask_BSS[:, width:, :width] = columns_T <= text_end_BS[..., None]
     chain_MM = torch.ones(num_probes, num_probes, dtype=torch.bool, device=places_BK.device).tril()
     mask_BSS[:, width:, width:] = torch.block_diag(*[chain_MM] * places)
     return mask_BSS[:, None]
@@ -185,17 +185,17 @@ def _read(target: Any, ids_BT: Tensor, start: int) -> tuple[Tensor, Tensor]:
     return output.hidden_states[-1], output.logits.float()
 
 
-KINDS: dict[str, Kind] = {
-    "medusa": Kind(
+KINDS: dict[str, HeadsKind] = {
+    "medusa": HeadsKind(
         lambda target, cfg: MedusaHeads(cfg.num_heads, target.get_output_embeddings()),
         medusa_loss,
         lambda cfg: {"num_heads": cfg.num_heads},
     ),
-    "eagle": Kind(lambda target, cfg: EagleLayer(target), eagle_loss, lambda cfg: {}),
-    "ppd": Kind(
+    "eagle": HeadsKind(lambda target, cfg: EagleLayer(target), eagle_loss, lambda cfg: {}),
+    "ppd": HeadsKind(
         lambda target, cfg: PromptTokens(cfg.num_heads, target.get_input_embeddings()),
         ppd_loss,
         lambda cfg: {"num_tokens": cfg.num_heads},
     ),
-    "early_exit": Kind(lambda target, cfg: EarlyExit(target), early_exit_loss, lambda cfg: {"layer": cfg.layer}),
+    "early_exit": HeadsKind(lambda target, cfg: EarlyExit(target), early_exit_loss, lambda cfg: {"layer": cfg.layer}),
 }

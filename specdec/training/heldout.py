@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def make_prompts(
     corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: HeldoutConfig, seed: int
 ) -> list[dict[str, Any]]:
-    """As many prompts per kind, of lengths spread evenly in their logarithm between the two limits.
+    """The same number of prompts for every kind of start; lengths are spaced evenly on a log scale between the limits.
 
-    Each file is used as evenly as the kinds allow, and no start is used twice.
+    Files are used as evenly as the kinds allow, and no start is used twice.
     """
     random = np.random.default_rng(seed)
     starts = {kind: places for kind, places in starts_by_kind(corpus.heldout, corpus.is_code).items() if places}
@@ -51,7 +51,7 @@ def _cut(
         file, offset = places[index]
         ids = tokenizer.backend_tokenizer.encode(file.text[offset : offset + 12 * num_tokens]).ids[:num_tokens]
         text = str(tokenizer.decode(ids))
-        length = len(tokenizer.backend_tokenizer.encode(text).ids)  # the cut may merge differently
+        length = len(tokenizer.backend_tokenizer.encode(text).ids)  # the tokenizer may merge the cut text differently
         if len(ids) == num_tokens and cfg.min_tokens <= length <= cfg.max_tokens and (text.isascii() or not ascii_only):
             uses[file.path] = uses.get(file.path, 0) + 1
             del places[index]
@@ -59,11 +59,6 @@ def _cut(
     raise TrainingError(f"heldout.num_prompts={cfg.num_prompts} is more than the held-out files yield")
 
 
-def write_prompts(prompts: list[dict[str, Any]], path: Path) -> None:
-    """One JSON document per line."""
-    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-
-
 def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """The prompts written by `write_prompts`."""
+    """The prompts of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Building, loading and saving the two Llama models. Weights ship as bfloat16 and are loaded as float32."""
+"""Building, loading and saving Llama models. Weights are stored as bfloat16 and loaded as float32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_model(
     seed: int,
     special_ids: tuple[int | None, int | None, int | None] = (END_OF_TEXT_ID, END_OF_TEXT_ID, PAD_ID),
 ) -> LlamaForCausalLM:
-    """A float32 Llama with tied embeddings and seeded random weights; ``special_ids`` begin, end and pad texts."""
+    """A float32 Llama with tied embeddings and seeded random weights; ``special_ids`` begin, end and pad its texts."""
     begin, end, pad = special_ids
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -59,7 +59,7 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     )
     rounded.save_pretrained(str(folder))
     config_path = folder / "config.json"
-    # A plain from_pretrained takes the dtype named here: half the bytes on disk, exact arithmetic in use.
+    # from_pretrained takes the dtype from here: half the bytes on disk, float32 arithmetic in use.
     write_json(config_path, {**json.loads(config_path.read_text()), "dtype": "float32"})
 
 
@@ -69,7 +69,7 @@ def num_parameters(model: LlamaForCausalLM) -> int:
 
 
 def start_from_target(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> bool:
-    """Copy embedding, final norm and evenly spaced layers (first to last) where the widths match."""
+    """Copy embedding, final norm and evenly spaced layers (first to last) if the widths match; returns whether."""
     same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
     if any(getattr(draft.config, name) != getattr(target.config, name) for name in same):
         return False
@@ -82,10 +82,10 @@ def start_from_target(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> bool
 
 
 def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
-    """A Llama in a local folder, to train on or to measure.
+    """A Llama in a local folder, to train further or to measure.
 
     Raises:
-        TrainingError: it cannot be loaded, or its vocabulary is not the one that is asked for.
+        TrainingError: it cannot be loaded, or its vocabulary has another size.
     """
     folder = assets.resolve(name)
     try:
@@ -98,7 +98,7 @@ def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
     model, loaded = found
     if missing := missing_weights(loaded):
         raise TrainingError(
-            f"{setting}={name}: the checkpoint lacks {missing}, which would be random: give a whole one"
+            f"{setting}={name}: the checkpoint lacks {missing}, which would be random: give a complete one"
         )
     if not isinstance(model, LlamaForCausalLM):
         raise TrainingError(f"{setting}={name} is a {type(model).__name__}; drafts are of the Llama architecture")

@@ -1,4 +1,4 @@
-"""What a fit makes smaller: next-token loss, and distillation by the mix of losses that the config names.
+"""Training objectives: next-token loss, and distillation by a weighted sum of losses.
 
 Shapes: B rows, T tokens, X counted positions, V vocabulary, N sampled tokens.
 """
@@ -18,13 +18,13 @@ from specdec.training.blocks import Batch
 from specdec.training.config import LossConfig
 from specdec.training.losses import SOFT, cross_entropy, kept_forward_kl, masked_mean
 
-# Up to this length materialized attention scores beat the fused kernel on a CPU (measured: 5.6k against 4.9k
-# tokens/s at 256, 2.2k against 3.6k at 512).
 EAGER_ATTENTION_UP_TO = 256
+"""Up to this length eager attention is faster than the fused kernel on a CPU (5.6k against 4.9k tokens/s at 256, 2.2k
+against 3.6k at 512)."""
 
 
 def choose_attention(num_tokens: int, *models: Any) -> None:
-    """The kernel that is faster for rows of this length, on a CPU."""
+    """Set the attention kernel that is faster on a CPU for rows of this length."""
     for model in models:
         if model.device.type == "cpu":
             model.set_attn_implementation("eager" if num_tokens <= EAGER_ATTENTION_UP_TO else "sdpa")
@@ -38,7 +38,7 @@ def next_token(model: Any, batch: Batch, step: int) -> Tensor:
 
 
 class Distill:
-    """The draft learns the target's law at the counted tokens; now and then on tokens that it sampled itself."""
+    """The draft learns the target's distribution of the counted tokens, in some batches of tokens that it sampled."""
 
     def __init__(self, target: Any, cfg: LossConfig, seed: int) -> None:
         self.target, self.cfg, self.seed = target.eval().requires_grad_(False), cfg, seed
@@ -46,14 +46,14 @@ class Distill:
         if not self.soft and not cfg.ce and not cfg.argmax:
             raise TrainingError("distill: every loss has weight 0; set distill.forward_kl=1 or another")
         if not 0 <= cfg.on_policy <= 1:
-            raise TrainingError(f"distill.on_policy={cfg.on_policy}: it must be a share from 0 to 1")
+            raise TrainingError(f"distill.on_policy={cfg.on_policy}: give a share from 0 to 1")
 
     def __call__(self, model: Any, batch: Batch, step: int) -> Tensor:
         """The weighted sum of the losses, each a mean over the counted tokens."""
         if self._is_on_policy(batch.place["batches"]):
             batch = self._sampled(model, batch)
         choose_attention(batch.ids_BT.shape[1], model, self.target)
-        first = batch.first_counted  # what comes before needs no logits
+        first = batch.first_counted  # columns before it need no logits
         mask_BX = batch.counted_BT[:, first:]
         draft_XV = _logits(model, batch.ids_BT, first)[mask_BX]
         tokens_X = batch.ids_BT[:, first:][mask_BX]
@@ -73,17 +73,17 @@ class Distill:
         return total.mean()
 
     def _kept_suffices(self, batch: Batch) -> bool:
-        """Whether the cached entries of the target's law are all that the losses ask for."""
+        """Whether the losses need only the cached entries of the target's distribution."""
         soft_is_kept = set(self.soft) <= {"forward_kl"} and self.cfg.temperature == 1 and not self.cfg.count_prompt
         return batch.top_ids_BTK is not None and soft_is_kept
 
     def _is_on_policy(self, number: int) -> bool:
-        """Spread evenly over the batches, by their number alone."""
+        """Whether batch `number` is on policy: a function of the number alone, evenly spread."""
         share = self.cfg.on_policy
         return int(number * share) > int((number - 1) * share)
 
     def _sampled(self, model: Any, batch: Batch) -> Batch:
-        """The rows' first halves as prompts, and what the draft says after them."""
+        """The rows' first halves as prompts, and tokens that the draft samples after them."""
         num_prompt = max(1, int(batch.counted_BT.any(0).nonzero()[0]), batch.ids_BT.shape[1] // 2)
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + batch.place["batches"])
         ids_BT = sample(model, batch.ids_BT[:, :num_prompt], self.cfg.on_policy_tokens, generator)
@@ -94,7 +94,7 @@ class Distill:
 
 @torch.no_grad()
 def sample(model: Any, prompt_BP: Tensor, num_tokens: int, generator: torch.Generator) -> Tensor:
-    """Prompts and N tokens drawn from the model's own law after each, (B, P + N)."""
+    """The prompts, each with N tokens sampled from the model after it, (B, P + N)."""
     model.set_attn_implementation("sdpa")
     training = model.training
     model.eval()
@@ -109,7 +109,7 @@ def sample(model: Any, prompt_BP: Tensor, num_tokens: int, generator: torch.Gene
 
 
 def _logits(model: Any, ids_BT: Tensor, first: int) -> Tensor:
-    """The laws of the tokens from column ``first`` on, each given the true tokens before it: (B, T - first, V)."""
+    """Logits of the tokens from column ``first`` on, each given the true tokens before it: (B, T - first, V)."""
     logits: Tensor = model(input_ids=ids_BT[:, :-1], use_cache=False, logits_to_keep=ids_BT.shape[1] - first).logits
     return logits.float()
 

@@ -1,8 +1,8 @@
-"""The target's own outputs, decoded by the engine and cached on disk.
+"""The target's own outputs: generated once by the engine, cached on disk, and drawn as training batches.
 
-Shapes: B rows, T tokens, P prompt and N output tokens, K kept, V vocabulary. Greedy decoding by rounds shows the draft
-prefixes of the target's greedy output and nothing else that counts (a round ends at the first mismatch), so
-training on these outputs is training on the distribution met in use (sequence-level distillation, Kim and Rush 2016).
+Shapes: B rows, T tokens, P prompt and N output tokens, K kept, V vocabulary. In greedy decoding the draft is asked for
+tokens after prefixes of the target's greedy output, and for no others that count (a round ends at the first mismatch),
+so these outputs have the distribution that the draft meets in use (sequence-level distillation, Kim and Rush 2016).
 """
 
 from __future__ import annotations
@@ -16,20 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.core.clock import Clock
 from specdec.core.files import write_json
 from specdec.core.sampling_params import SamplingParams
-from specdec.core.sequence import Sequence, SequencePool
-from specdec.drafters.context import DrafterContext
-from specdec.engine.loop import RoundLoop
+from specdec.core.sequence import Sequence
 from specdec.models.causal_lm import CausalLM
-from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
 from specdec.training.config import GreedyConfig
 from specdec.training.corpus import Corpus
+from specdec.training.decoding import decode
 from specdec.training.losses import output_mask
 from specdec.training.snippets import PROSE_KINDS, starts_by_kind
 from specdec.training.tokenizer import id_type
@@ -41,19 +37,15 @@ if TYPE_CHECKING:
 class Outputs(NamedTuple):
     """Rows of one prompt length with their outputs and the target's largest log-probabilities."""
 
-    ids_BT: Tensor  # (B, P + N); behind a row's end anything
+    ids_BT: Tensor  # (B, P + N); past a row's end anything
     num_valid_B: Tensor  # output tokens up to and including the stop token
     top_ids_BNK: Tensor
     top_logps_BNK: Tensor
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        """P."""
-        return self.ids_BT.shape[1] - self.top_ids_BNK.shape[1]
-
     def batch(self, rows: Tensor, place: dict[str, int], count_prompt: bool) -> Batch:
         """The training batch of some rows."""
-        num_prompt, width = self.num_prompt_tokens, self.ids_BT.shape[1]
+        width = self.ids_BT.shape[1]
+        num_prompt = width - self.top_ids_BNK.shape[1]
         lengths = (num_prompt + self.num_valid_B[rows]).tolist()
         counted_BT = output_mask([num_prompt] * len(rows), lengths, width, count_prompt)
         pad = (0, 0, num_prompt, 0)  # nothing was kept for the prompt's tokens
@@ -61,48 +53,21 @@ class Outputs(NamedTuple):
         return Batch(self.ids_BT[rows], counted_BT, place, *tops)
 
 
-def decode_outputs(
-    target: CausalLM,
-    prompts: list[list[int]],
-    new_tokens: int,
-    stop_ids: frozenset[int],
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-    batch: int = 64,
-) -> list[list[int]]:
-    """What the target says after each prompt, by plain decoding in the engine: greedy, or sampled."""
-    clock = Clock()
-    context = DrafterContext(target, None, lambda model: create("alignment", "inplace", model, clock), clock)
-    engine = RoundLoop(
-        context.align(target),
-        create("drafter", "none", context),
-        create("verifier", "naive" if temperature else "greedy"),
-        create("scheduler", "static", batch, batch),
-        create("draft_length", "fixed", gamma=1),
-        clock,
-    )
-    sampling = SamplingParams(temperature=temperature, seed=seed) if temperature else None
-    rows = [Sequence(i, ids, new_tokens, stop_ids, sampling) for i, ids in enumerate(prompts)]
-    pool = SequencePool(rows)
-    while not pool.done:
-        engine.step(pool)
-    return [row.output_ids for row in rows]
-
-
 @torch.inference_mode()
-def outputs_of(
-    target: CausalLM, prompt_BP: Tensor, new_tokens: int, top_k: int, stop_ids: frozenset[int], **sampling: Any
-) -> Outputs:
-    """Decode rows of one prompt length, and keep the target's ``top_k`` log-probabilities of every output position."""
-    found = decode_outputs(target, prompt_BP.tolist(), new_tokens, stop_ids, batch=len(prompt_BP), **sampling)
+def outputs_of(target: CausalLM, prompt_BP: Tensor, cfg: GreedyConfig, stop_ids: frozenset[int], seed: int) -> Outputs:
+    """Decode rows of one prompt length, greedily at temperature 0, and keep the largest log-probabilities."""
+    new_tokens = cfg.new_tokens
+    sampling = SamplingParams(temperature=cfg.temperature, seed=seed) if cfg.temperature else None
+    rows = [Sequence(i, ids, new_tokens, stop_ids, sampling) for i, ids in enumerate(prompt_BP.tolist())]
+    decode(target, rows, len(rows), verifier="naive" if cfg.temperature else "greedy")
+    found = [row.output_ids for row in rows]
     filler = int(prompt_BP[0, 0])
     ids_BN = torch.tensor([row + [filler] * (new_tokens - len(row)) for row in found])
     ids_BT = torch.cat([prompt_BP, ids_BN], 1)
     top_ids, top_logps = [], []
     for rows_BT in ids_BT.split(8):
         logits_BTV = target.module(input_ids=rows_BT[:, :-1].to(target.device), use_cache=False).logits
-        top = logits_BTV[:, prompt_BP.shape[1] - 1 :].float().log_softmax(-1).topk(top_k)
+        top = logits_BTV[:, prompt_BP.shape[1] - 1 :].float().log_softmax(-1).topk(cfg.top_k)
         top_ids.append(top.indices.cpu())
         top_logps.append(top.values.cpu())
     return Outputs(ids_BT, torch.tensor([len(row) for row in found]), torch.cat(top_ids), torch.cat(top_logps))
@@ -119,7 +84,7 @@ def generate_outputs(
     stop_ids: frozenset[int],
     made_by: str = "",
 ) -> dict[str, Any]:
-    """Write one .npz per batch until `num_batches` or `minutes` is reached; batches there are kept.
+    """Write one .npz file per batch until `num_batches` or `minutes` is reached; files of an earlier run are kept.
 
     Raises:
         TrainingError: the folder holds the outputs of another target (``made_by``, a fingerprint).
@@ -133,15 +98,14 @@ def generate_outputs(
         if not path.exists():
             if cfg.minutes is not None and time.monotonic() - started_s > 60.0 * cfg.minutes:
                 break
-            options = {"temperature": cfg.temperature, "seed": seed + index}
-            made = outputs_of(target, prompts.batch(index), cfg.new_tokens, cfg.top_k, stop_ids, **options)
+            made = outputs_of(target, prompts.batch(index), cfg, stop_ids, seed + index)
             save_outputs(made, path, target.vocab_size)
         num_done, num_tokens = num_done + 1, num_tokens + cfg.batch * cfg.new_tokens
     return {"batches": num_done, "rows": num_done * cfg.batch, "output_tokens": num_tokens}
 
 
 def _check_made_by(out: Path, made_by: str) -> None:
-    """One folder of outputs is of one target."""
+    """Record which target the folder's outputs are of, and refuse another one."""
     out.mkdir(parents=True, exist_ok=True)
     note = out / "target.json"
     if note.exists() and (found := json.loads(note.read_text())["made_by"]) != made_by:
@@ -150,7 +114,7 @@ def _check_made_by(out: Path, made_by: str) -> None:
 
 
 class PromptSource:
-    """Prompts cut from training files at starts of every kind; batch `index` depends on the seed alone."""
+    """Prompts cut from training files, at starts of every kind; batch `index` depends on the seed alone."""
 
     def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: GreedyConfig, seed: int) -> None:
         starts = starts_by_kind(corpus.train, corpus.is_code)
@@ -169,7 +133,7 @@ class PromptSource:
                 rows.append(ids)
             if len(rows) == self.cfg.batch:
                 return torch.tensor(rows)
-        raise TrainingError(f"the corpus holds hardly any text of {num_tokens} tokens; lower greedy.max_prompt_tokens")
+        raise TrainingError(f"the corpus has too few texts of {num_tokens} tokens; lower greedy.max_prompt_tokens")
 
     def _prompt(self, num_tokens: int, random: np.random.Generator) -> list[int]:
         prose = [kind for kind in PROSE_KINDS if kind in self.starts]
@@ -183,7 +147,7 @@ class PromptSource:
 
 
 class OutputStream(Stream):
-    """Minibatches from the cached outputs, each of one prompt length, shuffled anew in each pass."""
+    """Batches from the cached outputs, each of one prompt length; shuffled again in each pass."""
 
     def __init__(
         self, folder: Path, budget: Budget, seed: int, *, count_prompt: bool = False, num_devices: int = 1
@@ -196,7 +160,6 @@ class OutputStream(Stream):
         self._pass: tuple[int, list[tuple[int, Tensor]]] | None = None
 
     def draw(self) -> Batch:
-        """See Stream."""
         size = self.budget.stage.phases[0].batch * self.num_devices
         per_pass = sum(-(-len(outputs.ids_BT) // size) for outputs in self.outputs)
         number, index = divmod(self.place["batches"], per_pass)
@@ -217,7 +180,7 @@ class OutputStream(Stream):
 
 
 def save_outputs(outputs: Outputs, path: Path, vocab_size: int) -> None:
-    """Compact and whole: small ids and 16-bit log-probabilities, renamed into place."""
+    """Write small ids and 16-bit log-probabilities, atomically."""
     partial = path.with_suffix(".partial.npz")
     np.savez(
         partial,
@@ -230,7 +193,7 @@ def save_outputs(outputs: Outputs, path: Path, vocab_size: int) -> None:
 
 
 def load_outputs(path: Path) -> Outputs:
-    """What `save_outputs` wrote."""
+    """Read what `save_outputs` wrote."""
     try:
         with np.load(path) as arrays:
             ids, num_valid, top_ids = (

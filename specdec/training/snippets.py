@@ -1,4 +1,4 @@
-"""Places in a Python source where a prompt may start, by kind."""
+"""Where in a text a prompt may start: in Python sources by kind, in prose at any line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROSE_KINDS = ("docstring", "comment")
 
 
 def find_starts(text: str) -> Iterator[tuple[str, int]]:
-    """Yield (kind, character offset) of every line a prompt may start at; the file's first line is "head"."""
+    """(kind, character offset) of every line that a prompt may start at; the file's first line is "head"."""
     yield "head", 0
     offset = 0
     for line in text.splitlines(keepends=True):
@@ -35,7 +35,7 @@ def find_starts(text: str) -> Iterator[tuple[str, int]]:
 
 
 def starts_by_kind(files: list[SourceFile], is_code: bool = True) -> dict[str, list[tuple[SourceFile, int]]]:
-    """All starts of all files, grouped by kind; every kind is present, perhaps empty. In prose, any line is a start."""
+    """(file, character offset) of all starts, grouped by kind; a kind may have none. Prose has one kind, "text"."""
     if not is_code:
         return {"text": [(file, offset) for file in files for offset in line_starts(file.text)]}
     found: dict[str, list[tuple[SourceFile, int]]] = {kind: [] for kind in KINDS}

@@ -1,4 +1,4 @@
-"""What a task reads: corpus, tokenizer and, where there is one, the frozen target; each loaded when it is asked for."""
+"""What a task reads: corpus, tokenizer and, for drafts and heads, the frozen target; each is loaded on first use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from omegaconf import OmegaConf
 
 from specdec import assets
 from specdec.config.schema import PairConfig
+from specdec.core.files import write_lines
 from specdec.errors import SpecdecError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.checkpoints import load_model, load_tokenizer
 from specdec.models.compatibility import supported
 from specdec.models.vocabulary import check_tokenizer, num_ids
 from specdec.training import TrainingError
-from specdec.training.acceptance import stop_ids_of
 from specdec.training.config import TrainConfig
 from specdec.training.corpus import Corpus, read_corpus
-from specdec.training.heldout import make_prompts, write_prompts
+from specdec.training.decoding import stop_ids_of
+from specdec.training.heldout import make_prompts
 from specdec.training.stages import Record
 from specdec.training.tokenizer import encode_corpus, train_tokenizer
 
@@ -30,14 +31,14 @@ HELDOUT_SEED = 1234
 
 
 class Sources:
-    """Corpus, tokenizer and target of one config; what is computed lies in the stages' folders."""
+    """Corpus, tokenizer and target of one config; what is computed from them is kept in the folders of the stages."""
 
     def __init__(self, cfg: TrainConfig, folder: Path) -> None:
         self.cfg, self.folder = cfg, folder
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text."""
+        """Training and held-out text."""
         return read_corpus(self.cfg.corpus)
 
     @cached_property
@@ -59,14 +60,14 @@ class Sources:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Taken from where the config says, or beside the frozen target, or (task=lm) trained on the corpus."""
+        """The tokenizer that the config names, or the frozen target's, or (task=lm) one trained on the corpus."""
         if self.cfg.task == "lm" and self.cfg.tokenizer is None:
             name = str(self.folder / "tokens")
             if not (Path(name) / "tokenizer.json").exists():
                 texts = (file.text for file in self.corpus.train)
                 return train_tokenizer(texts, self.cfg.vocab_size, self.cfg.context_length, Path(name))
         else:
-            name = self.cfg.tokenizer or _beside(self.cfg.frozen)
+            name = self.cfg.tokenizer or _tokenizer_of(self.cfg.frozen)
         try:
             return load_tokenizer(name, OmegaConf.structured(PairConfig(name="frozen")))
         except SpecdecError as error:
@@ -74,23 +75,22 @@ class Sources:
 
     @property
     def vocab_size(self) -> int:
-        """Of a model for this tokenizer."""
+        """Vocabulary of a model for this tokenizer."""
         return num_ids(self.tokenizer)
 
     @property
     def special_ids(self) -> tuple[int | None, int | None, int | None]:
-        """What begins, ends and pads texts."""
-        tokenizer = self.tokenizer
-        return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        """The tokens that begin, end and pad texts."""
+        return self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """What ends the frozen target's outputs."""
+        """The tokens at which the frozen target stops by its own generation config."""
         return stop_ids_of(self.target)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the frozen target's weights."""
+        """Hash of the frozen target's weights."""
         digest = hashlib.sha256()
         for name, value in sorted(self.target.module.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
@@ -107,12 +107,12 @@ class Sources:
     def cut_prompts(self, out: Path) -> Record:
         """Stage: held-out prompts, the same for every seed of training."""
         prompts = make_prompts(self.corpus, self.tokenizer, self.cfg.heldout, HELDOUT_SEED)
-        write_prompts(prompts, out / "heldout.jsonl")
+        write_lines(out / "heldout.jsonl", prompts)
         return {"prompts": len(prompts)}
 
 
-def _beside(name: str) -> str:
-    """A tokenizer in the model's own folder, or in one called tokenizer beside it; otherwise the name itself."""
+def _tokenizer_of(name: str) -> str:
+    """The folder of a model's tokenizer: its own, or `tokenizer` beside it; otherwise the name itself."""
     folder = Path(assets.resolve(name)).expanduser()
     for place in (folder, folder.parent / "tokenizer"):
         if (place / "tokenizer.json").exists():

@@ -1,4 +1,4 @@
-"""Resumable stages: a finished stage leaves a JSON record, and a rerun reads it instead of working."""
+"""Resumable stages: a finished stage leaves a JSON record, which a later run reads in place of running the stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OF_FITS = (  # settings that those stages do not depend on
 )
 
 Record = dict[str, Any]
-"""A stage's figures, as they lie in its record.json."""
+"""A stage's figures, the content of its record.json."""
 
 
 def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[
         loaded: dict[str, Any] = json.loads(record_path.read_text())
         return loaded
     if force and stage_folder.exists():
-        shutil.rmtree(stage_folder)  # or the stage would resume at its end
+        shutil.rmtree(stage_folder)  # otherwise the stage would resume at its end
     stage_folder.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     print(f"[{name}] ...", flush=True)
@@ -45,10 +45,10 @@ def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[
 def keep_settings(
     folder: Path, settings: Record, force: bool, remedy: str = "choose another output_dir, or force=true"
 ) -> None:
-    """Note what decides a run beside its stages, so that a run with other settings does not take them for its own.
+    """Write the settings that decide a run's results beside its stages, so that no run reuses stages of other settings.
 
     Raises:
-        TrainingError: work in the folder was done with other settings; it names those, and what to do.
+        TrainingError: stages in the folder ran with other settings; the message names those, and what to do.
     """
     path, now = folder / "settings.json", flatten(json.loads(json.dumps(settings)))
     done = {record.parent.name for record in folder.glob("*/record.json")}
@@ -66,5 +66,5 @@ def keep_settings(
 
 
 def _fitted(folder: Path) -> bool:
-    """Whether a fit has begun that a run would go on from."""
+    """Whether there is a fit that a run would resume."""
     return any(path.suffix == ".ckpt" or path.name == "points.json" for path in folder.rglob("*"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +33,7 @@ from specdec.training.validation import Measure, Validation
 
 
 def train(cfg: TrainConfig) -> Record:
-    """Run one task: its stages that are not done yet, then the export; prints the report as one JSON line."""
+    """Run one task: the stages that are not done yet, then the export; prints the report as one JSON line."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
@@ -51,7 +50,7 @@ def train(cfg: TrainConfig) -> Record:
 def train_language_model(cfg: TrainConfig, folder: Path) -> Record:
     """A causal language model from scratch, on packed text."""
     sources = Sources(cfg, folder)
-    tokens = run_stage("tokens", folder, cfg.force, sources.encode)
+    stream, stages = training_stream(cfg, folder, sources, "corpus")
     if cfg.start is not None:
         model = load_llama(cfg.start, "start", sources.vocab_size)
     else:
@@ -61,37 +60,31 @@ def train_language_model(cfg: TrainConfig, folder: Path) -> Record:
 
     def measure(model: Any) -> Record:
         loss = evaluate_loss(model, heldout_BT)
-        return {"heldout_loss": round(loss, 4), "score": -loss}  # no draft is known yet whose acceptance could decide
+        return {"heldout_loss": round(loss, 4), "score": -loss}  # without a draft there is no acceptance
 
-    budget = Budget(cfg.fit)
-    stream = BlockStream(sources.load("train"), budget, cfg.seed)
-    work = partial(fit_model, "lm", model, next_token, stream, budget, cfg, measure)
-    record = run_stage("fit", folder, cfg.force, work)
+    record = fit_stage("lm", model, next_token, stream, cfg, measure, folder)
     model = load_llama(str(folder / "fit/model"), "fit", sources.vocab_size)
-    stages = {"tokens": tokens, "fit": record}
-    destination = export_model(cfg, model, sources, provenance_of(cfg, sources, stages))
+    provenance = provenance_of(cfg, sources, {**stages, "fit": record})
+    destination = export_model(cfg, model, sources, provenance)
     return {"export": str(destination), **record["final"], "steps": record["steps"]}
 
 
 def train_draft(cfg: TrainConfig, folder: Path) -> Record:
-    """A draft model that learns a frozen target's law."""
+    """A draft model that learns a frozen target's distribution."""
     sources = Sources(cfg, folder)
     target = sources.target
     prompts = heldout_prompts(cfg, folder, sources)
     draft = new_draft(cfg, target)
-    budget = Budget(cfg.fit)
-    stream, stages = training_stream(cfg, folder, sources, budget, cfg.distill.data)
+    stream, stages = training_stream(cfg, folder, sources, cfg.distill.data)
 
     def measure(model: Any) -> Record:
-        model.set_attn_implementation("sdpa")
-        target.module.set_attn_implementation("sdpa")
-        context_draft = CausalLM(model)
+        for module in (model, target.module):
+            module.set_attn_implementation("sdpa")
         make = lambda context: create("drafter", "model", context)  # noqa: E731
-        return measure_acceptance(target, make, prompts, cfg.validation, draft=context_draft)
+        return measure_acceptance(target, make, prompts, cfg.validation, draft=CausalLM(model))
 
     objective = Distill(target.module, cfg.distill, cfg.seed)
-    work = partial(fit_model, "distill", draft, objective, stream, budget, cfg, measure)
-    record = run_stage("fit", folder, cfg.force, work)
+    record = fit_stage("distill", draft, objective, stream, cfg, measure, folder)
     draft = load_llama(str(folder / "fit/model"), "fit", target.vocab_size)
     acceptance = measure(draft.eval())
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
@@ -105,25 +98,22 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     target = sources.target
     prompts = heldout_prompts(cfg, folder, sources)
     torch.manual_seed(cfg.seed)
-    module = kind.build(target.module, cfg.heads)
-    budget = Budget(cfg.fit)
-    stream, stages = training_stream(cfg, folder, sources, budget, cfg.distill.data)
+    module, settings = kind.build(target.module, cfg.heads), kind.settings(cfg.heads)
+    stream, stages = training_stream(cfg, folder, sources, cfg.distill.data)
     target.module.requires_grad_(False)
 
     def measure(trained: Any) -> Record:
-        # By way of a folder, so that what is measured is what others will load.
-        with TemporaryDirectory() as path:
-            save_heads(Path(path), cfg.heads.kind, kind.settings(cfg.heads), trained, target)
+        with TemporaryDirectory() as path:  # measured as a run would load it
+            save_heads(Path(path), cfg.heads.kind, settings, trained, target)
             make = lambda context: create("drafter", cfg.heads.kind, context, path=path)  # noqa: E731
             return measure_acceptance(target, make, prompts, cfg.validation)
 
     objective = HeadsObjective(kind, target.module, cfg.heads, cfg.seed)
-    work = partial(fit_model, f"heads.{cfg.heads.kind}", module, objective, stream, budget, cfg, measure)
-    record = run_stage("fit", folder, cfg.force, work)
+    record = fit_stage(f"heads.{cfg.heads.kind}", module, objective, stream, cfg, measure, folder)
     module.load_state_dict(torch.load(folder / "fit/module.pt"))
     acceptance = measure(module.eval())
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
-    destination = export_heads(cfg, kind.settings(cfg.heads), module, target, provenance)
+    destination = export_heads(cfg, settings, module, target, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
 
 
@@ -134,18 +124,18 @@ TASKS: dict[str, Callable[[TrainConfig, Path], Record]] = {
 }
 
 
-def fit_model(
-    name: str,
-    model: Any,
-    objective: Objective,
-    stream: Stream,
-    budget: Budget,
-    cfg: TrainConfig,
-    measure: Measure | None,
-    out: Path,
+def fit_stage(
+    name: str, model: Any, objective: Objective, stream: Stream, cfg: TrainConfig, measure: Measure, folder: Path
 ) -> Record:
-    """Fit, take the best weights where acceptance was measured, and write them to `out`."""
-    module = TrainingModule(name, model, objective, stream, budget)
+    """The stage `fit` of a task."""
+    return run_stage("fit", folder, cfg.force, lambda out: fit_model(name, model, objective, stream, cfg, measure, out))
+
+
+def fit_model(
+    name: str, model: Any, objective: Objective, stream: Stream, cfg: TrainConfig, measure: Measure | None, out: Path
+) -> Record:
+    """Fit, load the best weights if they were measured and are to be kept, and write the result to `out`."""
+    module = TrainingModule(name, model, objective, stream)
     validation = Validation(out, cfg.validation, measure) if measure is not None else None
     record = fit(module, out, cfg, validation)
     record["kept_step"] = take_best(module, out) if measure is not None and cfg.keep == "best" else None
@@ -161,29 +151,23 @@ def fit_model(
 
 
 def new_draft(cfg: TrainConfig, target: CausalLM) -> Any:
-    """The draft as training begins: given weights, the target's own layers where the shapes allow, or random ones."""
+    """The draft before training: given weights, the target's own layers if the shapes allow, or random weights."""
     if cfg.start is not None:
         return load_llama(cfg.start, "start", target.vocab_size)
-    config = target.module.config
-    ids = (config.bos_token_id, stop_id(target), config.pad_token_id)
-    draft = build_model(cfg.draft_model, target.vocab_size, target.context_length, cfg.seed + 1, ids)
     if cfg.new_draft not in ("target", "random"):
         raise TrainingError(f"new_draft={cfg.new_draft}: choose target (its layers, where the widths match) or random")
+    config = target.module.config
+    eos = config.eos_token_id
+    ids = (config.bos_token_id, eos[0] if isinstance(eos, list) else eos, config.pad_token_id)
+    draft = build_model(cfg.draft_model, target.vocab_size, target.context_length, cfg.seed + 1, ids)
     if cfg.new_draft == "target":
         start_from_target(draft, target.module)
     return draft
 
 
-def stop_id(target: CausalLM) -> int | None:
-    """One token that ends the target's texts."""
-    eos: int | list[int] | None = target.module.config.eos_token_id
-    return eos[0] if isinstance(eos, list) else eos
-
-
-def training_stream(
-    cfg: TrainConfig, folder: Path, sources: Sources, budget: Budget, data: str
-) -> tuple[Stream, dict[str, Record]]:
-    """What a draft or heads learn from: the target's outputs, generated once, or text as it is."""
+def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str) -> tuple[Stream, dict[str, Record]]:
+    """Training batches from the target's outputs, generated once, or from the corpus; and the record of that stage."""
+    budget = Budget(cfg.fit)
     if data == "corpus":
         record = run_stage("tokens", folder, cfg.force, sources.encode)
         return BlockStream(sources.load("train"), budget, cfg.seed), {"tokens": record}
@@ -215,7 +199,7 @@ def heldout_prompts(cfg: TrainConfig, folder: Path, sources: Sources) -> list[He
 
 
 def encoded(prompts: list[dict[str, Any]], tokenizer: Any, count: int | None) -> list[HeldoutPrompt]:
-    """Some of the prompts, as ids: every n-th, so that all lengths and categories are among them."""
+    """`count` of the prompts (None: all), as token ids, evenly over their lengths and categories."""
     every = max(1, len(prompts) // count) if count else 1
-    some = prompts[:: every | 1][:count]  # an odd step: categories repeat with an even period
+    some = prompts[:: every | 1][:count]  # an odd step, because the number of categories is even
     return [HeldoutPrompt(list(tokenizer(p["turns"][0]).input_ids), str(p["category"])) for p in some]
