@@ -1,27 +1,137 @@
-"""Whether a run is served online: rows then depend on the clock, or on the answers before them. Imports no torch."""
+"""Settings that mean nothing, or contradict each other: refused before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
+from specdec.config.drafter_weights import check_chosen
+from specdec.config.plugins import declared
+from specdec.config.processes import launched_from_outside, num_processes, world_size
+from specdec.config.reference import follows_plain, has_reference, sampling_params
+from specdec.config.schema import RunConfig
+from specdec.core.stop_strings import check_stop_strings
 from specdec.errors import ConfigError
+from specdec.registry import PLUGIN_GROUPS, unknown
+
+_CHOICES = {
+    "accelerator": ("auto", "cpu", "cuda"),
+    "strategy": ("auto", "ddp", "ddp_fork"),
+    "on_out_of_memory": ("fail", "shrink"),
+    "on_locked": ("wait", "skip"),
+}
 
 
-def is_serving(cfg: DictConfig) -> bool:
-    """Whether requests arrive over time, or conversations go on. Such a run has no meaning in parts."""
-    return bool(cfg.arrivals.name != "none" or cfg.data.turns == "conversation")
-
-
-def check_serving(cfg: DictConfig) -> None:
-    """Refuse what cannot be served.
+def check(config: RunConfig) -> None:
+    """Refuse a config that cannot run.
 
     Raises:
-        ConfigError: there are several processes with a queue each.
+        ConfigError: naming the setting, its value, and what would be right.
     """
-    runner = cfg.runner
-    num_devices = runner.devices if isinstance(runner.devices, int) else len(runner.devices)
-    if is_serving(cfg) and num_devices * runner.num_nodes > 1 and not runner.tensor_parallel:
+    for key in ("batch", "max_new_tokens"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"{key}={getattr(config, key)}: it must be at least 1")
+    _check_runner(config)
+    _check_serving(config)
+    check_chosen(config.drafter)
+    _refuse_incorrect(config)
+    _check_sampling(config)
+    _check_replay(config)
+    if config.strict and not (config.reference and has_reference(config)):
+        raise ConfigError("strict=true needs a reference to hold the output against: set reference=true, temperature=0")
+
+
+def is_serving(config: RunConfig) -> bool:
+    """Whether requests arrive over time, or conversations continue. Such a run cannot be split or resumed."""
+    return declared(config, "arrivals").timed or config.data.turns == "conversation"
+
+
+def _check_serving(config: RunConfig) -> None:
+    if is_serving(config) and num_processes(config.runner) > 1 and not config.runner.tensor_parallel:
         raise ConfigError(
-            f"arrivals={cfg.arrivals.name} with data.turns={cfg.data.turns} is served by one process: set "
+            f"arrivals={config.arrivals.name} with data.turns={config.data.turns} is served by one process: set "
             "runner.devices=1"
+        )
+
+
+def _check_runner(config: RunConfig) -> None:
+    runner = config.runner
+    for key, options in _CHOICES.items():
+        if getattr(runner, key) not in options:
+            raise ConfigError(unknown(f"runner.{key}", getattr(runner, key), options))
+    if isinstance(runner.devices, str | float) or not num_processes(runner) >= 1:
+        raise ConfigError(f"runner.devices={runner.devices}: give a number from 1 on, or a list of GPUs such as [2,3]")
+    if not isinstance(runner.devices, int) and runner.accelerator == "cpu":
+        raise ConfigError(f"runner.devices={list(runner.devices)}: CPU processes have no numbers; give how many")
+    size = num_processes(runner)
+    if launched_from_outside() and size != world_size():
+        raise ConfigError(
+            f"{world_size()} processes were started and runner.devices={runner.devices}, "
+            f"runner.num_nodes={runner.num_nodes} make {size}: set runner.devices to the processes per machine"
+        )
+    if runner.prefill_chunk is not None and runner.prefill_chunk < 1:
+        raise ConfigError(f"runner.prefill_chunk={runner.prefill_chunk}: give tokens from 1 on, or null for no chunks")
+    if runner.num_nodes > 1 and not launched_from_outside():
+        raise ConfigError(f"runner.num_nodes={runner.num_nodes}: start it with torchrun or srun, on every machine")
+    if runner.tensor_parallel:
+        _check_tensor_parallel(config, size)
+
+
+def _check_tensor_parallel(config: RunConfig, size: int) -> None:
+    """All ranks must take the same decisions, so nothing may depend on a clock."""
+    if size == 1:
+        raise ConfigError("runner.tensor_parallel=true splits the target over processes: set runner.devices=2 or more")
+    if config.weights != "pretrained":
+        raise ConfigError(f"runner.tensor_parallel=true with weights={config.weights}: only checkpoints can be split")
+    if declared(config, "draft_length").reads_clock:
+        raise ConfigError(
+            f"runner.tensor_parallel=true with draft_length={config.draft_length.name}: it looks at the clock, which "
+            "differs between processes; set draft_length=fixed"
+        )
+    share = getattr(config.scheduler, "prefill_share", 1)
+    if share < 1:
+        raise ConfigError(
+            f"runner.tensor_parallel=true with scheduler.prefill_share={share}: it looks at the clock, which differs "
+            "between processes; set scheduler.prefill_share=1"
+        )
+    if declared(config, "arrivals").timed:
+        raise ConfigError(
+            f"runner.tensor_parallel=true with arrivals={config.arrivals.name}: requests come by the clock, which "
+            "differs between processes; set arrivals=none"
+        )
+    if config.runner.on_out_of_memory != "fail":
+        raise ConfigError("runner.tensor_parallel=true: its processes go in step; set runner.on_out_of_memory=fail")
+
+
+def _refuse_incorrect(config: RunConfig) -> None:
+    """Plug-ins that are kept with their published defects run only where that is asked for."""
+    wrong = [
+        f"{group}={getattr(config, group).name}" for group in PLUGIN_GROUPS if declared(config, group).known_incorrect
+    ]
+    if wrong and not config.allow_incorrect:
+        raise ConfigError(f"{', '.join(wrong)}: known to be incorrect, kept as published; set allow_incorrect=true")
+
+
+def _check_sampling(config: RunConfig) -> None:
+    sampling_params(config)
+    if config.stop_strings is not None and not all(config.stop_strings):
+        raise ConfigError("stop_strings: an empty string would stop every row at once; leave it out")
+    check_stop_strings(config.stop_strings or ())
+    verifier = declared(config, "verifier")
+    if verifier.lossy and not config.allow_lossy:
+        raise ConfigError(f"verifier={verifier.name} is lossy: its output is biased; set allow_lossy=true")
+    if config.temperature > 0 and not verifier.samples:
+        raise ConfigError(
+            f"temperature={config.temperature} with verifier={verifier.name}: set verifier=rejection|block (or naive), "
+            "or temperature=0"
+        )
+
+
+def _check_replay(config: RunConfig) -> None:
+    """A drafter that replays the reference outputs needs some that the run can emit."""
+    if not declared(config, "drafter").replays:
+        return
+    name = config.drafter.name
+    if not config.reference:
+        raise ConfigError(f"drafter={name} replays the reference outputs: set reference=true")
+    if not follows_plain(config):
+        raise ConfigError(
+            f"drafter={name} with temperature={config.temperature}: only verifier=naive emits the outputs it replays"
         )

@@ -6,7 +6,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from specdec.errors import ConfigError
@@ -29,12 +28,12 @@ def check_weights(kind: str, path: str | None, untrained: bool) -> None:
         raise ConfigError(f"drafter.untrained=true with drafter.path={path}: leave one out")
 
 
-def check_chosen(drafter: Mapping[str, Any]) -> None:
+def check_chosen(drafter: Any) -> None:
     """The same of a config's drafter; those without weights of their own pass."""
-    if UNTRAINED in drafter:
-        check_weights(drafter["name"], drafter["path"], drafter[UNTRAINED])
+    if hasattr(drafter, UNTRAINED):
+        check_weights(drafter.name, drafter.path, drafter.untrained)
 
 
-def drafter_label(drafter: Mapping[str, Any]) -> str:
+def drafter_label(drafter: Any) -> str:
     """What tables call a config's drafter: its name, with a word where its weights are untrained."""
-    return f"{drafter['name']} ({UNTRAINED})" if drafter.get(UNTRAINED) else str(drafter["name"])
+    return f"{drafter.name} ({UNTRAINED})" if getattr(drafter, UNTRAINED, False) else str(drafter.name)

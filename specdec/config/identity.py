@@ -2,65 +2,54 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from specdec import assets
 from specdec.config.drafter_weights import UNTRAINED
-from specdec.config.schema import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER
-from specdec.registry import PLUGIN_GROUPS
+from specdec.config.plugins import declared
+from specdec.config.schema import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER, RunConfig
+from specdec.registry import NOT_PARAMS, PLUGIN_GROUPS
 
 _HASHED_BYTES = 64 * 1024 * 1024
 CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
 """Keys of env.json that decide speeds beside the settings."""
 
 
-def plain_copy(cfg: DictConfig) -> DictConfig:
-    """A resolved copy without types and flags."""
-    copied = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    assert isinstance(copied, DictConfig)
-    return copied
-
-
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved settings that decide what a point computes."""
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(resolved, dict)
-    settings = {str(key): copy.deepcopy(value) for key, value in resolved.items() if key not in NOT_IDENTITY}
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a point computes; their hash names its folder."""
+    settings = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
     for key in NOT_IDENTITY_OF_RUNNER:
-        settings["runner"].pop(key, None)
-    if resolved["debug"]["invariants"]:  # checked runs are slow: their times must not pass for those of others
-        settings["invariants_every"] = resolved["debug"]["invariants_every"]
+        del settings["runner"][key]
+    if config.debug.invariants:  # checked runs are slow: their times must not pass for those of others
+        settings["invariants_every"] = config.debug.invariants_every
     if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their names
         del settings["drafter"][UNTRAINED]
-    if settings["drafter"]["name"] == "none":  # nothing is drafted, so how much would be does not matter
-        settings.pop("draft_length", None)
-        settings.pop("gamma", None)
+    if not declared(config, "drafter").drafts:  # how much would be drafted does not matter
+        del settings["draft_length"], settings["gamma"]
     return settings
 
 
-def signature(cfg: DictConfig, prefix: str = "") -> dict[str, str]:
+def signature(config: RunConfig, prefix: str = "") -> dict[str, str]:
     """Per local input: a hash of its content (of names, sizes and times, for large files).
 
     Inputs are the pair's models and tokenizers, the prompts, and the files and folders that settings of the chosen
     plug-ins name: whatever is called path or corpus, and words with a slash or a suffix (not of loggers: they write).
     Only settings that begin with ``prefix`` are looked at.
     """
-    found = {key: content(name) for key, name in named(cfg).items() if key.startswith(prefix)}
+    found = {key: content(name) for key, name in named(config).items() if key.startswith(prefix)}
     return {key: known for key, known in found.items() if known is not None}
 
 
-def named(cfg: DictConfig) -> dict[str, str]:
+def named(config: RunConfig) -> dict[str, str]:
     """The files and folders, and names on the Hub, that a point's settings name as inputs."""
-    found = {f"pair.{role}": cfg.pair[role] for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
-    found["data.path"] = cfg.data.path
+    found = {f"pair.{role}": getattr(config.pair, role) for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
+    found["data.path"] = config.data.path
     for group in PLUGIN_GROUPS:
-        settings = [(key, value) for key, value in cfg[group].items() if key not in ("name", "label")]
+        settings = [(key, value) for key, value in vars(getattr(config, group)).items() if key not in NOT_PARAMS]
         found |= {f"{group}.{key}": value for key, value in settings if group != "logger" and _is_path(key, value)}
     return {key: str(name) for key, name in found.items() if name}
 

@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from specdec.config.labels import name_after
+from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError
 
 OPTION = "folder"
@@ -29,7 +28,7 @@ def folder_words(arguments: list[str]) -> list[str]:
     return words
 
 
-def fill_from_folder(pair: DictConfig) -> None:
+def fill_from_folder(pair: PairConfig) -> None:
     """Set target, draft and tokenizer from ``pair.folder`` where the config leaves them open.
 
     Raises:
@@ -42,11 +41,11 @@ def fill_from_folder(pair: DictConfig) -> None:
         raise ConfigError(f"pair={pair.folder}: no such folder; give one that train.py exported, or a pair's name")
     found = _beside(folder) if (folder / "target").is_dir() else _alone(folder)
     for role, path in found.items():
-        if pair[role] is None:
-            pair[role] = path
+        if getattr(pair, role) is None:
+            setattr(pair, role, path)
     if pair.name == OPTION:
         roles = ("target", "draft")
-        given = {role: pair[role] for role in roles}
+        given = {role: getattr(pair, role) for role in roles}
         pair.name = name_after(folder.resolve().name, given, {role: found.get(role) for role in roles})
 
 

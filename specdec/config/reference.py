@@ -2,101 +2,101 @@
 
 - Greedy: the target alone at batch 1, whatever the method.
 - Sampling with drafter=none or verifier=naive: plain sampling of the target alone at batch 1 with the same seeds,
-  because both emit, at every position, the token that the row's own random number there picks from the target's law.
+  because both emit, at every position, the token that the row's own random number there picks from the target's distribution.
 - Sampling with another verifier: the tokens also depend on what was drafted, so plain sampling gives other tokens of
-  the same law. The reference is the same method at batch 1 with the same seeds: equality shows that a row does not
-  depend on its neighbours. That the law is right is shown elsewhere, by enumeration (tests/test_verifiers_exact.py).
+  the same distribution. The reference is the same method at batch 1 with the same seeds: equality shows that a row does not
+  depend on its neighbours. That the distribution is right is shown elsewhere, by enumeration (tests/test_verifiers_exact.py).
   A draft length that looks at the batch drafts other tokens at batch 1, so there is nothing to compare with then.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from specdec.config.identity import identity, plain_copy, signature
+from specdec.config.identity import identity, signature
+from specdec.config.plugins import declared, plugin_config
+from specdec.config.schema import RunConfig
 from specdec.core.sampling_params import SamplingParams
-from specdec.registry import lookup
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-_PER_ROW_DRAFT_LENGTHS = ("fixed",)
+_BASELINE = "plain"
 
 
-def sampling_params(cfg: DictConfig) -> SamplingParams:
+def sampling_params(config: RunConfig) -> SamplingParams:
     """The settings of every row of a run.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    return SamplingParams(**{key: cfg[key] for key in _SAMPLING})
+    return SamplingParams(**{key: getattr(config, key) for key in _SAMPLING})
 
 
-def plain(cfg: DictConfig) -> DictConfig:
+def plain(config: RunConfig) -> RunConfig:
     """The same point with speculation off."""
-    copy = plain_copy(cfg)
-    with open_dict(copy):
-        copy.drafter = {"name": "none"}
-        # Nothing is drafted, so verifiers do not differ: one name for all, and one baseline for a sweep over them.
-        copy.verifier = {"name": "greedy" if cfg.temperature == 0 else "naive"}
-    return copy
+    # Nothing is drafted, so verifiers do not differ: one name for all, and one baseline for a sweep over them.
+    verifier = plugin_config("verifier", "greedy" if config.temperature == 0 else "naive")
+    return replace(config, drafter=plugin_config("drafter", "none"), verifier=verifier)
 
 
-def baseline_run(cfg: DictConfig) -> DictConfig:
-    """What a point's speed is compared with: scheduler=plain, the best plain decoding there is at this batch size.
+def baseline_run(config: RunConfig) -> RunConfig:
+    """What a point's speed is compared with: scheduler=plain, the fastest plain decoding at this batch size.
 
     That is continuous batches under alignment=inplace, whatever the point's own scheduler and alignment are.
     """
-    without = plain(cfg)
-    with open_dict(without):
-        if cfg.scheduler.name != "continuous":
-            without.scheduler = OmegaConf.structured(lookup("scheduler", "continuous").config)
-        without.scheduler.label = "plain"
-        if cfg.runner.tensor_parallel:
-            without.scheduler.prefill_share = 1.0  # less would look at a clock, which differs between processes
-        without.alignment = {"name": "inplace"}
-    return plain_copy(without)
+    continuous = plugin_config("scheduler", "continuous")
+    if isinstance(config.scheduler, type(continuous)):
+        continuous = config.scheduler
+    scheduler = replace(continuous, label=_BASELINE)
+    if config.runner.tensor_parallel:
+        scheduler.prefill_share = 1.0  # less would look at a clock, which differs between processes
+    return replace(plain(config), scheduler=scheduler, alignment=plugin_config("alignment", "inplace"))
 
 
-def is_baseline(cfg: DictConfig) -> bool:
-    """Whether a resolved point is what others are compared with."""
-    return identity(cfg) == identity(baseline_run(cfg))
+def is_baseline(config: RunConfig) -> bool:
+    """Whether a point is what others are compared with."""
+    return identity(config) == identity(baseline_run(config))
 
 
-def follows_plain(cfg: DictConfig) -> bool:
+def follows_plain(config: RunConfig) -> bool:
     """Whether the tokens must be those of plain decoding."""
-    return bool(cfg.temperature == 0 or cfg.drafter.name == "none" or cfg.verifier.name == "naive")
+    if config.temperature == 0 or not declared(config, "drafter").drafts:
+        return True
+    return declared(config, "verifier").follows_plain
 
 
-def has_reference(cfg: DictConfig) -> bool:
+def has_reference(config: RunConfig) -> bool:
     """Whether there is a run that must emit the same tokens."""
-    return follows_plain(cfg) or cfg.draft_length.name in _PER_ROW_DRAFT_LENGTHS
+    return follows_plain(config) or declared(config, "draft_length").per_row
 
 
-def reference_run(cfg: DictConfig) -> DictConfig:
+def reference_run(config: RunConfig) -> RunConfig:
     """The settings of the run that is compared with: one row at a time."""
-    alone = plain(cfg) if follows_plain(cfg) else plain_copy(cfg)
-    with open_dict(alone):
-        alone.update(batch=1, warmup=False, scheduler={"name": "static"}, batching={"name": "fifo"})
-        alone.update(alignment={"name": "eqspec"}, arrivals={"name": "none"}, execution="eager")
-    return alone
+    alone = {"scheduler": "static", "batching": "fifo", "alignment": "eqspec", "arrivals": "none"}
+    return replace(
+        plain(config) if follows_plain(config) else config,
+        batch=1,
+        warmup=False,
+        execution="eager",
+        **{group: plugin_config(group, name) for group, name in alone.items()},
+    )
 
 
-def method_settings(cfg: DictConfig) -> dict[str, Any]:
+def method_settings(config: RunConfig) -> dict[str, Any]:
     """What decides the reference outputs beyond the pair and the stops; empty for plain greedy decoding."""
     settings: dict[str, Any] = {}
-    if cfg.temperature != 0:
-        settings["sampling"] = {key: cfg[key] for key in _SAMPLING}
-    elif cfg.repetition_penalty != 1:
-        settings["sampling"] = {"repetition_penalty": cfg.repetition_penalty}
-    if cfg.stop_strings:
-        settings["stop_strings"] = list(cfg.stop_strings)
-    if not follows_plain(cfg):
-        settings["method"] = [OmegaConf.to_container(cfg[part]) for part in ("drafter", "verifier", "draft_length")]
-        settings["inputs"] = signature(cfg)
+    if config.temperature != 0:
+        settings["sampling"] = {key: getattr(config, key) for key in _SAMPLING}
+    elif config.repetition_penalty != 1:
+        settings["sampling"] = {"repetition_penalty": config.repetition_penalty}
+    if config.stop_strings:
+        settings["stop_strings"] = list(config.stop_strings)
+    if not follows_plain(config):
+        settings["method"] = [asdict(getattr(config, part)) for part in ("drafter", "verifier", "draft_length")]
+        settings["inputs"] = signature(config)
     return settings
 
 
-def reference_key(cfg: DictConfig, index: int, prompt_ids: list[int]) -> list[int]:
+def reference_key(config: RunConfig, index: int, prompt_ids: list[int]) -> list[int]:
     """What a row's reference is stored under: its prompt, and where it samples its place, which seeds it."""
-    return prompt_ids if cfg.temperature == 0 else [index, *prompt_ids]
+    return prompt_ids if config.temperature == 0 else [index, *prompt_ids]

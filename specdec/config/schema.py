@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from specdec.core.prompts import DataConfig
 from specdec.core.settings import setting
 
 
@@ -50,32 +51,6 @@ class PairConfig:
     target_architecture: dict[str, Any] | None = setting(None, "config.json as a dict, for weights=random")
     draft_architecture: dict[str, Any] | None = None
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-
-@dataclass
-class DataConfig:
-    """Prompts in Spec-Bench's schema: question_id, category, turns."""
-
-    name: str = MISSING
-    path: str | None = setting(
-        None, "local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us"
-    )
-    split: str = setting("train", "for Hub datasets")
-    turns: str = setting(
-        "first", "first turns only; all: each a prompt of its own; conversation: each after the one before"
-    )
-    num_prompts: int | None = setting(None, "null means all (8 with weights=random)")
-    category: list[str] | None = setting(None, "keep only these categories")
-    prompt_tokens: int | None = setting(
-        None, "cut or lengthen every prompt to exactly so many tokens; null: as they are"
-    )
-    max_input_tokens: int | None = setting(None, "null: context length minus max_new_tokens; a history counts too")
-    overlong: str = setting("refuse", "a longer prompt: refuse (stop), truncate (keep its first tokens), skip")
-    empty: str = setting("refuse", "a prompt without tokens: refuse or skip")
-    broken: str = setting("refuse", "a line that is not valid: refuse or skip")
-    shuffle: bool = False
-    seed: int = setting(0, "of the shuffle")
-    chat_template: str = setting("auto", "auto: if the tokenizer has one; always; never")
 
 
 @dataclass

@@ -1,0 +1,29 @@
+"""The plug-ins that a run's config chooses: what they declare, and their settings. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from specdec.config.schema import RunConfig
+from specdec.registry import NOT_PARAMS, Entry, create, lookup
+
+
+def declared(config: RunConfig, group: str) -> Entry:
+    """What the plug-in chosen for ``group`` declares of itself."""
+    return lookup(group, getattr(config, group).name)
+
+
+def plugin_config(group: str, name: str, **settings: Any) -> Any:
+    """The config of ``group=name`` with its defaults, but for ``settings``."""
+    config = lookup(group, name).config(**settings)
+    if getattr(config, "label", None) == "${.name}":
+        config.label = name
+    return config
+
+
+def plugin(config: RunConfig, group: str, *dependencies: Any) -> Any:
+    """Build the plug-in chosen for ``group``, with its settings as keywords."""
+    settings = asdict(getattr(config, group))
+    params = {key: value for key, value in settings.items() if key not in NOT_PARAMS}
+    return create(group, settings["name"], *dependencies, **params)
