@@ -106,8 +106,8 @@ def load(name: str) -> Pair:
     from hydra import compose, initialize_config_module
 
     import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+    from specdec.config.resolve import resolve
     from specdec.models.pair import load_pair
-    from specdec.run.runner import resolve
 
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         return load_pair(resolve(compose(config_name="config", overrides=[f"pair={name}"])))

@@ -16,12 +16,12 @@ from specdec.bench.claims import judge
 from specdec.bench.plan import BenchCell, pairs, steps, turn
 from specdec.bench.prompts import cell_prompts, uneven
 from specdec.bench.suite import FOLDER, Claim, Study, load_suite
+from specdec.config.resolve import resolve
 from specdec.core.files import read_lines
 from specdec.core.lock import locked
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
 from specdec.report.intervals import median, ratio_of_medians
-from specdec.run.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
 HF = str(FOLDER / "peers" / "peer_hf.py")

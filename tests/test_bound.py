@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_module
 
+from specdec.config.resolve import resolve
 from specdec.core.clock import Clock
 from specdec.core.prompts import load_prompts
 from specdec.models.pair import load_pair
-from specdec.run.decode import decode
+from specdec.run.decode import Watch, decode
 from specdec.run.factory import preserving_model_state
 from specdec.run.forward_bound import bound_counts, bound_figures, work
 from specdec.run.forward_log import ForwardLog, Shape, recording
-from specdec.run.runner import resolve
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
 
@@ -43,7 +43,8 @@ def test_the_replay_runs_the_same_forwards(scheduler, alignment):
     ]
     try:
         log = ForwardLog()
-        _, tally, clock, _ = decode(cfg, pair, prompts, forwards=log)
+        decoded = decode(cfg, pair, prompts, watch=Watch(forwards=log))
+        tally, clock = decoded.tally, decoded.clock
         ran = seen.copy()
         assert len(log.shapes) == len(ran) > tally.num_verify_calls
         assert [(s.num_rows, s.num_tokens) for s in log.shapes] == [ids for _, ids, _ in ran]
@@ -72,7 +73,7 @@ def test_forwards_between_rounds_are_not_the_runs():
     pair = load_pair(cfg)
     prompts, _ = load_prompts(cfg.data, pair.tokenizer, 100)
     alone = ForwardLog()
-    decode(cfg, pair, prompts, forwards=alone)
+    decode(cfg, pair, prompts, watch=Watch(forwards=alone))
     inner = composed("max_new_tokens=2", "data.num_prompts=2", "warmup=false", "batch=1", "execution=eager")
 
     def decode_others(*_: object) -> None:
@@ -81,7 +82,7 @@ def test_forwards_between_rounds_are_not_the_runs():
             assert pair.target.execution.name == "eager"
 
     log = ForwardLog()
-    decode(cfg, pair, prompts, decode_others, forwards=log)
+    decode(cfg, pair, prompts, watch=Watch((decode_others,), forwards=log))
     assert log.shapes == alone.shapes
     assert pair.target.execution.name == "fused"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_module
 
+from specdec.config.resolve import resolve
 from specdec.config.schema import RunConfig
-from specdec.run.runner import resolve
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -12,11 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from specdec.alignment.bsp import BspAlignment
 from specdec.alignment.dsd import DsdAlignment
+from specdec.config.resolve import resolve
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
-from specdec.run.runner import resolve
 from specdec.verifiers.dsd import DsdVerifier
 from specdec.verifiers.greedy import GreedyVerifier
 

@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from worlds import READ_S, Always, World, compute_bound, memory_bound
 
+from specdec.config.resolve import resolve
 from specdec.core.prompts import Prompt
 from specdec.core.sequence import Sequence
 from specdec.draft_lengths.__main__ import main as show_profiles
@@ -23,7 +24,6 @@ from specdec.draft_lengths.probes import SHORTEST_PAUSE
 from specdec.draft_lengths.profile import Profiler, Trial, read_trials
 from specdec.models.pair import load_pair
 from specdec.run.decode import decode
-from specdec.run.runner import resolve
 from specdec.run.trial_rounds import NUM_TOKENS, NUM_TURNS
 
 
@@ -175,7 +175,7 @@ def test_a_real_pair_is_measured_once_with_whole_drafts_only(tmp_path, capsys):
     cfg = composed(tmp_path, "batch=3")
     pair = load_pair(cfg)
     prompts = [Prompt(i, i, "c", [(7 * i + j) % 50 for j in range(5 + 3 * i)]) for i in range(4)]
-    rows = decode(cfg, pair, prompts)[0]
+    rows = decode(cfg, pair, prompts).rows
     assert capsys.readouterr().out.count("measuring draft lengths at batch size 1, 2, 3, once") == 1
     (path,) = (tmp_path / "draft_tables").iterdir()
     for size, by_gamma in read_trials(path).items():
@@ -191,7 +191,7 @@ def test_a_real_pair_is_measured_once_with_whole_drafts_only(tmp_path, capsys):
         assert num_tokens > size * NUM_TOKENS, "so that batches were begun again"
 
     plain = composed(tmp_path, "batch=3", "drafter=none", "draft_length=fixed")
-    assert [row.output_ids for row in decode(plain, pair, prompts)[0]] == [row.output_ids for row in rows]
+    assert [row.output_ids for row in decode(plain, pair, prompts).rows] == [row.output_ids for row in rows]
     decode(cfg, pair, prompts)
     decode(composed(tmp_path, "batch=3", "draft_length.profile=false"), pair, prompts)
     assert "measuring" not in capsys.readouterr().out
@@ -201,9 +201,9 @@ def test_what_is_drafted_behind_a_stop_is_not_counted(tmp_path):
     cfg = composed(tmp_path, "batch=2", "draft_length.max_gamma=2")
     pair = load_pair(cfg)
     prompts = [Prompt(i, i, "c", [(7 * i + j) % 50 for j in range(9)]) for i in range(2)]
-    firsts = [row.output_ids[0] for row in decode(cfg, pair, prompts)[0]]
+    firsts = [row.output_ids[0] for row in decode(cfg, pair, prompts).rows]
     stopping = composed(tmp_path / "stops", "batch=2", "draft_length.max_gamma=2", f"stop_tokens={firsts}")
-    assert [len(row.output_ids) for row in decode(stopping, pair, prompts)[0]] == [1, 1]
+    assert [len(row.output_ids) for row in decode(stopping, pair, prompts).rows] == [1, 1]
     (path,) = (tmp_path / "stops" / "draft_tables").iterdir()
     trials = read_trials(path)
     assert [trial.num_row_rounds for by_gamma in trials.values() for trial in by_gamma.values()] == [0] * 6
@@ -225,7 +225,7 @@ def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
     cfg = composed(tmp_path, "batch=2", "max_new_tokens=2")
     pair = load_pair(cfg)
     prompts = [Prompt(i, i, "c", [i + 1] * (pair.context_length - 2)) for i in range(2)]
-    assert [len(row.output_ids) for row in decode(cfg, pair, prompts)[0]] == [2, 2]
+    assert [len(row.output_ids) for row in decode(cfg, pair, prompts).rows] == [2, 2]
     (path,) = (tmp_path / "draft_tables").iterdir()
     assert sorted(json.loads(path.read_text())["trials"]) == ["1", "2"]
 
@@ -236,8 +236,8 @@ def test_other_drafters_are_measured_too(drafter, tmp_path):
     pair = load_pair(cfg)
     prompts = [Prompt(10 + i, i, "c", [(7 * i + j) % 5 for j in range(9 + i)]) for i in range(2)]
     plain = composed(tmp_path, "batch=1", "drafter=none", "draft_length=fixed")
-    expected = {row.index: row.output_ids for row in decode(plain, pair, prompts)[0]}
-    rows = decode(cfg, pair, prompts, known_output=lambda row: expected[row.index])[0]
+    expected = {row.index: row.output_ids for row in decode(plain, pair, prompts).rows}
+    rows = decode(cfg, pair, prompts, known_output=lambda row: expected[row.index]).rows
     assert {row.index: row.output_ids for row in rows} == expected
     (path,) = (tmp_path / "draft_tables").iterdir()
     trials = read_trials(path)

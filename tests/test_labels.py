@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_module
 from test_pair import save_tokenizer
 
 from specdec import analysis
+from specdec.config.resolve import resolve
 from specdec.models import pair as pair_module
 from specdec.models.pair import load_pair
 from specdec.report.__main__ import main as report
 from specdec.report.content import collect
 from specdec.report.texts import prompts
-from specdec.run.runner import resolve
 
 SMALL = ["max_new_tokens=5", "batch=2", "scheduler=static", "baseline=false", "stop_tokens=[]"]
 PRESETS = ("tiny", "vicuna", "qwen3", "glm4", "synthetic")

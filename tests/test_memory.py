@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
+from specdec.config.resolve import resolve
 from specdec.core.clock import Clock
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
@@ -29,7 +30,6 @@ from specdec.run import memory_check as fitting
 from specdec.run.decode import decode
 from specdec.run.factory import build_engine
 from specdec.run.memory_plan import MemoryPlan
-from specdec.run.runner import resolve
 
 CPU = torch.device("cpu")
 FACTOR_ABOVE, FACTOR_BELOW = 1.25, 4.0
@@ -88,7 +88,7 @@ def test_what_a_run_takes_is_what_was_predicted(pair, alignment, batch, length):
     decode(cfg, loaded, prompts[:1])  # what the first forwards of a process load is not the run's
     give_back()
     predicted, before = fitting.plan_run(cfg, loaded, prompts), used_bytes(CPU)
-    memory = decode(cfg, loaded, prompts)[3]
+    memory = decode(cfg, loaded, prompts).memory
     taken = memory.bytes - before
     assert taken > 10e6, "enough to be told from noise"
     assert predicted.run_bytes / FACTOR_BELOW < taken < predicted.run_bytes * FACTOR_ABOVE
@@ -183,7 +183,7 @@ def test_shrinking_reads_prompts_in_chunks_where_that_is_enough(monkeypatch):
     free = replace(whole, prefill_chunk=128).run_bytes
     assert free < whole.run_bytes
     monkeypatch.setattr(fitting, "free_bytes", lambda device: free)
-    chunked, notes = fitting.check_run(cfg, loaded, prompts)
+    chunked, cfg, notes = fitting.check_run(cfg, loaded, prompts)
     assert cfg.runner.prefill_chunk == chunked.prefill_chunk == 128
     assert "chunks of 128 tokens" in notes[0]
     cfg.runner.on_out_of_memory, cfg.runner.prefill_chunk = "fail", None

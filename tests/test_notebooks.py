@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from nbclient import NotebookClient
 
-from specdec.run.runner import resolve
+from specdec.config.resolve import resolve
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

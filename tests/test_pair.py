@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 import specdec.config
 from specdec.config.identity import signature
+from specdec.config.resolve import resolve
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError, PairError
 from specdec.models import pair as pair_module
 from specdec.models.pair import load_pair
 from specdec.run.reference_outputs import reference_settings
-from specdec.run.runner import resolve
 from specdec.run.trial_rounds import profiler
 from specdec.run.trial_rows import TrialRows
 
@@ -153,7 +153,7 @@ def test_random_weights_of_the_papers_pairs(name, width):
         overrides = [f"pair.hidden_size={width}"]
     cfg = composed(f"pair={name}", "weights=random", "pair.num_layers=2", "pair.vocab_size=3000", *overrides)
     pair = load_pair(cfg)
-    assert pair.target.module.config.model_type == cfg.pair.target_architecture.model_type
+    assert pair.target.module.config.model_type == cfg.pair.target_architecture["model_type"]
     assert pair.target.num_layers == 2
     assert pair.target.vocab_size == pair.draft.vocab_size == 3000
     rows, _ = run_all(make_engine(pair.target, pair.draft, gamma=2), [[5, 6, 7], [8], [9, 10]], 6)

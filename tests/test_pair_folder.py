@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from specdec.config.pair_folder import fill_from_folder, folder_words
 from specdec.config.schema import PairConfig
@@ -17,7 +16,7 @@ SMALL = ["data.num_prompts=2", "max_new_tokens=6", "batch=2", "baseline=false"]
 
 
 def filled(folder, **settings):
-    pair = OmegaConf.structured(PairConfig(name="folder", folder=str(folder), **settings))
+    pair = PairConfig(name="folder", folder=str(folder), **settings)
     fill_from_folder(pair)
     return pair
 

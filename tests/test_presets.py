@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from specdec.cli.presets import split_presets
 from specdec.config.identity import identity
+from specdec.config.resolve import resolve
 from specdec.core.columns import COLUMNS
 from specdec.core.files import flatten
 from specdec.core.prompts import load_prompts
 from specdec.errors import ConfigError
 from specdec.report.published import published
 from specdec.run.folder import RunFolder
-from specdec.run.runner import resolve
 
 PAPER = published()
 FOLDER = files("specdec.conf") / "experiment"

@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specdec.config.schema import DataConfig
-from specdec.core.prompts import load_prompts
+from specdec.core.prompts import DataConfig, load_prompts
 from specdec.errors import ConfigError, DataError
 
 SPEC_BENCH = Path(__file__).parent.parent.parent / "shared" / "data" / "spec_bench.jsonl"
@@ -39,7 +37,7 @@ def load(tmp_path, tokenizer):
     def call(lines, limit=100, **settings):
         path = tmp_path / "data.jsonl"
         path.write_text("\n".join(lines) + "\n")
-        cfg = OmegaConf.structured(DataConfig(name="test", path=str(path), **settings))
+        cfg = DataConfig(name="test", path=str(path), **settings)
         return load_prompts(cfg, tokenizer, limit)
 
     return call
@@ -126,22 +124,22 @@ def test_local_datasets_folder(tmp_path, tokenizer):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_text(question(5, "abc") + "\n" + question(6, "de") + "\n")
     folder = tmp_path / "hub"
-    cfg = OmegaConf.structured(DataConfig(name="hub", path=f"file://{folder}/train.jsonl"))
+    cfg = DataConfig(name="hub", path=f"file://{folder}/train.jsonl")
     prompts, _ = load_prompts(cfg, tokenizer, 100)
     assert [p.question_id for p in prompts] == [5, 6]
 
 
 def test_missing_source(tokenizer):
-    cfg = OmegaConf.structured(DataConfig(name="mine", path="no/such/file.jsonl"))
+    cfg = DataConfig(name="mine", path="no/such/file.jsonl")
     with pytest.raises(DataError, match=r"no/such/file\.jsonl: no such file"):
         load_prompts(cfg, tokenizer, 100)
     with pytest.raises(ConfigError, match=r"needs data\.path"):
-        load_prompts(OmegaConf.structured(DataConfig(name="mine")), tokenizer, 100)
+        load_prompts(DataConfig(name="mine"), tokenizer, 100)
 
 
 @pytest.mark.skipif(not SPEC_BENCH.exists(), reason="the Spec-Bench prompts are not on this machine")
 def test_spec_bench(tokenizer):
-    cfg = OmegaConf.structured(DataConfig(name="spec_bench", path=str(SPEC_BENCH), overlong="truncate"))
+    cfg = DataConfig(name="spec_bench", path=str(SPEC_BENCH), overlong="truncate")
     prompts, _ = load_prompts(cfg, tokenizer, 256)
     assert len(prompts) == 480
     assert len({p.category for p in prompts}) == 13

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import small_llama
-from omegaconf import OmegaConf
 from test_prompts import byte_level, question
 
 import specdec
-from specdec.config.schema import DataConfig
 from specdec.conformance.models import letter_tokenizer
-from specdec.core.prompts import load_prompts
+from specdec.core.prompts import DataConfig, load_prompts
 from specdec.errors import ConfigError, DataError, SpecdecError
 from specdec.models.causal_lm import CausalLM
 
@@ -21,7 +19,7 @@ def load(tmp_path):
     def call(lines, **settings):
         path = tmp_path / "data.jsonl"
         path.write_text("\n".join(lines) + "\n")
-        cfg = OmegaConf.structured(DataConfig(name="test", path=str(path), **settings))
+        cfg = DataConfig(name="test", path=str(path), **settings)
         return load_prompts(cfg, byte_level(), 1000)
 
     return call
@@ -86,7 +84,7 @@ def test_all_broken_lines_are_named_up_to_a_number(load):
 def test_records_of_a_dataset_are_checked_alike(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"question_id": 5, "category": "a", "turns": "abc"}\n')
-    cfg = OmegaConf.structured(DataConfig(name="hub", path=f"file://{path}"))
+    cfg = DataConfig(name="hub", path=f"file://{path}")
 
     def records():
         return load_prompts(cfg, byte_level(), 100)

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.config.processes import is_main_process, world_size
+from specdec.config.resolve import resolve
 from specdec.core.files import read_lines
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
 from specdec.run.distributed import Ranks, shares
-from specdec.run.runner import resolve
 
 ROOT = Path(__file__).parent.parent
 SIX = [

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 import specdec.config
 from specdec.config.identity import identity
+from specdec.config.resolve import resolve
 from specdec.core.clock import STAGES, Clock
 from specdec.core.files import read_lines, write_atomically
 from specdec.core.metrics import quantile, timing
 from specdec.equivalence.store import ReferenceStore, compare
 from specdec.run.folder import RunFolder
-from specdec.run.runner import resolve
 
 ROOT = Path(__file__).parent.parent
 

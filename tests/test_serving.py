@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from specdec import assets
+from specdec.config.resolve import resolve
 from specdec.core.clock import Clock, VirtualClock
 from specdec.core.files import read_lines
 from specdec.core.prompts import Prompt
@@ -23,7 +24,7 @@ from specdec.models import pair as pair_module
 from specdec.models.checkpoints import load_tokenizer
 from specdec.models.pair import load_pair
 from specdec.run.decode import conversations
-from specdec.run.runner import resolve, run_point
+from specdec.run.runner import run_point
 from specdec.run.serving.conversations import Conversations
 from specdec.run.serving.figures import ServingLog
 from specdec.run.serving.poisson import PoissonArrivals

@@ -115,7 +115,7 @@ def test_explanations_are_made_in_a_later_process(run, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(point, "_explain", interrupt)
+        patch.setattr(point, "explain_divergences", interrupt)
         code, _, err = run(*wrong)
     assert code == 130
     assert err.strip() == "specdec: interrupted; what is finished is kept, run the same command again to go on"
@@ -220,7 +220,7 @@ def test_a_failed_point_leaves_its_error_and_what_it_finished(run, monkeypatch):
         raise ValueError("the first line\nand a second")
 
     with monkeypatch.context() as patch:
-        patch.setattr(point, "_explain", fail)
+        patch.setattr(point, "explain_divergences", fail)
         code, _, err = run(*SMALL)
     assert code == 1
     assert "ValueError: the first line (set SPECDEC_TRACEBACK=1" in err

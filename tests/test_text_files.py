@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_llama
-from omegaconf import OmegaConf
 from test_drafters import context_of
 from test_prompts import byte_level, question
 
 from specdec import analysis
-from specdec.config.schema import DataConfig
 from specdec.conformance.models import letter_tokenizer
-from specdec.core.prompts import load_prompts
+from specdec.core.prompts import DataConfig, load_prompts
 from specdec.drafters.trigram import TrigramDrafter
 from specdec.errors import ConfigError, DataError, SpecdecError
 from specdec.models.causal_lm import CausalLM
@@ -39,7 +37,7 @@ def load(tmp_path):
     def call(content: bytes | str, **settings):
         path = tmp_path / "data.jsonl"
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        cfg = OmegaConf.structured(DataConfig(name="test", path=str(path), **settings))
+        cfg = DataConfig(name="test", path=str(path), **settings)
         return load_prompts(cfg, byte_level(), 1000)
 
     return call

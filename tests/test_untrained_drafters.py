@@ -19,6 +19,7 @@ from specdec import analysis, conformance
 from specdec.bench.__main__ import main as bench
 from specdec.bench.suite import FOLDER
 from specdec.config.identity import identity
+from specdec.config.resolve import resolve
 from specdec.core.files import digest
 from specdec.draft_lengths.__main__ import main as draft_lengths
 from specdec.errors import ConfigError, PairError
@@ -26,7 +27,6 @@ from specdec.models.causal_lm import CausalLM
 from specdec.models.pair import load_pair
 from specdec.registry import create
 from specdec.report.__main__ import main as report
-from specdec.run.runner import resolve
 from specdec.training import TrainingError
 from specdec.training.model import load_llama
 

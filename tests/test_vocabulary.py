@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 import specdec
 from specdec.alignment.dsd import DsdAlignment
+from specdec.config.resolve import resolve
 from specdec.conformance.models import letter_tokenizer
 from specdec.core.clock import Clock
 from specdec.core.sequence import Sequence
@@ -26,7 +27,6 @@ from specdec.models import pair as pair_module
 from specdec.models.causal_lm import CausalLM
 from specdec.models.pair import load_pair
 from specdec.run.factory import build_engine
-from specdec.run.runner import resolve
 
 SAME = list(range(VOCAB))
 

@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 
 import specdec.config  # noqa: F401  (declares the plug-ins)
 from specdec.alignment.observation import Observed, watch
+from specdec.config.resolve import resolve
 from specdec.core.clock import Clock
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.models.pair import load_pair
 from specdec.run.factory import build_engine
-from specdec.run.runner import resolve
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from specdec import assets
+from specdec.config.schema import RunConfig
 from specdec.core.files import digest, write_json
 from specdec.models.pair import Pair
 
 _DONE = "exported.json"
 
 
-def export_pair(cfg: DictConfig, pair: Pair, cache: Path) -> tuple[Path, Path | None]:
+def export_pair(cfg: RunConfig, pair: Pair, cache: Path) -> tuple[Path, Path | None]:
     """Folders of target and draft: those that the pair was loaded from, or new ones under ``cache``.
 
     Call it before anything is decoded, so that no engine has packed the weights yet.
     """
     if cfg.weights == "pretrained":
-        folders = [Path(assets.resolve(cfg.pair[role])) if cfg.pair[role] else None for role in ("target", "draft")]
+        names = (cfg.pair.target, cfg.pair.draft)
+        folders = [Path(assets.resolve(name)) if name else None for name in names]
         if all(folder is None or (folder.is_dir() and _is_whole(folder)) for folder in folders) and folders[0]:
             return folders[0], folders[1]
     root = cache / "models" / digest([pair.fingerprint, pair.draft_fingerprint, str(cfg.runner.dtype)])

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, open_dict
 
 from specdec.bench.plan import BenchCell, num_prompts
 from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
-from specdec.config.drafter_weights import drafter_label
+from specdec.config.drafter_weights import UNTRAINED, drafter_label
 from specdec.config.identity import content, named
 from specdec.config.reference import reference_key
+from specdec.config.resolve import resolve
+from specdec.config.schema import RunConfig
 from specdec.core.metrics import latencies, ratio, timing
 from specdec.core.prompts import Prompt, load_prompts
 from specdec.equivalence.store import ReferenceStore, compare
 from specdec.models.pair import Pair, load_pair
-from specdec.run.decode import decode
+from specdec.run.decode import Watch, decode
 from specdec.run.forward_bound import bound_counts, bound_figures
 from specdec.run.forward_log import ForwardLog
 from specdec.run.reference_outputs import complete_reference, reference_settings
-from specdec.run.runner import resolve
 
 WARMUP_TOKENS = 8
 
@@ -33,7 +33,7 @@ WARMUP_TOKENS = 8
 class Workload:
     """What a method decodes in a cell, and the outputs of the target alone that it must give."""
 
-    cfg: DictConfig
+    cfg: RunConfig
     pair: Pair
     prompts: list[Prompt]
     store: ReferenceStore
@@ -63,7 +63,7 @@ class Workload:
         return {
             "target_fingerprint": self.pair.fingerprint,
             "draft_fingerprint": self.pair.draft_fingerprint,
-            "drafter": drafter_label(self.cfg.drafter),
+            "drafter": drafter_label(self.cfg.drafter.name, getattr(self.cfg.drafter, UNTRAINED, False)),
             "inputs": {name: known for name in named(self.cfg).values() if (known := content(name)) is not None},
         }
 
@@ -74,11 +74,11 @@ class Workloads:
     def __init__(self, suite: Suite, pair: list[str]) -> None:
         self._suite = suite
         self._pair = pair
-        self._configs: dict[tuple[Any, ...], DictConfig] = {}
+        self._configs: dict[tuple[Any, ...], RunConfig] = {}
         self._pools: dict[int, list[Prompt]] = {}
         self._stores: dict[str, ReferenceStore] = {}
 
-    def config(self, study: Study, method: list[str], batch: int) -> DictConfig:
+    def config(self, study: Study, method: list[str], batch: int) -> RunConfig:
         """The run config of a method in a cell, checked as a run's is."""
         key = (study.title, study.longest_output, *study.overrides, *method, batch)
         if key not in self._configs:
@@ -116,9 +116,8 @@ def warm_up(work: Workload, method: Method) -> float:
     started = time.perf_counter()
     cfg, prompts = work.cfg, work.prompts
     if method.warmup != "full":
-        cfg, prompts = cfg.copy(), prompts[: cfg.batch]
-        with open_dict(cfg):
-            cfg.max_new_tokens = min(WARMUP_TOKENS, cfg.max_new_tokens)
+        cfg = replace(cfg, max_new_tokens=min(WARMUP_TOKENS, cfg.max_new_tokens))
+        prompts = prompts[: cfg.batch]
     decode(cfg, work.pair, prompts, known_output=work.known_output)
     return time.perf_counter() - started
 
@@ -126,7 +125,8 @@ def warm_up(work: Workload, method: Method) -> float:
 def measure(work: Workload, bound: bool) -> dict[str, Any]:
     """Decode a cell's prompts; seconds are those from the first prompt's arrival to the last row's end."""
     log = ForwardLog() if bound else None
-    rows, tally, clock, memory = decode(work.cfg, work.pair, work.prompts, known_output=work.known_output, forwards=log)
+    decoded = decode(work.cfg, work.pair, work.prompts, work.known_output, Watch(forwards=log))
+    rows, tally, clock = decoded.rows, decoded.tally, decoded.clock
     wall_s = max(row.finished_s or 0.0 for row in rows) - rows[0].arrived_s - (log.overhead_s if log else 0.0)
     times = timing(clock.seconds, tally.num_output_tokens)
     figures: dict[str, Any] = {
@@ -138,7 +138,7 @@ def measure(work: Workload, bound: bool) -> dict[str, Any]:
         "tokens_per_s": ratio(tally.num_output_tokens, wall_s),
         "decode_tokens_per_s": ratio(tally.num_output_tokens, times["decode_s"]),
         "align_s_per_round": ratio(times["align_s"], tally.num_verify_calls),
-        "peak_memory_bytes": memory.bytes,
+        "peak_memory_bytes": decoded.memory.bytes,
     }
     if log is not None:
         figures.update(bound_figures([bound_counts(log, clock, work.pair.target.device)]))

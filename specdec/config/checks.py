@@ -120,7 +120,7 @@ def _check_sampling(config: RunConfig) -> None:
     if config.temperature > 0 and not verifier.samples:
         raise ConfigError(
             f"temperature={config.temperature} with verifier={verifier.name}: set verifier=rejection|block (or naive), "
-            "or temperature=0"
+            f"or temperature=0; verifier={verifier.name} decides greedy rows only"
         )
 
 

@@ -34,6 +34,6 @@ def check_chosen(drafter: Any) -> None:
         check_weights(drafter.name, drafter.path, drafter.untrained)
 
 
-def drafter_label(drafter: Any) -> str:
-    """What tables call a config's drafter: its name, with a word where its weights are untrained."""
-    return f"{drafter.name} ({UNTRAINED})" if getattr(drafter, UNTRAINED, False) else str(drafter.name)
+def drafter_label(name: str, untrained: bool = False) -> str:
+    """What tables call a drafter: its name, with a word where its weights are untrained."""
+    return f"{name} ({UNTRAINED})" if untrained else name

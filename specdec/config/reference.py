@@ -2,11 +2,13 @@
 
 - Greedy: the target alone at batch 1, whatever the method.
 - Sampling with drafter=none or verifier=naive: plain sampling of the target alone at batch 1 with the same seeds,
-  because both emit, at every position, the token that the row's own random number there picks from the target's distribution.
+  because both emit, at every position, the token that the row's own random number there picks from the target's
+  distribution.
 - Sampling with another verifier: the tokens also depend on what was drafted, so plain sampling gives other tokens of
-  the same distribution. The reference is the same method at batch 1 with the same seeds: equality shows that a row does not
-  depend on its neighbours. That the distribution is right is shown elsewhere, by enumeration (tests/test_verifiers_exact.py).
-  A draft length that looks at the batch drafts other tokens at batch 1, so there is nothing to compare with then.
+  the same distribution. The reference is the same method at batch 1 with the same seeds: equality shows that a row
+  does not depend on its neighbours. That the distribution is right is shown elsewhere, by enumeration
+  (tests/test_verifiers_exact.py). A draft length that looks at the batch drafts other tokens at batch 1, so there is
+  nothing to compare with then.
 """
 
 from __future__ import annotations

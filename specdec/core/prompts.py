@@ -219,13 +219,14 @@ def _records(data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
 def _load_dataset(data: DataConfig) -> Any:
     from datasets.load import load_dataset
 
-    is_url = "://" in data.path
-    if not is_url and (data.path.startswith(("/", ".", "~")) or data.path.endswith((".jsonl", ".json"))):
-        raise DataError(f"data.path={data.path}: no such file")
+    path = str(data.path)
+    is_url = "://" in path
+    if not is_url and (path.startswith(("/", ".", "~")) or path.endswith((".jsonl", ".json"))):
+        raise DataError(f"data.path={path}: no such file")
     try:
         if is_url:
-            return list(load_dataset("json", data_files=data.path, split="train"))
-        return list(load_dataset(data.path, split=data.split))
+            return list(load_dataset("json", data_files=path, split="train"))
+        return list(load_dataset(path, split=data.split))
     except Exception as error:  # datasets raises what its many back ends raise
         reason = str(error.__cause__ or error).partition("\n")[0]
-        raise DataError(f"data.path={data.path} cannot be loaded: give a local JSONL file [{reason}]") from error
+        raise DataError(f"data.path={path} cannot be loaded: give a local JSONL file [{reason}]") from error

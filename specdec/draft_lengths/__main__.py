@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from specdec.config.drafter_weights import drafter_label
+from specdec.config.drafter_weights import UNTRAINED, drafter_label
 from specdec.draft_lengths.profile import FOLDER, FORM, best_gammas, read_trials
 
 _TITLE = ("pair", "drafter", "alignment", "verifier", "temperature", "dtype", "execution", "prompt_tokens", "device")
@@ -40,7 +40,7 @@ def main(results_dir: Path) -> int:
 def _short(value: Any) -> str:
     """A setting in short: a plug-in's name, the hashes of a pair."""
     if isinstance(value, dict):
-        return drafter_label(value) if "name" in value else str(value)
+        return drafter_label(value["name"], value.get(UNTRAINED, False)) if "name" in value else str(value)
     return " + ".join(str(part)[:8] for part in value if part) if isinstance(value, list) else str(value)
 
 

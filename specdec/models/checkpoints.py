@@ -11,16 +11,16 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from omegaconf import DictConfig
 from safetensors import SafetensorError
 
 from specdec import assets
+from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError, PairError, first_line
 from specdec.models.architecture import check_supported
 
 
 def load_model(
-    role: str, name: str, pair: DictConfig, dtype: torch.dtype, device: torch.device, num_parts: int = 1
+    role: str, name: str, pair: PairConfig, dtype: torch.dtype, device: torch.device, num_parts: int = 1
 ) -> Any:
     """A causal language model from a Hub name or a local folder.
 
@@ -93,7 +93,7 @@ def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
     return {"distributed_config": DistributedConfig(tp_size=num_parts, tp_plan="auto")}
 
 
-def load_tokenizer(name: str, pair: DictConfig) -> Any:
+def load_tokenizer(name: str, pair: PairConfig) -> Any:
     """The tokenizer of a Hub name or a local folder."""
     from transformers import AutoTokenizer
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
 from specdec.config.identity import local, signature
+from specdec.config.plugins import declared
 from specdec.config.processes import num_processes
+from specdec.config.schema import PairConfig, RunConfig
 from specdec.errors import ConfigError, PairError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.checkpoints import load_model, load_tokenizer
 from specdec.models.compatibility import supported
 from specdec.models.random_weights import random_model, synthetic_models
 from specdec.models.vocabulary import check_fit
-from specdec.registry import lookup, unknown
+from specdec.registry import unknown
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 WEIGHTS = ("pretrained", "random", "synthetic")
@@ -56,57 +57,57 @@ class Pair:
 _cache: dict[str, Pair] = {}
 
 
-def load_pair(cfg: DictConfig) -> Pair:
+def load_pair(config: RunConfig) -> Pair:
     """The pair of a resolved run config; the last one loaded is kept for the next point of a sweep."""
-    parts = [OmegaConf.to_container(cfg[part]) for part in ("pair", "runner")]
-    files = signature(cfg, "pair.")  # the weights in a folder may have changed
-    key = json.dumps([*parts, cfg.weights, cfg.seed, _retokenizes(cfg), files], sort_keys=True)
+    parts = [asdict(config.pair), asdict(config.runner)]
+    files = signature(config, "pair.")  # the weights in a folder may have changed
+    key = json.dumps([*parts, config.weights, config.seed, _retokenizes(config), files], sort_keys=True)
     if key not in _cache:
         _cache.clear()  # before loading: two large pairs need not fit together
-        _cache[key] = _load(cfg)
+        _cache[key] = _load(config)
     return _cache[key]
 
 
-def _load(cfg: DictConfig) -> Pair:
-    if cfg.weights not in WEIGHTS:
-        raise ConfigError(unknown("weights", cfg.weights, WEIGHTS))
-    if cfg.runner.dtype not in DTYPES:
-        raise ConfigError(unknown("runner.dtype", cfg.runner.dtype, DTYPES))
-    device, dtype = choose_device(cfg.runner.accelerator), DTYPES[cfg.runner.dtype]
+def _load(config: RunConfig) -> Pair:
+    if config.weights not in WEIGHTS:
+        raise ConfigError(unknown("weights", config.weights, WEIGHTS))
+    if config.runner.dtype not in DTYPES:
+        raise ConfigError(unknown("runner.dtype", config.runner.dtype, DTYPES))
+    device, dtype = choose_device(config.runner.accelerator), DTYPES[config.runner.dtype]
     notes: list[str] = []
-    if cfg.weights == "pretrained":
-        _refuse_overrides(cfg.pair)
-        if not cfg.pair.target:
-            raise ConfigError(f"pair={cfg.pair.name} has no checkpoint: set pair.target, or weights=random")
-        num_parts = num_processes(cfg.runner) if cfg.runner.tensor_parallel else 1
-        target = load_model("target", cfg.pair.target, cfg.pair, dtype, device, num_parts)
-        draft = load_model("draft", cfg.pair.draft, cfg.pair, dtype, device) if cfg.pair.draft else None
-    elif cfg.weights == "random":
-        target, draft = (random_model(role, cfg, dtype, device) for role in ("target", "draft"))
+    if config.weights == "pretrained":
+        _refuse_overrides(config.pair)
+        if not config.pair.target:
+            raise ConfigError(f"pair={config.pair.name} has no checkpoint: set pair.target, or weights=random")
+        num_parts = num_processes(config.runner) if config.runner.tensor_parallel else 1
+        target = load_model("target", config.pair.target, config.pair, dtype, device, num_parts)
+        draft = load_model("draft", config.pair.draft, config.pair, dtype, device) if config.pair.draft else None
+    elif config.weights == "random":
+        target, draft = (random_model(role, config.pair, config.seed, dtype, device) for role in ("target", "draft"))
     else:
-        target, draft = synthetic_models(cfg, dtype, device)
-    tokenizer = _tokenizer(cfg, notes)
+        target, draft = synthetic_models(config.pair, config.seed, dtype, device)
+    tokenizer = _tokenizer(config, notes)
     pair = Pair(
-        name=cfg.pair.name,
-        target=supported(target, f"pair.target={cfg.pair.target or cfg.pair.name}"),
-        draft=supported(draft, f"pair.draft={cfg.pair.draft or cfg.pair.name}") if draft is not None else None,
+        name=config.pair.name,
+        target=supported(target, f"pair.target={config.pair.target or config.pair.name}"),
+        draft=supported(draft, f"pair.draft={config.pair.draft or config.pair.name}") if draft is not None else None,
         tokenizer=tokenizer,
-        stop_ids=_stop_ids(target, tokenizer) if cfg.weights == "pretrained" else frozenset(),
-        fingerprint=_fingerprint(cfg, "target", target),
-        draft_fingerprint=_fingerprint(cfg, "draft", draft) if draft is not None else None,
+        stop_ids=_stop_ids(target, tokenizer) if config.weights == "pretrained" else frozenset(),
+        fingerprint=_fingerprint(config, "target", target),
+        draft_fingerprint=_fingerprint(config, "draft", draft) if draft is not None else None,
         notes=notes,
     )
     notes += [note for model in (pair.target, pair.draft) if model is not None for note in model.notes]
-    if _retokenizes(cfg) and pair.draft is not None:
-        name = cfg.pair.draft_tokenizer or (cfg.pair.draft if cfg.weights == "pretrained" else None)
-        pair.draft_tokenizer = load_tokenizer(name, cfg.pair) if name else tokenizer
-    _check_fit(cfg, pair)
+    if _retokenizes(config) and pair.draft is not None:
+        name = config.pair.draft_tokenizer or (config.pair.draft if config.weights == "pretrained" else None)
+        pair.draft_tokenizer = load_tokenizer(name, config.pair) if name else tokenizer
+    _check_fit(config, pair)
     return pair
 
 
-def _retokenizes(cfg: DictConfig) -> bool:
+def _retokenizes(config: RunConfig) -> bool:
     """Whether the models exchange text, so that their vocabularies may differ."""
-    return lookup("drafter", cfg.drafter.name).by_text
+    return declared(config, "drafter").by_text
 
 
 def choose_device(name: str) -> torch.device:
@@ -118,20 +119,20 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
 
 
-def _refuse_overrides(pair: DictConfig) -> None:
+def _refuse_overrides(pair: PairConfig) -> None:
     for key in ("num_layers", "hidden_size", "vocab_size"):
-        if pair[key] is not None:
-            raise ConfigError(f"pair.{key}={pair[key]} changes the architecture: it needs weights=random")
+        if (value := getattr(pair, key)) is not None:
+            raise ConfigError(f"pair.{key}={value} changes the architecture: it needs weights=random")
 
 
-def _tokenizer(cfg: DictConfig, notes: list[str]) -> Any:
-    name = cfg.pair.tokenizer or (cfg.pair.target if cfg.weights == "pretrained" else None)
-    if name is None and cfg.pair.target and Path(assets.resolve(cfg.pair.target)).is_dir():
-        name = cfg.pair.target
+def _tokenizer(config: RunConfig, notes: list[str]) -> Any:
+    name = config.pair.tokenizer or (config.pair.target if config.weights == "pretrained" else None)
+    if name is None and config.pair.target and Path(assets.resolve(config.pair.target)).is_dir():
+        name = config.pair.target
     if name is None:
         notes.append("no tokenizer given: prompts are encoded with the built-in pair's, whose ids are all valid here")
         name = FALLBACK_TOKENIZER
-    return load_tokenizer(name, cfg.pair)
+    return load_tokenizer(name, config.pair)
 
 
 def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
@@ -141,17 +142,17 @@ def _stop_ids(target: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
 
-def _check_fit(cfg: DictConfig, pair: Pair) -> None:
+def _check_fit(config: RunConfig, pair: Pair) -> None:
     """Refuse pairs of different vocabularies."""
-    by_text = _retokenizes(cfg)
+    by_text = _retokenizes(config)
     check_fit(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer, by_text=by_text, settings=True)
     if pair.draft is None or by_text:
         return
-    folder = Path(assets.resolve(cfg.pair.draft or ""))
-    if cfg.weights == "pretrained" and cfg.pair.tokenizer is None and cfg.pair.draft:
+    folder = Path(assets.resolve(config.pair.draft or ""))
+    if config.weights == "pretrained" and config.pair.tokenizer is None and config.pair.draft:
         has_own = not folder.is_dir() or (folder / "tokenizer.json").exists()
         if has_own:
-            _compare_tokenizers(pair.tokenizer, load_tokenizer(cfg.pair.draft, cfg.pair))
+            _compare_tokenizers(pair.tokenizer, load_tokenizer(config.pair.draft, config.pair))
 
 
 def _compare_tokenizers(target: Any, draft: Any) -> None:
@@ -168,21 +169,21 @@ def _compare_tokenizers(target: Any, draft: Any) -> None:
             raise PairError(f"{special} differs: target {ours}, draft {theirs}; set pair.tokenizer to choose one")
 
 
-def _shape_keys(cfg: DictConfig, role: str) -> tuple[str, ...]:
+def _shape_keys(config: RunConfig, role: str) -> tuple[str, ...]:
     """Settings of the pair that decide random or synthetic weights; its name, for example, does not."""
-    if cfg.weights == "synthetic":  # both come from the target
+    if config.weights == "synthetic":  # both come from the target
         return ("target", "target_architecture", "num_layers", "hidden_size", "vocab_size", "synthetic")
     return (role, f"{role}_architecture", "num_layers", "hidden_size", "vocab_size")
 
 
-def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
+def _fingerprint(config: RunConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
     digest = hashlib.sha256()
-    folder = local(cfg.pair[role] or "")
-    if cfg.weights != "pretrained":
-        made_of = {key: cfg.pair[key] for key in _shape_keys(cfg, role)}
-        described = OmegaConf.to_container(OmegaConf.create(made_of))
-        digest.update(json.dumps([described, cfg.weights, cfg.seed, torch.__version__], sort_keys=True).encode())
+    folder = local(getattr(config.pair, role) or "")
+    if config.weights != "pretrained":
+        settings = asdict(config.pair)
+        described = {key: settings[key] for key in _shape_keys(config, role)}
+        digest.update(json.dumps([described, config.weights, config.seed, torch.__version__], sort_keys=True).encode())
     elif folder.is_dir():
         for path in sorted(folder.glob("*")):
             if path.suffix in (".safetensors", ".json", ".bin"):
@@ -191,5 +192,5 @@ def _fingerprint(cfg: DictConfig, role: str, module: Any) -> str:
                 small = stat.st_size <= _HASHED_BYTES
                 digest.update(path.read_bytes() if small else str(stat.st_mtime_ns).encode())
     else:
-        digest.update(f"{cfg.pair[role]}@{getattr(module.config, '_commit_hash', None)}".encode())
+        digest.update(f"{getattr(config.pair, role)}@{getattr(module.config, '_commit_hash', None)}".encode())
     return digest.hexdigest()[:16]

@@ -6,38 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from specdec import assets
+from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError
 from specdec.models.architecture import check_supported
 
 
-def random_model(role: str, cfg: DictConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    """The architecture of ``cfg.pair``'s target or draft with seeded random weights; nothing is downloaded."""
-    architecture = _architecture(role, cfg.pair)
-    if cfg.pair.num_layers is not None:
-        limit = architecture["num_hidden_layers"] if role == "draft" else cfg.pair.num_layers
-        architecture["num_hidden_layers"] = min(cfg.pair.num_layers, limit)
-    if cfg.pair.hidden_size is not None:
-        width = architecture["hidden_size"] if role == "draft" else cfg.pair.hidden_size
-        _resize(architecture, min(cfg.pair.hidden_size, width))
-    if cfg.pair.vocab_size is not None:
+def random_model(role: str, pair: PairConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """The architecture of the pair's target or draft with seeded random weights; nothing is downloaded."""
+    architecture = _architecture(role, pair)
+    if pair.num_layers is not None:
+        limit = architecture["num_hidden_layers"] if role == "draft" else pair.num_layers
+        architecture["num_hidden_layers"] = min(pair.num_layers, limit)
+    if pair.hidden_size is not None:
+        width = architecture["hidden_size"] if role == "draft" else pair.hidden_size
+        _resize(architecture, min(pair.hidden_size, width))
+    if pair.vocab_size is not None:
         # A smaller vocabulary may lack special tokens, which mean nothing to random weights anyway.
-        architecture.update(vocab_size=cfg.pair.vocab_size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
-    return _build(architecture, cfg, dtype, device, seed=cfg.seed + (role == "draft"))
+        architecture.update(vocab_size=pair.vocab_size, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    return _build(architecture, pair, dtype, device, seed=seed + (role == "draft"))
 
 
-def synthetic_models(cfg: DictConfig, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def synthetic_models(pair: PairConfig, seed: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     """A target, and a draft that shares its first layers, embeddings and head.
 
     The residuals that the target's other layers add are scaled by ``residual_scale``: at 0 both models are the same
     function and every draft is accepted; larger values make them agree less often.
     """
-    settings = cfg.pair.synthetic
+    settings = pair.synthetic
     if settings.residual_scale < 0:
         raise ConfigError(f"pair.synthetic.residual_scale={settings.residual_scale}: it must be 0 or more")
-    target = random_model("target", cfg, dtype, device)
+    target = random_model("target", pair, seed, dtype, device)
     layers = target.model.layers
     if not 1 <= settings.draft_layers <= len(layers):
         raise ConfigError(
@@ -57,15 +57,14 @@ def synthetic_models(cfg: DictConfig, dtype: torch.dtype, device: torch.device) 
     return target, draft.eval()
 
 
-def _architecture(role: str, pair: DictConfig) -> dict[str, Any]:
+def _architecture(role: str, pair: PairConfig) -> dict[str, Any]:
     """The architecture in the settings, or in a local folder's config.json."""
-    given = pair[f"{role}_architecture"]
+    given: dict[str, Any] | None = getattr(pair, f"{role}_architecture")
     if given is not None:
-        described = OmegaConf.to_container(given)
-        assert isinstance(described, dict)
-        return {str(key): value for key, value in described.items()}
-    folder = Path(assets.resolve(pair[role] or ""))
-    if pair[role] and folder.is_dir():
+        return dict(given)
+    checkpoint: str = getattr(pair, role) or ""
+    folder = Path(assets.resolve(checkpoint))
+    if checkpoint and folder.is_dir():
         from transformers import AutoConfig
 
         return dict(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
@@ -92,13 +91,13 @@ def _resize(architecture: dict[str, Any], hidden_size: int) -> None:
     )
 
 
-def _build(architecture: dict[str, Any], cfg: DictConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Any:
+def _build(architecture: dict[str, Any], pair: PairConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type = architecture.pop("model_type")
     config = AutoConfig.for_model(model_type, **architecture)
-    check_supported(config, f"pair={cfg.pair.name}")
+    check_supported(config, f"pair={pair.name}")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=cfg.pair.attention)
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=pair.attention)
     return module.to(device).eval()

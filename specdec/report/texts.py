@@ -167,11 +167,10 @@ def _drafted(rounds: pd.DataFrame, chosen: set[int]) -> dict[tuple[str, int], li
 
 def _prompt_texts(point: Record, tokenizer: Any | None) -> dict[tuple[int, int], str]:
     """Ends of the prompts by (index, number of tokens), where the data is a file here."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from specdec.config.schema import DataConfig
-    from specdec.core.prompts import load_prompts
+    from specdec.core.prompts import DataConfig, load_prompts
 
     path = str(point.get("data.path"))
     if tokenizer is None or not Path(assets.resolve(path)).expanduser().is_file():
@@ -179,8 +178,8 @@ def _prompt_texts(point: Record, tokenizer: Any | None) -> dict[tuple[int, int],
     try:
         stored = OmegaConf.to_container(OmegaConf.load(Path(point["folder"]) / "config.yaml"))
         assert isinstance(stored, dict)
-        settings = OmegaConf.merge(OmegaConf.structured(DataConfig), stored["data"])
-        assert isinstance(settings, DictConfig)
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), stored["data"]))
+        assert isinstance(settings, DataConfig)
         loaded, _ = load_prompts(settings, tokenizer, 10**9)
     except (SpecdecError, OmegaConfBaseException, OSError, KeyError):
         return {}

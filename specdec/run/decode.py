@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
 
 from specdec.config.reference import sampling_params
+from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
 from specdec.core.metrics import Tally
 from specdec.core.prompts import Prompt
@@ -33,38 +34,40 @@ Observer = Callable[[Round, Clock], None]
 Known = Callable[[Sequence], list[int] | None]
 
 
-def stop_ids(cfg: DictConfig, pair: Pair) -> frozenset[int]:
+def stop_ids(config: RunConfig, pair: Pair) -> frozenset[int]:
     """Tokens that end a row: the config's, or the model's own."""
-    return pair.stop_ids if cfg.stop_tokens is None else frozenset(cfg.stop_tokens)
+    return pair.stop_ids if config.stop_tokens is None else frozenset(config.stop_tokens)
 
 
-def make_rows(cfg: DictConfig, pair: Pair, prompts: list[Prompt], arrived_s: float = 0.0) -> list[Sequence]:
+def make_rows(config: RunConfig, pair: Pair, prompts: list[Prompt], arrived_s: float = 0.0) -> list[Sequence]:
     """A fresh row for every prompt."""
-    stops, params = stop_ids(cfg, pair), row_sampling(cfg)
-    rows = [Sequence(p.index, p.ids, p.budget(cfg.max_new_tokens), stops, params, arrived_s=arrived_s) for p in prompts]
-    if cfg.stop_strings:
+    stops, params = stop_ids(config, pair), row_sampling(config)
+    rows = [
+        Sequence(p.index, p.ids, p.budget(config.max_new_tokens), stops, params, arrived_s=arrived_s) for p in prompts
+    ]
+    if config.stop_strings:
         for row in rows:
-            row.stop_text = StopText(tuple(cfg.stop_strings), pair.decode)
+            row.stop_text = StopText(tuple(config.stop_strings), pair.decode)
     return rows
 
 
-def conversations(cfg: DictConfig, pair: Pair, prompts: list[Prompt]) -> Conversations:
+def conversations(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> Conversations:
     """How the prompts hang together; without data.turns=conversation they do not."""
     return Conversations(
         prompts,
         pair.tokenizer,
-        stop_ids(cfg, pair),
-        chat_template=cfg.data.chat_template,
-        overlong=cfg.data.overlong,
-        limit=min(pair.context_length - cfg.max_new_tokens, cfg.data.max_input_tokens or pair.context_length),
+        stop_ids(config, pair),
+        chat_template=config.data.chat_template,
+        overlong=config.data.overlong,
+        limit=min(pair.context_length - config.max_new_tokens, config.data.max_input_tokens or pair.context_length),
     )
 
 
-def _queue(cfg: DictConfig, pair: Pair, prompts: list[Prompt], clock: Clock) -> ArrivalQueue:
+def _queue(config: RunConfig, pair: Pair, prompts: list[Prompt], clock: Clock) -> ArrivalQueue:
     """Rows of all first turns with the moments at which they arrive, and of every later turn when it is its time."""
-    arrivals, talks = build_arrivals(cfg), conversations(cfg, pair, prompts)
+    arrivals, talks = build_arrivals(config), conversations(config, pair, prompts)
     openings, start = talks.openings(), clock.now()
-    rows = make_rows(cfg, pair, openings)
+    rows = make_rows(config, pair, openings)
     for row, moment in zip(rows, arrivals.times(len(rows)), strict=True):
         row.arrived_s = start + moment
 
@@ -72,85 +75,101 @@ def _queue(cfg: DictConfig, pair: Pair, prompts: list[Prompt], clock: Clock) -> 
         prompt = talks.follow_up(row.index, row.prompt_ids, row.output_ids)
         if prompt is None or row.finished_s is None:
             return None
-        return make_rows(cfg, pair, [prompt], arrived_s=row.finished_s + arrivals.think(prompt.index))[0]
+        return make_rows(config, pair, [prompt], arrived_s=row.finished_s + arrivals.think(prompt.index))[0]
 
-    return ArrivalQueue(rows, build_batching(cfg), clock, follow_up)
+    return ArrivalQueue(rows, build_batching(config), clock, follow_up)
 
 
-def row_sampling(cfg: DictConfig) -> SamplingParams | None:
+def row_sampling(config: RunConfig) -> SamplingParams | None:
     """The rows' settings; None for greedy decoding of the bare logits, which then costs nothing extra."""
-    params = sampling_params(cfg)
+    params = sampling_params(config)
     return None if params.greedy and not params.penalizes else params
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is told of a run's rounds while it decodes."""
+
+    observers: tuple[Observer, ...] = ()  # called after every round, outside the clock
+    witness: Witness | None = None  # keeps what an explanation of a divergence needs
+    serving: ServingLog | None = None  # keeps the queue and the waits
+    forwards: ForwardLog | None = None  # keeps the model forwards, for a bound (specdec.run.forward_log)
+
+    def observe(self, outcome: Round, pool: SequencePool, clock: Clock) -> None:
+        """One round is over."""
+        if self.serving is not None:
+            self.serving.observe(outcome, pool, clock.now())
+        if self.witness is not None:
+            self.witness.observe(outcome)
+        for observer in self.observers:
+            observer(outcome, clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Rows in prompt order, with what was counted and timed."""
+
+    rows: list[Sequence]
+    tally: Tally
+    clock: Clock
+    memory: PeakMemory
+
+
 def decode(
-    cfg: DictConfig,
+    config: RunConfig,
     pair: Pair,
     prompts: list[Prompt],
-    observe: Observer | None = None,
     known_output: Known | None = None,
-    witness: Witness | None = None,
-    serving: ServingLog | None = None,
-    forwards: ForwardLog | None = None,
-) -> tuple[list[Sequence], Tally, Clock, PeakMemory]:
-    """Decode all prompts; returns the rows in prompt order, with what was counted and timed.
-
-    ``observe`` is called after every round, outside the clock. ``known_output`` is for a drafter that replays.
-    ``witness`` keeps what an explanation of a divergence needs, ``serving`` the queue and the waits, ``forwards``
-    the model forwards, for a bound (specdec.run.forward_log).
-    """
+    watch: Watch = Watch(),
+) -> Decoded:
+    """Decode all prompts. ``known_output`` is for a drafter that replays what is known of a row."""
     synchronize = torch.cuda.synchronize if pair.target.device.type == "cuda" else None
-    if cfg.warmup:
-        _warm_up(cfg, pair, prompts, synchronize, known_output)
-    draft_length = _prepared(cfg, pair, prompts, synchronize, known_output)
-    clock = build_arrivals(cfg).open_clock(synchronize)
-    engine = build_engine(cfg, pair, clock, known_output)
+    if config.warmup:
+        _warm_up(config, pair, prompts, synchronize, known_output)
+    draft_length = _prepared(config, pair, prompts, synchronize, known_output)
+    clock = build_arrivals(config).open_clock(synchronize)
+    engine = build_engine(config, pair, clock, known_output)
     engine.draft_length = draft_length
-    if witness is not None:
-        engine.verifier = witness.wrap(engine.verifier)
-    queue, pool = _queue(cfg, pair, prompts, clock), SequencePool([])
+    if watch.witness is not None:
+        engine.verifier = watch.witness.wrap(engine.verifier)
+    queue, pool = _queue(config, pair, prompts, clock), SequencePool([])
     tally, memory = Tally(), PeakMemory(pair.target.device)
-    with recording(forwards, clock, engine.target.model.observers):
+    with recording(watch.forwards, clock, engine.target.model.observers):
         while queue.feed(pool):
             outcome = engine.step(pool)
             queue.observe(outcome)
             tally.add(outcome)
             memory.sample()
-            if serving is not None:
-                serving.observe(outcome, pool, clock.now())
-            if witness is not None:
-                witness.observe(outcome)
-            if observe is not None:
-                observe(outcome, clock)
-    return sorted(queue.rows, key=lambda row: row.index), tally, clock, memory
+            watch.observe(outcome, pool, clock)
+    return Decoded(sorted(queue.rows, key=lambda row: row.index), tally, clock, memory)
 
 
 def _prepared(
-    cfg: DictConfig,
+    config: RunConfig,
     pair: Pair,
     prompts: list[Prompt],
     synchronize: Callable[[], None] | None,
     known_output: Known | None,
 ) -> DraftLength:
     """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
-    policy = build_draft_length(cfg)
-    trial_rows = TrialRows(prompts, pair.context_length, stop_ids(cfg, pair), row_sampling(cfg), known_output)
-    policy.prepare(profiler(cfg, pair, trial_rows, synchronize), cfg.batch)
+    policy = build_draft_length(config)
+    trial_rows = TrialRows(prompts, pair.context_length, stop_ids(config, pair), row_sampling(config), known_output)
+    policy.prepare(profiler(config, pair, trial_rows, synchronize), config.batch)
     return policy
 
 
 def _warm_up(
-    cfg: DictConfig,
+    config: RunConfig,
     pair: Pair,
     prompts: list[Prompt],
     synchronize: Callable[[], None] | None,
     known_output: Known | None,
 ) -> None:
     """Let lazy initialisation happen before the clock starts."""
-    for gamma in (cfg.gamma, 0):  # whatever a policy would choose for so short a run
-        engine = build_engine(cfg, pair, Clock(synchronize), known_output)
+    for gamma in (config.gamma, 0):  # whatever a policy would choose for so short a run
+        engine = build_engine(config, pair, Clock(synchronize), known_output)
         engine.draft_length = FixedLength(gamma=gamma)
-        rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(cfg)) for p in prompts[:WARMUP_ROWS]]
+        rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(config)) for p in prompts[:WARMUP_ROWS]]
         pool = SequencePool(rows)
         while not pool.done:
             engine.step(pool)

@@ -22,9 +22,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig
 
 from specdec.config.processes import launched_from_outside, num_processes
+from specdec.config.schema import RunConfig, RunnerConfig
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError, RankError, SpecdecError
 
@@ -112,25 +112,25 @@ def shares(prompts: list[Prompt], num_shares: int, max_new_tokens: int) -> list[
     return [sorted(part, key=lambda prompt: prompt.index) for part in parts]
 
 
-def launch(cfg: DictConfig, job: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def launch(config: RunConfig, job: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Call ``job(ranks, *arguments)`` in every process of a run; returns what it returned on rank 0.
 
     One process on one device is this one. More are spawned here, unless torchrun or srun started this process as one
     of them.
     """
     if launched_from_outside():
-        return job(_join(cfg), *arguments)
-    if num_processes(cfg.runner) == 1:
-        _use_only_device(cfg.runner)
+        return job(_join(config), *arguments)
+    if num_processes(config.runner) == 1:
+        _use_only_device(config.runner)
         return job(Ranks(), *arguments)
-    return _spawn(cfg, job, arguments)
+    return _spawn(config, job, arguments)
 
 
-def _fabric(cfg: DictConfig, start_method: str, environment: Any = None) -> Any:
+def _fabric(config: RunConfig, start_method: str, environment: Any = None) -> Any:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
 
-    runner = cfg.runner
+    runner = config.runner
     devices = runner.devices if isinstance(runner.devices, int) else list(runner.devices)
     return Fabric(
         accelerator=accelerator(runner.accelerator),
@@ -156,7 +156,7 @@ def accelerator(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _use_only_device(runner: DictConfig) -> None:
+def _use_only_device(runner: RunnerConfig) -> None:
     """``runner.devices=[1]``: the second GPU."""
     if not isinstance(runner.devices, int) and accelerator(runner.accelerator) == "cuda":
         torch.cuda.set_device(int(runner.devices[0]))
@@ -165,15 +165,15 @@ def _use_only_device(runner: DictConfig) -> None:
 _joined: Ranks | None = None
 
 
-def _join(cfg: DictConfig) -> Ranks:
+def _join(config: RunConfig) -> Ranks:
     """Meet the other processes that torchrun or srun started; once, for all points of a sweep."""
     global _joined
     if _joined is None:
-        fabric = _fabric(cfg, "popen")
+        fabric = _fabric(config, "popen")
         fabric.launch()
         atexit.register(_leave)
-        _joined = Ranks(fabric.global_rank, fabric.world_size, bool(cfg.runner.tensor_parallel))
-    if _joined.tensor_parallel != cfg.runner.tensor_parallel:
+        _joined = Ranks(fabric.global_rank, fabric.world_size, config.runner.tensor_parallel)
+    if _joined.tensor_parallel != config.runner.tensor_parallel:
         raise ConfigError("runner.tensor_parallel cannot change within a sweep under torchrun: run two sweeps")
     return _joined
 
@@ -184,20 +184,20 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _spawn(cfg: DictConfig, job: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
+def _spawn(config: RunConfig, job: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Start the processes, and end them with this one, whatever ends it."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from torch.multiprocessing import active_children
     from torch.multiprocessing.spawn import ProcessExitedException
 
     os.environ.pop("MASTER_PORT", None)  # of an earlier point
-    start_method = "fork" if cfg.runner.strategy == "ddp_fork" else "spawn"
-    fabric = _fabric(cfg, start_method, LightningEnvironment())
+    start_method = "fork" if config.runner.strategy == "ddp_fork" else "spawn"
+    fabric = _fabric(config, start_method, LightningEnvironment())
     before = {child.pid for child in active_children()}
     try:
-        kind, result = fabric.launch(_work, job, bool(cfg.runner.tensor_parallel), arguments)
+        kind, result = fabric.launch(_work, job, config.runner.tensor_parallel, arguments)
     except ProcessExitedException as error:
-        raise RankError(f"rank {error.error_index} of {num_processes(cfg.runner)} {_how_it_died(error)}") from None
+        raise RankError(f"rank {error.error_index} of {num_processes(config.runner)} {_how_it_died(error)}") from None
     finally:
         for child in active_children():
             if child.pid not in before:

@@ -3,114 +3,107 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import torch
-from omegaconf import DictConfig, open_dict
 
 from specdec.config.checks import is_serving
-from specdec.config.identity import plain_copy
-from specdec.config.reference import reference_key
-from specdec.core.clock import Clock
+from specdec.config.schema import RunConfig
 from specdec.core.files import append_line
 from specdec.core.prompts import Prompt
-from specdec.core.round import Round
 from specdec.core.sequence import Sequence
-from specdec.equivalence.store import ReferenceStore
 from specdec.equivalence.witness import Witness
 from specdec.errors import is_out_of_memory
 from specdec.models.memory import PeakMemory
-from specdec.models.pair import Pair
-from specdec.run.decode import Observer, decode
-from specdec.run.distributed import Ranks
+from specdec.run.decode import Observer, Watch, decode
 from specdec.run.factory import preserving_model_state
-from specdec.run.folder import RunFolder
 from specdec.run.forward_bound import BOUND, bound_counts
 from specdec.run.forward_log import ForwardLog
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.meter import StepMeter
 from specdec.run.progress import RoundProgress
-from specdec.run.recorder import Recorder
+from specdec.run.recorder import Known, Recorder
 from specdec.run.reference_outputs import complete_reference
+from specdec.run.resume import Attempt
+from specdec.run.run import Run
 from specdec.run.serving.figures import ServingLog
 
 
-def decode_rows(
-    cfg: DictConfig,
-    folder: RunFolder,
-    pair: Pair,
-    prompts: list[Prompt],
-    store: ReferenceStore | None,
-    attempt: int,
-    ranks: Ranks,
-    logger: Logger,
-) -> None:
-    """Decode ``prompts``, writing rounds and finished rows down as they come.
+def decode_rows(run: Run, attempt: Attempt, logger: Logger) -> None:
+    """Decode this process's share of what is not finished; writes rounds and finished rows as they come.
 
     With ``runner.on_out_of_memory=shrink`` a batch that does not fit is halved, down to one row; rows that were
     finished before stay finished.
     """
-    cfg = plain_copy(cfg)  # the batch of the caller's stays what was asked for
+    missing = [prompt for prompt in run.prompts if prompt.index in attempt.todo]
+    mine = run.ranks.share(missing, run.config.max_new_tokens)
+    config, known_output = run.config, _known_output(run)
+    finished: set[int] = set()
+    with Recorder(run, attempt.number, known_output) as recorder:
+        while todo := [prompt for prompt in mine if prompt.index not in finished]:
+            recorder.witness = Witness(known_output) if run.store else None
+            serving = is_serving(config)
+            try:
+                _decode(run, config, todo, recorder, logger, finished)
+                return
+            except Exception as error:
+                if not is_out_of_memory(error) or config.runner.on_out_of_memory != "shrink" or config.batch == 1:
+                    raise
+            recorder.witness = None
+            if serving:  # a serving run cannot resume
+                finished.clear()
+            config = _halved(config)  # after the error and what its frames held are gone
+            reason = f"out of memory: going on with batch={config.batch}"
+            print(f"note: {reason}", flush=True)
+            record = {"attempt": attempt.number, "rank": run.ranks.rank, "batch": config.batch, "reason": reason}
+            append_line(run.folder.path / "attempts.jsonl", record)
+
+
+def _decode(
+    run: Run, config: RunConfig, todo: list[Prompt], recorder: Recorder, logger: Logger, finished: set[int]
+) -> None:
+    """One try; indices of rows that are written go to ``finished``."""
+    title = f"{config.scheduler.label} batch {config.batch}"
+    meter = StepMeter(logger, PeakMemory(run.pair.target.device))
+    with RoundProgress(title, len(todo), config.progress and run.ranks.is_main) as progress:
+        watch = Watch(
+            observers=(recorder.observe, _noting(finished), progress.observe, meter.observe),
+            witness=recorder.witness,
+            serving=ServingLog() if is_serving(config) else None,
+            forwards=ForwardLog() if config.bound else None,
+        )
+        decoded = decode(config, run.pair, todo, recorder.known_output, watch)
+    if watch.forwards is not None:
+        counts = bound_counts(watch.forwards, decoded.clock, run.pair.target.device)
+        append_line(run.folder.path / BOUND, {"attempt": recorder.attempt, "rank": run.ranks.rank, **counts})
+    if watch.serving is not None:
+        watch.serving.write(run.folder.path)
+
+
+def _known_output(run: Run) -> Known:
+    """What the reference says to a row; in a conversation it is computed when it is first asked for."""
 
     def known_output(row: Sequence) -> list[int] | None:
-        if store is None:
+        if run.store is None:
             return None
-        key = reference_key(cfg, row.index, row.prompt_ids)
-        if store.get(key) is None and is_serving(cfg):  # its history is not the reference's: an earlier turn differs
-            with preserving_model_state(pair):
-                complete_reference(cfg, pair, [Prompt(row.index, "", "", row.prompt_ids)], store)
-        return store.get(key)
+        if run.reference_of(row) is None and is_serving(run.config):  # an earlier turn's answer differs
+            with preserving_model_state(run.pair):
+                complete_reference(run.config, run.pair, [Prompt(row.index, "", "", row.prompt_ids)], run.store)
+        return run.reference_of(row)
 
-    finished: set[int] = set()
-    with Recorder(folder, attempt, ranks, pair, prompts, known_output) as recorder:
-        while todo := [prompt for prompt in prompts if prompt.index not in finished]:
-            recorder.witness = Witness(known_output) if store else None
-            serving = ServingLog() if is_serving(cfg) else None
-            title = f"{cfg.scheduler.label} batch {cfg.batch}"
-            with RoundProgress(title, len(todo), cfg.progress and ranks.is_main) as progress:
-                meter = StepMeter(logger, PeakMemory(pair.target.device))
-                observe = _all_of(recorder.observe, _noting(finished), progress.observe, meter.observe)
-                try:
-                    forwards = ForwardLog() if cfg.bound else None
-                    _, _, clock, _ = decode(
-                        cfg, pair, todo, observe, known_output, recorder.witness, serving, forwards=forwards
-                    )
-                    if forwards is not None:
-                        counts = bound_counts(forwards, clock, pair.target.device)
-                        append_line(folder.path / BOUND, {"attempt": attempt, "rank": ranks.rank, **counts})
-                    if serving is not None:
-                        serving.write(folder.path)
-                    return
-                except Exception as error:
-                    if not is_out_of_memory(error) or cfg.runner.on_out_of_memory != "shrink" or cfg.batch == 1:
-                        raise
-            recorder.witness = None
-            if serving is not None:  # a queue cannot be gone on with
-                finished.clear()
-            _halve(cfg)  # after the error and what its frames held are gone
-            reason = f"out of memory: going on with batch={cfg.batch}"
-            print(f"note: {reason}", flush=True)
-            record = {"attempt": attempt, "rank": ranks.rank, "batch": cfg.batch, "reason": reason}
-            append_line(folder.path / "attempts.jsonl", record)
+    return known_output
 
 
 def _noting(finished: set[int]) -> Observer:
     return lambda outcome, clock: finished.update(row.index for row in outcome.finished)
 
 
-def _all_of(*observers: Observer) -> Observer:
-    def observe(outcome: Round, clock: Clock) -> None:
-        for each in observers:
-            each(outcome, clock)
-
-    return observe
-
-
-def _halve(cfg: DictConfig) -> None:
+def _halved(config: RunConfig) -> RunConfig:
     """Half the batch, and half the window of rows in flight; what the larger one held is given back."""
-    with open_dict(cfg):
-        cfg.batch = cfg.batch // 2
-        if "window" in cfg.batching:
-            cfg.batching.window = max(cfg.batching.window // 2, cfg.batch)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    batch, batching = config.batch // 2, config.batching
+    if hasattr(batching, "window"):
+        batching = replace(batching, window=max(batching.window // 2, batch))
+    return replace(config, batch=batch, batching=batching)

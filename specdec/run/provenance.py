@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
 from specdec.config.identity import signature
+from specdec.config.schema import RunConfig
+from specdec.models.pair import Pair
 from specdec.run.loggers.secrets import scrub
 
 _PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "hydra-core", "datasets", "lightning")
 
 
-def environment(
-    cfg: DictConfig, overrides: list[str], fingerprint: str, draft_fingerprint: str | None, notes: list[str]
-) -> dict[str, Any]:
-    """Everything beside the config that one needs to repeat a run; the fingerprints are of the pair's weights."""
+def environment(config: RunConfig, overrides: list[str], pair: Pair, notes: list[str]) -> dict[str, Any]:
+    """Everything beside the config that one needs to repeat a run."""
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -36,11 +35,11 @@ def environment(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
-        "device": torch.cuda.get_device_name() if cuda and cfg.runner.accelerator != "cpu" else "cpu",
+        "device": torch.cuda.get_device_name() if cuda and config.runner.accelerator != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
-        "pair_fingerprint": fingerprint,
-        "draft_fingerprint": draft_fingerprint,
-        "inputs": signature(cfg),
+        "pair_fingerprint": pair.fingerprint,
+        "draft_fingerprint": pair.draft_fingerprint,
+        "inputs": signature(config),
         "notes": notes,
     }
 

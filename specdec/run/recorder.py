@@ -8,15 +8,12 @@ from types import TracebackType
 from typing import Any
 
 from specdec.core.clock import STAGES, Clock
-from specdec.core.prompts import Prompt
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.equivalence.store import compare
 from specdec.equivalence.witness import Witness, WitnessFiles
 from specdec.models.memory import PeakMemory
-from specdec.models.pair import Pair
-from specdec.run.distributed import Ranks
-from specdec.run.folder import RunFolder
+from specdec.run.run import Run
 
 Known = Callable[[Sequence], list[int] | None]
 
@@ -28,23 +25,21 @@ class Recorder:
     it, before its line: so no finished row lacks its time or its witness, wherever a process is killed.
     """
 
-    def __init__(
-        self, folder: RunFolder, attempt: int, ranks: Ranks, pair: Pair, prompts: list[Prompt], known_output: Known
-    ) -> None:
+    def __init__(self, run: Run, attempt: int, known_output: Known) -> None:
         self.witness: Witness | None = None
-        self._attempt = attempt
-        self._rank = ranks.rank
-        self._writes = ranks.writes
-        self._pair = pair
-        self._prompts = {prompt.index: prompt for prompt in prompts}
-        self._known_output = known_output
-        self._witnesses = WitnessFiles(folder.path, pair.target.dtype)
-        self._memory = PeakMemory(pair.target.device)
+        self.attempt = attempt
+        self._rank = run.ranks.rank
+        self._writes = run.ranks.writes
+        self._pair = run.pair
+        self._prompts = {prompt.index: prompt for prompt in run.prompts}
+        self.known_output = known_output
+        self._witnesses = WitnessFiles(run.folder.path, run.pair.target.dtype)
+        self._memory = PeakMemory(run.pair.target.device)
         self._num_rounds = 0
         self._files = ExitStack()
         if self._writes:
-            self._samples = self._files.enter_context(folder.open_lines("samples", ranks.rank))
-            self._rounds = self._files.enter_context(folder.open_lines("rounds", ranks.rank))
+            self._samples = self._files.enter_context(run.folder.open_lines("samples", run.ranks.rank))
+            self._rounds = self._files.enter_context(run.folder.open_lines("rounds", run.ranks.rank))
 
     def __enter__(self) -> Recorder:
         return self
@@ -68,7 +63,7 @@ class Recorder:
 
     def _round(self, outcome: Round) -> dict[str, Any]:
         return {
-            "attempt": self._attempt,
+            "attempt": self.attempt,
             "rank": self._rank,
             "step": self._num_rounds,
             "rows": [row.index for row in outcome.rows],
@@ -81,7 +76,7 @@ class Recorder:
         }
 
     def _sample(self, row: Sequence) -> dict[str, Any]:
-        prompt, reference = self._prompts[row.index], self._known_output(row)
+        prompt, reference = self._prompts[row.index], self.known_output(row)
         match = compare(row.output_ids, reference) if reference is not None else None
         return {
             "index": row.index,
@@ -100,6 +95,6 @@ class Recorder:
             "num_drafted": row.num_drafted,
             "ttft_s": (row.first_token_s or 0.0) - row.arrived_s,
             "latency_s": (row.finished_s or 0.0) - row.arrived_s,
-            "attempt": self._attempt,
+            "attempt": self.attempt,
             "rank": self._rank,
         }

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -30,9 +30,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from specdec.config.checks import is_serving
 from specdec.config.processes import num_processes
 from specdec.config.reference import follows_plain, method_settings, reference_key, reference_run
+from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
+from specdec.core.lock import locked
 from specdec.core.prompts import Prompt
 from specdec.core.random_numbers import DRAW, uniforms
 from specdec.core.round import Round
@@ -42,32 +45,58 @@ from specdec.core.sequence import Sequence
 from specdec.equivalence.store import ReferenceStore
 from specdec.errors import PairError
 from specdec.models.pair import Pair
-from specdec.run.decode import conversations, decode, make_rows, stop_ids
+from specdec.run.decode import Watch, conversations, decode, make_rows, stop_ids
+from specdec.run.distributed import Ranks
+from specdec.run.progress import RoundProgress
 
 REVISION = "generate"  # part of the store's name: outputs made in another way are not taken for these
 Keep = Callable[[Sequence, float], None]
 """Called for every finished row, with its seconds."""
 
 
-def reference_settings(cfg: DictConfig, pair: Pair) -> dict[str, object]:
+def reference_settings(config: RunConfig, pair: Pair) -> dict[str, object]:
     """Everything that decides the reference outputs."""
     return {
         "made_by": REVISION,
         "pair": pair.fingerprint,
-        "dtype": cfg.runner.dtype,
+        "dtype": config.runner.dtype,
         "device": pair.target.device.type,
-        "attention": cfg.pair.attention,
+        "attention": config.pair.attention,
         "torch": torch.__version__,
-        "max_new_tokens": cfg.max_new_tokens,
-        "stop_ids": sorted(stop_ids(cfg, pair)),
-        **method_settings(cfg),
-        **({} if follows_plain(cfg) else {"draft": pair.draft_fingerprint}),
-        **({"tensor_parallel": num_processes(cfg.runner)} if cfg.runner.tensor_parallel else {}),
+        "max_new_tokens": config.max_new_tokens,
+        "stop_ids": sorted(stop_ids(config, pair)),
+        **method_settings(config),
+        **({} if follows_plain(config) else {"draft": pair.draft_fingerprint}),
+        **({"tensor_parallel": num_processes(config.runner)} if config.runner.tensor_parallel else {}),
     }
 
 
+def references(config: RunConfig, pair: Pair, prompts: list[Prompt], ranks: Ranks) -> ReferenceStore:
+    """The reference outputs, completed by all processes; points that run elsewhere wait for them, or share them."""
+    folder, settings = Path(config.results_dir) / "reference", reference_settings(config, pair)
+    store = ReferenceStore(folder, settings, writes=ranks.writes)
+    with ExitStack() as stack:
+
+        def known() -> dict[str, list[int]]:
+            stack.enter_context(locked(config.results_dir, f"reference-{store.key}"))
+            store.reload()
+            return store.outputs
+
+        store.outputs = dict(ranks.from_main(known))
+        missing = [prompt for prompt in prompts if store.get(reference_key(config, prompt.index, prompt.ids)) is None]
+        if is_serving(config):  # the prompts of later turns are not known yet
+            missing = prompts
+        mine = ranks.share(missing, config.max_new_tokens)
+        way = "transformers' generate, once" if follows_plain(config) else "batch 1"
+        with RoundProgress(f"reference ({way})", len(mine), config.progress and ranks.is_main) as progress:
+            complete_reference(config, pair, mine, store, progress.observe_row)
+        for outputs in ranks.gather(store.outputs if missing else {}):
+            store.outputs.update(outputs)
+    return store
+
+
 def complete_reference(
-    cfg: DictConfig,
+    config: RunConfig,
     pair: Pair,
     prompts: list[Prompt],
     store: ReferenceStore,
@@ -78,34 +107,34 @@ def complete_reference(
     All of them at full length, whatever a prompt's own ``max_new_tokens`` is. Of a conversation every turn, with the
     reference's own answers as history. ``observe`` is called for every row with its tokens and seconds.
     """
-    talks = conversations(cfg, pair, prompts)
+    talks = conversations(config, pair, prompts)
 
     def keep(row: Sequence, seconds: float) -> None:
-        store.add(reference_key(cfg, row.index, row.prompt_ids), row.output_ids)
+        store.add(reference_key(config, row.index, row.prompt_ids), row.output_ids)
         if observe is not None:
             observe(len(row.output_ids), seconds)
 
     def known(prompt: Prompt) -> list[int] | None:
-        return store.get(reference_key(cfg, prompt.index, prompt.ids))
+        return store.get(reference_key(config, prompt.index, prompt.ids))
 
     todo = talks.openings()
     while todo:
         missing = [replace(prompt, max_new_tokens=None) for prompt in todo if known(prompt) is None]
         if missing:
-            (_generated if follows_plain(cfg) else _decoded)(cfg, pair, missing, keep)
+            (_generated if follows_plain(config) else _decoded)(config, pair, missing, keep)
         after = [talks.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
         todo = [prompt for prompt in after if prompt is not None]
 
 
-def _generated(cfg: DictConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> None:
+def _generated(config: RunConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> None:
     """Rows as ``generate`` decodes them alone."""
-    for row in make_rows(cfg, pair, prompts):
+    for row in make_rows(config, pair, prompts):
         start = time.perf_counter()
         generate_alone(pair.target.module, row)
         keep(row, time.perf_counter() - start)
 
 
-def _decoded(cfg: DictConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> None:
+def _decoded(config: RunConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> None:
     """Rows as the point's own method decodes them at batch 1."""
     decoded_s = 0.0
 
@@ -115,7 +144,7 @@ def _decoded(cfg: DictConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -> 
             before, decoded_s = decoded_s, sum(clock.seconds.values())
             keep(row, decoded_s - before)
 
-    decode(reference_run(cfg), pair, prompts, observe)
+    decode(reference_run(config), pair, prompts, watch=Watch(observers=(observe,)))
 
 
 @torch.inference_mode()

@@ -7,32 +7,32 @@ that were cut off and decoded anew.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from specdec.config.drafter_weights import drafter_label
+from specdec.config.drafter_weights import UNTRAINED, drafter_label
+from specdec.config.plugins import declared
+from specdec.config.schema import RunConfig
 from specdec.core.clock import STAGES
 from specdec.core.metrics import Tally, percentiles, ratio, timing
 from specdec.equivalence.near_ties import NEAR_TIE
 from specdec.run.factory import build_batching
-from specdec.run.folder import RunFolder
 from specdec.run.forward_bound import read_bound
+from specdec.run.run import Run
 from specdec.run.serving.figures import read_figures
 
 _EQUIVALENCE = ("exact_match", "partial_match", "num_exact", "num_divergences", "num_explained", "num_failures")
 Records = list[dict[str, Any]]
 
 
-def summarize(cfg: DictConfig, folder: RunFolder, reference: str | None, num_ranks: int) -> dict[str, Any]:
+def summarize(run: Run) -> dict[str, Any]:
     """Everything in summary.json but the comparison with the baseline."""
+    config, folder, reference = run.config, run.folder, run.store.key if run.store else None
     samples, rounds, attempts = list(folder.samples().values()), folder.rounds(), folder.attempts()
     tally = tally_of(samples, rounds)
     return {
-        **_choices(cfg, folder),
+        **_choices(run),
         "num_prompts": len(samples),
         **tally.counts(),
         "num_discarded_tokens": _emitted(rounds) - tally.num_output_tokens,
@@ -48,8 +48,8 @@ def summarize(cfg: DictConfig, folder: RunFolder, reference: str | None, num_ran
         "execution": _execution(attempts, "target"),
         "compile_s": _execution(attempts, "prepare_s"),
         "num_attempts": len({line["attempt"] for line in rounds}),
-        "smallest_batch": min((attempt["batch"] for attempt in attempts), default=cfg.batch),
-        "ranks": [_rank_figures(rank, samples, rounds) for rank in range(num_ranks)],
+        "smallest_batch": min((attempt["batch"] for attempt in attempts), default=config.batch),
+        "ranks": [_rank_figures(rank, samples, rounds) for rank in range(run.ranks.num_shares)],
         "status": "done",
     }
 
@@ -102,31 +102,31 @@ def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any
     }
 
 
-def _choices(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
-    """Who made this summary."""
-    env = json.loads((folder.path / "env.json").read_text())
+def _choices(run: Run) -> dict[str, Any]:
+    """The models, data and methods that the figures are of."""
+    config, folder, env = run.config, run.folder, run.env
     groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
     return {
         "hash": folder.hash,
         "path": str(folder.path),
-        "pair": cfg.pair.name,
+        "pair": config.pair.name,
         "target_fingerprint": env.get("pair_fingerprint"),
         "draft_fingerprint": env.get("draft_fingerprint"),
-        "data": _data_label(cfg),
+        "data": _data_label(config),
         "data_fingerprint": env.get("inputs", {}).get("data.path"),
-        "scheduler": cfg.scheduler.label,
-        **{group: cfg[group].name for group in groups},
-        "drafter": drafter_label(cfg.drafter),
-        "batch": cfg.batch,
-        "gamma": 0 if cfg.drafter.name == "none" else cfg.gamma,
-        "temperature": cfg.temperature,
-        "max_new_tokens": cfg.max_new_tokens,
-        "dtype": cfg.runner.dtype,
-        "weights": cfg.weights,
-        "window": build_batching(cfg).window,
-        "lengths": "random" if cfg.data.prompt_tokens is None else "identical",
-        "arrivals": cfg.arrivals.name,
-        "experiments": [cfg.experiment] if cfg.experiment else [],
+        "scheduler": config.scheduler.label,
+        **{group: getattr(config, group).name for group in groups},
+        "drafter": drafter_label(config.drafter.name, getattr(config.drafter, UNTRAINED, False)),
+        "batch": config.batch,
+        "gamma": config.gamma if declared(config, "drafter").drafts else 0,
+        "temperature": config.temperature,
+        "max_new_tokens": config.max_new_tokens,
+        "dtype": config.runner.dtype,
+        "weights": config.weights,
+        "window": build_batching(config).window,
+        "lengths": "random" if config.data.prompt_tokens is None else "identical",
+        "arrivals": config.arrivals.name,
+        "experiments": [config.experiment] if config.experiment else [],
     }
 
 
@@ -135,10 +135,10 @@ def _execution(attempts: Records, key: str) -> Any:
     return ((attempts[-1].get("execution") if attempts else None) or {}).get(key)
 
 
-def _data_label(cfg: DictConfig) -> str:
+def _data_label(config: RunConfig) -> str:
     """The name of the data group, or of the file that was put in its place."""
-    path = str(cfg.data.path)
-    return Path(path).stem if Path(path).is_file() else str(cfg.data.name)
+    path = str(config.data.path)
+    return Path(path).stem if Path(path).is_file() else str(config.data.name)
 
 
 def equivalence(samples: Records, reference: str | None) -> dict[str, Any]:

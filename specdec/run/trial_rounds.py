@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from math import log
 from pathlib import Path
 from statistics import median_low
 
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
 
-from specdec.config.identity import plain_copy, signature
+from specdec.config.identity import signature
+from specdec.config.plugins import declared, plugin_config
+from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
 from specdec.core.round import Round
 from specdec.core.sequence import SequencePool
@@ -20,7 +22,6 @@ from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
 from specdec.engine.loop import RoundLoop
 from specdec.models.pair import Pair
-from specdec.registry import lookup
 from specdec.run.factory import build_engine
 from specdec.run.provenance import processor
 from specdec.run.trial_rows import TrialRows
@@ -44,26 +45,28 @@ _DECISIVE = (
 
 
 def profiler(
-    cfg: DictConfig, pair: Pair, trial_rows: TrialRows, synchronize: Callable[[], None] | None = None
+    config: RunConfig, pair: Pair, trial_rows: TrialRows, synchronize: Callable[[], None] | None = None
 ) -> Profiler:
-    """Runs trials with ``cfg``'s pair, alignment, drafter and execution."""
+    """Runs trials with ``config``'s pair, alignment, drafter and execution."""
 
     def start(batch: int) -> tuple[RoundLoop, SequencePool, float]:
         """A batch after its first round, and the seconds in which its draft read the prompts and drafted a token."""
-        alone = plain_copy(cfg)
-        with open_dict(alone):
-            alone.batch = batch
-            alone.scheduler, alone.batching = {"name": "static"}, {"name": "fifo", "window": batch}
-            alone.debug.invariants = False  # the checks take time
+        alone = replace(
+            config,
+            batch=batch,
+            scheduler=plugin_config("scheduler", "static"),
+            batching=plugin_config("batching", "fifo", window=batch),
+            debug=replace(config.debug, invariants=False),  # the checks take time
+        )
         gc.collect()  # reference cycles may hold the previous batch
         engine = build_engine(alone, pair, Clock(synchronize), trial_rows.known_output)
         rows = trial_rows.rows(batch, NUM_TOKENS)
-        if lookup("drafter", cfg.drafter.name).replays:
+        if declared(config, "drafter").replays:
             known = min(len(trial_rows.known_output(row) or []) for row in rows)
             rows = trial_rows.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
         first = FixedLength(gamma=1)
         # The draft reads whole prompts in its first round, where they are timed; chunked prefill feeds both models.
-        first.drafting = cfg.runner.prefill_chunk is not None
+        first.drafting = config.runner.prefill_chunk is not None
         engine.draft_length = first
         pool = SequencePool(rows)
         return engine, pool, engine.step(pool).seconds["draft"]
@@ -93,7 +96,7 @@ def profiler(
         read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
         return {gamma: rounds.trial(min(gamma, longest or gamma), read_s) for gamma, rounds in trials.items()}
 
-    return Profiler(run, Path(cfg.results_dir), partial(_settings, cfg, pair, trial_rows))
+    return Profiler(run, Path(config.results_dir), partial(_settings, config, pair, trial_rows))
 
 
 class _Rounds:
@@ -126,18 +129,17 @@ class _Rounds:
         )
 
 
-def _settings(cfg: DictConfig, pair: Pair, trial_rows: TrialRows) -> dict[str, object]:
+def _settings(config: RunConfig, pair: Pair, trial_rows: TrialRows) -> dict[str, object]:
     """Everything that a trial depends on, apart from its batch size and draft length."""
-    settings = OmegaConf.to_container(plain_copy(cfg))
-    assert isinstance(settings, dict)
+    settings = asdict(config)
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         # A power of 4, because the prompts that are left of a resumed run have a different mean.
         "prompt_tokens": 4 ** round(log(max(trial_rows.mean_prompt_tokens, 1), 4)),
-        **({"max_new_tokens": cfg.max_new_tokens} if lookup("drafter", cfg.drafter.name).replays else {}),
+        **({"max_new_tokens": config.max_new_tokens} if declared(config, "drafter").replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
-        "drafter_inputs": signature(cfg, "drafter."),
+        "drafter_inputs": signature(config, "drafter."),
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -1,0 +1,47 @@
+"""Rows that differ from their reference: each is explained by rounding, or counted as a failure."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from specdec.config.plugins import declared
+from specdec.core.sequence import Sequence
+from specdec.equivalence.near_ties import classify_row
+from specdec.equivalence.witness import Witness, WitnessFiles
+from specdec.run.decode import row_sampling
+from specdec.run.run import Run
+
+
+def explain_divergences(run: Run) -> None:
+    """Classify what differs; each process a part, and in tensor parallel all of them everything."""
+    if run.store is None:
+        return
+    samples = run.ranks.from_main(run.folder.samples)
+    unclear = [index for index, sample in sorted(samples.items()) if not (sample["exact"] or sample["explanation"])]
+    mine = unclear[run.ranks.rank % run.ranks.num_shares :: run.ranks.num_shares]
+    with ExitStack() as stack:
+        writes = mine and run.ranks.writes
+        lines = stack.enter_context(run.folder.open_lines("samples", run.ranks.rank)) if writes else None
+        for index in mine:
+            explanation = _explanation(run, samples[index])
+            if lines is not None and explanation is not None:
+                lines.write({**samples[index], "explanation": explanation})
+    run.ranks.gather(None)
+
+
+def _explanation(run: Run, sample: dict[str, Any]) -> dict[str, Any] | None:
+    """What the oracle says of a row; None where its reference is not known."""
+    index, config = sample["index"], run.config
+    prompt = next(prompt for prompt in run.prompts if prompt.index == index)
+    row = Sequence(index, sample.get("prompt_ids", prompt.ids), config.max_new_tokens, sampling=row_sampling(config))
+    row.output_ids = list(sample["output_ids"])
+    reference = run.reference_of(row)
+    if reference is None:
+        return None
+    witness = Witness(lambda _: None)
+    if (logits_V := WitnessFiles(run.folder.path, run.pair.target.dtype).load(index)) is not None:
+        witness.logits[index] = logits_V
+    chunk = 1 + config.gamma if declared(config, "drafter").drafts else 1
+    batch = min(line["batch"] for line in run.folder.attempts())  # what fits, where memory ran out
+    return classify_row(run.pair.target, row, reference, witness, batch=batch, chunk=chunk)
