@@ -179,6 +179,11 @@ def test_the_papers_figures_stand_beside_ours(content):
     assert theirs_alone["exact %, ours"].text == "-"
 
 
+def test_without_a_checkout_there_are_no_published_figures(content, tmp_path, monkeypatch):
+    monkeypatch.setattr("specdec.report.published.FILE", tmp_path / "published.csv")
+    assert published_tables(content) == []
+
+
 def test_token_kinds_follow_from_what_was_drafted_and_accepted():
     assert kinds([1, 2, 3, 4, 5, 6], [2, 0, 1], [2, 5, 5]) == [
         *("accepted", "accepted", "bonus", "recovered", "accepted", "recovered")

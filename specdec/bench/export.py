@@ -1,4 +1,4 @@
-"""A pair as folders in Hub format, which is how every other engine wants its models."""
+"""A pair as folders in Hub format, which every other engine reads."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def export_pair(cfg: RunConfig, pair: Pair, cache: Path) -> tuple[Path, Path | N
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the tokenizer lies beside the weights, as some engines demand."""
+    """Whether the tokenizer is in the same folder as the weights, as some engines require."""
     return (folder / "tokenizer.json").exists()

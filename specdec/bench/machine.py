@@ -7,7 +7,7 @@ import sys
 
 
 def pin(num_threads: int) -> list[int]:
-    """Keep this process, and those it starts, on so many of its cores; returns them (empty where none can be chosen).
+    """Pin this process, and those it starts, to some of its cores; returns them (none where the system cannot pin).
 
     The last cores are taken, because the first one serves most interrupts. Every library's thread count is set in
     the environment, which torch, OpenMP and the peers read when they start.

@@ -33,6 +33,6 @@ def ratio_over(values: dict[int, float], others: dict[int, float]) -> Estimate |
 
 
 def label(cells: Records, cell: BenchCell) -> str:
-    """What tables call a cell's method, which tells of untrained weights of its drafter."""
+    """A cell's method as tables name it: they mention a drafter with untrained weights."""
     is_untrained = any(UNTRAINED in str(record.get("drafter")) for record in cells.get(cell, []))
     return f"{cell.method} ({UNTRAINED})" if is_untrained else cell.method

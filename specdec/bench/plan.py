@@ -87,7 +87,7 @@ def _key(suite: Suite, study: Study, library: Library, cell: BenchCell, repeat: 
         "method": {key: value for key, value in asdict(library.methods[cell.method]).items() if key != "note"},
         "overrides": study.overrides,
         "max_new_tokens": study.max_new_tokens,
-        # Only where it is set: measurements from before there was such a setting keep their names.
+        # Only where it is set, so that measurements from before this setting keep their names.
         **({"spread": study.spread} if study.spread else {}),
         "num_prompts": num_prompts(study, cell.batch),
         "bound": study.bound,

@@ -50,7 +50,7 @@ def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int
 
 
 def uneven(prompts: list[Prompt], longest: int, spread: float) -> list[Prompt]:
-    """The prompts, each with an end of its own: evenly spread from (1 - spread) / (1 + spread) of ``longest`` up to it.
+    """The prompts, each with its own budget: evenly spread from (1 - spread) / (1 + spread) of ``longest`` up to it.
 
     Outputs that all have one length flatter what never drafts: its rows end together and are refilled together.
     """

@@ -30,15 +30,15 @@ class Study:
     pairs: list[str] = MISSING
     methods: list[str] = MISSING
     batches: list[int] = MISSING
-    contexts: list[int | None] = field(default_factory=lambda: [None])  # prompt tokens, about; null: as they are
+    contexts: list[int | None] = field(default_factory=lambda: [None])  # approximate prompt tokens; null: unchanged
     max_new_tokens: int = 32
-    spread: float = 0.0  # outputs end at max_new_tokens +- this share of it, each at its own; 0: all at max_new_tokens
+    spread: float = 0.0  # outputs end between max_new_tokens -+ this share of it; 0: all at max_new_tokens
     min_prompts: int = 8  # prompts of a cell: at least these,
     prompts_per_row: int = 2  # and this many for each row of the batch
     repeats: int | None = None  # null: the suite's
     bound: bool = False  # replay the forwards of every measurement, for loop_efficiency
     baseline: str | None = None  # the method that ratios are quoted against
-    published: list[str] = field(default_factory=list)  # figures of published.yaml that stand below, labelled so
+    published: list[str] = field(default_factory=list)  # figures of published.yaml, shown below the measured ones
     overrides: list[str] = field(default_factory=list)  # for every method that runs here
 
     @property
@@ -56,7 +56,7 @@ class Claim:
     method: str = MISSING
     metric: str = "tokens_per_s"
     over: str | None = None  # the ratio to this method in the same cell; or published:NAME
-    yardstick: str | None = None  # METHOD=NAME, measured here and published there: scales what another machine gave
+    yardstick: str | None = None  # METHOD=NAME: measured here and published there, which scales the published figure
     pairs: list[str] | None = None  # null: every one of the study
     batches: list[int] | None = None
     contexts: list[int | None] | None = None
@@ -101,7 +101,7 @@ class Suite:
     peers: str = "outputs/bench/peers"  # where install.py made their environments
     peer_timeout_s: float = 900.0
     progress: bool = True
-    force: bool = False  # forget measurements and draft tables, as after a change of the code
+    force: bool = False  # discard measurements and draft tables, as after a change of the code
     only: list[str] | None = None  # studies to run; null: all
     without: list[str] = field(default_factory=list)  # methods to leave out
     studies: dict[str, Study] = MISSING

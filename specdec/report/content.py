@@ -11,7 +11,7 @@ from specdec.analysis import Record
 from specdec.core.tables import Interval
 from specdec.errors import ConfigError
 from specdec.registry import unknown
-from specdec.report.intervals import Units, intervals, units
+from specdec.report.intervals import intervals, tokens_and_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,25 +164,15 @@ def _fits(point: Record, keys: dict[str, Any]) -> bool:
 def _all_intervals(points: list[Record], samples: pd.DataFrame, rounds: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     if not len(samples):
         return {}
-    per_point = dict(list(rounds.groupby(rounds["label"] + "/" + rounds["hash"])))
-    found: dict[str, Units] = {}
-    for key, frame in samples.groupby(samples["label"] + "/" + samples["hash"]):
-        found[str(key)] = units(frame, per_point.get(key, rounds[:0]))
-    made = {}
-    for point in points:
-        if own := found.get(place(point)):
-            baseline = found.get(f"{point['label']}/{point.get('baseline')}")
-            made[place(point)] = intervals(own, baseline)
-            _scale(made[place(point)], point, own, baseline)
-    return made
-
-
-def _scale(made: dict[str, Interval], point: Record, own: Units, baseline: Units | None) -> None:
-    """Scale intervals of speeds to the summary's figure, to which several processes or attempts may contribute."""
-    for key, estimate in (
-        ("tokens_per_s", own.speed),
-        ("speedup_vs_ar", own.speed / baseline.speed if baseline and baseline.speed else 0.0),
-    ):
-        if key in made and estimate and point.get(key):
-            low, high = (end * point[key] / estimate for end in made[key])
-            made[key] = low, high
+    samples_of = dict(list(samples.groupby(samples["label"] + "/" + samples["hash"])))
+    rounds_of = {key: tokens_and_seconds(part) for key, part in rounds.groupby(rounds["label"] + "/" + rounds["hash"])}
+    return {
+        place(point): intervals(
+            point,
+            samples_of[place(point)],
+            rounds_of.get(place(point), tokens_and_seconds(rounds[:0])),
+            rounds_of.get(f"{point['label']}/{point.get('baseline')}"),
+        )
+        for point in points
+        if place(point) in samples_of
+    }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specdec.analysis import require
+from specdec.analysis import Record, require
 from specdec.core.tables import Interval
 
 if TYPE_CHECKING:
@@ -35,47 +35,39 @@ class Estimate:
     num: int  # measurements
 
 
-@dataclass(frozen=True, slots=True)
-class Units:
-    """What is resampled of one point: per round (tokens, seconds), per prompt (accepted, drafted, emitted, calls)."""
-
-    rounds_R2: np.ndarray
-    prompts_N4: np.ndarray
-    latency_N: np.ndarray
-    ttft_N: np.ndarray
-
-    @property
-    def speed(self) -> float:
-        """Tokens per second of round time."""
-        tokens, seconds = self.rounds_R2.sum(axis=0)
-        return float(tokens / seconds) if seconds else 0.0
-
-
-def units(samples: pd.DataFrame, rounds: pd.DataFrame) -> Units:
-    """Collect the units of one point from its samples and rounds."""
+def tokens_and_seconds(rounds: pd.DataFrame) -> np.ndarray:
+    """Output tokens and seconds of each round, (R, 2)."""
     stages = [stage for stage in STAGES if stage in rounds]
     emitted = rounds["num_emitted"].map(sum) if len(rounds) else []
+    return np.column_stack([emitted, rounds[stages].fillna(0.0).sum(axis=1)]).astype(float)
+
+
+def intervals(
+    point: Record, samples: pd.DataFrame, rounds_R2: np.ndarray, baseline_R2: np.ndarray | None = None
+) -> dict[str, Interval]:
+    """Intervals by summary key (``tokens_per_s``, ``latency_s.p99``, ...); those that cannot be had are left out.
+
+    Those of speeds are scaled to the summary's figure, to which several processes or attempts may contribute.
+
+    Args:
+        rounds_R2, baseline_R2: `tokens_and_seconds` of the point and of its baseline.
+    """
     lengths = samples["accepted_lengths"]
-    prompts = [lengths.map(sum), samples["num_drafted"], samples["output_ids"].map(len), lengths.map(len)]
-    return Units(
-        np.column_stack([emitted, rounds[stages].fillna(0.0).sum(axis=1)]).astype(float),
-        np.column_stack(prompts).astype(float),
-        samples["latency_s"].to_numpy(dtype=float),
-        samples["ttft_s"].to_numpy(dtype=float),
-    )
-
-
-def intervals(point: Units, baseline: Units | None = None) -> dict[str, Interval]:
-    """Intervals by summary key (``tokens_per_s``, ``latency_s.p99``, ...); those that cannot be had are left out."""
-    prompts_N4 = point.prompts_N4
     wanted = {
-        "tokens_per_s": of_ratio(*point.rounds_R2.T),
-        "acceptance_rate": of_ratio(prompts_N4[:, 0], prompts_N4[:, 1]),
-        "mean_acceptance_length": of_ratio(prompts_N4[:, 2], prompts_N4[:, 3]),
-        "speedup_vs_ar": None if baseline is None else _of_speedup(point.rounds_R2, baseline.rounds_R2),
+        "tokens_per_s": of_ratio(*rounds_R2.T),
+        "acceptance_rate": of_ratio(lengths.map(sum), samples["num_drafted"]),
+        "mean_acceptance_length": of_ratio(samples["output_ids"].map(len), lengths.map(len)),
     }
-    for key, values_N in (("latency_s", point.latency_N), ("ttft_s", point.ttft_N)):
-        wanted |= {f"{key}.p{p}": _of_percentile(values_N, p) for p in (50, 90, 99)}
+    for key in ("latency_s", "ttft_s"):
+        wanted |= {f"{key}.p{p}": _of_percentile(samples[key].to_numpy(dtype=float), p) for p in (50, 90, 99)}
+    every = np.arange(len(rounds_R2))
+    speeds = {"tokens_per_s": _quotient(rounds_R2, every)}
+    if baseline_R2 is not None:
+        wanted["speedup_vs_ar"] = _of_speedup(rounds_R2, baseline_R2)
+        speeds["speedup_vs_ar"] = speeds["tokens_per_s"] / _quotient(baseline_R2, np.arange(len(baseline_R2)))
+    for key, speed in speeds.items():
+        if (interval := wanted[key]) and speed and point.get(key):
+            wanted[key] = (interval[0] * point[key] / speed, interval[1] * point[key] / speed)
     return {key: interval for key, interval in wanted.items() if interval is not None}
 
 

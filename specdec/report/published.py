@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ Place = tuple[str, int, str | None]
 """Where a published figure belongs: method, batch size, kind of prompt lengths."""
 
 
-@cache
 def published() -> dict[str, list[Record]]:
     """Published figures by experiment."""
     found: dict[str, list[Record]] = {}
@@ -41,16 +39,15 @@ def published() -> dict[str, list[Record]]:
 
 def published_tables(content: ReportContent) -> list[Table]:
     """One table per published experiment that a finished point belongs to."""
-    groups = {
-        name: [point for group in content.groups if group.experiment == name for point in group.done]
-        for name in published()
-    }
-    return [_table(content, name, points) for name, points in groups.items() if points]
+    tables = []
+    for experiment, figures in published().items():
+        points = [point for group in content.groups if group.experiment == experiment for point in group.done]
+        tables += [_table(content, experiment, figures, points)] if points else []
+    return tables
 
 
-def _table(content: ReportContent, experiment: str, points: list[Record]) -> Table:
+def _table(content: ReportContent, experiment: str, figures: list[Record], points: list[Record]) -> Table:
     """A row per published place and point of ours at that place; columns per metric, theirs before ours."""
-    figures = published()[experiment]
     metrics = [COLUMNS[name] for name in dict.fromkeys(row["metric"] for row in figures)]
     metrics = [replace(metric, pattern=",.1f") if metric.key == "tokens_per_s" else metric for metric in metrics]
     pairs = list(dict.fromkeys(row["pair"] for row in figures))
