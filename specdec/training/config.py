@@ -1,4 +1,4 @@
-"""Structured configuration of a training recipe; no torch import, so that `--help` is quick."""
+"""Structured configs of training. Imports no torch, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class CorpusConfig:
     source: str = setting(
         "python", "python (sources below root), text, jsonl, parquet (local files), hub (a data set's name)"
     )
-    root: str | None = setting(None, "python: the folder; None: the standard library of the running Python")
+    root: str | None = setting(None, "python: the folder; None: the running Python's standard library")
     path: str | None = setting(None, "text, jsonl, parquet: file, folder or pattern; hub: the name")
     column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
     split: str = setting("train", "hub: the split")
     exclude: list[str] = setting(list, "path prefixes below root")
     min_bytes: int = 300
     max_bytes: int = 400_000
-    max_digit_share: float = setting(0.2, "above it a file is a table, not a program")
-    heldout_percent: int = setting(4, "by a stable hash of the path: the same files on every machine")
-    max_files: int | None = setting(None, "rehearsals only: the first so many")
+    max_digit_share: float = setting(0.2, "share of digits above which a file is a table, not a program")
+    heldout_percent: int = setting(4, "chosen by a hash of the path: the same files on every machine")
+    max_files: int | None = setting(None, "rehearsals: only so many training files")
 
 
 @dataclass
@@ -55,14 +55,14 @@ class StageConfig:
 
     steps: int = setting(1000, "optimizer steps")
     minutes: float | None = setting(
-        None, "None: no limit, and a run that is resumed ends with the same bits as one that is not"
+        None, "None: no limit; a resumed run then ends with the same bits as an uninterrupted one"
     )
     accumulate: int = setting(1, "batches per optimizer step")
     lr: float = 2e-3
-    schedule: str = setting("cosine", "cosine, linear or constant, behind the warmup")
+    schedule: str = setting("cosine", "cosine, linear or constant, after the warmup")
     min_lr_share: float = 0.05
     warmup_steps: int = 100
-    ema: float | None = setting(None, "decay of an average of the weights, which is then what is measured and exported")
+    ema: float | None = setting(None, "decay of an average of the weights, which is then measured and exported")
     weight_decay: float = 0.1
     clip: float = 1.0
     phases: list[PhaseConfig] = field(default_factory=lambda: [PhaseConfig()])
@@ -80,7 +80,7 @@ class GreedyConfig:
     new_tokens: int = 128
     min_prompt_tokens: int = 8
     max_prompt_tokens: int = 320
-    prose_share: float = setting(0.25, "prompts cut from docstrings and comments")
+    prose_share: float = setting(0.25, "share of prompts cut from docstrings and comments")
     top_k: int = setting(16, "target log-probabilities kept per token for the soft loss")
 
 
@@ -116,10 +116,10 @@ class MeasureConfig:
 class LossConfig:
     """What a draft learns from, for `task=distill`. The weights of the losses need not sum to 1."""
 
-    data: str = setting("outputs", "outputs (the target's own, generated once and cached), corpus (text as it is)")
+    data: str = setting("outputs", "outputs (the target's own, generated once and cached) or corpus (its text)")
     on_policy: float = setting(0.0, "share of batches whose tokens the current draft samples, scored by the target")
     on_policy_tokens: int = setting(64, "tokens sampled per prompt")
-    temperature: float = setting(1.0, "of both laws, in the soft losses")
+    temperature: float = setting(1.0, "of both distributions, in the soft losses")
     ce: float = setting(0.0, "cross-entropy on the text's own next token")
     argmax: float = setting(0.5, "cross-entropy on the target's greedy choice")
     forward_kl: float = setting(0.5, "KL(target || draft)")
@@ -134,22 +134,22 @@ class HeadsConfig:
 
     kind: str = setting("medusa", "medusa, eagle, ppd or early_exit")
     num_heads: int = setting(4, "medusa: heads; ppd: prompt tokens; eagle: unrolled training steps")
-    layer: int = setting(2, "early_exit: layers of the target in front of the exit")
+    layer: int = setting(2, "early_exit: layers of the target before the exit")
     decay: float = setting(0.8, "weight of the i-th head or unrolled step: decay ** i")
     feature_weight: float = setting(0.1, "eagle: weight of the smooth L1 loss on the target's next hidden state")
-    num_insertions: int = setting(32, "ppd: places per row where prompt tokens are inserted")
+    num_insertions: int = setting(32, "ppd: positions per row where prompt tokens are inserted")
 
 
 @dataclass
 class ValidationConfig:
-    """Acceptance on held-out prompts, measured by the real engine while training."""
+    """Acceptance on held-out prompts, measured by the engine during training."""
 
     every: int = setting(200, "optimizer steps between two measurements; 0: only at the end")
     num_prompts: int = 24
     new_tokens: int = 48
     gamma: int = 5
     batch: int = 8
-    patience: int | None = setting(None, "stop after so many measurements without a better acceptance rate")
+    patience: int | None = setting(None, "stop after so many measurements without a better one; None: never")
 
 
 @dataclass
@@ -172,22 +172,22 @@ class DeviceConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything `python train.py` can be told."""
+    """All settings of `python train.py`."""
 
     task: str = setting("pair", "pair (the whole recipe of a built-in pair), lm, distill, heads")
     pair: Any = "tiny"
     seed: int = 1234
     threads: int | None = setting(None, "None: what torch chooses")
     force: bool = setting(False, "redo finished stages")
-    stages: list[str] | None = setting(None, "only these stages, and no export; None: all")
+    stages: list[str] | None = setting(None, "task=pair: only these stages, and no export; None: all")
     rehearse: bool = setting(False, "all stages at minimal size, under a minute")
     progress: bool = True
-    output_dir: str | None = setting(None, "None: outputs/train/<pair, task or heads.kind>, rehearsals apart")
-    export_dir: str | None = setting(None, "None: <output_dir>/export")
+    output_dir: str | None = setting(None, "None: outputs/train/<pair, task or heads.kind>, others for rehearsals")
+    export_dir: str | None = setting(None, "None: <output_dir>/export; specdec/assets/tiny replaces the shipped pair")
     vocab_size: int = 2048
     context_length: int = 2048
     precision: str = setting(
-        "auto", "Lightning's names; auto: bf16-mixed where the device computes in bfloat16, else 32-true"
+        "auto", "Lightning's names; auto: bf16-mixed if the device computes in bfloat16, else 32-true"
     )
     max_export_bytes: int = 12_000_000
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -195,7 +195,7 @@ class TrainConfig:
     draft_model: ModelConfig = field(default_factory=lambda: ModelConfig(num_layers=2))
     frozen: str = setting("asset:tiny/target", "task=distill, heads: the target, a folder or a Hub name")
     tokenizer: str | None = setting(None, "folder or Hub name; None: task=lm trains one, the others take the target's")
-    start: str | None = setting(None, "task=lm, distill: a folder of weights to go on from; None: new ones")
+    start: str | None = setting(None, "task=lm, distill: a folder of weights to start from; None: new ones")
     new_draft: str = setting(
         "target", "task=distill without start: from the target's layers, if the widths match, or random"
     )
@@ -213,17 +213,18 @@ class TrainConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
 
-_NOT_DECIDING = (
+WITHOUT_EFFECT = {
     "device",
-    "export_dir",
     "force",
     "log",
-    "max_export_bytes",
-    "output_dir",
     "progress",
     "stages",
     "threads",
-)
+    "output_dir",
+    "export_dir",
+    "max_export_bytes",
+}
+"""Settings that do not decide results."""
 
 
 def register_schema() -> None:
@@ -234,7 +235,7 @@ def register_schema() -> None:
 
 
 def selected_pair(cfg: Any) -> str:
-    """Name of the pair: the chosen option where `pair` is a config group, even one that is not there, or its value."""
+    """Name of the pair: its option if `pair` was given as a config group, even an unknown one, otherwise its value."""
     from hydra.core.hydra_config import HydraConfig
 
     choice = HydraConfig.get().runtime.choices.get("pair") if HydraConfig.initialized() else None
@@ -252,7 +253,7 @@ def to_dataclass(cfg: Any) -> TrainConfig:
 
 
 def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
-    """The same stages at the smallest sizes that still exercise every line."""
+    """The same stages at the smallest sizes that still run every line."""
     tiny = ModelConfig(num_layers=2, hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=2)
     cfg.target_model, cfg.draft_model = tiny, ModelConfig(1, 64, 96, 4, 2)
     cfg.corpus.max_files, cfg.vocab_size = 120, 512
@@ -268,11 +269,11 @@ def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
 
 
 def output_folder(cfg: TrainConfig) -> Path:
-    """Where a run keeps its stages: by default a folder for each pair, task or kind of heads, rehearsals apart."""
+    """The folder of a run's stages: by default one for each pair, task or kind of heads, others for rehearsals."""
     name = {"pair": cfg.pair, "heads": cfg.heads.kind}.get(cfg.task, cfg.task)
     return Path(cfg.output_dir or f"outputs/train/{name}{'-rehearsal' if cfg.rehearse else ''}")
 
 
 def deciding(cfg: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what comes out, as far as settings do."""
-    return {key: value for key, value in asdict(cfg).items() if key not in _NOT_DECIDING}
+    """The settings that decide results."""
+    return {key: value for key, value in asdict(cfg).items() if key not in WITHOUT_EFFECT}

@@ -65,7 +65,7 @@ def code_record() -> Record:
 
 
 def settings_record(cfg: TrainConfig) -> Record:
-    """All settings but those that say where the output goes."""
+    """All settings but those of output folders and display."""
     from omegaconf import OmegaConf
 
     settings = OmegaConf.to_container(OmegaConf.structured(cfg))

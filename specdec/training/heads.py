@@ -98,7 +98,7 @@ def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, 
 def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps: int) -> Iterator[Tensor]:
     """The layer's outputs (B, T, D) of every step, as in drafting: at step i, the last i inputs are its own outputs.
 
-    Entry t of step i stands at position t, reads token t + 1 (``embeds_BTD[:, t]``) and the output of step i - 1 at
+    Entry t of step i has position t and reads token t + 1 (``embeds_BTD[:, t]``) and the output of step i - 1 at
     entry t - 1. It attends to the true entries up to t - i, and of every step j <= i to entry t - i + j.
     """
     num_rows, num_entries = embeds_BTD.shape[:2]

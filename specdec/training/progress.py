@@ -30,7 +30,7 @@ class FitProgress(Callback):
         self._task = self._bar.add_task(name, total=1.0, figures="")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here: steps before a resume say nothing about the speed now."""
+        """Count from here: steps before a resume had another speed."""
         assert isinstance(pl_module, TrainingModule)
         self._start_s = self._printed_s = time.monotonic()
         self._start_tokens, self._start_fraction = pl_module.num_tokens, pl_module.budget.fraction
