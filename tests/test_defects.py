@@ -78,7 +78,7 @@ def test_dsd_as_published_is_wrong_already_at_batch_1(target, draft, prompts, ex
             draft,
             batch=batch,
             alignment=DsdAlignment,
-            verifier=DsdVerifier(),
+            verifier=DsdVerifier(keep_rejected=True, no_bonus=True),
             scheduler="lockstep",
             draft_length="lockstep",
         )

@@ -11,6 +11,7 @@ from harness import make_engine, run_all
 from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.conformance.models import LETTERS, letter_tokenizer
 from specdec.core.clock import Clock
@@ -18,12 +19,11 @@ from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.early_exit import SelfDrafter, first_layers
-from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.retokenize import RetokenizeDrafter
-from specdec.drafters.scripted import ScriptedDrafter
-from specdec.drafters.trigram import TrigramDrafter, relative_frequencies
+from specdec.drafters.trigram import relative_frequencies
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
+from specdec.registry import create
 
 NEW = 24
 
@@ -59,7 +59,7 @@ def exact(drafter: Drafter, model, prompts, expected, scheduler="exspec"):
 
 
 def test_lookup_copies_what_followed_the_longest_match(model):
-    drafter = PromptLookupDrafter(context_of(model), max_ngram=3)
+    drafter = create("drafter", "prompt_lookup", context_of(model), max_ngram=3)
     rows = [
         Sequence(0, [1, 2, 3, 9, 8, 7, 2, 3, 5, 1, 2, 3], 9),  # 1 2 3 -> 9, although 2 3 -> 5 is nearer
         Sequence(1, [2, 3, 5, 6, 2, 3], 9),
@@ -78,7 +78,7 @@ def test_lookup_copies_what_followed_the_longest_match(model):
 def test_lookup_equals_a_search_from_the_end(model):
     rng = random.Random(0)
     for trial in range(50):
-        drafter = PromptLookupDrafter(context_of(model), max_ngram=3, min_ngram=2)
+        drafter = create("drafter", "prompt_lookup", context_of(model), max_ngram=3, min_ngram=2)
         row = Sequence(trial, [rng.randrange(3) for _ in range(rng.randint(1, 30))], 99)
         drafter.admit([row])
         row.emit([rng.randrange(3) for _ in range(rng.randint(0, 9))])
@@ -97,14 +97,14 @@ def test_lookup_equals_a_search_from_the_end(model):
 
 
 def test_trigrams_follow_the_heaviest_successor(model):
-    drafter = TrigramDrafter(context_of(model))
+    drafter = create("drafter", "trigram", context_of(model))
     rows = [Sequence(0, [1, 2, 3, 1, 2, 4, 1, 2, 4, 5, 1, 2], 9), Sequence(1, [1, 2], 9), Sequence(2, [1], 9)]
     drafter.admit(rows)
     assert proposals(drafter, rows) == [[4, 1, 2, 4, 1], [], []]
 
 
 def test_a_trigram_gains_for_every_step_in_the_window_up_to_the_cap(model):
-    drafter = TrigramDrafter(context_of(model), window=4, gain=0.5, cap=1.4)
+    drafter = create("drafter", "trigram", context_of(model), window=4, gain=0.5, cap=1.4)
     row = Sequence(0, [1, 2, 3, 4, 5, 1, 2, 3], 9)
     drafter.admit([row])
     weights = drafter._overlay[0]
@@ -114,7 +114,7 @@ def test_a_trigram_gains_for_every_step_in_the_window_up_to_the_cap(model):
 
 
 def test_a_rows_trigrams_do_not_reach_its_neighbours(model, prompts):
-    together, alone = TrigramDrafter(context_of(model)), TrigramDrafter(context_of(model))
+    together, alone = create("drafter", "trigram", context_of(model)), create("drafter", "trigram", context_of(model))
     rows = [Sequence(i, list(prompt) * 3, 9) for i, prompt in enumerate(prompts)]
     together.admit(rows)
     for row, draft in zip(rows, proposals(together, rows), strict=True):
@@ -128,7 +128,7 @@ def test_a_corpus_gives_relative_frequencies(tmp_path, model):
     assert store == {(1, 2): {3: 0.5, 4: 0.25}, (2, 5): {6: 1.0}}
     tokenizer = letter_tokenizer()
     (tmp_path / "corpus.txt").write_text("abc\nabc\nabd\n")
-    drafter = TrigramDrafter(context_of(model, tokenizer=tokenizer), corpus=str(tmp_path / "corpus.txt"))
+    drafter = create("drafter", "trigram", context_of(model, tokenizer=tokenizer), corpus=str(tmp_path / "corpus.txt"))
     a, b, c, d = tokenizer.encode("abcd")
     row = Sequence(0, [a, b], 9)
     drafter.admit([row])
@@ -139,13 +139,13 @@ def test_a_corpus_gives_relative_frequencies(tmp_path, model):
     assert drafter._base[(a, b)] == {c: 2 / 3, d: 1 / 3}, "and leaves it as it was"
 
 
-@pytest.mark.parametrize("drafter", [PromptLookupDrafter, TrigramDrafter])
+@pytest.mark.parametrize("drafter", ["prompt_lookup", "trigram"])
 @pytest.mark.parametrize("scheduler", ["static", "exspec"])
 def test_text_drafters_are_exact_and_right_sometimes(model, prompts, expected, drafter, scheduler):
     # A prompt that already holds the output is one that a text drafter can draft well.
     known = [prompt + output + prompt for prompt, output in zip(prompts, expected, strict=True)]
     wanted = [greedy_alone(model, prompt, NEW, frozenset()) for prompt in known]
-    rows, _ = exact(drafter(context_of(model)), model, known, wanted, scheduler)
+    rows, _ = exact(create("drafter", drafter, context_of(model)), model, known, wanted, scheduler)
     assert sum(row.num_accepted for row in rows) > 0
     assert sum(row.num_accepted for row in rows) < sum(row.num_drafted for row in rows)
 
@@ -155,7 +155,7 @@ def test_text_drafters_are_exact_and_right_sometimes(model, prompts, expected, d
 
 @pytest.mark.parametrize("rate", [0.0, 0.7, 1.0])
 def test_a_scripted_draft_is_right_at_the_set_rate(model, prompts, expected, rate):
-    drafter = ScriptedDrafter(context_of(model, known_output=lambda row: expected[row.index]), rate=rate)
+    drafter = create("drafter", "scripted", context_of(model, known_output=lambda row: expected[row.index]), rate=rate)
     rows, rounds = exact(drafter, model, prompts, expected)
     accepted = sum(row.num_accepted for row in rows)
     rejected = sum(
@@ -167,7 +167,9 @@ def test_a_scripted_draft_is_right_at_the_set_rate(model, prompts, expected, rat
 def test_a_script_does_not_depend_on_the_batch(model, prompts, expected):
     lengths = []
     for batch in (1, 4):
-        drafter = ScriptedDrafter(context_of(model, known_output=lambda row: expected[row.index]), rate=0.6)
+        drafter = create(
+            "drafter", "scripted", context_of(model, known_output=lambda row: expected[row.index]), rate=0.6
+        )
         rows, _ = run_all(make_engine(model, drafter=drafter, batch=batch), prompts, NEW)
         lengths.append([row.accepted_lengths for row in rows])
     assert lengths[0] == lengths[1]
@@ -175,7 +177,7 @@ def test_a_script_does_not_depend_on_the_batch(model, prompts, expected):
 
 def test_a_script_needs_known_outputs(model):
     with pytest.raises(ConfigError, match="reference=true"):
-        ScriptedDrafter(context_of(model)).admit([Sequence(0, [1], 3)])
+        create("drafter", "scripted", context_of(model)).admit([Sequence(0, [1], 3)])
 
 
 # --- the target's own layers ---------------------------------------------------------------------------------------

@@ -21,19 +21,17 @@ from harness import ALIGNMENTS, make_engine
 from scipy.stats import chi2_contingency, chisquare
 from test_sampling import theirs
 
+import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.core.clock import Clock
 from specdec.core.random_numbers import TEST, uniforms
 from specdec.core.sampling import Noise, round_noise
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.early_exit import SelfDrafter
-from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.model import ModelDrafter
-from specdec.drafters.none import NoDrafter
-from specdec.drafters.trigram import TrigramDrafter
 from specdec.engine import loop as engine_module
 from specdec.models.causal_lm import CausalLM
+from specdec.registry import create
 from specdec.verifiers.block import BlockVerifier
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier
@@ -46,7 +44,13 @@ SETTINGS = [
     SamplingParams(temperature=1.3, top_k=3, repetition_penalty=1.5),
 ]
 VERIFIERS = {"rejection": RejectionVerifier, "block": BlockVerifier, "naive": NaiveVerifier}
-DRAFTERS = {"model": ModelDrafter, "self": functools.partial(SelfDrafter, num_layers=1), "lookup": PromptLookupDrafter}
+DRAFTERS = {
+    "none": functools.partial(create, "drafter", "none"),
+    "model": functools.partial(create, "drafter", "model"),
+    "self": functools.partial(create, "drafter", "self", num_layers=1),
+    "lookup": functools.partial(create, "drafter", "prompt_lookup"),
+    "trigram": functools.partial(create, "drafter", "trigram"),
+}
 CASES = [
     ("none", "naive", "static", "eqspec"),
     ("model", "block", "exspec", "eqspec"),
@@ -95,7 +99,7 @@ def build(drafter: str, verifier, scheduler: str, alignment: str, batch: int, ga
     clock = Clock()
     make = ALIGNMENTS[alignment]
     context = DrafterContext(target, draft, lambda model: make(model, clock), clock)
-    made = {"none": NoDrafter, "trigram": TrigramDrafter, **DRAFTERS}[drafter](context)
+    made = DRAFTERS[drafter](context)
     return make_engine(
         target, drafter=made, scheduler=scheduler, batch=batch, gamma=gamma, alignment=make, verifier=verifier()
     )

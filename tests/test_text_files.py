@@ -16,9 +16,9 @@ from test_prompts import byte_level, question
 from specdec import analysis
 from specdec.conformance.models import letter_tokenizer
 from specdec.core.prompts import DataConfig, load_prompts
-from specdec.drafters.trigram import TrigramDrafter
 from specdec.errors import ConfigError, DataError, SpecdecError
 from specdec.models.causal_lm import CausalLM
+from specdec.registry import create
 from specdec.report.__main__ import main as report
 from specdec.run.loggers.csv import CsvLogger
 from specdec.run.serving.trace import TraceArrivals
@@ -122,14 +122,14 @@ def test_a_trigram_corpus_in_another_encoding_is_refused(tmp_path):
     refused(
         ConfigError,
         r"drafter\.corpus=.*line 2: byte 0xe9 at position 4 is not UTF-8; line 4: byte 0xfc at position 1",
-        lambda: TrigramDrafter(context, corpus=str(path)),
+        lambda: create("drafter", "trigram", context, corpus=str(path)),
     )
     path.write_bytes("abc\nabc\n".encode("utf-16-le"))
-    refused(ConfigError, "looks like UTF-16 without", lambda: TrigramDrafter(context, corpus=str(path)))
+    refused(ConfigError, "looks like UTF-16 without", lambda: create("drafter", "trigram", context, corpus=str(path)))
     path.write_bytes(b"\xef\xbb\xbfabc\nabd\n")
-    marked = TrigramDrafter(context, corpus=str(path))
+    marked = create("drafter", "trigram", context, corpus=str(path))
     path.write_bytes(b"abc\nabd\n")
-    assert marked._base == TrigramDrafter(context, corpus=str(path))._base != {}
+    assert marked._base == create("drafter", "trigram", context, corpus=str(path))._base != {}
 
 
 @pytest.mark.parametrize(

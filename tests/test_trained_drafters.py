@@ -12,7 +12,6 @@ from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.ppd import PpdDrafter
 from specdec.drafters.trained import save_heads
 from specdec.errors import ConfigError, ContractError
 from specdec.models.causal_lm import CausalLM
@@ -22,7 +21,6 @@ from specdec.training.config import HeadsConfig
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier
-from specdec.verifiers.typical import TypicalVerifier
 
 TRAINED = ("medusa", "eagle", "ppd", "early_exit")
 NEW_TOKENS = 14
@@ -174,7 +172,7 @@ def test_rejection_runs_with_heads_and_refuses_probes(model, prompts, folders):
 def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
     """Prompt tokens behind the last verified token, in one plain forward over embeddings."""
     context, _ = context_for(model, "masked")
-    drafter = PpdDrafter(context, path=folders["ppd"][0])
+    drafter = create("drafter", "ppd", context, path=folders["ppd"][0])
     engine = make_engine(model, drafter=drafter, alignment=ALIGNMENTS["masked"], batch=2, gamma=3)
     pool = SequencePool([Sequence(0, [4, 8, 15, 16], 12), Sequence(1, [23, 42], 12)])
     while not pool.done:
@@ -217,5 +215,5 @@ def test_what_eagle_keeps_while_nothing_is_drafted_holds_no_logits(model, folder
 
 def test_typical_acceptance_overlooks_probes(model, folders, prompts):
     """Their ids are beyond the vocabulary, so no law has a place for them."""
-    engine = engine_for(model, "inplace", "ppd", verifier=TypicalVerifier(), path=folders["ppd"][0])
+    engine = engine_for(model, "inplace", "ppd", verifier=create("verifier", "typical"), path=folders["ppd"][0])
     assert all(len(output) == 8 for output in sampled(engine, prompts[:3], seed=1))

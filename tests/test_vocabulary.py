@@ -14,18 +14,18 @@ from test_pair import save_tokenizer
 from transformers import GenerationConfig
 
 import specdec
+import specdec.config
 from specdec.alignment.dsd import DsdAlignment
 from specdec.config.resolve import resolve
 from specdec.conformance.models import letter_tokenizer
 from specdec.core.clock import Clock
 from specdec.core.sequence import Sequence
 from specdec.drafters.retokenize import RetokenizeDrafter
-from specdec.drafters.scripted import ScriptedDrafter
-from specdec.drafters.trigram import TrigramDrafter
 from specdec.errors import ConfigError, DataError, PairError
 from specdec.models import pair as pair_module
 from specdec.models.causal_lm import CausalLM
 from specdec.models.pair import load_pair
+from specdec.registry import create
 from specdec.run.factory import build_engine
 
 SAME = list(range(VOCAB))
@@ -203,8 +203,10 @@ def test_stop_tokens_that_the_target_cannot_emit_are_refused_by_a_run(run):
 
 def test_what_plugins_feed_is_held_against_the_vocabulary(model, tmp_path):
     refused(ConfigError, "alignment.pad_id: token id 61", lambda: DsdAlignment(model, Clock(), pad_id=VOCAB))
-    known = ScriptedDrafter(context_of(model, known_output=lambda row: [1, VOCAB]))
+    known = create("drafter", "scripted", context_of(model, known_output=lambda row: [1, VOCAB]))
     refused(ConfigError, "output of row 0: token id 61", lambda: known.admit([Sequence(0, [1], 3)]))
     (tmp_path / "corpus.txt").write_text("abc\n")
     context = context_of(model, tokenizer=with_a_token_more())
-    refused(PairError, "'ab' has id 61", lambda: TrigramDrafter(context, corpus=str(tmp_path / "corpus.txt")))
+    refused(
+        PairError, "'ab' has id 61", lambda: create("drafter", "trigram", context, corpus=str(tmp_path / "corpus.txt"))
+    )

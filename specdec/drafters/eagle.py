@@ -1,8 +1,8 @@
-"""EAGLE-style drafting: one decoder layer over the target's hidden states, each beside the token that followed it.
+"""EAGLE-style drafting: one decoder layer over the target's hidden states, each with the token that followed it.
 
-Entry t of the draft's own cache is made of (token t + 1, the target's hidden state of token t); its output stands for
-the target's next hidden state, from which the target's own head says token t + 2. Behind what the target has verified,
-the draft goes on from its own outputs. True entries are fed anew each round, those of drafted tokens are dropped.
+Entry t of the draft's own cache is made of (token t + 1, the target's hidden state of token t); its output predicts the
+target's next hidden state, from which the target's own head gives token t + 2. Past what the target has verified, the
+draft continues from its own outputs. A commit drops the entries of drafted tokens; the next round feeds the true ones.
 Source: Li et al. 2024, arXiv 2401.15077 (EAGLE); trained on its own outputs as in arXiv 2503.01840 (EAGLE-3); a chain.
 Shape letters: B rows, T entries fed, G drafted tokens, D hidden size, V vocabulary.
 """
@@ -17,13 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from specdec.alignment.base import Alignment
 from specdec.alignment.layout import padded
-from specdec.config.drafter_weights import check_weights
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.picker import Picker
-from specdec.drafters.trained import load_weights, placed, read_settings
+from specdec.drafters.trained import loaded, read_settings
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 
@@ -64,71 +64,64 @@ class EagleDrafter(Drafter):
 
     reads_hidden = True
 
-    def __init__(self, context: DrafterContext, *, path: str | None = None, untrained: bool = False) -> None:
-        check_weights("eagle", path, untrained)
+    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool) -> None:
+        read_settings("eagle", path, untrained, context.target)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             layer = EagleLayer(context.target.module)
-        if path is not None:
-            read_settings(path, "eagle", context.target)
-            load_weights(path, layer)
-        self._layer: EagleLayer = placed(layer, context.target)
+        self._layer = loaded(layer, path, context.target)
         self._model = as_causal(self._layer, context.target)
         self._model.execute("eager" if context.target.execution.name == "eager" else "auto")
         self._embed = context.target.module.get_input_embeddings()
         self._device = context.device
-        # One layer's cache stays in slots, whatever keeps the target's: others could not read embeddings again.
+        # Always inplace, whatever the target's alignment: other strategies may feed tokens again, and need their ids.
         self._cache: Alignment = create("alignment", "inplace", self._model, context.clock)
-        self._unread: dict[int, list[Tensor]] = {}  # (T, D) hidden states of tokens that the cache has no entry of yet
-        self._true: dict[int, int] = {}  # of the rows of this round: entries that no draft went into
+        self._unread: dict[int, list[Tensor]] = {}  # (T, D) hidden states that the cache has no entry of yet
+        self._true: dict[int, int] = {}  # of the rows of this round: entries made of committed tokens alone
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Begin with empty caches: what is known of the prompts is told by ``observe_hidden``."""
+        """Empty caches: the entries of the prompts are made of what ``observe_hidden`` brings."""
         self._cache.admit([row.index for row in rows], [[] for _ in rows])
         self._unread.update((row.index, []) for row in rows)
 
     def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
-        """Note the hidden states of all tokens that stay."""
         for b, row in enumerate(rows):
             first, last = kept[b][0], kept[b][-1]
             chain = last - first + 1 == len(kept[b])
-            # A copy: a view would keep the logits beside them alive for as long as nothing is drafted.
+            # A copy: a view would keep the logits in the same tensor alive for as long as nothing is drafted.
             stays = hidden_BTD[b, first : last + 1].clone() if chain else hidden_BTD[b, kept[b]]
             self._unread[row.index].append(stays)
 
     @torch.inference_mode()
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Read what is new, then draft on from the layer's own outputs."""
+        """Feed the new hidden states, then continue from the layer's own outputs."""
         keys = [row.index for row in rows]
         counts = [gamma if row.length > 1 else 0 for row, gamma in zip(rows, gammas, strict=True)]
-        tokens_BG = torch.zeros(len(rows), 0, dtype=torch.long, device=self._device)
         if not any(counts):
-            return Draft(tokens_BG, counts)
+            return chosen_chains([[] for _ in rows], self._device)
         new = [self._take(row) if count else None for row, count in zip(rows, counts, strict=True)]
         fed = [0 if part is None else len(part) for part in new]
         some = next(part for part in new if part is not None)
         hidden_BTD = nn.utils.rnn.pad_sequence([some[:0] if part is None else part for part in new], batch_first=True)
-        # Entry t holds token t + 1: the tokens beside the new hidden states are the row's last ones.
+        # Entry t holds token t + 1: the tokens that go with the new hidden states are the row's last ones.
         tokens_BT = padded([row.tokens(row.length - n) for row, n in zip(rows, fed, strict=True)], self._device)
         pick, steps = Picker(rows), []
         for step in range(max(counts)):
             hidden_BD, logits_BV = self._forward(keys, tokens_BT, hidden_BTD, fed)
             if step == 0:
-                self._true = {key: self._entries(key, n) for key, n in zip(keys, fed, strict=True) if n}
+                self._true = {key: self._cache.length(key) + n for key, n in zip(keys, fed, strict=True) if n}
             steps.append(pick(logits_BV))
             tokens_BT, hidden_BTD = steps[-1][:, None], hidden_BD[:, None]
             fed = [int(count > step + 1) for count in counts]
         return Draft(torch.stack(steps, dim=1), counts, probs_BGV=pick.probs_BGV)
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Drop the entries that were made of drafted tokens."""
         fed = [row.index for row in rows if row.index in self._true]
         if fed:
             self._cache.commit(fed, [self._true[key] for key in fed])
         self._true = {}
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         self._cache.release([row.index for row in rows])
         for row in rows:
             del self._unread[row.index]
@@ -139,11 +132,8 @@ class EagleDrafter(Drafter):
         self._unread[row.index] = []
         return torch.cat(unread)
 
-    def _entries(self, key: int, num_new: int) -> int:
-        return self._cache.length(key) + num_new
-
     def _forward(self, keys: list[int], tokens_BT: Tensor, hidden_BTD: Tensor, fed: list[int]) -> tuple[Tensor, Tensor]:
-        """Feed entries; the hidden state (B, D) and the logits (B, V) behind each row's last one."""
+        """Feed entries; returns the hidden state (B, D) and the logits (B, V) of each row's last one."""
         inputs_BTD = self._layer.inputs(self._embed(tokens_BT), hidden_BTD)
         with self._model.call_options("both"):
             output_BTX = self._cache.forward(keys, inputs_BTD, fed)
@@ -154,7 +144,7 @@ class EagleDrafter(Drafter):
 
 
 def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:
-    """The layer with the target's head, as a model that an alignment can hold the cache of."""
+    """The layer with the target's head, as a model whose cache an alignment can hold."""
     shell = LlamaForCausalLM(layer.body.config)
     shell.model = layer.body
     shell.lm_head = target.module.get_output_embeddings()
@@ -166,7 +156,7 @@ def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:
 
 
 def _copy_where_alike(body: Any, target: Any) -> None:
-    """Begin from the target's last layer and norm, where they are of the same kind and shape."""
+    """Copy the target's last layer and norm, where they are of the same kind and shape."""
     decoder: Any = getattr(target, target.base_model_prefix, None)
     if getattr(decoder, "layers", None) is None or getattr(decoder, "norm", None) is None:
         return

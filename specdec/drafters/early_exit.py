@@ -1,7 +1,7 @@
-"""Drafting with the target's own first layers, its final norm and its head: early exit, at no memory for weights.
+"""Drafting with the target's own first layers, its final norm and its head: early exit, without further weights.
 
-Source: Elhoushi et al. 2024 (LayerSkip), arXiv 2404.16710, self-speculative decoding; here for any checkpoint, whether
-or not it was trained to be left early. The draft has a KV cache of its own.
+Source: Elhoushi et al. 2024 (LayerSkip), arXiv 2404.16710, self-speculative decoding; here for any checkpoint, trained
+for early exit or not. The draft has a KV cache of its own.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from specdec.config.drafter_weights import check_weights
 from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.trained import load_weights, placed, plain_head, read_settings
+from specdec.drafters.trained import loaded, plain_head, read_settings
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 
@@ -22,16 +21,14 @@ from specdec.models.causal_lm import CausalLM
 class SelfDrafter(ChainDrafter):
     """Chain drafts from the target's first ``num_layers`` layers."""
 
-    def __init__(self, context: DrafterContext, *, num_layers: int = 2) -> None:
-        available = context.target.num_layers
-        if not 1 <= num_layers <= available:
-            raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {available}, the target's layers")
+    def __init__(self, context: DrafterContext, *, num_layers: int) -> None:
+        _check_layers(num_layers, context.target)
         draft = CausalLM(first_layers(context.target.module, num_layers), context.target.architecture.mask_form)
         super().__init__(draft, context.align(draft))
 
 
 class EarlyExit(nn.Module):
-    """A norm and a head behind the target's first layers; before training they are copies of the target's own."""
+    """A norm and a head after the target's first layers; before training they are copies of the target's own."""
 
     def __init__(self, target: Any) -> None:
         super().__init__()
@@ -45,40 +42,35 @@ class EarlyExit(nn.Module):
 class EarlyExitDrafter(ChainDrafter):
     """Chain drafts from the first layers and a trained norm and head: better drafts for the memory of one head."""
 
-    def __init__(
-        self, context: DrafterContext, *, path: str | None = None, untrained: bool = False, num_layers: int = 2
-    ) -> None:
-        check_weights("early_exit", path, untrained)
+    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool, num_layers: int) -> None:
         target = context.target
-        settings: dict[str, Any] = {"layer": num_layers}
-        if path is not None:
-            settings = read_settings(path, "early_exit", target)
-        if not 1 <= settings["layer"] <= target.num_layers:
-            raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {target.num_layers}, the target's layers")
-        leaving = EarlyExit(target.module)
-        if path is not None:
-            load_weights(path, leaving)
-        draft = CausalLM(
-            with_exit_head(target.module, settings["layer"], placed(leaving, target)), target.architecture.mask_form
-        )
+        num_layers = read_settings("early_exit", path, untrained, target, layer=num_layers)["layer"]
+        _check_layers(num_layers, target)
+        exit_head = loaded(EarlyExit(target.module), path, target)
+        draft = CausalLM(with_exit_head(target.module, num_layers, exit_head), target.architecture.mask_form)
         super().__init__(draft, context.align(draft))
 
 
-def with_exit_head(module: Any, num_layers: int, leaving: EarlyExit) -> Any:
-    """The target's first layers with a norm and a head of their own; nothing of the target is changed."""
+def _check_layers(num_layers: int, target: CausalLM) -> None:
+    if not 1 <= num_layers <= target.num_layers:
+        raise ConfigError(f"drafter.num_layers={num_layers}: choose 1 to {target.num_layers}, the target's layers")
+
+
+def with_exit_head(module: Any, num_layers: int, exit_head: EarlyExit) -> Any:
+    """The target's first layers with another norm and head; the target itself is not changed."""
     short = first_layers(module, num_layers)
     _, norm = final_norm(module)
-    short._modules[module.base_model_prefix]._modules[norm] = leaving.norm
+    short._modules[module.base_model_prefix]._modules[norm] = exit_head.norm
     head = module.get_output_embeddings()
-    short._modules[next(name for name, child in module.named_children() if child is head)] = leaving.head
+    short._modules[next(name for name, child in module.named_children() if child is head)] = exit_head.head
     return short
 
 
 def final_norm(module: Any) -> tuple[Any, str]:
-    """The decoder, and the name of the norm behind its layers.
+    """The decoder, and the name of the norm after its layers.
 
     Raises:
-        ConfigError: there is none to be found.
+        ConfigError: none is found.
     """
     decoder = getattr(module, module.base_model_prefix, None)
     names = [name for name, _ in decoder.named_children()] if decoder is not None else []
@@ -91,7 +83,7 @@ def final_norm(module: Any) -> tuple[Any, str]:
 
 
 def first_layers(module: Any, num_layers: int) -> Any:
-    """The same modules, but for the layers behind the first ones: nothing is copied.
+    """The target without its later layers; all modules are shared with it.
 
     Raises:
         ConfigError: the model does not keep its layers in one list.
@@ -114,7 +106,7 @@ def first_layers(module: Any, num_layers: int) -> Any:
 
 
 def _twin(module: Any, config: Any) -> Any:
-    """A module with the same parts under the same names, whose parts can be exchanged without touching the first."""
+    """A module with the same parts, which can be exchanged without changing the original."""
     twin = copy.copy(module)
     twin.__dict__["_modules"] = dict(module._modules)
     twin.config = config

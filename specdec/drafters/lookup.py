@@ -18,7 +18,7 @@ from specdec.errors import ConfigError
 class PromptLookupDrafter(Drafter):
     """Chains copied from the row's own tokens; no model, no probabilities."""
 
-    def __init__(self, context: DrafterContext, *, max_ngram: int = 3, min_ngram: int = 1) -> None:
+    def __init__(self, context: DrafterContext, *, max_ngram: int, min_ngram: int) -> None:
         if not 1 <= min_ngram <= max_ngram:
             raise ConfigError(
                 f"drafter.min_ngram={min_ngram}, drafter.max_ngram={max_ngram}: choose 1 <= min_ngram <= max_ngram"

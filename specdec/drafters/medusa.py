@@ -1,30 +1,28 @@
-"""Medusa: independent heads on the target's last hidden state; head k guesses the token k places behind the next one.
+"""Medusa: independent heads on the target's last hidden state; head k drafts the token k places after the next one.
 
-The hidden state from which the target said a row's last token is known before that token is fed, so a whole chain is
-drafted at the price of G small layers, without a cache. A head does not know what the others say.
+The hidden state that a row's last token was chosen from is known before that token is fed, so a whole chain costs G
+small layers and needs no cache. No head sees what the others draft.
 Source: Cai et al. 2024, arXiv 2401.10774, Medusa-1 (a residual block and a projection per head), here as a chain.
 Shape letters: B rows, T tokens fed, G heads, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from specdec.config.drafter_weights import check_weights
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.picker import Picker
-from specdec.drafters.trained import load_weights, placed, plain_head, read_settings
+from specdec.drafters.trained import loaded, plain_head, read_settings
 from specdec.errors import ConfigError
 
 
 class MedusaHeads(nn.Module):
-    """G heads; before training each says what the target's own head says of the same hidden state."""
+    """G heads; before training each gives the logits of the target's own head for the same hidden state."""
 
     def __init__(self, num_heads: int, head: nn.Linear) -> None:
         super().__init__()
@@ -47,46 +45,31 @@ class MedusaDrafter(Drafter):
 
     reads_hidden = True
 
-    def __init__(
-        self, context: DrafterContext, *, path: str | None = None, untrained: bool = False, num_heads: int = 4
-    ) -> None:
-        check_weights("medusa", path, untrained)
+    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool, num_heads: int) -> None:
         if num_heads < 1:
             raise ConfigError(f"drafter.num_heads={num_heads}: it must be at least 1")
-        settings: dict[str, Any] = {"num_heads": num_heads}
-        if path is not None:
-            settings = read_settings(path, "medusa", context.target)
-        heads = MedusaHeads(settings["num_heads"], context.target.module.get_output_embeddings())
-        if path is not None:
-            load_weights(path, heads)
-        self.max_length = settings["num_heads"]
-        self._heads: MedusaHeads = placed(heads, context.target)
+        target = context.target
+        num_heads = read_settings("medusa", path, untrained, target, num_heads=num_heads)["num_heads"]
+        self.max_length = num_heads
+        self._heads = loaded(MedusaHeads(num_heads, target.module.get_output_embeddings()), path, target)
         self._device = context.device
-        self._hidden: dict[int, Tensor] = {}  # (D) of each row's last token but one: what its last one was said from
-
-    def admit(self, rows: list[Sequence]) -> None:
-        """Nothing is known of a row before its prompt is read."""
+        self._hidden: dict[int, Tensor] = {}  # (D) of each row's last token but one: what its last was chosen from
 
     def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
-        """Keep the hidden state of the last token that stays."""
         self._hidden.update((row.index, hidden_BTD[b, kept[b][-1]]) for b, row in enumerate(rows))
 
     @torch.inference_mode()
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """One token per head; a row whose prompt is a single token drafts nothing in its first round."""
+        """A row whose prompt is a single token drafts nothing in its first round: no hidden state is known of it."""
         counts = [gamma if row.index in self._hidden else 0 for row, gamma in zip(rows, gammas, strict=True)]
         if not any(counts):
-            return Draft(torch.zeros(len(rows), 0, dtype=torch.long, device=self._device), counts)
+            return chosen_chains([[] for _ in rows], self._device)
         known = next(iter(self._hidden.values()))
         hidden_BD = torch.stack([self._hidden.get(row.index, torch.zeros_like(known)) for row in rows])
         logits_BGV, pick = self._heads(hidden_BD), Picker(rows)
         tokens = [pick(logits_BGV[:, g]) for g in range(max(counts))]
         return Draft(torch.stack(tokens, dim=1), counts, probs_BGV=pick.probs_BGV)
 
-    def commit(self, rows: list[Sequence]) -> None:
-        """Nothing was kept of what is dropped."""
-
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         for row in rows:
             self._hidden.pop(row.index, None)

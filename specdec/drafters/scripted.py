@@ -20,7 +20,7 @@ from specdec.models.vocabulary import check_ids
 class ScriptedDrafter(Drafter):
     """Drafts the reference output with seeded mistakes."""
 
-    def __init__(self, context: DrafterContext, *, rate: float = 0.8, seed: int = 0) -> None:
+    def __init__(self, context: DrafterContext, *, rate: float, seed: int) -> None:
         if not 0 <= rate <= 1:
             raise ConfigError(f"drafter.rate={rate}: it must be from 0 to 1")
         self._context = context

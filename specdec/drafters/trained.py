@@ -1,10 +1,10 @@
-"""Folders of what is trained beside a target: settings as JSON, weights as safetensors, and checks that they fit it."""
+"""Folders of weights that are trained for one target: settings as JSON, weights as safetensors, and checks of both."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,22 +12,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdec import assets
+from specdec.config.drafter_weights import check_weights
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import changed, no_plain_weight
+
+M = TypeVar("M", bound=nn.Module)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def target_shape(target: CausalLM) -> dict[str, int]:
-    """What heads must share with their target."""
+    """What trained weights and their target must agree in."""
     config = target.module.config.get_text_config()
     shape = {"hidden_size": config.hidden_size, "vocab_size": target.vocab_size}
     return {**shape, "num_target_layers": target.num_layers}
 
 
 def save_heads(folder: Path, kind: str, settings: dict[str, Any], module: nn.Module, target: CausalLM) -> None:
-    """Write the folder: config.json and bfloat16 weights, which are loaded in the target's own number format."""
+    """Write the folder: config.json and bfloat16 weights, which are loaded in the target's number format."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in _own(module).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -35,12 +38,15 @@ def save_heads(folder: Path, kind: str, settings: dict[str, Any], module: nn.Mod
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_settings(path: str, kind: str, target: CausalLM) -> dict[str, Any]:
-    """The settings of a folder.
+def read_settings(kind: str, path: str | None, untrained: bool, target: CausalLM, **default: Any) -> dict[str, Any]:
+    """The settings of the folder ``path``; without one, if ``untrained`` is set, ``default``.
 
     Raises:
-        ConfigError: it is no such folder, or it was trained for another kind of drafter or target.
+        ConfigError: it is no such folder, it was trained for another kind of drafter or target, or none is given.
     """
+    check_weights(kind, path, untrained)
+    if path is None:
+        return default
     try:
         settings: dict[str, Any] = json.loads((_folder(path) / CONFIG).read_text())
         found = settings["drafter"]
@@ -59,12 +65,18 @@ def read_settings(path: str, kind: str, target: CausalLM) -> dict[str, Any]:
     return settings
 
 
-def load_weights(path: str, module: nn.Module) -> None:
-    """Fill the module from the folder's weights.
+def loaded(module: M, path: str | None, target: CausalLM) -> M:
+    """The module with the folder's weights, if there is one, on the target's device, in its number format, frozen.
 
     Raises:
         ConfigError: the file is damaged, or of another shape.
     """
+    if path is not None:
+        _load_weights(path, module)
+    return module.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
+
+
+def _load_weights(path: str, module: nn.Module) -> None:
     try:
         missing, unexpected = module.load_state_dict(load_file(_folder(path) / WEIGHTS), strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -75,7 +87,7 @@ def load_weights(path: str, module: nn.Module) -> None:
 
 
 def plain_head(head: Any) -> nn.Linear:
-    """A target's head, for a module that begins with a copy of its weights.
+    """A target's head, checked: a module that starts from a copy of its weights computes the same.
 
     Raises:
         ConfigError: it is more than its matrix (an adapter, a hook, a quantised weight), which a copy would lose.
@@ -87,11 +99,6 @@ def plain_head(head: Any) -> nn.Linear:
         )
     plain: nn.Linear = head
     return plain
-
-
-def placed(module: nn.Module, target: CausalLM) -> Any:
-    """The module ready to draft beside the target: its device, its number format, no gradients."""
-    return module.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:

@@ -32,11 +32,11 @@ class TrigramDrafter(Drafter):
         self,
         context: DrafterContext,
         *,
-        corpus: str | None = None,
-        successors: int = 12,
-        window: int = 16,
-        gain: float = 0.04,
-        cap: float = 3.0,
+        corpus: str | None,
+        successors: int,
+        window: int,
+        gain: float,
+        cap: float,
     ) -> None:
         if window < 3:
             raise ConfigError(f"drafter.window={window}: a trigram needs at least 3 tokens")

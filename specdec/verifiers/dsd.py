@@ -21,7 +21,7 @@ from specdec.verifiers.base import Verifier, parents_of
 class DsdVerifier(Verifier):
     """Greedy matching that emits the token it rejected; see the module's docstring."""
 
-    def __init__(self, *, keep_rejected: bool = True, no_bonus: bool = True) -> None:
+    def __init__(self, *, keep_rejected: bool, no_bonus: bool) -> None:
         self.keep_rejected = keep_rejected
         self.no_bonus = no_bonus
 

@@ -18,7 +18,7 @@ from specdec.verifiers.base import Verifier, descend, parents_of
 class TypicalVerifier(Verifier):
     """Biased towards the draft; exact at temperature 0 only."""
 
-    def __init__(self, *, epsilon: float = 0.09, delta: float = 0.3) -> None:
+    def __init__(self, *, epsilon: float, delta: float) -> None:
         for name, value in (("epsilon", epsilon), ("delta", delta)):
             if not 0 < value <= 1:
                 raise ConfigError(f"verifier.{name}={value}: it must be above 0 and at most 1")

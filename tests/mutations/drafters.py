@@ -157,8 +157,8 @@ def fewer_rows(patch: Patch):
 @planted("drafter=prompt_lookup", "rows share one index of n-grams", "neighbours", RUNS)
 def shared_index(patch: Patch):
     class Shared(PromptLookupDrafter):
-        def __init__(self, context) -> None:
-            super().__init__(context)
+        def __init__(self, context, **settings) -> None:
+            super().__init__(context, **settings)
             self._all: dict[tuple[int, ...], list[int]] = {}
 
         def commit(self, rows):

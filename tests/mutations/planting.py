@@ -16,7 +16,7 @@ import pytest
 from specdec.conformance import decoding
 from specdec.conformance.explore import Family
 from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler_suite, verifier_suite
-from specdec.registry import create
+from specdec.registry import create, lookup
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], Any]
@@ -51,9 +51,9 @@ class Mutation:
         """The families of cases of the plug-in's group, for the given class or for what is registered."""
 
         def make(*arguments: Any) -> Any:
-            if broken is not None:
-                return broken(*arguments, **self.settings)
             name = "eqspec" if self.plugin == "engine" else self.plugin.partition("=")[2]
+            if broken is not None:
+                return broken(*arguments, **{**lookup(self.group, name).defaults, **self.settings})
             return create(self.group, name, *arguments, **self.settings)
 
         suites: dict[str, Callable[[Any], list[Family]]] = {
