@@ -20,6 +20,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -94,7 +95,6 @@ class Entry:
 
 
 _ENTRIES: dict[str, dict[str, Entry]] = {group: {} for group in PLUGIN_GROUPS}
-_loaded_entry_points = False
 
 
 def register(
@@ -168,19 +168,16 @@ def unknown(what: str, name: str, options: Iterable[str]) -> str:
     return f"unknown {what} {name!r}: choose from {', '.join(valid)}{hint}"
 
 
+@cache
 def load_entry_points() -> None:
     """Import the modules that installed packages announce under ``specdec.plugins``, once.
 
     A plug-in that cannot be imported is reported on stderr and left out; it never stops the others.
     """
-    global _loaded_entry_points
-    if _loaded_entry_points:
-        return
-    _loaded_entry_points = True
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry_point.load()
-        except Exception as error:  # a stranger's code: any error, and the framework must still start
+        except Exception as error:  # third-party code may raise anything; the framework must still start
             print(f"specdec: plug-in {entry_point.value} is left out: {error!r}", file=sys.stderr)
 
 

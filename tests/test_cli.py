@@ -269,10 +269,10 @@ def test_random_weights_share_a_baseline(run):
     assert static["baseline"] == plain["hash"]
 
 
-def test_strict_says_which_points_run_elsewhere(monkeypatch):
-    monkeypatch.setattr(cli, "_outcomes", [{"status": ELSEWHERE, "strict": True}])
+def test_strict_says_which_points_run_elsewhere():
+    command = cli.Command(outcomes=[{"status": ELSEWHERE, "strict": True}])
     with pytest.raises(SpecdecError, match="1 points run elsewhere"):
-        cli._check()
+        command.check()
 
 
 def test_points_that_finish_together_have_a_line_each(tmp_path):

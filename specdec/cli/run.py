@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,24 +35,12 @@ from specdec.run.folder import ELSEWHERE, read_summary
 
 QUICKSTART = "experiment=quickstart"
 POINTS = "points.jsonl"
-_sweep_dirs: list[Path] = []  # state of one call of main()
-_outcomes: list[dict[str, Any]] = []
-_errors: list[Exception] = []  # of a single run: raised again outside Hydra, which would print lines of its own
-
-
-class SweepCallback(Callback):
-    """Tells this process where the jobs of its sweep, wherever they run, leave their outcomes."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called once, before the first job."""
-        _sweep_dirs.append(Path(config.hydra.sweep.dir))
+Outcome = dict[str, Any]
 
 
 def main() -> None:
     """Entry point of ``run.py`` and of the ``specdec`` command."""
     load_entry_points()
-    for state in (_sweep_dirs, _outcomes, _errors):
-        state.clear()
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
     sys.argv = [sys.argv[0], *folder_words(flags_first(sys.argv)[1:])]
@@ -60,36 +50,95 @@ def main() -> None:
     # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with _quiet_unless_main(), ends_in_one_line():
-        failure = _run()
-        for folder in _sweep_dirs:
-            _outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
-        _collect_from_elsewhere()
-        if _outcomes:
-            _show()
+        Command().run()
+
+
+@dataclass(slots=True)
+class Command:
+    """One call of the command: where its sweeps leave their outcomes, and what came of its points."""
+
+    sweep_dirs: list[Path] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    error: Exception | None = None  # of a single run: raised again outside Hydra, which would print lines of its own
+
+    def run(self) -> None:
+        """Run all points and show what is done, then raise what ended the run or made it incomplete."""
+        running = _running.set(self)
+        try:
+            failure = self._run()
+        finally:
+            _running.reset(running)
+        for folder in self.sweep_dirs:
+            self.outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
+        self._collect_from_elsewhere()
+        if self.outcomes:
+            self._show()
         if failure is not None:
             raise failure
-        _check()
+        self.check()
+
+    def _run(self) -> Exception | None:
+        run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
+        program, *arguments = sys.argv
+        try:
+            for line in split_presets(arguments):
+                sys.argv = [program, *line]
+                run()
+        except Exception as error:
+            return error
+        finally:
+            sys.argv = [program, *arguments]
+        return self.error
+
+    def _collect_from_elsewhere(self) -> None:
+        """Points that another process was computing may be finished by now."""
+        for place, outcome in enumerate(self.outcomes):
+            if outcome["status"] == ELSEWHERE:
+                summary = read_summary(Path(outcome["path"]))
+                self.outcomes[place] = {**outcome, **summary} if summary else outcome
+
+    def _show(self) -> None:
+        """A table of the points of each preset, then one JSON document as the last line of stdout."""
+        from specdec.cli.table import print_table
+
+        for preset, outcomes in groupby(self.outcomes, key=lambda outcome: outcome.get("preset")):
+            print_table(list(outcomes), preset)
+        document = {"points": self.outcomes} if self.sweep_dirs else self.outcomes[0]
+        print(json.dumps(document, allow_nan=False), flush=True)
+
+    def check(self) -> None:
+        """The exit code: non-zero if something failed, is missing, or is not as it was demanded to be."""
+        failures = [outcome.get("num_failures") or 0 for outcome in self.outcomes if outcome.get("strict")]
+        if any(failures):
+            raise SpecdecError(
+                f"strict=true: {sum(failures)} divergences that rounding does not explain; see `explanation` in "
+                "samples.jsonl"
+            )
+        num_elsewhere = sum(outcome["status"] == ELSEWHERE for outcome in self.outcomes)
+        if num_elsewhere:
+            raise SpecdecError(
+                f"{num_elsewhere} points run elsewhere: run the same command again to have their results"
+            )
+        if any(outcome["status"] != "done" for outcome in self.outcomes):
+            sys.exit(1)
+
+
+_running: ContextVar[Command] = ContextVar("specdec_command")
+"""For the jobs and callbacks that Hydra calls in this process."""
+
+
+class SweepCallback(Callback):
+    """Tells the command where the jobs of its sweep, wherever they run, leave their outcomes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called once, before the first job."""
+        _running.get().sweep_dirs.append(Path(config.hydra.sweep.dir))
 
 
 def flags_first(argv: list[str]) -> list[str]:
     """The same command with ``-m`` in front: argparse would refuse overrides on both sides of it."""
     multirun = [word for word in argv[1:] if word in ("-m", "--multirun")]
     return [argv[0], *multirun[:1], *(word for word in argv[1:] if word not in multirun)]
-
-
-def _run() -> Exception | None:
-    """Run all points; an error that ended the run is returned, so that what is done is shown first."""
-    run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
-    program, *arguments = sys.argv
-    try:
-        for line in split_presets(arguments):
-            sys.argv = [program, *line]
-            run()
-    except Exception as error:
-        return error
-    finally:
-        sys.argv = [program, *arguments]
-    return _errors[0] if _errors else None
 
 
 @contextmanager
@@ -117,9 +166,9 @@ def _job(cfg: DictConfig) -> None:
     overrides = list(context.overrides.task)
     if context.mode != RunMode.MULTIRUN:
         try:
-            _outcomes.append({**run_point(cfg, overrides), "strict": bool(cfg.strict)})
+            _running.get().outcomes.append({**run_point(cfg, overrides), "strict": bool(cfg.strict)})
         except Exception as error:
-            _errors.append(error)
+            _running.get().error = error
         return
     given = [argument.lower() for argument in sys.argv]
     varying = [override for override in overrides if override.lower() not in given]
@@ -132,36 +181,3 @@ def _job(cfg: DictConfig) -> None:
         outcome = failed_point(cfg, overrides, message)
     if is_main_process():
         append_line(Path(context.sweep.dir) / POINTS, {**outcome, "job": context.job.num, "preset": cfg.experiment})
-
-
-def _collect_from_elsewhere() -> None:
-    """Points that another process was computing may be finished by now."""
-    for place, outcome in enumerate(_outcomes):
-        if outcome["status"] == ELSEWHERE:
-            summary = read_summary(Path(outcome["path"]))
-            _outcomes[place] = {**outcome, **summary} if summary else outcome
-
-
-def _show() -> None:
-    """A table of the points of each preset, then one JSON document as the last line of stdout."""
-    from specdec.cli.table import print_table
-
-    for preset, outcomes in groupby(_outcomes, key=lambda outcome: outcome.get("preset")):
-        print_table(list(outcomes), preset)
-    document = {"points": _outcomes} if _sweep_dirs else _outcomes[0]
-    print(json.dumps(document, allow_nan=False), flush=True)
-
-
-def _check() -> None:
-    """The exit code: non-zero if something failed, is missing, or is not as it was demanded to be."""
-    failures = [outcome.get("num_failures") or 0 for outcome in _outcomes if outcome.get("strict")]
-    if any(failures):
-        raise SpecdecError(
-            f"strict=true: {sum(failures)} divergences that rounding does not explain; see `explanation` in "
-            "samples.jsonl"
-        )
-    num_elsewhere = sum(outcome["status"] == ELSEWHERE for outcome in _outcomes)
-    if num_elsewhere:
-        raise SpecdecError(f"{num_elsewhere} points run elsewhere: run the same command again to have their results")
-    if any(outcome["status"] != "done" for outcome in _outcomes):
-        sys.exit(1)
