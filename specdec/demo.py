@@ -1,6 +1,6 @@
-"""Several prompts side by side in the terminal, with the draft's share in colour: ``python -m specdec.demo``.
+"""Decode several prompts side by side in the terminal, drafted tokens in colour: ``python -m specdec.demo``.
 
-Where stdout is no terminal the final texts are printed instead, recovered tokens as [-x-] and bonus tokens as [+x+].
+If stdout is not a terminal, the final texts are printed instead, recovered tokens as [-x-] and bonus tokens as [+x+].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from specdec.engine.output import Event
     from specdec.models.pair import Pair
 
-PROMPTS = (  # of the kind that the built-in pair was trained on, from its held-out files
+PROMPTS = (  # from the held-out files of the built-in pair
     "class E:\n    'Test propagation of exceptions'",
     "import unittest\nfrom test import support\n\nfrom . import tomllib\n\n\nclass TestMiscellane",
     "def load_tests(loader, tests, pattern):\n    import os.path\n    # top level directory cached on loader",
@@ -33,17 +33,21 @@ Piece = tuple[str, str]  # kind and text
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     about = argparse.ArgumentParser("python -m specdec.demo", description=(__doc__ or "").split("\n\n")[0])
-    about.add_argument("prompts", nargs="*", help="texts to go on from (default: four of the built-in pair's kind)")
+    about.add_argument(
+        "prompts", nargs="*", help="texts to continue (default: four from the built-in pair's held-out files)"
+    )
     about.add_argument("--pair", default="tiny", help="a pair of conf/pair (default: the built-in tiny)")
     about.add_argument("--tokens", type=int, default=64, help="new tokens per prompt (default: 64)")
     about.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default); above: sampling")
-    about.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
-    about.add_argument("--gamma", type=int, default=None, help="drafted tokens per round (default: chosen)")
+    about.add_argument("--seed", type=int, default=0, help="random seed of sampling (default: 0)")
+    about.add_argument(
+        "--gamma", type=int, default=None, help="drafted tokens per round (default: chosen automatically)"
+    )
     return about
 
 
-class Row:
-    """One prompt and what has come of it, in pieces of one kind each."""
+class ColouredRow:
+    """One prompt and its output so far, as pieces of text of one kind each."""
 
     def __init__(self, prompt: str, pair: Pair) -> None:
         self.pieces: list[Piece] = [("prompt", prompt)]
@@ -52,7 +56,7 @@ class Row:
         self._text = ""
 
     def add(self, event: Event) -> None:
-        """Append an event's tokens; a token that completes no character shows with the one that does."""
+        """Append an event's tokens; part of a character appears with the token that completes it."""
         for token, kind in zip(event.tokens, event.kinds, strict=True):
             self._ids.append(token)
             text = self._pair.tokenizer.decode(self._ids, skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
@@ -75,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Decode twice, with the draft and without, and say what the draft was good for."""
+    """Decode with the draft and without, and print both speeds."""
     from rich.console import Console
 
     from specdec.engine.api import Engine
@@ -87,9 +91,9 @@ def show(args: argparse.Namespace) -> None:
     settings: dict[str, Any] = {"max_new_tokens": args.tokens, "eos_token_id": sorted(pair.stop_ids) or None}
     if args.temperature:
         settings |= {"do_sample": True, "temperature": args.temperature, "top_k": None, "seed": args.seed}
-    for one in (engine, plain):  # lazy initialisation happens here, and not on the clock
+    for one in (engine, plain):  # warm up outside of the timing
         list(one.stream(prompts, **{**settings, "max_new_tokens": 2}))
-    rows = [Row(prompt, pair) for prompt in prompts]
+    rows = [ColouredRow(prompt, pair) for prompt in prompts]
     console = Console()
     if console.is_terminal:
         counts = _live(console, rows, engine.stream(prompts, **settings))
@@ -113,15 +117,15 @@ def load(name: str) -> Pair:
         return load_pair(resolve(compose(config_name="config", overrides=[f"pair={name}"])))
 
 
-def marked(row: Row) -> str:
-    """The text with the draft's failures and bonus tokens in brackets."""
+def marked(row: ColouredRow) -> str:
+    """The text with recovered and bonus tokens in brackets."""
     return "".join(MARKS[kind].format(text) for kind, text in row.pieces)
 
 
-def summary(ours: Counts, theirs: Counts, gamma: int, *, sampled: bool) -> str:
-    """Speeds with the draft and without; greedy tokens are compared too."""
+def summary(ours: StreamCounts, theirs: StreamCounts, gamma: int, *, sampled: bool) -> str:
+    """Speeds with the draft and without, and whether both gave the same tokens."""
     fast, slow = ours.num_tokens / ours.wall_s, theirs.num_tokens / theirs.wall_s
-    drawn = "other samples of the same law" if sampled else "OTHER TOKENS: a tie within rounding, or a bug"
+    drawn = "other samples of the same distribution" if sampled else "OTHER TOKENS: a tie within rounding, or a bug"
     same = "the same tokens" if ours.tokens == theirs.tokens else drawn
     return (
         f"speculative: {ours.num_tokens} tokens, {fast:.0f} tokens/s, gamma {gamma}, "
@@ -131,8 +135,8 @@ def summary(ours: Counts, theirs: Counts, gamma: int, *, sampled: bool) -> str:
     )
 
 
-class Counts:
-    """What a stream gave, and how long decoding took; drawing is not counted."""
+class StreamCounts:
+    """Tokens of a stream, and the time spent decoding them; drawing the screen is not counted."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, list[int]] = {}
@@ -145,7 +149,7 @@ class Counts:
         return sum(map(len, self.tokens.values()))
 
     def watch(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Pass events on, and count them."""
+        """Yield the events, and count them."""
         while True:
             started = time.perf_counter()
             event = next(events, None)
@@ -158,19 +162,19 @@ class Counts:
             yield event
 
 
-def _timed(events: Iterator[Event], rows: list[Row] | None = None) -> Counts:
-    counts = Counts()
+def _timed(events: Iterator[Event], rows: list[ColouredRow] | None = None) -> StreamCounts:
+    counts = StreamCounts()
     for event in counts.watch(events):
         if rows is not None:
             rows[event.row].add(event)
     return counts
 
 
-def _live(console: Any, rows: list[Row], events: Iterator[Event]) -> Counts:
+def _live(console: Any, rows: list[ColouredRow], events: Iterator[Event]) -> StreamCounts:
     """Redraw after every event, at most 15 times a second."""
     from rich.live import Live
 
-    counts = Counts()
+    counts = StreamCounts()
     with Live(_panels(rows), console=console, auto_refresh=False) as live:
         drawn_s = 0.0
         for event in counts.watch(events):
@@ -183,7 +187,7 @@ def _live(console: Any, rows: list[Row], events: Iterator[Event]) -> Counts:
     return counts
 
 
-def _panels(rows: list[Row], height: int | None = None) -> RenderableType:
+def _panels(rows: list[ColouredRow], height: int | None = None) -> RenderableType:
     """Two prompts per line; with a height, only the last lines of each."""
     from rich.panel import Panel
     from rich.table import Table
