@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Their message is one line: the setting, its value, and what would be right."""
+"""Errors that a user can fix. Their message is one line: the setting, its value, and what would be valid."""
 
 
 class SpecdecError(Exception):

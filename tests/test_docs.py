@@ -25,6 +25,15 @@ def test_the_configuration_page_is_up_to_date():
     assert (DOCS / "config.md").read_text() == page, REMEDY
 
 
+def test_the_map_of_the_packages_is_up_to_date():
+    """Every package with its purpose, and every import that does not follow from others."""
+    scripts = runpy.run_path(str(ROOT / "scripts" / "make_map.py"))
+    page = (DOCS / "architecture.md").read_text()
+    assert scripts["page"]() == page, "run `python scripts/make_map.py`"
+    assert "\n  cli --> training\n" in page
+    assert all(purpose.strip() for purpose in re.findall(r"^\| `\w+(?:/|\.py)` \|(.*)\|$", page, re.MULTILINE))
+
+
 def test_every_setting_of_a_run_is_explained():
     """A setting without a comment has a row without a meaning; a few names say all there is to say."""
     page = (DOCS / "config.md").read_text().partition("## Training")[0]
@@ -72,7 +81,10 @@ def test_lines_have_the_keys_that_the_docs_say(folder, name):
     assert all(set(json.loads(line)) == documented(name) for line in lines)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target

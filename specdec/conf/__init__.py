@@ -1,1 +1,1 @@
-"""Config groups of specdec, read by Hydra as pkg://specdec.conf."""
+"""Presets and defaults of the config groups (YAML), which Hydra reads as pkg://specdec.conf."""

@@ -1,4 +1,4 @@
-"""What can be set, what fits together, and what identifies a run. Imports no torch.
+"""What can be set, which settings fit together, and what identifies a run. Imports no torch.
 
 Importing it declares every setting and every built-in plug-in.
 """

@@ -1,1 +1,1 @@
-"""Nouns that every room uses: rows, prompts, sampling, the clock, metrics, files."""
+"""What every package uses: rows, prompts, sampling, the clock, metrics, files."""

@@ -1,1 +1,1 @@
-"""Drafters: what proposes tokens for the target to verify."""
+"""Drafters: how tokens are proposed for the target to verify."""

@@ -1,1 +1,1 @@
-"""Reference outputs on disk, and whether a difference from them is explained by rounding."""
+"""Reference outputs on disk, and whether rounding explains a difference from them."""

@@ -1,1 +1,1 @@
-"""One point: decode its prompts, record them, resume, on one process or several."""
+"""One point: decode its prompts, record the outputs and resume, in one process or several."""

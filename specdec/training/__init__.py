@@ -1,4 +1,4 @@
-"""Training of language models, drafts and heads. Importing this package imports no torch: `--help` answers at once."""
+"""Training of language models, drafts and heads. Importing it imports no torch, so that `--help` answers at once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Loggers: where figures go beside the run folder."""
+"""Loggers: where figures are sent besides the run folder."""
