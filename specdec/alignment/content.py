@@ -88,6 +88,11 @@ class Contents(dict[int, Content]):
         for row in rows:
             del self[row]
 
+    def feed(self, rows: list[int], num_tokens: list[int], parents: list[list[int]] | None) -> list[list[int]]:
+        """Add each row's new nodes; returns their positions."""
+        counted = enumerate(zip(rows, num_tokens, strict=True))
+        return [self[row].feed(count, parents[b] if parents else None) for b, (row, count) in counted]
+
     def require(self, rows: list[int], call: str) -> None:
         """Refuse a call that names a row that is not admitted, or one row twice."""
         unknown = [row for row in rows if row not in self]

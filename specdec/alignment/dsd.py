@@ -81,11 +81,11 @@ class DsdAlignment(Alignment):
             self._pad(rows)
         num_new = tokens_BT.shape[1]
         counts = num_tokens or [num_new] * len(rows)
+        self._contents.feed(rows, counts, parents)
         firsts = []
-        for b, (row, fed) in enumerate(zip(rows, tokens_BT.tolist(), strict=True)):
+        for row, tokens, count in zip(rows, tokens_BT.tolist(), counts, strict=True):
             firsts.append(self._pads[row] + len(self._tokens[row]) + len(self._nodes[row]))
-            self._contents[row].feed(counts[b], parents[b] if parents else None)
-            self._nodes[row].extend(fed[: counts[b]])
+            self._nodes[row].extend(tokens[:count])
         logits_BSV, _ = self._compute(rows)
         columns_BT = torch.tensor(firsts, device=self.model.device)[:, None] + torch.arange(
             num_new, device=self.model.device

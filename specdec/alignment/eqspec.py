@@ -107,26 +107,20 @@ class EqspecAlignment(Alignment):
         num_new = tokens_BT.shape[1]
         counts = num_tokens or [num_new] * len(rows)
         start = self._storage.width
-        positions = []
-        for b, row in enumerate(rows):
-            fed = self._contents[row].feed(counts[b], parents[b] if parents else None)
-            positions.append(fed + [fed[-1] if fed else 0] * (num_new - len(fed)))
-            self._nodes[row].extend(range(start, start + counts[b]))
+        positions = self._contents.feed(rows, counts, parents)
+        for row, count in zip(rows, counts, strict=True):
+            self._nodes[row].extend(range(start, start + count))
+        contents, pads = [self._contents[row] for row in rows], [self._pads[row] for row in rows]
+        lengths = [content.length for content in contents]
         mask_BTS = attention_mask(
-            committed_BS=consecutive(
-                [self._pads[row] for row in rows],
-                [self._contents[row].length for row in rows],
-                start + num_new,
-                self.model.device,
-            ),
-            contents=[self._contents[row] for row in rows],
+            committed_BS=consecutive(pads, lengths, start + num_new, self.model.device),
+            contents=contents,
             node_columns=[self._nodes[row] for row in rows],
             num_tokens=counts,
             num_new=num_new,
         )
-        return self.model.forward(
-            tokens_BT, padded(positions, self.model.device), mask_BTS, self._storage.append(num_new)
-        )
+        positions_BT = padded(positions, self.model.device, num_new)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage.append(num_new))
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
         """Drop rejected tokens and right-align the batch again."""

@@ -107,10 +107,7 @@ class InplaceAlignment(Alignment):
         """Feed rows that are in slot order."""
         contents = [self._contents[row] for row in rows]
         starts = [content.length + len(content.parents) for content in contents]
-        positions = [
-            content.feed(count, parents[b] if parents else None)
-            for b, (content, count) in enumerate(zip(contents, counts, strict=True))
-        ]
+        positions = self._contents.feed(rows, counts, parents)
         if all(content.is_chain() for content in contents):
             return self._feed_chains(rows, starts, tokens_BT)
         num_new = tokens_BT.shape[1]

@@ -59,9 +59,8 @@ class MaskedAlignment(Alignment):
         contents = [self._contents[row] for row in rows]
         num_new = tokens_BT.shape[1]
         counts = num_tokens or [num_new] * len(rows)
-        positions = []
-        for b, (row, content) in enumerate(zip(rows, contents, strict=True)):
-            positions.append(self._positions(row, content.feed(counts[b], parents[b] if parents else None)))
+        fed = self._contents.feed(rows, counts, parents)
+        positions = [self._positions(row, numbers) for row, numbers in zip(rows, fed, strict=True)]
         self._batch.append(rows, counts)
         mask_BTS = attention_mask(
             committed_BS=self._batch.committed(rows, self._batch.kv.width + num_new),

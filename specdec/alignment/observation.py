@@ -8,17 +8,17 @@ strategy uses. Shape letters: M rows of the forward, T tokens, S columns, E = he
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.base import Call
+from specdec.models.execution.eager import EagerExecution
 from specdec.models.kv import KVWriter
 
 
@@ -75,49 +75,32 @@ def watch(model: CausalLM) -> Iterator[list[Observed]]:
         observers.remove(observe)
 
 
-class _EnoughError(Exception):
-    """Ends a forward once the first layer has computed its keys."""
+class _FirstKeysError(Exception):
+    """Carries the first layer's keys out of a forward that needs to go no further."""
 
 
-class _FirstKeys(CacheLayerMixin):
-    """A cache layer that keeps the first layer's keys and stops the forward."""
+@dataclass(frozen=True, slots=True)
+class _FirstKeys:
+    """A writer that stops the forward once the first layer has computed its keys."""
 
-    is_sliding = False
-    keys_taken: Tensor | None = None
+    num_columns: int
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys_taken = key_states
-        raise _EnoughError
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to prepare."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
+    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
+        raise _FirstKeysError(states_BHTD)
 
 
 @torch.inference_mode()
 def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tensor:
     """The first layer's keys (n, E) of tokens at the given positions."""
-    layer = _FirstKeys()
-    size = len(tokens)
-    mask_BTS = torch.eye(size, dtype=torch.bool, device=model.device)[None]
-    with suppress(_EnoughError):
-        model.module(
-            input_ids=torch.tensor([tokens], device=model.device),
-            position_ids=torch.tensor([positions], device=model.device),
-            attention_mask=model.architecture.masks(mask_BTS),
-            **cache_argument(model.module, Cache(layers=[layer] * (len(model.architecture.kv_shapes) // 2))),
-            use_cache=True,
-        )
-    assert layer.keys_taken is not None
-    return layer.keys_taken[0].transpose(0, 1).flatten(1)
+    ids_1T, positions_1T = (torch.tensor([values], device=model.device) for values in (tokens, positions))
+    mask_1TT = torch.eye(len(tokens), dtype=torch.bool, device=model.device)[None]
+    call = Call(ids_1T, positions_1T, mask_1TT, _FirstKeys(len(tokens)), 1, "logits")
+    try:
+        EagerExecution(model.module, model.architecture).run(call)
+    except _FirstKeysError as error:
+        keys_1HTD: Tensor = error.args[0]
+        return keys_1HTD[0].transpose(0, 1).flatten(1)
+    raise AssertionError("the forward wrote no keys")
 
 
 @torch.inference_mode()

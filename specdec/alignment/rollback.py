@@ -70,10 +70,9 @@ class RollbackAlignment(Alignment):
         missing = [self._tokens[row][len(self._batch.columns[row]) :] for row in rows]
         lead = max(map(len, missing))
         positions = []
-        for b, content in enumerate(contents):
-            pad, cached = lead - len(missing[b]), content.length - len(missing[b])
-            again = [0] * pad + list(range(cached, content.length))
-            positions.append(again + content.feed(counts[b], parents[b] if parents else None))
+        for content, tokens, new in zip(contents, missing, self._contents.feed(rows, counts, parents), strict=True):
+            again = range(content.length - len(tokens), content.length)
+            positions.append([0] * (lead - len(tokens)) + [*again, *new])
         lead_mask_BTS = self._place(rows, missing, num_new)
         self._batch.append(rows, counts, lead)
         mask_BTS = attention_mask(

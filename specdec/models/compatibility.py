@@ -19,7 +19,7 @@ from specdec.errors import PairError, first_line
 from specdec.models.architecture import check_supported
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
-from specdec.models.masks import MaskForm, forms
+from specdec.models.masks import forms
 from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, forward_alone, probe
 from specdec.models.small_copy import field
 
@@ -41,8 +41,9 @@ def supported(module: Any, name: str) -> CausalLM:
         raise PairError(f"{described} {reason}")
     alone_V = _alone(module, described)
     finding = _probed(module, described)
+    assert finding.form is not None
     try:
-        model = CausalLM(module, _form(module, finding))
+        model = CausalLM(module, forms(module)[finding.form])
         _limit(model, finding, described)
         aligned_BV = _aligned(model)
     except PairError:
@@ -70,11 +71,6 @@ def _probed(module: Any, described: str) -> Finding:
         called = "Error: " in finding.reason
         raise PairError((_cannot_be_called if called else _does_not_follow)(described, finding.reason))
     return finding
-
-
-def _form(module: Any, finding: Finding) -> MaskForm:
-    assert finding.form is not None
-    return forms(module)[finding.form]
 
 
 def _limit(model: CausalLM, finding: Finding, described: str) -> None:

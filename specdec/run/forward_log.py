@@ -10,12 +10,12 @@ of the run's own shapes.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import pickle
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM, ModelObserver
-from specdec.models.execution.base import Call
+from specdec.models.execution.base import Call, Execution
 
 KEPT_STORAGES = 4  # shapes of storage per model that are replayed on the run's own tensors; others share scratch memory
 _WARM_CALLS = 4
@@ -43,10 +43,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """Stands for keys and values among the arguments of a forward."""
+    """The description of a tensor of keys and values, which is not kept."""
 
-    place: tuple[Hashable, ...]
-    shape: tuple[int, ...]
+    model: int
+    shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
@@ -55,7 +55,8 @@ class _Storage:
 class _Forward:
     shape: Shape
     model: CausalLM
-    call: Call  # with a _Storage in place of keys and values
+    kind: bytes
+    tensors: list[Tensor | _Storage]
 
 
 class ForwardLog:
@@ -67,7 +68,7 @@ class ForwardLog:
         self._forwards: list[_Forward] = []
         self._number: dict[Hashable, int] = {}
         self._storages: dict[_Storage, Tensor] = {}
-        self._scratch: dict[Hashable, Tensor] = {}
+        self._scratch: dict[int, Tensor] = {}  # by model
 
     @property
     def shapes(self) -> list[Shape]:
@@ -76,12 +77,14 @@ class ForwardLog:
 
     def add(self, model: CausalLM, call: Call, prefill: bool) -> None:
         """Record one forward, before it runs."""
-        key = (id(model), prefill, _signature(call))
+        pickled = _CallPickler(call)
+        key = (id(model), prefill, pickled.kind)
         if key not in self._number:
             self._number[key] = len(self._forwards)
             num_rows, num_tokens = call.tokens_BT.shape[:2]
             shape = Shape(id(model), num_rows, num_tokens, call.writer.num_columns, call.num_logits, prefill)
-            self._forwards.append(_Forward(shape, model, self._described(call, (id(model),))))
+            tensors = [self._kept(tensor, id(model)) for tensor in pickled.tensors]
+            self._forwards.append(_Forward(shape, model, pickled.kind, tensors))
         self.order.append(self._number[key])
 
     @torch.inference_mode()
@@ -91,8 +94,11 @@ class ForwardLog:
         Arguments are made before the clock starts, and a few calls warm the caches.
         """
         wanted = [number for number in self.order if self._forwards[number].shape.prefill == prefill]
-        forwards = {number: self._forwards[number] for number in dict.fromkeys(wanted)}
-        calls = {number: (f.model.execution, self._restored(f.call, ())) for number, f in forwards.items()}
+        calls: dict[int, tuple[Execution, Call]] = {}
+        for number in dict.fromkeys(wanted):
+            forward = self._forwards[number]
+            call = _CallUnpickler(forward.kind, [self._restored(tensor) for tensor in forward.tensors]).load()
+            calls[number] = forward.model.execution, call
         for execution, call in list(calls.values())[:_WARM_CALLS]:
             execution.run(call)
         if synchronize is not None:
@@ -110,27 +116,25 @@ class ForwardLog:
         for number in self.order:
             yield self._forwards[number].model, self._forwards[number].shape
 
-    def _described(self, value: Any, place: tuple[Hashable, ...]) -> Any:
+    def _kept(self, tensor: Tensor, model: int) -> Tensor | _Storage:
         """A copy that does not keep the run's storage alive, except for the first few shapes of it."""
-        if isinstance(value, Tensor):
-            if not _is_storage(value):
-                return value.clone()
-            storage = _Storage(place, tuple(value.shape), value.dtype, value.device)
-            if sum(known.place == place for known in self._storages) < KEPT_STORAGES:
-                self._storages.setdefault(storage, value)
-            return storage
-        return _rebuilt(value, place, self._described)
+        if not _is_storage(tensor):
+            return tensor.clone()
+        storage = _Storage(model, tensor.shape, tensor.dtype, tensor.device)
+        if sum(known.model == model for known in self._storages) < KEPT_STORAGES:
+            self._storages.setdefault(storage, tensor)
+        return storage
 
-    def _restored(self, value: Any, place: tuple[Hashable, ...]) -> Any:
-        if not isinstance(value, _Storage):
-            return value if isinstance(value, Tensor) else _rebuilt(value, place, self._restored)
-        if value in self._storages:
-            return self._storages[value]
-        num_elements = torch.Size(value.shape).numel()
-        flat = self._scratch.get(value.place)
-        if flat is None or flat.numel() < num_elements:
-            flat = self._scratch[value.place] = torch.zeros(num_elements, dtype=value.dtype, device=value.device)
-        return flat[:num_elements].view(value.shape)
+    def _restored(self, tensor: Tensor | _Storage) -> Tensor:
+        if isinstance(tensor, Tensor):
+            return tensor
+        if tensor in self._storages:
+            return self._storages[tensor]
+        size = tensor.shape.numel()
+        flat = self._scratch.get(tensor.model)
+        if flat is None or flat.numel() < size:
+            flat = self._scratch[tensor.model] = torch.zeros(size, dtype=tensor.dtype, device=tensor.device)
+        return flat[:size].view(tensor.shape)
 
 
 @contextmanager
@@ -163,37 +167,32 @@ def _is_storage(tensor: Tensor) -> bool:
     return tensor.dim() >= 4 and tensor.is_floating_point()
 
 
-def _signature(value: Any) -> Hashable:
-    """What decides how a forward runs: shapes of tensors, values of numbers."""
-    if isinstance(value, Tensor):
-        return (tuple(value.shape), value.dtype)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, slice):
-        return (value.start, value.stop, value.step)
-    if isinstance(value, dict):
-        return tuple((key, _signature(part)) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(_signature, value))
-    return (type(value).__name__, *(_signature(part) for _, part in _parts(value)))
+class _CallPickler(pickle.Pickler):
+    """Pickles a call with the shapes of its tensors in place of their values, so that calls of one kind are equal."""
+
+    def __init__(self, call: Call) -> None:
+        self._buffer = BytesIO()
+        super().__init__(self._buffer)
+        self.tensors: list[Tensor] = []
+        self.dump(call)
+
+    @property
+    def kind(self) -> bytes:
+        return self._buffer.getvalue()
+
+    def persistent_id(self, value: Any) -> tuple[Hashable, ...] | None:
+        if not isinstance(value, Tensor):
+            return None
+        self.tensors.append(value)
+        return len(self.tensors) - 1, tuple(value.shape), value.dtype
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
-    if dataclasses.is_dataclass(value):
-        return [(part.name, getattr(value, part.name)) for part in dataclasses.fields(value)]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+class _CallUnpickler(pickle.Unpickler):
+    """Makes a call of its kind and its tensors."""
 
+    def __init__(self, kind: bytes, tensors: list[Tensor]) -> None:
+        super().__init__(BytesIO(kind))
+        self._tensors = tensors
 
-def _rebuilt(value: Any, place: tuple[Hashable, ...], change: Callable[[Any, tuple[Hashable, ...]], Any]) -> Any:
-    """The same value with every tensor in it changed."""
-    if isinstance(value, list | tuple):
-        return type(value)([change(part, (*place, i)) for i, part in enumerate(value)])
-    if isinstance(value, dict):
-        return {key: change(part, (*place, key)) for key, part in value.items()}
-    parts = [] if isinstance(value, slice) else _parts(value)
-    if not parts:
-        return value
-    twin = copy.copy(value)
-    for name, part in parts:
-        object.__setattr__(twin, name, change(part, (*place, name)))
-    return twin
+    def persistent_load(self, key: tuple[int, ...]) -> Tensor:
+        return self._tensors[key[0]]

@@ -47,7 +47,7 @@ def first_row_compacted(patch: Patch):
     wrapped(patch, ColumnBatch, "compact", compact)
 
 
-@planted(MASKED, "a row that leaves takes another's cache along", "content")
+@planted(MASKED, "a row that leaves takes the cache of another", "content")
 def another_cache_taken(patch: Patch):
     def cached(original, self, row):
         if row in self.pool:
@@ -61,7 +61,7 @@ def another_cache_taken(patch: Patch):
     wrapped(patch, ColumnBatch, "cached", cached)
 
 
-@planted(MASKED, "a number that is admitted again goes on from its old positions", "position", "growth of the cache")
+@planted(MASKED, "a number that is admitted again continues at its old positions", "position", "growth of the cache")
 def stale_positions(patch: Patch):
     class Late(Content):
         offset = 0
@@ -91,7 +91,7 @@ def stale_positions(patch: Patch):
 def first_nodes_fed_again(patch: Patch):
     class First(RollbackAlignment):
         def commit(self, rows, kept):
-            self._read_back()
+            self._copy_fed_ids()
             fed = {row: list(tokens) for row, tokens in self._node_tokens.items()}
             super().commit(rows, kept)
             for row, keep in zip(rows, kept, strict=True):
@@ -101,12 +101,12 @@ def first_nodes_fed_again(patch: Patch):
     return First
 
 
-@planted(ROLLBACK, "what is owed is not fed again", "visibility", "chains")
+@planted(ROLLBACK, "missing tokens are not fed again", "visibility", "chains")
 def owed_not_fed(patch: Patch):
     patch.setattr(rollback, "bisect_left", lambda columns, cut: len(columns))
 
 
-@planted(ROLLBACK, "owed tokens at the positions of the new ones", "visibility", "chains")
+@planted(ROLLBACK, "missing tokens at the positions of the new ones", "visibility", "chains")
 def owed_positions(patch: Patch):
     def late(model, tokens_BT, positions_BT, mask_BTS, writer, num_logits):
         lead = tokens_BT.shape[1] - num_logits
@@ -128,17 +128,17 @@ def owed_positions(patch: Patch):
     return Late
 
 
-@planted(ROLLBACK, "owed tokens see their successors", "logits", "chains")
+@planted(ROLLBACK, "missing tokens see their successors", "logits", "chains")
 def owed_see_successors(patch: Patch):
     class Seeing(RollbackAlignment):
-        def _settle(self, rows, owed, num_new):
-            mask_BTS = super()._settle(rows, owed, num_new)
+        def _place(self, rows, missing, num_new):
+            mask_BTS = super()._place(rows, missing, num_new)
             return mask_BTS | self._batch.committed(rows, mask_BTS.shape[-1])[:, None]
 
     return Seeing
 
 
-@planted(ROLLBACK, "what a row owes when it leaves the batch is fed again as padding", "content", "trees")
+@planted(ROLLBACK, "the missing tokens of a row that leaves the batch are fed as padding", "content", "trees")
 def debt_forgotten(patch: Patch):
     class Forgetting(RollbackAlignment):
         def forward(self, rows, tokens_BT, num_tokens=None, parents=None):

@@ -193,7 +193,7 @@ def own_padding_forgotten(patch: Patch):
 
 @planted(PLUGIN, "tree path taken as if it were consecutive", "content", "trees")
 def path_taken_as_consecutive(patch: Patch):
-    patch.setattr(eqspec._Run, "consecutive", True)
+    patch.setattr(eqspec._KeptColumns, "consecutive", True)
 
 
 @planted(PLUGIN, "when a row is released, the first row's columns leave the batch in its stead", "content", "chains")
