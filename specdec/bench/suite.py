@@ -94,7 +94,6 @@ class Suite:
     title: str = MISSING
     threads: int = 1  # of every method and peer, pinned to as many cores
     repeats: int = 3
-    seed: int = 0  # of the order of methods in a turn
     data: str = "heldout"  # heldout, or a JSONL file in Spec-Bench's schema
     out: str | None = None  # measurements, tables and plots; null: outputs/bench/NAME
     cache: str = "outputs/bench/cache"  # references, and pairs exported for peers
@@ -116,7 +115,7 @@ class Library:
     pairs: dict[str, list[str]]
     methods: dict[str, Method]
     peers: dict[str, Peer]
-    published: dict[str, dict[str, Any]]
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def load_suite(words: list[str]) -> tuple[Suite, Library]:
@@ -136,7 +135,7 @@ def load_suite(words: list[str]) -> tuple[Suite, Library]:
     path = Path(name) if name.endswith(".yaml") else folder / "suite" / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(unknown("suite", name, [file.stem for file in (folder / "suite").glob("*.yaml")]))
-    suite = _typed(Suite, path, settings)
+    suite = _typed(Suite, _load(path), path.name, settings)
     suite.name = suite.name or path.stem
     suite.out = suite.out or f"outputs/bench/{suite.name}"
     _check(suite, library)
@@ -148,28 +147,21 @@ def _library(folder: Path) -> Library:
         raise ConfigError(
             f"folder={folder}: no methods.yaml there; give folder=PATH of experiments/speed in a checkout"
         )
-    published = folder / "published.yaml"
-    return Library(
-        folder=folder,
-        pairs=_plain(folder / "pairs.yaml"),
-        methods={name: _typed(Method, spec) for name, spec in _plain(folder / "methods.yaml").items()},
-        peers={name: _typed(Peer, spec) for name, spec in _plain(folder / "peers.yaml").items()},
-        published=_plain(published) if published.is_file() else {},
-    )
+    files = {name: folder / f"{name}.yaml" for name in ("pairs", "methods", "peers", "published")}
+    tables = {name: _load(path) for name, path in files.items() if path.is_file() or name != "published"}
+    library: Library = _typed(Library, {"folder": folder, **tables}, str(folder))
+    return library
 
 
-def _typed(cls: type[Any], source: Path | dict[str, Any], settings: list[str] | None = None) -> Any:
-    """A dataclass filled from YAML, with unknown keys refused in one line."""
-    where = source.name if isinstance(source, Path) else cls.__name__
+def _typed(cls: type[Any], source: Any, where: str, settings: Iterable[str] = ()) -> Any:
+    """A dataclass filled from YAML and the command line; unknown keys are an error of one line."""
     try:
-        cfg = OmegaConf.structured(cls)
-        cfg = OmegaConf.merge(cfg, _load(source) if isinstance(source, Path) else source)
-        cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(settings or []))
-        made = OmegaConf.to_object(cfg)
+        return OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(cls), source, OmegaConf.from_dotlist(list(settings)))
+        )
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}: {key}{str(error).partition(chr(10))[0]}") from error
-    return made
 
 
 def _load(path: Path) -> Any:
@@ -178,12 +170,6 @@ def _load(path: Path) -> Any:
         return OmegaConf.load(path)
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def _plain(path: Path) -> dict[str, Any]:
-    document = OmegaConf.to_container(_load(path))
-    assert isinstance(document, dict)
-    return {str(key): value for key, value in document.items()}
 
 
 def _check(suite: Suite, library: Library) -> None:
