@@ -170,7 +170,7 @@ def test_rejection_runs_with_heads_and_refuses_probes(model, prompts, folders):
 
 @torch.inference_mode()
 def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
-    """Prompt tokens behind the last verified token, in one plain forward over embeddings."""
+    """Prompt tokens after the last verified token, in one plain forward over embeddings."""
     context, _ = context_for(model, "masked")
     drafter = create("drafter", "ppd", context, path=folders["ppd"][0])
     engine = make_engine(model, drafter=drafter, alignment=ALIGNMENTS["masked"], batch=2, gamma=3)

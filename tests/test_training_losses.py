@@ -23,7 +23,7 @@ from specdec.training.losses import (
 )
 
 
-def law(logits: np.ndarray, temperature: float) -> np.ndarray:
+def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     scaled = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
     return scaled / scaled.sum(-1, keepdims=True)
 
@@ -47,7 +47,7 @@ def test_values_and_gradients(name, temperature, logits):
     draft, target = logits
 
     def reference(values: np.ndarray) -> np.ndarray:
-        return temperature**2 * REFERENCES[name](law(target, temperature), law(values, temperature))
+        return temperature**2 * REFERENCES[name](probabilities(target, temperature), probabilities(values, temperature))
 
     draft_XV = torch.tensor(draft, requires_grad=True)
     found = SOFT[name](draft_XV, torch.tensor(target), temperature)
@@ -65,7 +65,7 @@ def test_values_and_gradients(name, temperature, logits):
 def test_cross_entropy_is_the_log_probability(logits):
     draft, _ = logits
     tokens = np.arange(12).reshape(4, 3) % 7
-    expected = -np.log(np.take_along_axis(law(draft, 1.0), tokens[..., None], -1)[..., 0])
+    expected = -np.log(np.take_along_axis(probabilities(draft, 1.0), tokens[..., None], -1)[..., 0])
     found = cross_entropy(torch.tensor(draft), torch.tensor(tokens))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
 
@@ -79,10 +79,10 @@ def test_kept_entries_give_the_whole_divergence_when_all_are_kept(logits):
     assert not torch.allclose(part, kept)
 
 
-def test_divergences_of_equal_laws_are_zero(logits):
+def test_divergences_of_equal_distributions_are_zero(logits):
     draft, _ = (torch.tensor(part) for part in logits)
     for loss in (forward_kl, reverse_kl, total_variation):
-        assert float(loss(draft, draft + 3.0).abs().max()) < 1e-12  # a shift of logits is no change of the law
+        assert float(loss(draft, draft + 3.0).abs().max()) < 1e-12  # a shift of logits is no change of the distribution
 
 
 def test_total_variation_is_the_chance_of_rejection():
@@ -111,7 +111,7 @@ def test_masked_positions_change_nothing():
 
 
 @pytest.mark.parametrize("num_batches", [3, 17])
-def test_stream_goes_on_from_its_place(num_batches):
+def test_a_stream_resumes_from_its_place(num_batches):
     stage = StageConfig(steps=40, minutes=None, accumulate=2, phases=[PhaseConfig(0.5, 8, 3), PhaseConfig(0.5, 16, 2)])
     tokens = np.arange(200)
     whole = BlockStream(tokens, Budget(stage), seed=5)
@@ -165,8 +165,8 @@ def test_heads_leave_out_prompts_without_changing_loss_or_gradient(kind, num_pro
 
 
 @pytest.mark.parametrize(("num_prompt", "width"), [(1, 16), (9, 16), (14, 16)])
-def test_prompt_tokens_stand_where_their_law_is_counted(num_prompt, width, monkeypatch):
-    """Only behind tokens from which they say an output token; all of a row's places, where it has few."""
+def test_prompt_tokens_stand_where_their_distribution_is_counted(num_prompt, width, monkeypatch):
+    """Only after tokens from which they predict an output token; all of a row's places, where it has few."""
     seen = []
     monkeypatch.setattr("specdec.training.heads._probe_mask", lambda places, *_: seen.append(places) or None)
     target = small_llama(1, torch.float64)

@@ -168,17 +168,11 @@ def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
 def prepare(out: Path, rehearse: bool) -> dict[str, Any]:
     """The target's outputs, which all runs learn from, and the target's times."""
     from experiments.tiny_pair.step_times import measure_step_s
-    from specdec.training.outputs import generate_outputs
     from specdec.training.sources import Sources
     from specdec.training.stages import run_stage
 
     cfg = config(RUNS[0], out, rehearse, 1)
     sources = Sources(cfg, out)
-
-    def generate(folder: Path) -> dict[str, Any]:
-        return generate_outputs(
-            sources.target, sources.corpus, sources.tokenizer, cfg.greedy, 1, folder, stop_ids=sources.stop_ids
-        )
 
     def times(folder: Path) -> dict[str, Any]:
         module, lengths = sources.target.module, (1, *(g + 1 for g in GAMMAS))
@@ -186,7 +180,7 @@ def prepare(out: Path, rehearse: bool) -> dict[str, Any]:
         seconds = in_turns(cells, lambda cell: measure_step_s(module, cell[0], 3, num_tokens=cell[1]), rehearse)
         return {"verify_s": {b: {t: seconds[b, t] for t in lengths} for b in BATCHES}}
 
-    outputs = run_stage("outputs", out, False, generate)
+    outputs = run_stage("outputs", out, False, sources.generate)
     return {"outputs": outputs, **run_stage("times", out, False, times)}
 
 

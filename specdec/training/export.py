@@ -10,6 +10,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,11 +67,7 @@ def code_record() -> Record:
 
 def settings_record(cfg: TrainConfig) -> Record:
     """All settings but those of output folders and display."""
-    from omegaconf import OmegaConf
-
-    settings = OmegaConf.to_container(OmegaConf.structured(cfg))
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key not in ("output_dir", "export_dir", "progress")}
+    return {key: value for key, value in asdict(cfg).items() if key not in ("output_dir", "export_dir", "progress")}
 
 
 def export_model(cfg: TrainConfig, model: Any, sources: Sources, record: Record) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 
 from specdec.training import TrainingError
 from specdec.training.config import HeldoutConfig
-from specdec.training.corpus import Corpus, SourceFile
-from specdec.training.snippets import starts_by_kind
+from specdec.training.corpus import Corpus
+from specdec.training.snippets import Start, starts_by_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,7 +25,7 @@ def make_prompts(
     Files are used as evenly as the kinds allow, and no start is used twice.
     """
     random = np.random.default_rng(seed)
-    starts = {kind: places for kind, places in starts_by_kind(corpus.heldout, corpus.is_code).items() if places}
+    starts = starts_by_kind(corpus.heldout, corpus.is_code)
     lengths = np.geomspace(cfg.min_tokens + 2, cfg.max_tokens - 4, cfg.num_prompts).astype(int)
     uses: dict[str, int] = {}
     prompts: list[dict[str, Any]] = []
@@ -37,7 +37,7 @@ def make_prompts(
 
 
 def _cut(
-    places: list[tuple[SourceFile, int]],
+    places: list[Start],
     uses: dict[str, int],
     num_tokens: int,
     tokenizer: PreTrainedTokenizerFast,

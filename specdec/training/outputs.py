@@ -117,8 +117,7 @@ class PromptSource:
     """Prompts cut from training files, at starts of every kind; batch `index` depends on the seed alone."""
 
     def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: GreedyConfig, seed: int) -> None:
-        starts = starts_by_kind(corpus.train, corpus.is_code)
-        self.starts = {kind: places for kind, places in starts.items() if places}
+        self.starts = starts_by_kind(corpus.train, corpus.is_code)
         self.tokenizer, self.cfg, self.seed = tokenizer, cfg, seed
 
     def batch(self, index: int) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from specdec import assets
 from specdec.config.schema import PairConfig
@@ -24,6 +23,7 @@ from specdec.training.config import TrainConfig
 from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.decoding import stop_ids_of
 from specdec.training.heldout import make_prompts
+from specdec.training.outputs import generate_outputs
 from specdec.training.stages import Record
 from specdec.training.tokenizer import encode_corpus, train_tokenizer
 
@@ -48,7 +48,7 @@ class Sources:
         Raises:
             TrainingError: it cannot be loaded, or its vocabulary does not hold the tokenizer's tokens.
         """
-        pair = OmegaConf.structured(PairConfig(name="frozen"))
+        pair = PairConfig(name="frozen")
         try:
             module = load_model("target", self.cfg.frozen, pair, torch.float32, torch.device("cpu"))
             target = supported(module, f"frozen={self.cfg.frozen}")
@@ -69,7 +69,7 @@ class Sources:
         else:
             name = self.cfg.tokenizer or _tokenizer_of(self.cfg.frozen)
         try:
-            return load_tokenizer(name, OmegaConf.structured(PairConfig(name="frozen")))
+            return load_tokenizer(name, PairConfig(name="frozen"))
         except SpecdecError as error:
             raise TrainingError(str(error).replace("pair.tokenizer", "tokenizer")) from error
 
@@ -83,11 +83,6 @@ class Sources:
         """The tokens that begin, end and pad texts."""
         return self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
 
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """The tokens at which the frozen target stops by its own generation config."""
-        return stop_ids_of(self.target)
-
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the frozen target's weights."""
@@ -99,6 +94,20 @@ class Sources:
     def encode(self, out: Path) -> Record:
         """Stage: both sides of the corpus as token arrays."""
         return encode_corpus(self.corpus, self.tokenizer, self.cfg.seed, self.vocab_size, out)
+
+    def generate(self, out: Path) -> Record:
+        """Stage: the frozen target's outputs, for OutputStream."""
+        cfg, stops = self.cfg, stop_ids_of(self.target)
+        return generate_outputs(
+            self.target,
+            self.corpus,
+            self.tokenizer,
+            cfg.greedy,
+            cfg.seed,
+            out,
+            stop_ids=stops,
+            made_by=self.fingerprint,
+        )
 
     def load(self, split: str) -> Any:
         """The token array of one side, mapped from disk."""

@@ -26,7 +26,7 @@ from specdec.training.loop import fit, take_best
 from specdec.training.model import build_model, load_llama, num_parameters, save_model, start_from_target
 from specdec.training.module import Objective, TrainingModule
 from specdec.training.objectives import Distill, evaluate_loss, next_token
-from specdec.training.outputs import OutputStream, generate_outputs
+from specdec.training.outputs import OutputStream
 from specdec.training.sources import Sources
 from specdec.training.stages import Record, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
@@ -173,20 +173,7 @@ def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str)
         return BlockStream(sources.load("train"), budget, cfg.seed), {"tokens": record}
     if data != "outputs":
         raise TrainingError(f"distill.data={data} is unknown; choose outputs or corpus")
-
-    def generate(out: Path) -> Record:
-        return generate_outputs(
-            sources.target,
-            sources.corpus,
-            sources.tokenizer,
-            cfg.greedy,
-            cfg.seed,
-            out,
-            stop_ids=sources.stop_ids,
-            made_by=sources.fingerprint,
-        )
-
-    record = run_stage("outputs", folder, cfg.force, generate)
+    record = run_stage("outputs", folder, cfg.force, sources.generate)
     stream = OutputStream(folder / "outputs", budget, cfg.seed, count_prompt=cfg.distill.count_prompt)
     return stream, {"outputs": record}
 
