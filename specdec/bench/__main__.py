@@ -36,8 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         suite, library = load_suite(words)
-        for module in ("scipy", "matplotlib"):
-            require(module)
         with locked(str(suite.cache), "bench", on_wait=_refuse):
             return _measure(suite, library, pin(suite.threads))
     except SpecdecError as error:
@@ -53,6 +51,8 @@ def _refuse() -> bool:
 
 
 def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
+    for module in ("scipy", "matplotlib"):  # before hours of measurements; like torch, after the cores are chosen
+        require(module)
     import torch
 
     torch.set_num_threads(suite.threads)
