@@ -11,7 +11,7 @@ from harness import ALIGNMENTS, make_engine, run_all
 
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence, SequencePool
-from specdec.engine.prefill import FIRST_TOKENS, MIN_TOKENS, Pace, Prefill
+from specdec.engine.prefill import FIRST_TOKENS, MIN_TOKENS, Prefill, PrefillBudget
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.schedulers.continuous import ContinuousScheduler
@@ -97,30 +97,30 @@ def test_rows_that_decode_do_not_wait_for_a_whole_long_prompt(target):
     assert rows[2].output_ids == greedy_alone(target, long, 4, frozenset())
 
 
-def test_the_pace_keeps_its_share():
+def test_the_budget_keeps_its_share():
     """Reading at 1 ms per token beside rounds of 20 ms, for a quarter of the time: after a while it takes a quarter."""
-    pace, read_s, decode_s = Pace(0.25), 0.0, 0.0
+    budget, read_s, decode_s = PrefillBudget(0.25), 0.0, 0.0
     stalls = []
     for _ in range(400):
-        tokens = pace.budget()
+        tokens = budget.tokens()
         if tokens:
-            pace.read(0.001 * tokens, tokens)
+            budget.read(0.001 * tokens, tokens)
             stalls.append(tokens)
         read_s += 0.001 * tokens
-        pace.decoded(0.020)
+        budget.decoded(0.020)
         decode_s += 0.020
     assert 0.15 < read_s / (read_s + decode_s) <= 0.26
     assert stalls[0] == FIRST_TOKENS
     assert stalls[-1] == MIN_TOKENS, "chunks shrink until they fit beside a round"
 
 
-def test_the_pace_grows_where_reading_is_cheap():
-    pace = Pace(0.5)
+def test_the_budget_grows_where_reading_is_cheap():
+    budget = PrefillBudget(0.5)
     for _ in range(6):
-        pace.decoded(0.1)
-        tokens = pace.budget()
-        pace.read(1e-5 * tokens, tokens)
-    assert pace.budget() > 16 * FIRST_TOKENS
+        budget.decoded(0.1)
+        tokens = budget.tokens()
+        budget.read(1e-5 * tokens, tokens)
+    assert budget.tokens() > 16 * FIRST_TOKENS
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])

@@ -25,7 +25,11 @@ from specdec.verifiers.base import Verifier
 
 
 class RoundLoop:
-    """Runs rounds over a pool of rows. Knows no model: only the four contracts."""
+    """Runs rounds over a pool of rows, through the contracts alone.
+
+    Args:
+        prefill_chunk: tokens of a prompt per forward, at most; None: no bound.
+    """
 
     def __init__(
         self,
@@ -51,19 +55,17 @@ class RoundLoop:
         """Run one round and retire the rows that it finished."""
         with self.clock.stage("other"):
             rows = self._select(pool)
-            same_length = len({row.length for row in rows}) == 1
             with self.clock.stage("draft"):
                 draft = self._draft(rows)
             with self.clock.stage("verify"):
                 verdict = self._verify(rows, draft)
             outcome = self._emit(rows, draft, verdict)
             self.scheduler.end_round(rows)
-            outcome.same_length = same_length
             self._commit(rows, verdict)
             outcome.finished = pool.retire()
         now = dict(self.clock.seconds)
         outcome.seconds = {stage: total - self._counted[stage] for stage, total in now.items()}
-        self._counted = now  # what follows belongs to the next round, so that no moment is lost
+        self._counted = now  # the time from here on belongs to the next round
         with self.clock.stage("schedule"):
             self.prefill.decoded(sum(outcome.seconds.values()) - outcome.seconds["prefill"])
             self.draft_length.observe(outcome)
@@ -78,10 +80,10 @@ class RoundLoop:
         gammas = self._gammas(rows)
         if any(gammas):
             return self.drafter.propose(rows, gammas)
-        return Draft(torch.zeros(len(rows), 0, dtype=torch.long, device=self.target.model.device), gammas)
+        return Draft(padded([[] for _ in rows], self.target.model.device), gammas)
 
     def _gammas(self, rows: list[Sequence]) -> list[int]:
-        """Wished draft lengths, cut per row: the token that every round adds needs room in the row's budget."""
+        """Draft lengths, cut per row to leave room in the row's budget for the token that every round adds."""
         wished = self.draft_length.choose(rows)
         if self.drafter.max_length is not None:
             wished = [min(gamma, self.drafter.max_length) for gamma in wished]
@@ -91,7 +93,7 @@ class RoundLoop:
         """One target forward over [last token, drafted tokens] of every row."""
         device = draft.tokens_BG.device
         last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
-        # A chain is the default of both sides; in a tree the last committed token becomes node 0.
+        # Without parents the draft is a chain; in a tree the last committed token becomes node 0.
         parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
         output_kind: OutputKind = "both" if self.drafter.reads_hidden else "logits"
         with self.target.model.call_options(output_kind, self.drafter.probes_MD):
@@ -105,12 +107,11 @@ class RoundLoop:
             return self._judge(rows, draft, logits_BTV)
         vocab_size = self.target.model.vocab_size
         verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
-        kept = [[0, *(node + 1 for node in path)] for path in verdict.paths]
-        self.drafter.observe_hidden(rows, logits_BTV[..., vocab_size:], kept)
+        self.drafter.observe_hidden(rows, logits_BTV[..., vocab_size:], list(map(_fed_nodes, verdict.paths)))
         return verdict
 
     def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """Greedy rows need no probabilities; where a row samples, the verifier gets the law that it samples from."""
+        """Let the verifier decide: by the scores if all rows are greedy, else by the distributions to sample from."""
         settings = settings_of(rows)
         if settings is None:
             return self.verifier.verify(draft, scores_of(logits_BTV))
@@ -124,6 +125,7 @@ class RoundLoop:
         return verdict
 
     def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
+        same_length = len({row.length for row in rows}) == 1
         drafted = draft.tokens_BG.tolist()
         emitted, num_accepted = [], []
         now = self.clock.now()
@@ -137,10 +139,10 @@ class RoundLoop:
             row.first_token_s = row.first_token_s or now
             emitted.append(kept)
             num_accepted.append(accepted)
-        return Round(rows, draft.num_candidates, num_accepted, emitted, same_length=False)
+        return Round(rows, draft.num_candidates, num_accepted, emitted, same_length)
 
     def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:
-        """Finished rows leave first, so that nobody pays for keeping them aligned."""
+        """Finished rows are released before the commit, so they are not realigned."""
         gone = [row for row in rows if row.finished]
         if gone:
             now = self.clock.now()
@@ -150,6 +152,11 @@ class RoundLoop:
             self.drafter.release(gone)
         alive = [(row, path) for row, path in zip(rows, verdict.paths, strict=True) if not row.finished]
         if alive:
-            kept: list[Kept] = [[0, *(node + 1 for node in path)] for _, path in alive]
+            kept: list[Kept] = [_fed_nodes(path) for _, path in alive]
             self.target.commit([row.index for row, _ in alive], kept)
             self.drafter.commit([row for row, _ in alive])
+
+
+def _fed_nodes(path: list[int]) -> list[int]:
+    """The accepted nodes as the target was fed them: node 0 is the row's last token, the draft follows."""
+    return [0, *(node + 1 for node in path)]

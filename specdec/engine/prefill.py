@@ -1,7 +1,7 @@
-"""Prefill: newcomers' prompts are read before their first round, between the rounds of the rows that decode already.
+"""Prefill: new rows' prompts are read before their first round, between the rounds of the rows that decode already.
 
-Where nobody decodes, prompts are read at once. Otherwise a round waits for as many prompt tokens as take the
-scheduler's ``prefill_share`` of the time, and a row joins the rounds when its prompt is read.
+While no row decodes, prompts are read at once. Otherwise each round waits for as many prompt tokens as take the
+scheduler's ``prefill_share`` of the time, and a row joins the rounds once its prompt is read.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from specdec.core.clock import Clock
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 
-MIN_TOKENS, FIRST_TOKENS, MAX_TOKENS = 64, 256, 8192  # smaller parts would cost a forward's fixed time too often
-SAVED_ROUNDS = 4  # for which time that was not needed for reading is saved up
+MIN_TOKENS, FIRST_TOKENS, MAX_TOKENS = 64, 256, 8192  # smaller parts would pay the fixed cost of a forward too often
+SAVED_ROUNDS = 4  # rounds whose unused reading time is carried over
 
 
-class Pace:
+class PrefillBudget:
     """How many prompt tokens may be read before the next round.
 
-    The number is a power of two that is doubled or halved by what the last reading took, so it needs no model of the
-    costs. What a reading took beyond its allowance is paid back in rounds without any, so the share holds over time.
+    A power of two, doubled or halved by how long the last read took, so it needs no cost model. Time that a read took
+    beyond its allowance is paid back by rounds without prefill, so the share holds over time.
     """
 
     def __init__(self, share: float) -> None:
@@ -31,12 +31,12 @@ class Pace:
         self._allowance_s = 0.0
         self._credit_s = 0.0
 
-    def budget(self) -> int:
-        """Tokens that may be read now, 0 while a debt is being paid."""
+    def tokens(self) -> int:
+        """Tokens that may be read now; 0 while a debt is paid back."""
         return self._tokens if self._credit_s >= 0 else 0
 
     def read(self, seconds: float, num_tokens: int) -> None:
-        """A reading of so many tokens took so long."""
+        """Count a read of ``num_tokens`` that took ``seconds``."""
         self._credit_s -= seconds
         if seconds > self._allowance_s:
             self._tokens = max(self._tokens // 2, MIN_TOKENS)
@@ -44,7 +44,7 @@ class Pace:
             self._tokens = min(self._tokens * 2, MAX_TOKENS)
 
     def decoded(self, seconds: float) -> None:
-        """A round took so long, without prefill."""
+        """Count a round that took ``seconds``, without its prefill."""
         self._allowance_s = self._ratio * seconds
         self._credit_s = min(self._credit_s + self._allowance_s, SAVED_ROUNDS * self._allowance_s)
 
@@ -53,22 +53,22 @@ class Prefill:
     """Reads prompts into the caches of target and draft.
 
     Args:
-        share: of the time, at most, where other rows wait for it; 1 reads prompts whole.
-        chunk: tokens of a prompt per forward, at most, to bound the memory that a forward takes; None: no bound.
+        share: of the time, at most, while other rows wait; 1 reads prompts whole.
+        chunk: tokens of a prompt per forward, at most, to bound a forward's memory; None: no bound.
     """
 
     def __init__(self, target: Alignment, drafter: Drafter, clock: Clock, share: float, chunk: int | None) -> None:
         self._target = Reader(target, drafter.observe_hidden if drafter.reads_hidden else None)
         self._drafter = drafter
         self._clock = clock
-        self._pace = Pace(share) if share < 1 else None
+        self._budget = PrefillBudget(share) if share < 1 else None
         self._chunk = chunk
-        self._unread: dict[int, int] = {}  # of rows that were not read to their end: tokens that are missing
+        self._unread: dict[int, int] = {}  # tokens still to read, of rows whose prompts are not read to the end
 
     def ready(self, rows: list[Sequence], drafting: bool) -> list[Sequence]:
-        """Read on in the prompts of ``rows``; returns those that can decode now, at least one.
+        """Continue reading the prompts of ``rows``; returns the rows that can decode now, at least one.
 
-        Where no row drafts (``drafting`` is false) the draft reads nothing; it catches up when it is asked again.
+        While no row drafts (``drafting`` is false) the drafter reads nothing; it catches up when it drafts again.
         """
         new = [row for row in rows if row.admitted_s is None]
         if not new and not self._unread:
@@ -76,20 +76,20 @@ class Prefill:
         with self._clock.stage("prefill"):
             self._admit(new)
             reading = [row for row in rows if row.index in self._unread]
-            if self._pace is None or len(reading) == len(rows):
+            if self._budget is None or len(reading) == len(rows):
                 self._read(reading, None, drafting)
-            elif reading and (budget := self._pace.budget()):
+            elif reading and (limit := self._budget.tokens()):
                 start = self._clock.now()
-                num_tokens = self._read(reading, budget, drafting)
+                num_tokens = self._read(reading, limit, drafting)
                 if self._target.alignment.model.device.type == "cuda":
                     torch.cuda.synchronize()
-                self._pace.read(self._clock.now() - start, num_tokens)
+                self._budget.read(self._clock.now() - start, num_tokens)
         return [row for row in rows if row.index not in self._unread]
 
     def decoded(self, seconds: float) -> None:
-        """A round's own time, which the newcomers' share is measured by."""
-        if self._pace is not None:
-            self._pace.decoded(seconds)
+        """Count a round's own time, of which the budget is a share."""
+        if self._budget is not None:
+            self._budget.decoded(seconds)
 
     def _admit(self, rows: list[Sequence]) -> None:
         now = self._clock.now()
@@ -99,16 +99,16 @@ class Prefill:
         if rows:
             self._drafter.admit(rows)
 
-    def _read(self, rows: list[Sequence], budget: int | None, drafting: bool) -> int:
-        """Feed up to ``budget`` tokens, first come, first served; returns how many were fed."""
+    def _read(self, rows: list[Sequence], limit: int | None, drafting: bool) -> int:
+        """Feed up to ``limit`` tokens, first come, first served; returns how many were fed."""
         num_fed = 0
-        while rows and (budget is None or num_fed < budget):
+        while rows and (limit is None or num_fed < limit):
             stops = []
             for row in rows:
                 left = self._unread[row.index]
                 count = min(left, self._chunk or left)
-                if budget is not None:
-                    count = min(count, budget - num_fed)
+                if limit is not None:
+                    count = min(count, limit - num_fed)
                 num_fed += count
                 self._unread[row.index] = left - count
                 stops.append(len(row.prompt_ids) - 1 - self._unread[row.index])
@@ -124,5 +124,5 @@ class Prefill:
         return num_fed
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget the target's caches of rows."""
+        """Free the target's caches of rows."""
         self._target.release(rows)
