@@ -103,6 +103,14 @@ def test_duplicates_and_unknown_names_are_refused():
             def __init__(self, *, depth: int) -> None: ...
 
 
+def test_declared_properties_agree_with_the_classes():
+    for name in (name for name in registry.names("verifier") if not name.startswith("test_")):
+        assert registry.lookup("verifier", name).samples == registry.create("verifier", name).samples, name
+    for name in (name for name in registry.names("drafter") if not name.startswith("test_")):
+        entry = registry.lookup("drafter", name)
+        assert entry.drafts == (entry.load().max_length != 0), name
+
+
 def test_every_built_in_target_can_be_imported():
     for group in registry.PLUGIN_GROUPS:
         for name in registry.names(group):

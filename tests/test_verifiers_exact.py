@@ -13,7 +13,7 @@ from specdec.core.round import Draft
 from specdec.core.sampling import Noise
 from specdec.errors import ContractError
 from specdec.verifiers.block import BlockVerifier, running_weight
-from specdec.verifiers.chain import Acceptance, ratios
+from specdec.verifiers.chain import AcceptanceProbs, ratios
 from specdec.verifiers.greedy import GreedyVerifier
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier
@@ -140,7 +140,7 @@ class PlainResidual(BlockVerifier):
 
     def acceptance(self, draft, probs_BTV):
         right = super().acceptance(draft, probs_BTV)
-        return Acceptance(right.accept_BG, torch.ones_like(right.weight_BT))
+        return AcceptanceProbs(right.accept_BG, torch.ones_like(right.weight_BT))
 
 
 class RunningWeight(BlockVerifier):
@@ -148,7 +148,7 @@ class RunningWeight(BlockVerifier):
 
     def acceptance(self, draft, probs_BTV):
         weight_BT = running_weight(ratios(draft, probs_BTV))
-        return Acceptance(weight_BT[:, 1:], weight_BT)
+        return AcceptanceProbs(weight_BT[:, 1:], weight_BT)
 
 
 class WeightPerFactor(BlockVerifier):
@@ -158,7 +158,7 @@ class WeightPerFactor(BlockVerifier):
         clipped = ratios(draft, probs_BTV).clamp(max=1)
         twin = Draft(draft.tokens_BG, draft.num_drafted, probs_BGV=draft.probs_BGV)
         right = super().acceptance(twin, probs_BTV)
-        return Acceptance(right.accept_BG, running_weight(clipped))
+        return AcceptanceProbs(right.accept_BG, running_weight(clipped))
 
 
 class CorrectionFromTarget(RejectionVerifier):

@@ -17,16 +17,17 @@ __all__ = ["Draft", "Drafter", "Sequence"]
 class Drafter(ABC):
     """Keeps the state that it needs per row, from ``admit`` to ``release``.
 
-    A row's draft must depend on that row alone: not on its neighbours, their number, or the order of calls. A plug-in's
-    constructor gets a `DrafterContext` by position and its settings by keyword. `specdec.registry.Entry` lists what is
-    said of a drafter where it is registered: ``drafts``, ``by_text``, ``replays``.
+    A row's draft must depend on that row alone: not on its neighbours, their number, or the order of calls.
+
+    The constructor of a plug-in gets a `DrafterContext` by position and its settings by keyword. Properties that are
+    declared where it is registered (see `specdec.registry.Entry`): ``drafts``, ``by_text``, ``replays``.
     """
 
     max_length: int | None = None
     """Longest chain (or deepest tree) that it can draft; None means any."""
 
     reads_hidden: bool = False
-    """Whether the engine hands over the target's last hidden states, by ``observe_hidden``."""
+    """Whether the engine passes the target's last hidden states to ``observe_hidden``."""
 
     probe_ids: tuple[int, ...] = ()
     """Ids past the target's vocabulary, with the embeddings ``probes_MD``. They are fed after each prompt, and dropped,
@@ -46,14 +47,14 @@ class Drafter(ABC):
         """
 
     def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:  # noqa: B027
-        """The target's last hidden states (behind its final norm) of tokens that it has just been fed.
+        """Receive the target's last hidden states (after its final norm) of tokens that it has just been fed.
 
-        Called where ``reads_hidden`` is set: for every part of a prompt, and before the commit of every round, asked
-        for a draft or not.
+        Called if ``reads_hidden`` is set: for every part of a prompt, and before the commit of every round, with or
+        without a draft.
 
         Args:
             hidden_BTD: (B, T, D); in a round column 0 is the row's last token, column g + 1 node g of the draft.
-            kept: per row the columns that stay, in order. None stay where the row's probes were fed behind its prompt.
+            kept: per row the columns that are kept, in order; none for the row's probes after its prompt.
         """
 
     @abstractmethod
@@ -68,4 +69,4 @@ class Drafter(ABC):
 
     @abstractmethod
     def release(self, rows: list[Sequence]) -> None:
-        """Free what is kept for rows; they are not seen again."""
+        """Free the state of rows, which do not return."""

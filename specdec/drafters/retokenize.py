@@ -1,7 +1,7 @@
-"""Drafting with a model that has another tokenizer: text is encoded for the draft, and what it says for the target.
+"""Drafting with a model that has another tokenizer: both directions are translated through text.
 
 Lossless, because the proposed tokens are the target's, which the verifier checks like any others. The draft is greedy
-and its tokens become target tokens by way of text, so they have no probabilities. Every round encodes the whole row
+and its tokens become target tokens through text, so they have no probabilities. Every round encodes the whole row
 again, but the draft's KV cache is kept for as much of the row as is still encoded the same way.
 Source: the universal assisted generation of ``transformers`` (Moshe et al. 2024), for batches.
 """
@@ -27,7 +27,7 @@ TAIL = 8  # tokens encoded again together with new text, because a token may spa
 
 
 class RetokenizeDrafter(Drafter):
-    """Greedy chain drafts from ``context.draft``, translated by way of text."""
+    """Greedy chain drafts from ``context.draft``, translated through text."""
 
     def __init__(self, context: DrafterContext) -> None:
         if context.draft is None or context.tokenizer is None or context.draft_tokenizer is None:
@@ -65,7 +65,7 @@ class RetokenizeDrafter(Drafter):
         return chosen_chains(drafts, self._device)
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Cut each row back to what is still encoded the same way, and leave at least one token to feed."""
+        """Cut each cache back to what is still encoded the same way, less at least one token to feed."""
         kept: list[Kept] = []
         for row in rows:
             ids, held = self._encode(row), self._held[row.index]

@@ -84,10 +84,10 @@ class RoundLoop:
 
     def _gammas(self, rows: list[Sequence]) -> list[int]:
         """Draft lengths, cut per row to leave room in the row's budget for the token that every round adds."""
-        wished = self.draft_length.choose(rows)
+        gammas = self.draft_length.choose(rows)
         if self.drafter.max_length is not None:
-            wished = [min(gamma, self.drafter.max_length) for gamma in wished]
-        return [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
+            gammas = [min(gamma, self.drafter.max_length) for gamma in gammas]
+        return [min(gamma, row.num_remaining - 1) for gamma, row in zip(gammas, rows, strict=True)]
 
     def _verify(self, rows: list[Sequence], draft: Draft) -> Verdict:
         """One target forward over [last token, drafted tokens] of every row."""

@@ -23,8 +23,8 @@ __all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_
 class Verifier:
     """Decides a round. Pure, so that a test can enumerate its output distribution exactly.
 
-    A plug-in's constructor gets its settings by keyword, and nothing by position. `specdec.registry.Entry` lists what
-    is said of a verifier where it is registered: ``lossy``, ``samples``, ``follows_plain``.
+    The constructor of a plug-in gets its settings by keyword, and nothing by position. Properties that are declared
+    where it is registered (see `specdec.registry.Entry`): ``lossy``, ``samples``, ``follows_plain``.
     """
 
     chains_only: bool = False

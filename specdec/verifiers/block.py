@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from specdec.core.round import Draft
-from specdec.verifiers.chain import Acceptance, ChainVerifier, draft_probs, is_drafted, lengths, ratios
+from specdec.verifiers.chain import AcceptanceProbs, ChainVerifier, draft_probs, is_drafted, lengths, ratios
 
 
 class BlockVerifier(ChainVerifier):
     """Lossless: the output has the target's distribution."""
 
-    def acceptance(self, draft: Draft, probs_BTV: Tensor) -> Acceptance:
+    def acceptance(self, draft: Draft, probs_BTV: Tensor) -> AcceptanceProbs:
         weight_BT = running_weight(ratios(draft, probs_BTV))
         weight_BG = weight_BT[:, 1:]
         q_BGV = draft_probs(draft, probs_BTV)
@@ -32,7 +32,7 @@ class BlockVerifier(ChainVerifier):
         num_B1 = lengths(draft, weight_BG.device)[:, None]
         last_BG = torch.arange(weight_BG.shape[1], device=weight_BG.device) == num_B1 - 1
         accept_BG = torch.where(last_BG, weight_BG, accept_BG)
-        return Acceptance(torch.where(is_drafted(draft, accept_BG.device), accept_BG, 0.0), weight_BT)
+        return AcceptanceProbs(torch.where(is_drafted(draft, accept_BG.device), accept_BG, 0.0), weight_BT)
 
     def num_accepted(self, passed_BG: Tensor) -> Tensor:
         """Up to the last test that was passed, whether or not those before it were."""

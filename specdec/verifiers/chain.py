@@ -20,7 +20,7 @@ from specdec.verifiers.base import Verifier
 
 
 @dataclass(frozen=True, slots=True)
-class Acceptance:
+class AcceptanceProbs:
     """The probabilities of a round, before any random number is used; float64."""
 
     accept_BG: Tensor  # that drafted token g passes its test; 0 past the row's draft
@@ -41,14 +41,14 @@ class ChainVerifier(Verifier, ABC):
         return Verdict([list(range(tau)) for tau in taus], next_tokens)
 
     @abstractmethod
-    def acceptance(self, draft: Draft, probs_BTV: Tensor) -> Acceptance:
+    def acceptance(self, draft: Draft, probs_BTV: Tensor) -> AcceptanceProbs:
         """The probabilities of the round's tests."""
 
     @abstractmethod
     def num_accepted(self, passed_BG: Tensor) -> Tensor:
         """How many tokens (B) are accepted, given which of the tests were passed."""
 
-    def next_probs(self, draft: Draft, probs_BTV: Tensor, acceptance: Acceptance, tau_B: Tensor) -> Tensor:
+    def next_probs(self, draft: Draft, probs_BTV: Tensor, acceptance: AcceptanceProbs, tau_B: Tensor) -> Tensor:
         """(B, V): the distribution after ``tau_B`` accepted tokens: the residual, or p after the whole draft."""
         rows_B = torch.arange(len(tau_B), device=tau_B.device)
         p_BV = probs_BTV[rows_B, tau_B]

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from specdec.core.round import Draft
-from specdec.verifiers.chain import Acceptance, ChainVerifier, ratios
+from specdec.verifiers.chain import AcceptanceProbs, ChainVerifier, ratios
 
 
 class RejectionVerifier(ChainVerifier):
     """Lossless: the output has the target's distribution."""
 
-    def acceptance(self, draft: Draft, probs_BTV: Tensor) -> Acceptance:
-        return Acceptance(ratios(draft, probs_BTV).clamp(max=1), torch.ones_like(probs_BTV[..., 0]))
+    def acceptance(self, draft: Draft, probs_BTV: Tensor) -> AcceptanceProbs:
+        return AcceptanceProbs(ratios(draft, probs_BTV).clamp(max=1), torch.ones_like(probs_BTV[..., 0]))
 
     def num_accepted(self, passed_BG: Tensor) -> Tensor:
         """Up to the first test that failed."""
