@@ -25,6 +25,7 @@ from specdec.drafters.context import DrafterContext
 from specdec.engine.call import Plan, make_plan
 from specdec.engine.inputs import Inputs
 from specdec.engine.loop import RoundLoop
+from specdec.engine.options import whole_number
 from specdec.engine.output import Event, SpeculativeOutput, events_of, sequences, statistics
 from specdec.engine.wrapping import (
     Model,
@@ -113,8 +114,8 @@ class Engine:
         gamma: int | None = None,
         verifier: str = "block",
     ) -> None:
-        if gamma is not None and (isinstance(gamma, bool) or not isinstance(gamma, int) or gamma < 0):
-            raise ConfigError(f"gamma={gamma!r}: it must be a whole number, 0 or more")
+        if gamma is not None:
+            whole_number("gamma", gamma, 0)
         entry = lookup("verifier", verifier)
         if entry.lossy or entry.known_incorrect or not entry.samples:
             raise ConfigError(f"verifier={verifier}: choose one that samples without loss: block, rejection or naive")

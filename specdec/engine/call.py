@@ -13,7 +13,7 @@ from specdec.core.prompted_stops import PromptedStopText
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.engine.inputs import Block, check_vocabulary, read_inputs
-from specdec.engine.options import NUM_DEFAULT_TOKENS, Options, read_options, token_ids
+from specdec.engine.options import NUM_DEFAULT_TOKENS, Options, read_options, token_ids, whole_number
 from specdec.errors import ConfigError, DataError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.vocabulary import check_ids
@@ -45,7 +45,7 @@ def make_plan(
         ConfigError: a setting is wrong. DataError: a row is wrong.
     """
     if batch is not None:
-        _whole("batch", batch, 1)
+        whole_number("batch", batch, 1)
     target = models[0]
     own = getattr(target.module, "generation_config", None)
     options = read_options(own, generation_config, settings)
@@ -83,12 +83,6 @@ def _check_forced(rows: list[list[int]], own: Any) -> None:
                 f"row {number}: after a prompt of one token the target's generation_config forces token {forced} "
                 "(forced_bos_token_id), which is not supported: give a longer prompt, or set that to None"
             )
-
-
-def _whole(name: str, value: Any, least: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise ConfigError(f"{name}={value!r}: it must be a whole number" + ("" if least is None else f" from {least}"))
-    return value
 
 
 def _pad(options: Options, tokenizer: Any) -> int | None:
@@ -148,7 +142,7 @@ def _per_row(
     seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
     if len(seeds) != num_rows:
         raise ConfigError(f"seed: {len(seeds)} of them for {num_rows} rows; give one, or one per row")
-    return [replace(sampling, seed=_whole("seed", value)) for value in seeds]
+    return [replace(sampling, seed=whole_number("seed", value)) for value in seeds]
 
 
 def _stop_text(options: Options, tokenizer: Any, prompt_ids: list[int]) -> PromptedStopText | None:

@@ -120,6 +120,14 @@ def read_options(own: Any, passed: Any, keywords: Mapping[str, Any]) -> Options:
     )
 
 
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """The value, if it is an integer of at least ``least``; a ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        bound = "" if least is None else f", at least {least}"
+        raise ConfigError(f"{name}={value!r}: it must be a whole number{bound}")
+    return value
+
+
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
     """One id, several, a tensor of them, or None, as a tuple."""
     if isinstance(value, torch.Tensor):
@@ -171,8 +179,8 @@ def _lengths(sources: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
     """``max_new_tokens`` and ``max_length``, of which at most one is set; a total beside new tokens is refused."""
     new, total = (_resolve(name, sources, None) for name in ("max_new_tokens", "max_length"))
     for name, value in (("max_new_tokens", new), ("max_length", total)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name}={value!r}: it must be a whole number, at least 1")
+        if value is not None:
+            whole_number(name, value, 1)
     if new is None or _resolve("max_length", sources[:-1], None) is None:
         return new, None if new is not None else total
     if _resolve("max_new_tokens", sources[:-1], None) is None:
