@@ -119,7 +119,7 @@ def test_the_window_of_sliding_layers_matters(prompts):
         ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "recurrent state"),
         ("Bloom", {"n_head": 4, "n_layer": 2}, "takes no position ids"),
         ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "takes no position ids"),
-        ("Falcon", {"alibi": True}, r"biases \(ALiBi\) of the columns"),
+        ("Falcon", {"alibi": True}, r"biases \(ALiBi\) from the columns"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(name, config, reason):

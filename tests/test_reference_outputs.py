@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from specdec.core.sequence import Sequence
 from specdec.models.causal_lm import CausalLM
 from specdec.models.masks import MaskForm
-from specdec.models.probe import Finding
+from specdec.models.probe import ProbeResult
 from specdec.run.reference_outputs import generate_alone
 
 NEW = 12
@@ -47,7 +47,7 @@ def test_a_wrong_mask_is_not_in_the_reference_too(run, folder, monkeypatch):
         return masks(MaskForm(((None, type(self.widest)("full")),), self.additive), mask_BTS, dtype)
 
     monkeypatch.setattr(MaskForm, "masks", blind)
-    monkeypatch.setattr("specdec.models.compatibility.probe", lambda module: Finding(0))
+    monkeypatch.setattr("specdec.models.compatibility.probe", lambda module: ProbeResult(0))
     code, out, err = run(*arguments(folder, "scheduler=eqspec", "baseline=false", "execution=eager"))
     assert code == 1
     assert "strict=true" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def named(config: RunConfig) -> dict[str, str]:
 def content(name: str) -> str | None:
     """A hash of what a file or folder holds; None where there is none."""
     path = local(name)
-    return _hash(path) if path.exists() else None
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    return hash_files(files) if path.exists() else None
 
 
 def _is_path(key: str, value: object) -> bool:
@@ -69,11 +71,12 @@ def local(name: str) -> Path:
     return Path(os.path.expanduser(assets.resolve(name)))
 
 
-def _hash(path: Path) -> str:
+def hash_files(files: Iterable[Path], max_bytes: int = _HASHED_BYTES) -> str:
+    """A hash of the files' names, sizes and contents; of those above ``max_bytes``, the time of the last change."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*")) if path.is_dir() else [path]:
+    for file in files:
         if file.is_file():
             stat = file.stat()
             digest.update(f"{file.name}:{stat.st_size}".encode())
-            digest.update(file.read_bytes() if stat.st_size <= _HASHED_BYTES else str(stat.st_mtime_ns).encode())
+            digest.update(file.read_bytes() if stat.st_size <= max_bytes else str(stat.st_mtime_ns).encode())
     return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ from specdec.models.architecture import check_supported
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
 from specdec.models.masks import forms
-from specdec.models.probe import DISAGREES, MARGIN, Finding, differs_itself, forward_alone, probe
+from specdec.models.probe import DISAGREES, MARGIN, ProbeResult, differs_itself, forward_alone, probe
 from specdec.models.small_copy import field
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -40,11 +40,11 @@ def supported(module: Any, name: str) -> CausalLM:
     if (reason := _cannot_run(module)) is not None:
         raise PairError(f"{described} {reason}")
     alone_V = _alone(module, described)
-    finding = _probed(module, described)
-    assert finding.form is not None
+    result = _probed(module, described)
+    assert result.form is not None
     try:
-        model = CausalLM(module, forms(module)[finding.form])
-        _limit(model, finding, described)
+        model = CausalLM(module, forms(module)[result.form])
+        _limit(model, result, described)
         aligned_BV = _aligned(model)
     except PairError:
         raise
@@ -59,33 +59,33 @@ def supported(module: Any, name: str) -> CausalLM:
     return model
 
 
-def _probed(module: Any, described: str) -> Finding:
+def _probed(module: Any, described: str) -> ProbeResult:
     try:
-        finding = probe(module)
+        result = probe(module)
     except Exception as error:
         raise PairError(
             f"{described} cannot be tried in a small copy, so long rows cannot be checked: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
-    if finding.form is None:
-        called = "Error: " in finding.reason
-        raise PairError((_cannot_be_called if called else _does_not_follow)(described, finding.reason))
-    return finding
+    if result.form is None:
+        called = "Error: " in result.reason
+        raise PairError((_cannot_be_called if called else _does_not_follow)(described, result.reason))
+    return result
 
 
-def _limit(model: CausalLM, finding: Finding, described: str) -> None:
+def _limit(model: CausalLM, result: ProbeResult, described: str) -> None:
     """Limit rows to the length up to which the model is exact."""
-    if finding.limit is None:
+    if result.limit is None:
         return
-    value = int(field(model.module.config.get_text_config(), finding.limit))
+    value = int(field(model.module.config.get_text_config(), result.limit))
     model.max_columns = value - 1
     if model.context_length <= value - 1 - MARGIN:
         return
     model.context_length = value - 1 - MARGIN
     if model.context_length < 1:
-        raise PairError(f"{_does_not_follow(described, finding.reason)} (from {finding.limit}={value} on)")
+        raise PairError(f"{_does_not_follow(described, result.reason)} (from {result.limit}={value} on)")
     model.notes.append(
-        f"{described}: rows end at {model.context_length} tokens; beyond {finding.limit}={value} {finding.reason}"
+        f"{described}: rows end at {model.context_length} tokens; beyond {result.limit}={value} {result.reason}"
     )
 
 

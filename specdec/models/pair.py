@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specdec import assets
-from specdec.config.identity import local, signature
+from specdec.config.identity import hash_files, local, signature
 from specdec.config.plugins import declared
 from specdec.config.processes import num_processes
 from specdec.config.schema import PairConfig, RunConfig
@@ -178,19 +178,14 @@ def _shape_keys(config: RunConfig, role: str) -> tuple[str, ...]:
 
 def _fingerprint(config: RunConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
-    digest = hashlib.sha256()
     folder = local(getattr(config.pair, role) or "")
-    if config.weights != "pretrained":
+    if config.weights == "pretrained" and folder.is_dir():
+        files = (file for file in sorted(folder.glob("*")) if file.suffix in (".safetensors", ".json", ".bin"))
+        return hash_files(files, _HASHED_BYTES)
+    if config.weights == "pretrained":
+        identity = f"{getattr(config.pair, role)}@{getattr(module.config, '_commit_hash', None)}"
+    else:
         settings = asdict(config.pair)
         described = {key: settings[key] for key in _shape_keys(config, role)}
-        digest.update(json.dumps([described, config.weights, config.seed, torch.__version__], sort_keys=True).encode())
-    elif folder.is_dir():
-        for path in sorted(folder.glob("*")):
-            if path.suffix in (".safetensors", ".json", ".bin"):
-                stat = path.stat()
-                digest.update(f"{path.name}:{stat.st_size}".encode())
-                small = stat.st_size <= _HASHED_BYTES
-                digest.update(path.read_bytes() if small else str(stat.st_mtime_ns).encode())
-    else:
-        digest.update(f"{getattr(config.pair, role)}@{getattr(module.config, '_commit_hash', None)}".encode())
-    return digest.hexdigest()[:16]
+        identity = json.dumps([described, config.weights, config.seed, torch.__version__], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -32,7 +32,7 @@ MARGIN = 64  # columns kept free below a limit, for drafted tokens and holes bet
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProbeResult:
     """The result of a trial."""
 
     form: int | None  # index into ``masks.forms``; None: the model follows positions and masks in no form
@@ -40,10 +40,10 @@ class Finding:
     limit: str | None = None  # the field of the config up to whose value the model is exact
 
 
-_FINDINGS: dict[str, Finding] = {}  # by architecture: a trial takes seconds, and is the same for all its modules
+_FINDINGS: dict[str, ProbeResult] = {}  # by architecture: a trial takes seconds, and is the same for all its modules
 
 
-def probe(module: Any) -> Finding:
+def probe(module: Any) -> ProbeResult:
     """Try the architecture of a module, once for all modules with the same classes and config.
 
     Raises:
@@ -62,7 +62,7 @@ def probe(module: Any) -> Finding:
     return _FINDINGS[key]
 
 
-def _find(module: Any) -> Finding:
+def _find(module: Any) -> ProbeResult:
     small = _build(module, ())
     found = _first_form(small)
     if found.form is not None:
@@ -70,7 +70,7 @@ def _find(module: Any) -> Finding:
     for name in _late_fields(module):
         lifted = _first_form(_build(module, (name,)))
         if lifted.form is not None:
-            return Finding(lifted.form, found.reason, name)
+            return ProbeResult(lifted.form, found.reason, name)
     return found
 
 
@@ -94,22 +94,22 @@ def _late_fields(module: Any) -> list[str]:
 
 
 @torch.inference_mode()
-def _first_form(small: Any) -> Finding:
+def _first_form(small: Any) -> ProbeResult:
     """The first form with which aligned forwards agree with the row alone; else why the most probable one does not."""
     reasons: list[str] = []
     if (disagreement := _generates_otherwise(small)) is not None:
-        return Finding(None, disagreement)
+        return ProbeResult(None, disagreement)
     likely, rows = forms(small), _rows(small, SEEDS[0])
     expected = _alone(small, rows)
     for number, form in enumerate(likely):
         reasons.append(_differs(small, form, rows, expected))
         if not reasons[-1]:
-            return Finding(number)
+            return ProbeResult(number)
     for seed in SEEDS[1:]:
         others = _rows(small, seed)
         if _differs(small, likely[0], others, _alone(small, others)):
-            return Finding(None, reasons[0])
-    return Finding(0)
+            return ProbeResult(None, reasons[0])
+    return ProbeResult(0)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ estimate from shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from specdec.alignment.base import Alignment
@@ -82,17 +82,15 @@ class MemoryPlan:
 
     def largest_batch(self, free_bytes: int) -> int:
         """The largest batch that fits, 0 if none does."""
-        return _largest(self.batch, lambda batch: self._with_batch(batch).run_bytes <= free_bytes)
+        batches = range(1, self.batch + 1)
+        return bisect_left(batches, True, key=lambda batch: self._with_batch(batch).run_bytes > free_bytes)
 
     def largest_chunk(self, free_bytes: int) -> int | None:
         """The largest prefill chunk that makes the run fit at this batch, a power of two; None if none does."""
-        chunk = SMALLEST_CHUNK
-        fits = [
-            size
-            for size in (chunk << shift for shift in range(self.longest_prompt.bit_length()))
-            if size < self.longest_prompt and replace(self, prefill_chunk=size).run_bytes <= free_bytes
-        ]
-        return max(fits, default=None)
+        sizes = (SMALLEST_CHUNK << shift for shift in range(self.longest_prompt.bit_length()))
+        shorter = [size for size in sizes if size < self.longest_prompt]
+        fitting = [size for size in shorter if replace(self, prefill_chunk=size).run_bytes <= free_bytes]
+        return max(fitting, default=None)
 
     def _with_batch(self, batch: int) -> MemoryPlan:
         return replace(self, batch=batch, window=None if self.window is None else min(self.window, batch))
@@ -121,15 +119,6 @@ def require_weights(weight_bytes: dict[str, int], free_bytes: int | None, remedy
         return
     parts = " and ".join(f"{_size(count)} for the {role}'s weights" for role, count in weight_bytes.items())
     raise ConfigError(f"this pair needs {parts}, {_size(free_bytes)} are free: {remedy}")
-
-
-def _largest(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to ``limit`` that fits, if smaller ones fit too; 0 if none does."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 def _size(num_bytes: float) -> str:
