@@ -1,13 +1,12 @@
-"""A new alignment strategy in one file: keep tokens instead of KV, and compute every forward from nothing.
+"""An alignment strategy in one file: keep tokens instead of KV, and recompute every row in every forward.
 
-Nothing can fall out of step where nothing is kept. It is slow, and it is a useful yardstick: what the other
-strategies save is exactly this recomputation. After
+Without a cache nothing can go out of sync. It is slow: the other strategies save exactly this recomputation. After
 
     pip install ./experiments/plugin_alignment
     python -m specdec.conformance alignment=recompute      # proves it, or names the promise it breaks
     python run.py alignment=recompute batch=1,4 -m
 
-it stands beside the built-in strategies, in `--help`, in sweeps and in the conformance kit.
+it appears beside the built-in strategies in `--help`, in sweeps and in the conformance kit.
 """
 
 from __future__ import annotations
@@ -26,24 +25,22 @@ if TYPE_CHECKING:
 
 @register("alignment", "recompute")
 class RecomputeAlignment(Alignment):
-    """Tokens are kept, KV is not."""
+    """Keeps tokens instead of KV, and recomputes every row in every forward."""
 
     def __init__(self, model: CausalLM, clock: Clock) -> None:
         self.model = model
         self.clock = clock
-        self._contents = Contents()  # lengths and trees: shared bookkeeping, which also refuses misuse
+        self._contents = Contents()  # shared bookkeeping of lengths and trees, which also refuses misuse
         self._tokens: dict[int, list[int]] = {}
         self._nodes: dict[int, list[int]] = {}  # tokens fed since the last commit
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
-        """Remember the tokens."""
         self._contents.admit(rows)
         for row, content in zip(rows, contents, strict=True):
             self._contents[row].length = len(content)
             self._tokens[row], self._nodes[row] = list(content), []
 
     def release(self, rows: list[int]) -> None:
-        """Forget them."""
         self._contents.release(rows)
         for row in rows:
             del self._tokens[row], self._nodes[row]
@@ -55,7 +52,6 @@ class RecomputeAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Run all tokens of the rows; return the logits of the new ones."""
         import torch  # imported late, so that `--help` stays fast
 
         self._contents.require(rows, "forward")
@@ -70,7 +66,6 @@ class RecomputeAlignment(Alignment):
         return logits_BTV[torch.arange(len(rows))[:, None], columns_BT]
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
-        """Keep the tokens that stay."""
         self._contents.require(rows, "commit")
         for row, keep in zip(rows, kept, strict=True):
             stay, nodes = self._contents[row].keep(keep)
@@ -78,16 +73,14 @@ class RecomputeAlignment(Alignment):
             self._nodes[row] = []
 
     def length(self, row: int) -> int:
-        """Committed tokens of a row."""
         return self._contents[row].length
 
     def content(self, row: int) -> Tensor:
-        """The KV that a forward over the row gives."""
         _, data_NBHSD = self._run([row])
         return data_NBHSD[:, 0, :, : self.length(row)]
 
     def _run(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits (B, S, V) and KV (N, B, H, S, D) of right-padded rows, nodes behind their committed tokens."""
+        """Logits (B, S, V) and KV (N, B, H, S, D) of right-padded rows; nodes follow the committed tokens."""
         import torch
 
         from specdec.alignment.layout import padded

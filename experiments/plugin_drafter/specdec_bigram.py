@@ -1,7 +1,12 @@
-"""A plug-in in one file: a drafter that proposes what followed the last token the last time it occurred.
+"""A drafter in one file: it proposes the token that followed the last occurrence of the current one.
 
-It needs no model and no cache: everything it knows is the row's own prompt and output. Installing this folder
-(`pip install ./experiments/plugin_drafter`) is all it takes for `drafter=bigram` to appear in `--help` and in sweeps.
+It needs no model and no cache, only the row's own prompt and output. After
+
+    pip install ./experiments/plugin_drafter
+    python -m specdec.conformance drafter=bigram           # proves it, or names the promise it breaks
+    python run.py drafter=bigram,model scheduler=exspec -m
+
+it appears beside the built-in drafters in `--help`, in sweeps and in the conformance kit.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from specdec.drafters.context import DrafterContext
 
 @register("drafter", "bigram")
 class BigramDrafter(Drafter):
-    """Chains of bigrams from the row's own prompt and output."""
+    """Follows the bigrams of the row's own prompt and output, until a token without one."""
 
     def __init__(self, context: DrafterContext, *, max_tokens: int = 8) -> None:
         self.max_length = max_tokens  # a keyword-only parameter is a setting: drafter.max_tokens=4
@@ -25,13 +30,11 @@ class BigramDrafter(Drafter):
         self._seen: dict[int, int] = {}
 
     def admit(self, rows: list[Sequence]) -> None:
-        """Learn the bigrams of the prompts."""
         for row in rows:
             self._followers[row.index], self._seen[row.index] = {}, 0
         self.commit(rows)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """Follow the chain from each row's last token, until an unknown one or the wished length."""
         import torch  # imported late, so that `--help` stays fast
 
         drafts = []
@@ -46,13 +49,11 @@ class BigramDrafter(Drafter):
         return Draft(tokens_BG, [len(draft) for draft in drafts])
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Learn from what was emitted."""
         for row in rows:
             tokens = row.tokens(self._seen[row.index])
             self._followers[row.index].update(pairwise(tokens))
             self._seen[row.index] = row.length - 1
 
     def release(self, rows: list[Sequence]) -> None:
-        """Forget rows."""
         for row in rows:
             del self._followers[row.index], self._seen[row.index]

@@ -1,4 +1,4 @@
-"""A new scheduler in one file: more requests in flight than fit a batch, served in turns.
+"""A scheduler in one file: more requests in flight than fit in a batch, served in turns.
 
 Every request makes progress within a known number of rounds, however long the others are. After
 
@@ -18,7 +18,7 @@ from specdec.schedulers.base import Scheduler, Sequence, SequencePool
 
 @register("scheduler", "round_robin", windowed=True)
 class RoundRobinScheduler(Scheduler):
-    """``batch`` rows run for a number of rounds, then the rows that have waited longest."""
+    """Runs ``batch`` rows for some rounds, then those that have waited longest."""
 
     def __init__(self, batch: int, window: int, *, turn_rounds: int = 4) -> None:
         if turn_rounds < 1:
@@ -32,7 +32,6 @@ class RoundRobinScheduler(Scheduler):
         self._queue: list[Sequence] = []  # the other active rows, longest wait first
 
     def select(self, pool: SequencePool) -> list[Sequence]:
-        """The rows of the current turn; places of finished rows go to the head of the queue."""
         self._running = [row for row in self._running if not row.finished]
         if not self._rounds_left:
             self._queue += self._running

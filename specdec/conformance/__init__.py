@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from specdec.errors import ConfigError, SpecdecError
 
 if TYPE_CHECKING:
-    from specdec.conformance.promises import Finding
+    from specdec.conformance.promises import PromiseFinding
 
 GROUPS = ("alignment", "drafter", "verifier", "scheduler")
 DEFAULT_SCALE = 1.0
@@ -30,7 +30,7 @@ def examine(
     scale: float = DEFAULT_SCALE,
     shrink: bool = True,
     progress: Callable[[str], None] = lambda what: None,
-) -> list[Finding]:
+) -> list[PromiseFinding]:
     """Run the kit on ``group=name``; one finding per promise.
 
     Args:

@@ -19,7 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser("specdec.conformance", _USAGE, _DESCRIPTION)
     parser.add_argument("plugin", nargs="+", help=f"{'=NAME, '.join(GROUPS)}=NAME; GROUP.SETTING=VALUE for settings")
-    parser.add_argument("--scale", type=float, default=1.0, help="more or fewer drawn cases (default: %(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies the number of drawn cases (default: %(default)s)"
+    )
     parser.add_argument("--no-shrink", action="store_true", help="do not look for the smallest failing case")
     arguments = parser.parse_args(argv)
     try:

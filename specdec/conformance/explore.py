@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
-from specdec.conformance.promises import Broken, Finding, RefusedError
+from specdec.conformance.promises import Broken, PromiseFinding, RefusedError
 from specdec.errors import ConfigError
 
 MAX_SHRINKS = 250  # cases tried per promise to make a failing one smaller
@@ -72,7 +72,7 @@ def explore(
     shrink: bool = True,
     stop_at_first: bool = False,
     progress: Callable[[str], None] = lambda what: None,
-) -> list[Finding]:
+) -> list[PromiseFinding]:
     """Run all families; one finding per promise, in the order of ``promises``.
 
     Raises:
@@ -93,12 +93,12 @@ def explore(
     for promise, text in promises.items():
         num_broken = sum(_breaks(outcome, promise) for outcome in outcomes)
         if num_broken == 0:
-            findings.append(Finding(promise, text, len(outcomes)))
+            findings.append(PromiseFinding(promise, text, len(outcomes)))
             continue
         if shrink:
             progress(f"smallest case that breaks {promise!r}")
         detail, smallest = _smallest(families, promise, shrink)
-        findings.append(Finding(promise, text, len(outcomes), num_broken, detail, smallest))
+        findings.append(PromiseFinding(promise, text, len(outcomes), num_broken, detail, smallest))
     return findings
 
 

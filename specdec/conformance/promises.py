@@ -64,7 +64,7 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PromiseFinding:
     """One line of the result: a promise, the number of cases, and the smallest case that breaks it."""
 
     promise: str

@@ -21,7 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GROUP=NAME",
         help="add a test that runs specdec's conformance kit on a plug-in, as in alignment=inplace; may be repeated",
     )
-    group.addoption("--conformance-scale", type=float, default=1.0, help="more or fewer drawn cases (default: 1)")
+    group.addoption(
+        "--conformance-scale", type=float, default=1.0, help="multiplies the number of drawn cases (default: 1)"
+    )
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from specdec.conformance.promises import Finding
+from specdec.conformance.promises import PromiseFinding
 
 MAX_CASE = 1200  # characters of a case that are printed
 
 
-def print_report(title: str, findings: list[Finding], console: Console | None = None) -> None:
+def print_report(title: str, findings: list[PromiseFinding], console: Console | None = None) -> None:
     """One line per promise; then, for each broken one, how it showed and the smallest case found."""
     console = console or Console()
     table = Table(title=title, title_justify="left")
@@ -29,7 +29,7 @@ def print_report(title: str, findings: list[Finding], console: Console | None = 
         console.print(Text(line))
 
 
-def describe(findings: list[Finding]) -> list[str]:
+def describe(findings: list[PromiseFinding]) -> list[str]:
     """Plain text on every broken promise."""
     lines = []
     for finding in findings:

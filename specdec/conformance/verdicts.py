@@ -7,8 +7,9 @@ depends on another row's draft or random numbers. For the distribution of emitte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,85 +74,65 @@ def deep_cases() -> list[VerdictCase]:
 
 def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
     """All promises that the verdicts of one case break; those found before an exception stay reported."""
-    checks = [_greedy_problems]
-    if verifier.samples and not (verifier.chains_only and _inputs(case, filler=0)[0].parents):
-        checks.append(_sampled_problems)
+    kinds = [False]
+    if verifier.samples and not (verifier.chains_only and _inputs(case)[0].parents):
+        kinds.append(True)
     broken: list[Broken] = []
-    for check in checks:
+    for sampled in kinds:
         try:
-            broken.extend(check(case, verifier))
+            broken.extend(_problems(case, verifier, sampled))
         except Exception as error:  # third-party code may raise anything
             broken.append(raised(error))
     return broken
 
 
-def _greedy_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
+def _problems(case: VerdictCase, verifier: Verifier, sampled: bool) -> Iterator[Broken]:
     """The verdict of a batch, the same with other values after ``num_drafted``, and the verdict of every row alone.
 
-    Every call gets its own tensors, so that a verifier that changes them breaks only that promise.
+    For sampled rows the latter two have soft distributions, where the random numbers decide. Every call gets its own
+    tensors, so that a verifier that changes them breaks only that promise.
     """
-    draft, logits_BTV = _inputs(case, filler=0)
-    before = _Before(draft.tokens_BG, draft.probs_BGV, logits_BTV)
-    verdict = verifier.verify(draft, logits_BTV)
-    yield from before.changes()
-    yield from _judge(case, verdict)
-    first = replace(case, rows=tuple((nodes, (0,) * len(chosen)) for nodes, chosen in case.rows))
-    for found in _judge(first, verifier.verify(draft, torch.zeros_like(logits_BTV))):
-        yield replace(found, detail=f"where all logits are equal, torch's argmax is token 0; {found.detail}")
-    if _differ(verifier.verify(*_inputs(case, filler=3)), verdict):
+    verify: Callable[..., Verdict] = verifier.verify_sampled if sampled else verifier.verify
+    sharp = partial(_sampled_inputs, case, SHARP) if sampled else partial(_inputs, case)
+    soft = partial(_sampled_inputs, case, SOFT) if sampled else sharp
+    given, state = sharp(), torch.random.get_rng_state()
+    verdict = verify(*given)
+    if not all(map(torch.equal, _tensors(*given), _tensors(*sharp()))):
+        yield Broken("purity", "an argument was changed in place")
+    if not torch.equal(state, torch.random.get_rng_state()):
+        yield Broken("purity", "the global random state was used")
+    for found in _judge(case, verdict):
+        yield replace(found, promise="sampled") if sampled else found
+    if not sampled:
+        first = replace(case, rows=tuple((nodes, (0,) * len(chosen)) for nodes, chosen in case.rows))
+        draft, logits_BTV = _inputs(case)
+        for found in _judge(first, verify(draft, torch.zeros_like(logits_BTV))):
+            yield replace(found, detail=f"where all logits are equal, torch's argmax is token 0; {found.detail}")
+    verdict = verify(*soft())
+    if _differ(verify(*soft(filler=3)), verdict):
         yield Broken("filler", "the verdict changes with the columns after num_drafted")
-    for b, (nodes, _) in enumerate(case.rows):
-        draft, logits_BTV = _inputs(case, filler=0)
-        alone = verifier.verify(_row(draft, b), logits_BTV[b : b + 1, : len(nodes) + 1])
+    kind = ", sampled with the same random numbers" if sampled else ""
+    for b in range(len(case.rows)):
+        alone = verify(*_row(b, *soft()))
         if _differ(alone, _part(verdict, b)):
-            yield Broken("neighbours", f"row {b}: {_part(verdict, b)} beside others, {alone} alone")
+            yield Broken("neighbours", f"row {b}{kind}: {_part(verdict, b)} beside others, {alone} alone")
 
 
-def _sampled_problems(case: VerdictCase, verifier: Verifier) -> Iterator[Broken]:
-    """The same for sampled rows: with one-hot distributions, then with soft ones, where the random numbers decide."""
-    draft, probs_BTV, noise = _sampled_inputs(case, 0, SHARP)
-    before = _Before(draft.tokens_BG, draft.probs_BGV, probs_BTV, noise.draws_BT, noise.tests_BG)
-    drawn = verifier.verify_sampled(draft, probs_BTV, noise)
-    yield from before.changes()
-    for found in _judge(case, drawn):
-        yield replace(found, promise="sampled")
-    verdict = verifier.verify_sampled(*_sampled_inputs(case, 0, SOFT))
-    if _differ(verifier.verify_sampled(*_sampled_inputs(case, 3, SOFT)), verdict):
-        yield Broken("filler", "a sampled verdict changes with the columns after num_drafted")
-    for b, (nodes, _) in enumerate(case.rows):
-        count = len(nodes)
-        draft, probs_BTV, noise = _sampled_inputs(case, 0, SOFT)
-        own = Noise(noise.draws_BT[b : b + 1, : count + 1], noise.tests_BG[b : b + 1, :count])
-        alone = verifier.verify_sampled(_row(draft, b), probs_BTV[b : b + 1, : count + 1], own)
-        if _differ(alone, _part(verdict, b)):
-            detail = f"row {b}, sampled: {_part(verdict, b)} beside others, {alone} alone, with the same random numbers"
-            yield Broken("neighbours", detail)
+def _tensors(draft: Draft, scores_BTV: Tensor, noise: Noise | None = None) -> list[Tensor]:
+    """The tensors in the arguments of a verifier."""
+    given = [draft.tokens_BG, draft.probs_BGV, scores_BTV, *((noise.draws_BT, noise.tests_BG) if noise else ())]
+    return [tensor for tensor in given if tensor is not None]
 
 
-class _Before:
-    """The arguments of a verifier and the global random state before its call, to find what it changes."""
-
-    def __init__(self, *given: Tensor | None) -> None:
-        self._given = [part for part in given if part is not None]
-        self._kept = [part.clone() for part in self._given]
-        self._state = torch.random.get_rng_state()
-
-    def changes(self) -> Iterator[Broken]:
-        if not all(torch.equal(now, kept) for now, kept in zip(self._given, self._kept, strict=True)):
-            yield Broken("purity", "an argument was changed in place")
-        if not torch.equal(self._state, torch.random.get_rng_state()):
-            yield Broken("purity", "the global random state was used")
-
-
-def _row(draft: Draft, b: int) -> Draft:
-    """One row's draft as if it were drafted alone."""
+def _row(b: int, draft: Draft, scores_BTV: Tensor, noise: Noise | None = None) -> tuple[Any, ...]:
+    """One row's arguments as if it were alone."""
     count = draft.num_drafted[b]
-    return Draft(
-        draft.tokens_BG[b : b + 1, :count],
-        [count],
-        None if draft.parents is None else [draft.parents[b]],
-        None if draft.probs_BGV is None else draft.probs_BGV[b : b + 1, :count],
-    )
+    probs_BGV = None if draft.probs_BGV is None else draft.probs_BGV[b : b + 1, :count]
+    alone = Draft(draft.tokens_BG[b : b + 1, :count], [count], draft.parents and [draft.parents[b]], probs_BGV)
+    scores_BTV = scores_BTV[b : b + 1, : count + 1]
+    if noise is None:
+        return alone, scores_BTV
+    return alone, scores_BTV, Noise(noise.draws_BT[b : b + 1, : count + 1], noise.tests_BG[b : b + 1, :count])
 
 
 def _part(verdict: Verdict, b: int) -> Verdict:
@@ -179,7 +160,7 @@ def _judge(case: VerdictCase, verdict: Verdict) -> list[Broken]:
     return []
 
 
-def _inputs(case: VerdictCase, filler: int) -> tuple[Draft, Tensor]:
+def _inputs(case: VerdictCase, filler: int = 0) -> tuple[Draft, Tensor]:
     width = max(len(nodes) for nodes, _ in case.rows)
     num_rows = len(case.rows)
     tokens_BG = torch.full((num_rows, width), filler)
@@ -196,7 +177,7 @@ def _inputs(case: VerdictCase, filler: int) -> tuple[Draft, Tensor]:
     return draft, logits_BTV
 
 
-def _sampled_inputs(case: VerdictCase, filler: int, sharpness: float) -> tuple[Draft, Tensor, Noise]:
+def _sampled_inputs(case: VerdictCase, sharpness: float, filler: int = 0) -> tuple[Draft, Tensor, Noise]:
     """The same with probabilities instead of logits, and the case's random numbers."""
     draft, logits_BTV = _inputs(case, filler)
     generator = torch.Generator().manual_seed(case.seed)
