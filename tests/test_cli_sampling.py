@@ -10,8 +10,10 @@ import torch
 from conftest import small_llama
 from test_cli import SMALL, last_json
 
+from specdec import registry
 from specdec.conformance.models import letter_tokenizer
 from specdec.core.files import read_lines
+from specdec.verifiers.base import Verifier
 
 SAMPLED = [*SMALL, "runner.dtype=float64", "temperature=0.8", "top_k=5", "pair.synthetic.residual_scale=0.5"]
 
@@ -165,3 +167,16 @@ def test_a_draft_with_another_vocabulary_runs_by_way_of_text(run, tmp_path):
     point = last_json(out)
     assert point["exact_match"] == 1.0
     assert point["num_drafted"] > 0
+
+
+def test_a_third_party_verifier_that_cannot_sample_is_refused_before_the_first_round(run, monkeypatch):
+    """It need not declare that: a class without ``verify_sampled`` says so itself."""
+    monkeypatch.setattr(registry, "_ENTRIES", {group: dict(known) for group, known in registry._ENTRIES.items()})
+
+    @registry.register("verifier", "test_greedy_only")
+    class GreedyOnly(Verifier):
+        """The longest match."""
+
+    code, _, err = run("verifier=test_greedy_only", "temperature=0.5", "data.num_prompts=1")
+    assert code == 1
+    assert "temperature=0.5 with verifier=test_greedy_only: set verifier=rejection" in err

@@ -117,10 +117,20 @@ def _check_sampling(config: RunConfig) -> None:
     verifier = declared(config, "verifier")
     if verifier.lossy and not config.allow_lossy:
         raise ConfigError(f"verifier={verifier.name} is lossy: its output is biased; set allow_lossy=true")
-    if config.temperature > 0 and not verifier.samples:
+    check_samples(config, verifier.samples)
+
+
+def check_samples(config: RunConfig, samples: bool) -> None:
+    """Refuse to sample with a verifier that decides greedy rows only (``samples=False``).
+
+    Raises:
+        ConfigError: naming temperature and verifier.
+    """
+    if config.temperature > 0 and not samples:
+        name = config.verifier.name
         raise ConfigError(
-            f"temperature={config.temperature} with verifier={verifier.name}: set verifier=rejection|block (or naive), "
-            f"or temperature=0; verifier={verifier.name} decides greedy rows only"
+            f"temperature={config.temperature} with verifier={name}: set verifier=rejection|block (or naive), "
+            f"or temperature=0; verifier={name} decides greedy rows only"
         )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from specdec.alignment.base import Alignment
+from specdec.config.checks import check_samples
 from specdec.config.plugins import declared, plugin
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
@@ -48,6 +49,7 @@ def build_engine(
     check_ids("stop_tokens", config.stop_tokens or (), pair.target.vocab_size)
     context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
     verifier: Verifier = plugin(config, "verifier")
+    check_samples(config, verifier.samples)  # a plug-in may not have declared it
     drafter: Drafter = plugin(config, "drafter", context)
     if config.temperature > 0 and drafter.probe_ids and verifier.chains_only:
         raise ConfigError(

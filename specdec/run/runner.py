@@ -140,9 +140,9 @@ def _answers(config: RunConfig, folder: RunFolder, summary: Summary, env: dict[s
     return bool(recorded.get("inputs") == signature(config))
 
 
-def failed_point(cfg: DictConfig | RunConfig, overrides: list[str], message: str) -> Summary:
+def failed_point(composed: DictConfig, overrides: list[str], message: str) -> Summary:
     """A failed record: it says what failed and why, and claims no figure."""
-    return {**_record(cfg, overrides), "status": "failed", "error": message}
+    return {**_record(composed, overrides), "status": "failed", "error": message}
 
 
 def _record(cfg: DictConfig | RunConfig, overrides: list[str]) -> Summary:

@@ -70,7 +70,7 @@ class StageConfig:
 
 
 @dataclass
-class GreedyConfig:
+class GreedyOutputsConfig:
     """The target's own outputs, on which the draft is distilled."""
 
     minutes: float | None = 10.0
@@ -207,7 +207,7 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     target: StageConfig = field(default_factory=StageConfig)
-    greedy: GreedyConfig = field(default_factory=GreedyConfig)
+    greedy: GreedyOutputsConfig = field(default_factory=GreedyOutputsConfig)
     draft: DistillConfig = field(default_factory=DistillConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
@@ -260,7 +260,7 @@ def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
     for stage in (cfg.target, cfg.draft.warm, cfg.draft.final, cfg.fit):
         stage.steps, stage.warmup_steps, stage.checkpoint_every = 8, 2, 4
         stage.phases = [PhaseConfig(0.7, 64, 4), PhaseConfig(0.3, 128, 2)]
-    cfg.greedy = GreedyConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
+    cfg.greedy = GreedyOutputsConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
     cfg.heldout.num_prompts = 16
     cfg.measure = MeasureConfig(new_tokens=12, num_prompts=4, step_repeats=3)
     cfg.validation = ValidationConfig(every=4, num_prompts=2, new_tokens=8, gamma=2, batch=2)
