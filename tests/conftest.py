@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
@@ -16,7 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: furth
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 
+from specdec import registry
 from specdec.cli import run as cli
 from specdec.conformance.models import VOCAB, perturbed, small_llama
 from specdec.models.causal_lm import CausalLM
@@ -130,3 +133,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return module if Path(module).stem.removeprefix("test_") in COSTLY_FIXTURES else nodeid
 
     return ByFixture(config, log)
+
+
+@pytest.fixture
+def own_plugins():
+    """Plug-ins that a test registers are gone after it, from our registry and from Hydra's."""
+    store = ConfigStore.instance()
+    entries, repo = copy.deepcopy(registry._ENTRIES), copy.deepcopy(store.repo)
+    yield
+    registry._ENTRIES.clear()
+    registry._ENTRIES.update(entries)
+    store.repo = repo

@@ -169,9 +169,8 @@ def test_a_draft_with_another_vocabulary_runs_by_way_of_text(run, tmp_path):
     assert point["num_drafted"] > 0
 
 
-def test_a_third_party_verifier_that_cannot_sample_is_refused_before_the_first_round(run, monkeypatch):
+def test_a_third_party_verifier_that_cannot_sample_is_refused_before_the_first_round(run, own_plugins):
     """It need not declare that: a class without ``verify_sampled`` says so itself."""
-    monkeypatch.setattr(registry, "_ENTRIES", {group: dict(known) for group, known in registry._ENTRIES.items()})
 
     @registry.register("verifier", "test_greedy_only")
     class GreedyOnly(Verifier):

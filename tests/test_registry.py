@@ -20,11 +20,7 @@ from specdec.errors import ConfigError
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _clean():
-    before = {group: dict(entries) for group, entries in registry._ENTRIES.items()}
-    yield
-    registry._ENTRIES.update(before)
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 def test_the_decorator_returns_the_class_and_makes_its_keywords_settings():
