@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import causal, padded
+from specdec.alignment.layout import attention_mask, causal, padded
 from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
@@ -40,8 +40,9 @@ class ColumnBatch:
         """Admitted rows of the batch."""
         return [row for row in self.rows if row in self.contents]
 
-    def prefill(self, rows: list[int], contents: list[list[int]]) -> None:
+    def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Make new rows the batch and feed their tokens, right-padded."""
+        self.contents.admit(rows)
         self.choose(rows)
         width = max(map(len, contents), default=0)
         if width:
@@ -51,9 +52,11 @@ class ColumnBatch:
             self.model.forward(tokens_BT, positions_BT, mask_BTS, self.kv.append(width), num_logits=1)
         for row, content in zip(rows, contents, strict=True):
             self.columns[row], self.padding[row] = list(range(len(content))), width - len(content)
+            self.contents[row].length = len(content)
 
-    def forget(self, rows: list[int]) -> None:
-        """Drop the pooled KV of released rows; their columns in the batch go at the next change of rows."""
+    def release(self, rows: list[int]) -> None:
+        """Drop rows and their pooled KV; their columns in the batch go at the next change of rows."""
+        self.contents.release(rows)
         for row in rows:
             self.pool.pop(row, None)
         self.rows = [RELEASED if row in rows else row for row in self.rows]
@@ -68,11 +71,18 @@ class ColumnBatch:
             self._rest(self.living)
             self._gather(rows)
 
-    def append(self, rows: list[int], counts: list[int], lead: int = 0) -> None:
-        """Record the columns of each row's next nodes, ``lead`` columns after those in use."""
+    def place(self, rows: list[int], counts: list[int], num_new: int, lead: int = 0) -> Tensor:
+        """Assign columns to the nodes just fed, ``lead`` columns after those in use; returns their mask (B, T, S)."""
         start = self.kv.width + lead
         for row, count in zip(rows, counts, strict=True):
             self.nodes[row].extend(range(start, start + count))
+        return attention_mask(
+            committed_BS=self.committed(rows, start + num_new),
+            contents=[self.contents[row] for row in rows],
+            node_columns=[self.nodes[row] for row in rows],
+            num_tokens=counts,
+            num_new=num_new,
+        )
 
     def committed(self, rows: list[int], num_columns: int) -> Tensor:
         """(B, S) bool: the columns of each row's cached tokens."""

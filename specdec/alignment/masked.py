@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.columns import ColumnBatch
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import attention_mask, padded
+from specdec.alignment.layout import padded
 from specdec.core.clock import Clock
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
@@ -35,15 +35,11 @@ class MaskedAlignment(Alignment):
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows as a right-padded batch of their own."""
-        self._contents.admit(rows)
-        self._batch.prefill(rows, contents)
-        for row, content in zip(rows, contents, strict=True):
-            self._contents[row].length = len(content)
+        self._batch.admit(rows, contents)
 
     def release(self, rows: list[int]) -> None:
         """Drop rows; the batch shrinks at the next forward."""
-        self._contents.release(rows)
-        self._batch.forget(rows)
+        self._batch.release(rows)
 
     def forward(
         self,
@@ -56,19 +52,11 @@ class MaskedAlignment(Alignment):
         self._contents.require(rows, "forward")
         with self.clock.stage("align"):
             self._batch.choose(rows)
-        contents = [self._contents[row] for row in rows]
         num_new = tokens_BT.shape[1]
         counts = num_tokens or [num_new] * len(rows)
         fed = self._contents.feed(rows, counts, parents)
         positions = [self._positions(row, numbers) for row, numbers in zip(rows, fed, strict=True)]
-        self._batch.append(rows, counts)
-        mask_BTS = attention_mask(
-            committed_BS=self._batch.committed(rows, self._batch.kv.width + num_new),
-            contents=contents,
-            node_columns=[self._batch.nodes[row] for row in rows],
-            num_tokens=counts,
-            num_new=num_new,
-        )
+        mask_BTS = self._batch.place(rows, counts, num_new)
         positions_BT = padded(positions, self.model.device, num_new)
         return self.model.forward(tokens_BT, positions_BT, mask_BTS, self._batch.kv.append(num_new))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.columns import ColumnBatch
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import attention_mask, padded
+from specdec.alignment.layout import padded
 from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM
 
@@ -39,16 +39,13 @@ class RollbackAlignment(Alignment):
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows as a right-padded batch of their own."""
-        self._contents.admit(rows)
-        self._batch.prefill(rows, contents)
+        self._batch.admit(rows, contents)
         for row, content in zip(rows, contents, strict=True):
-            self._contents[row].length = len(content)
             self._tokens[row], self._node_tokens[row] = list(content), []
 
     def release(self, rows: list[int]) -> None:
         """Drop rows; the batch shrinks at the next forward."""
-        self._contents.release(rows)
-        self._batch.forget(rows)
+        self._batch.release(rows)
         for row in rows:
             del self._tokens[row], self._node_tokens[row]
 
@@ -74,14 +71,7 @@ class RollbackAlignment(Alignment):
             again = range(content.length - len(tokens), content.length)
             positions.append([0] * (lead - len(tokens)) + [*again, *new])
         lead_mask_BTS = self._place(rows, missing, num_new)
-        self._batch.append(rows, counts, lead)
-        mask_BTS = attention_mask(
-            committed_BS=self._batch.committed(rows, self._batch.kv.width + lead + num_new),
-            contents=contents,
-            node_columns=[self._batch.nodes[row] for row in rows],
-            num_tokens=counts,
-            num_new=num_new,
-        )
+        mask_BTS = self._batch.place(rows, counts, num_new, lead)
         lead_tokens_BT = padded([[0] * (lead - len(tokens)) + tokens for tokens in missing], self.model.device)
         return self.model.forward(
             torch.cat([lead_tokens_BT, tokens_BT], dim=1),
