@@ -16,8 +16,8 @@ from specdec.core.sequence import Sequence
 from specdec.draft_lengths.acceptance import PRIOR_RATE, Acceptance
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.costs import RoundCosts
-from specdec.draft_lengths.goodput import KEPT_AT_FIRST, KEPT_ROUNDS, GoodputLength
-from specdec.draft_lengths.probes import ROUNDS, SHORTEST_PAUSE, Probes
+from specdec.draft_lengths.goodput import GoodputLength
+from specdec.draft_lengths.probes import PAUSE, ROUNDS, Probes
 from specdec.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ def test_a_useless_draft_is_switched_off_and_probed_for_a_share_of_the_time():
     assert not policy.drafting
     probes = [turn for turn in range(1, 2000) if world.gammas[turn] and not world.gammas[turn - 1]]
     assert len(probes) >= 2
-    assert all(later - earlier > SHORTEST_PAUSE for earlier, later in pairwise(probes))
+    assert all(later - earlier > PAUSE for earlier, later in pairwise(probes))
 
 
 def test_drafting_comes_back_when_acceptance_rises():
@@ -93,80 +93,25 @@ def test_a_row_that_accepts_little_drafts_less_than_its_neighbours():
     assert low < policy.choose(rows)[0] <= high
 
 
-def test_a_length_that_no_round_has_had_is_believed_less(monkeypatch):
-    """Drafting begins with what was measured, unless a longer draft promises clearly more."""
-
-    def first_choice(rate: float) -> int:
-        policy = GoodputLength()
-        policy.acceptance.rate = lambda row: rate
-        policy.acceptance.chances = lambda row, length: [rate] * length
-        for gamma, seconds in [(0, 1.0)] * 5 + [(2, 1.3)]:
-            policy.costs.observe(2, gamma, seconds)
-        return max(policy.choose([Sequence(index, [1], 50) for index in (1, 2)]))
-
-    rates = (0.56, 0.58, 0.6, 0.97)
-    careful = [first_choice(rate) for rate in rates]
-    monkeypatch.setattr("specdec.draft_lengths.goodput.GUESS_TRUST", 1.0)
-    careless = [first_choice(rate) for rate in rates]
-    assert careful[:3] == [2, 2, 2]
-    assert careless[2] > 2
-    assert careful[3] == careless[3] == 8
-
-
-@pytest.mark.parametrize(("batch", "asked"), [(1, 1), (4, 4), (8, 4), (32, 8), (64, 16)])
-def test_a_probe_asks_a_few_rows_or_a_share_of_them(batch, asked):
-    rows = [Sequence(index, [1], 50) for index in range(batch)]
-    probes = Probes(0.01)
-    probes.start(rows, batch, first=True)
-    assert sum(map(probes.includes, rows)) == asked
-
-
-def test_a_probe_that_is_ended_early_is_paid_for_and_followed_by_a_pause():
-    """Otherwise the next round would begin another one."""
+def test_a_probe_is_paid_for_and_followed_by_a_pause():
     rows, probes, costs = [Sequence(0, [1], 50)], Probes(0.01), RoundCosts()
     costs.observe(1, 0, 1.0)
-    probes.start(rows, 1, first=False)
+    for _ in range(PAUSE):
+        probes.observe(Round(rows, [0], [0], [[1]], False), 1.0, costs)
+    assert probes.due(0.01 * PAUSE)
+    assert not probes.due(0.011 * PAUSE), "more than its share of the time"
+    probes.start(rows)
     for _ in range(ROUNDS):
+        assert probes.running
+        assert probes.includes(rows[0])
         probes.observe(Round(rows, [2], [0], [[1]], False), 1.5, costs)
-    assert probes.running, "it has not seen enough tokens tried"
-    probes.ask_no_longer()
-    probes.observe(Round(rows, [2], [0], [[1]], False), 1.5, costs)
     assert not probes.running
-    assert not probes.rested
-    assert not probes.affordable(0.0), "half a round was lost, three times"
-
-
-def test_a_choice_that_was_never_tried_is_looked_at_again_soon_and_saves_what_is_believed():
-    policy, rows = GoodputLength(), [Sequence(index, [1], 500) for index in (1, 2)]
-    policy.acceptance.chances = lambda row, length: [0.95] * length
-    for gamma, seconds in [(0, 1.0)] * 5 + [(2, 1.01)]:
-        policy.costs.observe(2, gamma, seconds)
-    policy._expected, policy._emitted = 1000.0, 900.0
-    gamma = max(policy.choose(rows))
-    assert gamma == 8
-    assert policy._decision.rounds_left == KEPT_AT_FIRST
-    best = max(policy._goodputs(rows, [[0.95] * 8] * 2))
-    assert policy._decision.saving_s == pytest.approx(1 / 2.0 - 1 / (0.9 * best))
-    policy.costs.observe(2, 8, 1.02)
-    policy._decision.rounds_left = 0
-    assert max(policy.choose(rows)) == 8
-    assert policy._decision.rounds_left == KEPT_ROUNDS
-
-
-def test_what_drafting_rounds_gave_corrects_what_is_expected_of_them():
-    """Costs and acceptance look right one by one, and rounds emit a tenth of what follows from them all the same."""
-    policy, rows = GoodputLength(), [Sequence(0, [1], 1000)]
-    for gamma, seconds in ((0, 1.0), (0, 1.0), (0, 1.0), (4, 1.2)):
-        policy.costs.observe(1, gamma, seconds)
-    for _ in range(40):
-        policy.acceptance.observe(0, 4, 4)
-    assert policy.choose(rows)[0] > 0
-    for _ in range(60):
-        policy._compare(expected=30.0, emitted=3)
-    policy._decision.rounds_left = 0
-    rates = policy._goodputs(rows, [policy.acceptance.chances(0, policy.max_gamma)])
-    assert max(rates) > 1.05 * rates[0], "by its estimates alone it would go on"
-    assert policy.choose(rows) == [0]
+    for _ in range(PAUSE - 1):
+        probes.observe(Round(rows, [0], [0], [[1]], False), 100.0 * ROUNDS, costs)
+    assert not probes.due(0.0), "too soon"
+    probes.observe(Round(rows, [0], [0], [[1]], False), 1.0, costs)
+    assert probes.due(0.0), "half a round was lost in each of its rounds"
+    assert not probes.due(15 * ROUNDS)
 
 
 def test_a_row_that_is_about_to_end_is_not_read_for_its_last_tokens():
@@ -176,15 +121,17 @@ def test_a_row_that_is_about_to_end_is_not_read_for_its_last_tokens():
     for row in (0, 1):
         for _ in range(40):
             policy.acceptance.observe(row, 4, 4)
-    policy.reading.postpone(51.2, 100)  # half a second for each token that the draft has to read
-    policy.reading.settle(0.8, 2)
-    assert policy.reading.s_per_token == pytest.approx(0.5)
+    slow = [Sequence(2, [1] * 100, 900)]
+    policy.catch_up.join(slow, prefilled=False)
+    slow[0].emit([1])
+    assert policy.catch_up.observe(Round(slow, [2], [0], [[1]], False), [2], 50.0), "the draft read 100 tokens"
+    assert policy.catch_up.s_per_token(scale=1.0) == pytest.approx(0.5)
     ending, beginning = Sequence(0, [1] * 40, 2), Sequence(1, [1] * 40, 200)
     wished = policy.choose([ending, beginning])
     assert wished[0] == 0
     assert wished[1] > 0
     assert policy.drafting, "newcomers' prompts are read from now on"
-    assert GoodputLength().reading.repays(ending, 0.0, usual=9), "as long as no reading was measured, none is feared"
+    assert GoodputLength().catch_up.repays(ending, 0.0, scale=1.0), "free until measured"
 
 
 def test_costs_are_medians_and_a_line_between_what_was_measured():
@@ -194,31 +141,20 @@ def test_costs_are_medians_and_a_line_between_what_was_measured():
     for seconds in (1.0, 1.0, 50.0):
         costs.observe(4, 0, seconds)
     assert costs.estimate(4, 0) == 1.0
-    assert costs.estimate(8, 0) == 1.5, "half fixed, half proportional, as long as nothing else is known"
+    assert costs.estimate(8, 0) == 1.0, "as the nearest batch size, as long as no larger one is known"
     costs.observe(8, 0, 3.0)
     assert costs.estimate(6, 0) == 2.0
     with pytest.raises(ValueError, match="no round with a draft"):
         costs.estimate(4, 2)
     costs.observe(4, 2, 1.5)
-    assert costs.estimate(4, 4) == pytest.approx(1.85), "a part of what the draft adds comes with its first step"
+    assert costs.estimate(4, 4) == pytest.approx(2.0), "proportional beyond the longest draft"
     assert costs.estimate(8, 2) == pytest.approx(4.5)
     costs.observe(4, 4, 1.8)
-    assert costs.estimate(4, 6) == pytest.approx(2.1), "a line through the nearest two"
-    costs.observe(4, 4, 1.4)
-    costs.observe(4, 4, 1.4)
-    assert costs.estimate(4, 6) == pytest.approx(1.4), "more steps never cost less"
-
-
-def test_later_places_of_a_draft_are_accepted_as_they_were():
-    acceptance = Acceptance()
-    for _ in range(200):  # half of the drafts fail at once, the others are accepted whole
-        acceptance.observe(0, 4, 0)
-        acceptance.observe(0, 4, 4)
-    chances = acceptance.chances(0, 6)
-    assert chances[0] == pytest.approx(0.5, abs=0.1)
-    assert min(chances[1:4]) > 0.85
-    assert chances[4] == chances[5] == chances[3], "where nothing was tried, as the place before"
-    assert Acceptance().chances(0, 2) == [Acceptance().rate(0)] * 2
+    assert costs.estimate(4, 3) == pytest.approx(1.65)
+    assert costs.estimate(4, 6) == pytest.approx(2.2)
+    for _ in range(2):
+        costs.observe(4, 4, 0.9)
+    assert costs.estimate(4, 6) == 1.0, "a draft never makes a round cheaper"
 
 
 @pytest.mark.parametrize("settings", [{"max_gamma": 0}, {"probe_share": 1.0}])

@@ -1,6 +1,6 @@
 """What each part of goodput earns: it is taken out, and all scripted worlds are run without it.
 
-python experiments/goodput/study.py                  # writes ablation.md, some 20 minutes on one core
+python experiments/goodput/study.py                  # writes ablation.md, some ten minutes on one core
 python experiments/goodput/study.py --only probe     # some parts
 """
 
@@ -18,7 +18,9 @@ from unittest.mock import patch
 
 from worlds import Fixed, World, profiler, run, worlds
 
-from specdec.draft_lengths import acceptance, costs, goodput, probes, reading
+from specdec.draft_lengths import acceptance, costs, goodput, probes
+from specdec.draft_lengths.acceptance import Acceptance
+from specdec.draft_lengths.catch_up import CatchUpCosts
 from specdec.draft_lengths.goodput import GoodputLength
 
 SEEDS = range(2)
@@ -26,118 +28,50 @@ GAMMAS = (0, 1, 2, 3, 4, 6, 8)
 Changes = Callable[[], list[Any]]
 
 
-def const(module, **values):
+def const(module: Any, **values: float) -> Changes:
     return lambda: [patch.object(module, name, value) for name, value in values.items()]
 
 
-def method(owner, name, new):
-    return lambda: [patch.object(owner, name, new)]
+def method(owner: type, **new: Any) -> Changes:
+    return lambda: [patch.object(owner, name, value) for name, value in new.items()]
 
 
-def both(*makers):
-    return lambda: [p for make in makers for p in make()]
-
-
-def rate(self, row):
-    mean_ = self._run.accepted / self._run.trials
+def mean_rate(self: Acceptance, row: int) -> float:
+    run = self._run.accepted / self._run.trials
     own = self._rows.get(row)
-    t = acceptance.ROW_TRUST
-    return mean_ if own is None else (own.accepted + t * mean_) / (own.trials + t)
+    trust = acceptance.ROW_TRUST
+    return (own.accepted + trust * run) / (own.trials + trust) if own else run
 
 
-def plain_nearest(known, num_rows):
-    sizes = sorted(rows for rows, steps in known if steps == 0)
-    if not sizes:
-        raise ValueError("no plain round was measured")
-    return known[min(sizes, key=lambda rows: abs(rows - num_rows)), 0]
-
-
-def beyond_proportional(extras, num_steps):
-    nearest = min(extras, key=lambda steps: abs(steps - num_steps))
-    return extras[nearest] * num_steps / nearest
-
-
-def beyond_free(extras, num_steps):
-    nearest = sorted(sorted(extras), key=lambda steps: abs(steps - num_steps))[:2]
-    extra = extras[nearest[0]]
-    slope = 0.7 * extra / nearest[0]
-    if len(nearest) == 2:
-        slope = (extras[nearest[1]] - extra) / (nearest[1] - nearest[0])
-    return extra + slope * (num_steps - nearest[0])
-
-
-_wish0 = GoodputLength._wish
-
-
-def wish_no_reset(self, rows):
-    before = self._expected, self._emitted
-    out = _wish0(self, rows)
-    self._expected, self._emitted = before
-    return out
-
-
-R = reading.ReadingCosts
 PARTS: dict[str, Changes] = {
     "nothing": list,
-    "acceptance: one standard error of optimism": method(acceptance.Acceptance, "rate", rate),
-    "acceptance: rates by row": const(acceptance, ROW_TRUST=1e9),
-    "acceptance: chances by place of the draft": const(acceptance, PLACE_TRUST=1e9),
-    "acceptance: RUN_MEMORY": const(acceptance, RUN_MEMORY=1e9),
-    "acceptance: ROW_MEMORY": const(acceptance, ROW_MEMORY=1e9),
-    "acceptance: both memories": const(acceptance, ROW_MEMORY=1e9, RUN_MEMORY=1e9),
-    "acceptance: BELIEVED_TRIALS, 12 as PRIOR_TRIALS": const(acceptance, BELIEVED_TRIALS=12.0),
-    "acceptance: PRIOR_TRIALS, 2": const(acceptance, PRIOR_TRIALS=2.0),
-    "costs: BELIEVED_ROUNDS": const(costs, BELIEVED_ROUNDS=0),
-    "costs: WINDOW, endless": const(costs, WINDOW=100000),
-    "costs: WINDOW, 3": const(costs, WINDOW=3),
-    "costs: MIN_SLOPE": const(costs, MIN_SLOPE=0.0),
-    "costs: FIRST_STEP_SHARE": const(costs, FIRST_STEP_SHARE=0.0),
-    "costs: proportions only (scale)": const(costs, median=lambda values: (list(values), 1.0)[1]),
-    "costs: half of a plain round is fixed": method(costs, "_plain", plain_nearest),
-    "costs: line beyond the longest draft, proportional": method(costs, "_beyond", beyond_proportional),
-    "costs: bounds of that line": method(costs, "_beyond", beyond_free),
-    "PLAIN_FIRST, 1": const(goodput, PLAIN_FIRST=1),
-    "PLAIN_SOON": const(goodput, PLAIN_SOON=0),
-    "DRAFT_SCALING": const(goodput, DRAFT_SCALING=0.0),
-    "GAIN_TO_START and GAIN_TO_STAY": const(goodput, GAIN_TO_START=1.0, GAIN_TO_STAY=1.0),
-    "GAIN_TO_START": const(goodput, GAIN_TO_START=1.0),
-    "GAIN_TO_STAY": const(goodput, GAIN_TO_STAY=1.0),
-    "OUT_OF_STEP": const(goodput, OUT_OF_STEP=1.0),
-    "KEPT_ROUNDS and KEPT_AT_FIRST": const(goodput, KEPT_ROUNDS=0, KEPT_AT_FIRST=0),
-    "KEPT_AT_FIRST, as KEPT_ROUNDS": const(goodput, KEPT_AT_FIRST=7),
-    "LEAST_CHANCE": method(GoodputLength, "_reachable", lambda self, row, gamma: gamma),
-    "GUESS_TRUST": const(goodput, GUESS_TRUST=1.0),
-    "trust: what drafting rounds gave": method(GoodputLength, "_trust", property(lambda self: 1.0)),
-    "FIRST_TRUST": const(goodput, FIRST_TRUST=1.0),
-    "BEST_RATE: no probes where no acceptance pays": method(GoodputLength, "_could_pay", lambda self, rows: True),
-    "trust is reset by a probe": method(GoodputLength, "_wish", wish_no_reset),
-    "probes ask the cheapest rows": method(
-        GoodputLength, "_cheapest_to_ask", lambda self, rows: [r for r in rows if r.num_remaining > 1]
-    ),
-    "probes: the first one's expected cost": method(GoodputLength, "_probe_s", lambda self, rows, able: 0.0),
-    "probes: PROBE_SHARE": const(probes, PROBE_SHARE=0.0),
-    "probes: PROBE_ROWS and PROBE_SHARE, one row": const(probes, PROBE_SHARE=0.0, PROBE_ROWS=1),
-    "probes: PROBE_SHARE, all rows": const(probes, PROBE_SHARE=1.0),
-    "probes: PROBE_STEPS, 1": both(const(probes, PROBE_STEPS=1), const(goodput, PROBE_STEPS=1)),
-    "probes: PROBE_STEPS, 4": both(const(probes, PROBE_STEPS=4), const(goodput, PROBE_STEPS=4)),
-    "probes: FIRST_ROUNDS and FIRST_TRIALS": const(probes, FIRST_ROUNDS=probes.ROUNDS, FIRST_TRIALS=probes.TRIALS),
-    "probes: TRIALS and MOST_ROUNDS": const(probes, TRIALS=0, FIRST_TRIALS=0),
-    "probes: LONGEST_PAUSE, 16": const(probes, LONGEST_PAUSE=16),
-    "probes: both pauses 64": const(probes, LONGEST_PAUSE=64, SHORTEST_PAUSE=64),
-    "probes: share of the time": method(probes.Probes, "affordable", lambda self, expected: True),
-    "probes: all": method(probes.Probes, "rested", property(lambda self: False)),
-    "probes: pauses start again from the shortest": method(probes.Probes, "reset", lambda self: None),
-    "probes: end early where nothing pays": method(probes.Probes, "ask_no_longer", lambda self: None),
-    "reading: all of it": both(
-        method(R, "repays", lambda self, row, saving, usual: True),
-        method(R, "newcomers_repay", lambda self, saving: True),
-    ),
-    "reading: by row": method(R, "repays", lambda self, row, saving, usual: True),
-    "reading: newcomers": method(R, "newcomers_repay", lambda self, saving: True),
-    "reading: REPAID": const(reading, REPAID=1.0),
-    "reading: measured in the run": method(R, "postpone", lambda self, a, b: None),
-    "reading: outputs that end early": method(R, "_expected", lambda self, allowed: allowed),
+    "one standard error of optimism": method(Acceptance, rate=mean_rate),
+    "rates by row": const(acceptance, ROW_TRUST=1e9),
+    "MEMORY of the run's acceptance": const(acceptance, MEMORY=1e9),
+    "PROFILE_TRIALS, 12 instead": const(acceptance, PROFILE_TRIALS=12.0),
+    "scale of the profile's costs": const(costs, median=lambda ratios: (list(ratios), 1.0)[1]),
+    "PROFILE_ROUNDS, 0 instead": const(costs, PROFILE_ROUNDS=0),
+    "WINDOW, endless": const(costs, WINDOW=100_000),
+    "WINDOW, 5": const(costs, WINDOW=5),
+    "PLAIN_ROUNDS, 1 instead": const(goodput, PLAIN_ROUNDS=1),
+    "KEPT_ROUNDS, 0 instead (time to choose not counted)": const(goodput, KEPT_ROUNDS=0),
+    "KEPT_ROUNDS, 8": const(goodput, KEPT_ROUNDS=8),
+    "IN_STEP_GAIN": const(goodput, IN_STEP_GAIN=1.0),
+    "LEAST_CHANCE": const(goodput, LEAST_CHANCE=0.0),
+    "no probes where nothing could pay": method(GoodputLength, _could_pay=lambda self, rows: True),
+    "probes": method(probes.Probes, due=lambda self, expected_s: False),
+    "the share of time of probes": method(probes.Probes, due=lambda self, expected_s: self._since >= probes.PAUSE),
+    "PAUSE of probes": const(probes, PAUSE=0),
+    "ROWS of probes, 1": const(probes, ROWS=1),
+    "ROWS of probes, 8": const(probes, ROWS=8),
+    "STEPS of probes, 1": const(probes, STEPS=1),
+    "STEPS of probes, 4": const(probes, STEPS=4),
+    "ROUNDS of probes, 3": const(probes, ROUNDS=3),
+    "catching up repaid by row": method(CatchUpCosts, repays=lambda self, row, saving_s, scale: True),
+    "catching up repaid by newcomers": method(CatchUpCosts, newcomers_repay=lambda self, saving_s, scale: True),
+    "outputs that end early": method(CatchUpCosts, _expected=lambda self, num_allowed: num_allowed),
 }
+"""What is taken out, or set to another value."""
 
 
 def speeds(profile: bool) -> dict[str, list[float]]:

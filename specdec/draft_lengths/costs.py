@@ -1,147 +1,101 @@
-"""What rounds cost, measured while decoding: medians of what was measured, and a model where nothing was.
+"""Round costs: the median seconds of rounds by batch size and drafted steps, and estimates for shapes not yet measured.
 
-The model is a plain round's cost times 1 + what the draft adds: a line in the drafted steps between the nearest lengths
-that are known, at the nearest batch size. Between two known batch sizes a plain round's cost is linear; beyond them
-half of it is taken as fixed and half as proportional to the batch, until that size is measured too.
-What a profile says counts as a few rounds, until more were measured here; of it only the proportions count, because the
-machine may have been slower or faster then.
+A round costs a plain round times 1 + what its draft adds. Both are linear between measured shapes; the added part is
+taken from the nearest batch size and is proportional to the steps beyond the longest draft measured there.
+A profile counts as a few rounds of each shape. Only its proportions count, because the machine may have become slower
+or faster since.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from math import log2
 from statistics import median, median_low
 
-BELIEVED_ROUNDS = 2  # that a profile's figure counts as
-WINDOW = 15  # last measurements of a bucket that its median is taken of
-MIN_SLOPE = 0.01  # of a plain round, that one drafted step costs at least
-FIRST_STEP_SHARE = 0.3  # of a draft's cost, that comes with its first step, as long as one length only is known
+PROFILE_ROUNDS = 2  # a profile counts as so many rounds of each shape
+WINDOW = 15  # rounds of a shape that its median is taken over
 
 Seconds = dict[tuple[int, int], float]
-"""Of a round, by its number of rows and of drafted steps."""
+"""Seconds of a round by its number of rows and drafted steps."""
 
 
 class RoundCosts:
-    """Seconds of a round by its number of rows and of drafted steps.
+    """Seconds of a round by its number of rows and drafted steps.
 
     Attributes:
-        scale: how much slower rounds are here than where they were believed from.
+        scale: how much slower rounds are in this run than in the profile.
     """
 
     def __init__(self) -> None:
         self.scale = 1.0
-        self._believed: Seconds = {}
-        self._as_believed: Seconds = {}  # what the profile alone says of what was measured
+        self._profile: Seconds = {}
         self._measured: dict[tuple[int, int], deque[float]] = {}
-        self._here: Seconds = {}  # medians of what was measured
-        self._both: Seconds = {}  # the same with what is believed among it
-        self._known: Seconds = {}  # these, and what is believed of the others
+        self._known: Seconds = {}
 
-    def believe(self, num_rows: int, num_steps: int, seconds: float) -> None:
-        """Such a round took so long before this run."""
-        self._believed[num_rows, num_steps] = seconds
-        self._known = {**self._believed, **self._both}
+    def set_prior(self, num_rows: int, num_steps: int, seconds: float) -> None:
+        """Add a shape of the profile."""
+        self._profile[num_rows, num_steps] = self._known[num_rows, num_steps] = seconds
 
     def observe(self, num_rows: int, num_steps: int, seconds: float) -> None:
-        """A round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens, took so long."""
-        key = (num_rows, num_steps)
-        bucket = self._measured.setdefault(key, deque(maxlen=WINDOW))
-        bucket.append(seconds)
-        self._here[key] = median_low(bucket)  # of two the smaller: what disturbs a measurement makes it longer
-        if not self._believed:
-            self._known[key] = self._here[key]
+        """Add a round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens."""
+        self._measured.setdefault((num_rows, num_steps), deque(maxlen=WINDOW)).append(seconds)
+        # median_low: of two rounds the faster one, because disturbances only slow rounds down.
+        if not self._profile:
+            self._known[num_rows, num_steps] = median_low(self._measured[num_rows, num_steps])
             return
-        if key not in self._as_believed:
-            self._as_believed[key] = _estimate(self._believed, *key)
-        self.scale = median(here / self._as_believed[key] for key, here in self._here.items())
-        # A slow round or two must not end what is known to pay.
-        self._both[key] = median_low([*bucket, *BELIEVED_ROUNDS * [self.scale * self._as_believed[key]]])
-        self._known = {**{key: self.scale * seconds for key, seconds in self._believed.items()}, **self._both}
-
-    def num_measured(self, num_rows: int, num_steps: int) -> int:
-        """Measurements of this run that the estimate of this bucket stands on."""
-        return len(self._measured.get((num_rows, num_steps), ()))
-
-    def sure(self, num_rows: int, num_steps: int) -> bool:
-        """Whether measurements of this run decide the estimate of this bucket."""
-        return self.num_measured(num_rows, num_steps) > (BELIEVED_ROUNDS if self._believed else 0)
-
-    def num_rounds(self, drafted: bool, least_rows: float) -> int:
-        """Measurements of this run at all batch sizes from ``least_rows`` on."""
-        sizes = self._measured.items()
-        return sum(len(bucket) for (rows, steps), bucket in sizes if rows >= least_rows and (steps > 0) == drafted)
+        expected = {shape: _estimate(self._profile, *shape) for shape in self._measured}
+        self.scale = median(median_low(rounds) / expected[shape] for shape, rounds in self._measured.items())
+        self._known = {shape: self.scale * seconds for shape, seconds in self._profile.items()}
+        for shape, rounds in self._measured.items():
+            self._known[shape] = median_low([*rounds, *PROFILE_ROUNDS * [self.scale * expected[shape]]])
 
     @property
-    def longest(self) -> int:
-        """The most drafted steps of a round that was measured, here or before."""
-        return max((steps for _, steps in self._known), default=0)
+    def explored(self) -> bool:
+        """Whether rounds with and without a draft are known, so that estimates can be made."""
+        return {steps > 0 for _, steps in self._known} == {True, False}
 
-    def knows(self, drafted: bool) -> bool:
-        """Whether any round with (or without) a draft was measured, here or before."""
-        return any((steps > 0) == drafted for _, steps in self._known)
+    def num_rounds(self, drafted: bool, least_rows: float) -> int:
+        """Remembered rounds of this run with at least ``least_rows`` rows."""
+        sizes = self._measured.items()
+        return sum(len(rounds) for (rows, steps), rounds in sizes if rows >= least_rows and (steps > 0) == drafted)
 
     def estimate(self, num_rows: int, num_steps: int) -> float:
         """Seconds that such a round takes.
 
         Raises:
-            ValueError: no plain round was measured; or none with a draft, and that is what is asked for.
+            ValueError: no plain round is known, or a drafting round is asked for and none is known.
         """
         return _estimate(self._known, num_rows, num_steps)
 
 
 def _estimate(known: Seconds, num_rows: int, num_steps: int) -> float:
-    exact = known.get((num_rows, num_steps))
-    if exact is not None:
-        return exact
-    plain_s = _plain(known, num_rows)
-    return plain_s if num_steps == 0 else plain_s * (1 + _extra(known, num_rows, num_steps))
-
-
-def _plain(known: Seconds, num_rows: int) -> float:
-    sizes = sorted(rows for rows, steps in known if steps == 0)
-    if not sizes:
+    if (num_rows, num_steps) in known:
+        return known[num_rows, num_steps]
+    plain = {rows: seconds for (rows, steps), seconds in known.items() if steps == 0}
+    if not plain:
         raise ValueError("no plain round was measured")
-    below = max((rows for rows in sizes if rows <= num_rows), default=None)
-    above = min((rows for rows in sizes if rows >= num_rows), default=None)
-    if below is None or above is None:
-        nearest = above if below is None else below
-        assert nearest is not None
-        return known[nearest, 0] * (0.5 + 0.5 * num_rows / nearest)
-    low_s, high_s = known[below, 0], known[above, 0]
-    return low_s if below == above else low_s + (high_s - low_s) * (num_rows - below) / (above - below)
+    plain_s = interpolated(plain, num_rows)
+    return plain_s * (1 + _added(known, plain, num_rows, num_steps)) if num_steps else plain_s
 
 
-def _extra(known: Seconds, num_rows: int, num_steps: int) -> float:
-    """Cost of the drafted steps (drafting them, and their places in the verification) as a share of a plain round.
-
-    Of the nearest batch size of which several lengths are known, if there is one. Through one length only, a part of
-    the cost is taken as the first step's alone: if that is too hopeful, the first such round tells.
-    """
-    lengths: dict[int, list[int]] = {}
-    for rows, steps in known:
-        if steps:
-            lengths.setdefault(rows, []).append(steps)
-    if not lengths:
+def _added(known: Seconds, plain: dict[int, float], num_rows: int, num_steps: int) -> float:
+    """What drafting, and verifying the draft, adds to a round, as a share of a plain round."""
+    sizes = {rows for rows, steps in known if steps}
+    if not sizes:
         raise ValueError("no round with a draft was measured")
-    several = [rows for rows, of_size in lengths.items() if len(of_size) > 1]
-    size = min(several or lengths, key=lambda rows: (abs(log2(rows / num_rows)), rows))
-    plain_s = _plain(known, size)
-    extras = {steps: known[size, steps] / plain_s - 1 for steps in lengths[size]}
-    below = max((steps for steps in extras if steps <= num_steps), default=None)
-    above = min((steps for steps in extras if steps >= num_steps), default=None)
-    if below is not None and above is not None:
-        share = (extras[above] - extras[below]) / max(above - below, 1)
-        return max(extras[below] + share * (num_steps - below), MIN_SLOPE * num_steps)
-    return max(_beyond(extras, num_steps), MIN_SLOPE * num_steps)
+    size = min(sizes, key=lambda rows: (abs(log2(rows / num_rows)), rows))
+    plain_s = interpolated(plain, size)
+    added = {steps: seconds / plain_s - 1 for (rows, steps), seconds in known.items() if rows == size and steps}
+    share = interpolated({0: 0.0, **added}, num_steps) * max(num_steps / max(added), 1)
+    return max(share, 0.0)  # a plain round may have been disturbed
 
 
-def _beyond(extras: dict[int, float], num_steps: int) -> float:
-    """The same for a length beyond all that are known: along the line through the nearest two."""
-    nearest = sorted(sorted(extras), key=lambda steps: abs(steps - num_steps))[:2]
-    extra = extras[nearest[0]]
-    slope = (1 - FIRST_STEP_SHARE) * extra / nearest[0]
-    if len(nearest) == 2:
-        line = (extras[nearest[1]] - extra) / (nearest[1] - nearest[0])
-        slope = min(max(line, 0.0), extra / nearest[0])  # noise makes lines that fall, or begin below a plain round
-    return extra + slope * (num_steps - nearest[0])
+def interpolated(known: dict[int, float], place: int) -> float:
+    """The value at ``place``, linear between the nearest known places and constant beyond them."""
+    places = sorted(known)
+    i = bisect_left(places, place)
+    if i == len(places) or places[i] == place or i == 0:
+        return known[places[min(i, len(places) - 1)]]
+    below, above = places[i - 1], places[i]
+    return known[below] + (known[above] - known[below]) * (place - below) / (above - below)

@@ -11,6 +11,7 @@ from typing import Any
 
 from specdec.core.files import digest, write_json
 from specdec.core.lock import locked
+from specdec.draft_lengths.costs import interpolated
 
 FOLDER = "draft_tables"
 FORM = 2  # version of the file's fields
@@ -124,7 +125,7 @@ def best_gammas(trials: dict[int, dict[int, Trial]]) -> dict[int, int]:
         verify_s = {gamma: trial.verify_s for gamma, trial in by_gamma.items()}
 
         def seconds_per_token(gamma: int, draft_s: float = draft_s, verify_s: dict[int, float] = verify_s) -> float:
-            return (gamma * draft_s + between(verify_s, gamma)) / (between(accepted, gamma) + 1)
+            return (gamma * draft_s + interpolated(verify_s, gamma)) / (interpolated(accepted, gamma) + 1)
 
         best[batch] = min(range(max(by_gamma) + 1), key=seconds_per_token)
     return best
@@ -144,12 +145,3 @@ def _mean_accepted(trials: dict[int, dict[int, Trial]]) -> dict[int, float]:
         alike = [by_gamma[gamma] for by_gamma in trials.values() if gamma in by_gamma]
         means[gamma] = sum(trial.num_accepted for trial in alike) / max(sum(trial.num_row_rounds for trial in alike), 1)
     return means
-
-
-def between(known: dict[int, float], place: int) -> float:
-    """The value at ``place``, linear between the nearest known ones."""
-    below = max(key for key in known if key <= place)
-    above = min(key for key in known if key >= place)
-    if below == above:
-        return known[below]
-    return known[below] + (known[above] - known[below]) * (place - below) / (above - below)
