@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import os
@@ -138,9 +137,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 @pytest.fixture
 def own_plugins():
     """Plug-ins that a test registers are gone after it, from our registry and from Hydra's."""
-    store = ConfigStore.instance()
-    entries, repo = copy.deepcopy(registry._ENTRIES), copy.deepcopy(store.repo)
+    repo = ConfigStore.instance().repo
+    before = {group: (dict(registry._ENTRIES[group]), dict(repo[group])) for group in registry.PLUGIN_GROUPS}
     yield
-    registry._ENTRIES.clear()
-    registry._ENTRIES.update(entries)
-    store.repo = repo
+    for group, (entries, options) in before.items():
+        registry._ENTRIES[group] = entries
+        repo[group] = options
