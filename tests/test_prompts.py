@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from specdec.core.prompts import DataConfig, load_prompts
 from specdec.errors import ConfigError, DataError
 
-SPEC_BENCH = Path(__file__).parent.parent.parent / "shared" / "data" / "spec_bench.jsonl"
+_BESIDE = Path(__file__).parent.parent.parent / "shared" / "data" / "spec_bench.jsonl"
+SPEC_BENCH = Path(os.environ.get("SPECDEC_SPEC_BENCH", _BESIDE))
 
 
 def byte_level() -> PreTrainedTokenizerFast:

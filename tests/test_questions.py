@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pydoc_data.topics import topics
+
 import pytest
 import torch
 from conftest import small_llama
+from test_pair import composed
 from test_prompts import byte_level, question
 
 import specdec
@@ -16,11 +21,11 @@ from specdec.models.causal_lm import CausalLM
 
 @pytest.fixture
 def load(tmp_path):
-    def call(lines, **settings):
+    def call(lines, tokenizer=None, **settings):
         path = tmp_path / "data.jsonl"
         path.write_text("\n".join(lines) + "\n")
         cfg = DataConfig(name="test", path=str(path), **settings)
-        return load_prompts(cfg, byte_level(), 1000)
+        return load_prompts(cfg, tokenizer or byte_level(), 1000)
 
     return call
 
@@ -43,8 +48,21 @@ SHAPES = {
         "turn 2 is an object with role, content"
     ),
     '{"question_id": 1, "category": "a", "turns": ["x"], "turns": ["y"]}': "turns is given twice",
-    '{"messages": [{"role": "user", "content": "x"}], "model": "m"}': (
-        r"no question_id, category, turns \(it has messages, model\)"
+    '{"text": "x", "model": "m"}': r"no question_id, category, turns, nor prompt or messages \(it has text, model\)",
+    '{"prompt": ["x"]}': "prompt must be a text, not a list of 1",
+    '{"prompt": "x", "prompt": "y"}': "prompt is given twice",
+    '{"messages": "x"}': "messages must be a list of objects, at least one, not a text",
+    '{"messages": []}': "messages must be a list of objects, at least one, not an empty list",
+    '{"messages": ["x"]}': "message 1 must have the role system, user or assistant",
+    '{"messages": [{"role": "tool", "content": "x"}]}': "message 1 must have the role system, user or assistant",
+    '{"messages": [{"role": "user", "content": ["x"]}]}': "the content of message 1 must be a text, not a list of 1",
+    '{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}': (
+        "message 2 is of the role user after user"
+    ),
+    '{"messages": [{"role": "assistant", "content": "x"}]}': "message 1 is of the role assistant at the start",
+    '{"messages": [{"role": "system", "content": "x"}]}': "messages have no user's message",
+    '{"question_id": "s", "category": "a", "turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"]}': (
+        "turn 1 is a placeholder, whose text is made by SPEED-Bench's prepare_data.py"
     ),
     '"text"': "not a JSON object but a text",
     '{"question_id": 1, "category": "a", "turns": ["x\\ud83dy"]}': (
@@ -72,11 +90,11 @@ def test_a_pair_of_surrogates_is_a_character(load):
 
 
 def test_all_broken_lines_are_named_up_to_a_number(load):
-    lines = [question(1, "abc"), "{", "[1]", question(2, "de"), *["5"] * 4]
+    lines = [question(1, "abc"), "{", "[1]", question(2, "de"), *["5"] * 9]
     refused(
         DataError,
         r"data\.jsonl line 2: not JSON \(.*\); line 3: not a JSON object but a list of 1; line 5: .*; line 6: .*; "
-        r"line 7: not a JSON object but the number 5; and 1 more; mend the lines",
+        r"line 7: not a JSON object but the number 5; .*; line 12: .* number 5; and 1 more; mend the lines",
         lambda: load(lines),
     )
 
@@ -94,6 +112,86 @@ def test_records_of_a_dataset_are_checked_alike(tmp_path):
     path.write_bytes('{"question_id": 5, "category": "a", "turns": ["caf\u00e9"]}\n'.encode("latin-1"))
     cfg.path = f"file://{path}"
     refused(DataError, "cannot be loaded.*codec can't decode byte 0xe9", records)
+
+
+# --- other shapes ------------------------------------------------------------------------------------------------
+
+
+def test_prompts_and_messages_are_read_beside_questions(load):
+    lines = [
+        '{"prompt": "abc"}',
+        '{"prompt": "de", "question_id": "mine", "category": "b"}',
+        question(9, "f", "g"),
+        messages("system s", "user u", "assistant v", "user w", "assistant x"),
+    ]
+    prompts, notes = load(lines)
+    found = [(prompt.question_id, prompt.category, prompt.text, len(prompt.ids)) for prompt in prompts]
+    assert found == [(1, "prompt", "abc", 3), ("mine", "b", "de", 2), (9, "a", "f", 1), (4, "messages", "w", 7)]
+    assert notes == ["1 lines of data.jsonl end with an answer, which is no part of the prompt"]
+
+
+def test_messages_are_played_turn_by_turn_in_a_conversation(load):
+    prompts, _ = load([messages("system s", "user u", "assistant v", "user w")], turns="conversation")
+    assert [(prompt.turn, prompt.text, len(prompt.ids)) for prompt in prompts] == [(0, "u", 3), (1, "w", 1)]
+
+
+def test_messages_go_through_the_chat_template(load):
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role[0] }}{{ m.content }}>{% endfor %}{{ '!' }}"
+    line = [messages("system s", "user u", "assistant v", "user w")]
+    assert load(line, tokenizer)[0][0].ids == tokenizer("<ss><uu><av><uw>!").input_ids
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    refused(DataError, "question_id 1: the .* chat template refuses it .no system role.", lambda: load(line, tokenizer))
+
+
+def messages(*texts):
+    roles = [dict(zip(("role", "content"), text.split(), strict=True)) for text in texts]
+    return json.dumps({"messages": roles})
+
+
+# --- SPEED-Bench ---------------------------------------------------------------------------------------------------
+
+
+def speed_bench_stand_in(num_questions: int = 12) -> list[dict[str, object]]:
+    """Records of SPEED-Bench's schema, of the Python documentation that comes with the interpreter."""
+    texts = sorted(topics.items())
+    return [
+        {
+            "question_id": f"stand_in-{number}",
+            "category": ("coding", "qa", "summarization")[number % 3],
+            "sub_category": title,
+            "turns": [f"Explain: {text[:60]}", "Shorter, please."][: 1 + number % 2],
+            "source": "pydoc_data.topics",
+            "src_id": title,
+            "difficulty": None if number % 4 else "hard",
+            "multiturn": bool(number % 2),
+        }
+        for number, (title, text) in enumerate(texts[:num_questions])
+    ]
+
+
+def test_speed_benchs_schema_is_read_through_datasets(tmp_path):
+    (tmp_path / "qualitative").mkdir()
+    for folder, shift in ((tmp_path / "qualitative", 0), (tmp_path, 3)):
+        lines = [json.dumps(record) for record in speed_bench_stand_in(9 - shift)]
+        (folder / "test.jsonl").write_text("\n".join(lines))
+    card = "---\nconfigs:\n- config_name: qualitative\n  data_files: [{split: test, path: qualitative/test.jsonl}]\n"
+    (tmp_path / "README.md").write_text(
+        card + "- config_name: other\n  data_files: [{split: test, path: test.jsonl}]\n---\n"
+    )
+    settings = composed("data=speed_bench", f"data.path='{tmp_path}'").data
+    assert (settings.subset, settings.split) == ("qualitative", "test")
+    sizes = {subset: len(load_prompts(replace(settings, subset=subset), byte_level(), 200)[0]) for subset in SUBSETS}
+    assert sizes == {"qualitative": 9, "other": 6}
+    prompts, _ = load_prompts(replace(settings, turns="conversation", category=["qa"]), byte_level(), 200)
+    assert [(prompt.question_id, prompt.turn) for prompt in prompts[:3]] == [
+        ("stand_in-1", 0),
+        ("stand_in-1", 1),
+        ("stand_in-4", 0),
+    ]
+
+
+SUBSETS = ("qualitative", "other")
 
 
 # --- the library ----------------------------------------------------------------------------------------------------

@@ -158,15 +158,25 @@ def _help() -> None:
         print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
 
 
+def _outcome(cfg: DictConfig, overrides: list[str]) -> Outcome:
+    from specdec.run.runner import run_point
+    from specdec.run.texts import print_texts
+
+    summary = run_point(cfg, overrides)
+    if cfg.show_text and summary["status"] == "done" and is_main_process():
+        print_texts(Path(summary["path"]))
+    return {**summary, "strict": bool(cfg.strict)}
+
+
 def _job(cfg: DictConfig) -> None:
     """One point. In a sweep a point that fails is recorded and the sweep goes on."""
-    from specdec.run.runner import failed_point, run_point
+    from specdec.run.runner import failed_point
 
     context = HydraConfig.get()
     overrides = list(context.overrides.task)
     if context.mode != RunMode.MULTIRUN:
         try:
-            _running.get().outcomes.append({**run_point(cfg, overrides), "strict": bool(cfg.strict)})
+            _running.get().outcomes.append(_outcome(cfg, overrides))
         except Exception as error:
             _running.get().error = error
         return
@@ -174,7 +184,7 @@ def _job(cfg: DictConfig) -> None:
     varying = [override for override in overrides if override.lower() not in given]
     print(f"[{context.job.num + 1}] {' '.join(varying)}", flush=True)
     try:
-        outcome = {**run_point(cfg, overrides), "strict": bool(cfg.strict)}
+        outcome = _outcome(cfg, overrides)
     except Exception as error:
         message = explain(error)
         print(f"specdec: this point failed: {message}", file=sys.stderr, flush=True)

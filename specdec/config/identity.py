@@ -29,6 +29,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         settings["invariants_every"] = config.debug.invariants_every
     if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their names
         del settings["drafter"][UNTRAINED]
+    if settings["data"]["subset"] is None:  # the same
+        del settings["data"]["subset"]
     if not declared(config, "drafter").drafts:  # how much would be drafted does not matter
         del settings["draft_length"], settings["gamma"]
     return settings

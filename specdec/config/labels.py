@@ -45,8 +45,8 @@ def name_after(name: str, given: dict[str, str | None], preset: dict[str, str | 
 
 
 def short_name(checkpoint: str, role: str) -> str:
-    """The part of a folder or Hub name that says which model it is: of runs/a/export/target that is ``a``."""
-    place = os.path.expanduser(checkpoint.removeprefix(assets.PREFIX))
+    """The part of a folder, file or Hub name that says which model it is: of runs/a/export/target that is ``a``."""
+    place = os.path.expanduser(checkpoint.removeprefix(assets.PREFIX).removeprefix(assets.FETCHED))
     if place in (".", "..") or place.startswith(("./", "../")):
         place = os.path.abspath(place)
     parts = [part for part in PurePath(place).parts if part not in ("/", ".")]
@@ -57,7 +57,7 @@ def short_name(checkpoint: str, role: str) -> str:
     if len(parts) > 1 and _NUMBERED.fullmatch(parts[-1]):
         return "-".join(parts[-2:])
     cached = _CACHED.fullmatch(parts[-1])
-    return cached["name"] if cached else parts[-1]
+    return cached["name"] if cached else parts[-1].removesuffix(".gguf")
 
 
 def tell_apart(points: Iterable[dict[str, Any]]) -> None:

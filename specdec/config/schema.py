@@ -26,15 +26,15 @@ class SyntheticConfig:
 
 @dataclass
 class PairConfig:
-    """A target, a draft and a tokenizer: Hub names or local folders in Hub format."""
+    """A target, a draft and a tokenizer: Hub names, local folders in Hub format, or GGUF files."""
 
     name: str = setting(MISSING, "what tables call it; the preset's, or where others are given that of the checkpoints")
     folder: str | None = setting(
         None, "what train.py exported: fills target, draft and tokenizer; `pair=FOLDER` sets it"
     )
-    target: str | None = setting(None, "Hub name or local folder")
-    draft: str | None = setting(None, "Hub name or local folder")
-    tokenizer: str | None = setting(None, "Hub name or local folder; null means the target's")
+    target: str | None = setting(None, "Hub name, local folder, GGUF file, or fetched:NAME")
+    draft: str | None = setting(None, "Hub name, local folder or GGUF file; null: the pair has none")
+    tokenizer: str | None = setting(None, "Hub name, local folder or GGUF file; null means the target's")
     draft_tokenizer: str | None = setting(
         None, "for drafter=retokenize: Hub name or local folder; null means the draft's own"
     )
@@ -132,6 +132,7 @@ class RunConfig:
     allow_incorrect: bool = setting(False, "let plug-ins run that are known to be wrong (bsp, dsd, lockstep)")
     allow_lossy: bool = setting(False, "let verifiers run whose output does not have the target's law (typical)")
     force: bool = setting(False, "run again although a finished result exists")
+    show_text: bool = setting(False, "print the outputs of a point's first rows")
     progress: bool = setting(True, "a progress bar, where stdout is a terminal")
 
 
@@ -139,7 +140,7 @@ RANDOM_WEIGHTS_PROMPTS = 8
 """data.num_prompts of weights=random where nothing is said: nobody waits an hour for noise."""
 
 NOT_IDENTITY = (
-    *("experiment", "logger", "results_dir", "force", "progress", "debug", "reference", "baseline"),
+    *("experiment", "logger", "results_dir", "force", "progress", "show_text", "debug", "reference", "baseline"),
     *("allow_incorrect", "allow_lossy", "strict"),
 )
 """Top-level settings that do not change what is computed, so they do not enter a run's hash."""

@@ -1,20 +1,17 @@
-"""Prompts in Spec-Bench's schema (question_id, category, turns): read, checked, encoded; none dropped silently."""
+"""Prompts of a run: selected from a source's questions, encoded, and fitted into the context; none dropped silently."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from specdec import assets
-from specdec.core.questions import question_of
+from specdec.core.prompt_sources import read_questions
+from specdec.core.questions import Message, Question
 from specdec.core.settings import setting
-from specdec.core.text_files import listed, text_lines
 from specdec.errors import ConfigError, DataError
 from specdec.registry import unknown
 
@@ -29,15 +26,18 @@ _CHOICES = {
 
 @dataclass
 class DataConfig:
-    """Prompts in Spec-Bench's schema: question_id, category, turns."""
+    """Prompts in lines of JSON: question_id, category and turns (Spec-Bench), or prompt, or messages."""
 
     name: str = MISSING
     path: str | None = setting(
         None, "local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us"
     )
     split: str = setting("train", "for Hub datasets")
+    subset: str | None = setting(None, "for Hub datasets of several: which; null: the default one")
     turns: str = setting(
-        "first", "first turns only; all: each a prompt of its own; conversation: each after the one before"
+        "first",
+        "first turns only; all: each a prompt of its own; conversation: each after the model's answers to those before "
+        "(otherwise a line of messages is one prompt)",
     )
     num_prompts: int | None = setting(None, "null means all (8 with weights=random)")
     category: list[str] | None = setting(None, "keep only these categories")
@@ -98,13 +98,13 @@ def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tup
     prompts: list[Prompt] = []
     changed: Counter[str] = Counter()
     for question in questions:
-        for turn, text in enumerate(question["turns"] if data.turns != "first" else question["turns"][:1]):
+        for turn, messages in enumerate(question.prompts(data.turns)):
             if len(prompts) == data.num_prompts:
                 break
-            ids = _fit(data, question, encode(tokenizer, text, data.chat_template), limit, changed)
+            ids = _fit(data, question, _encoded(data, question, messages, tokenizer), limit, changed)
             if ids is not None:
-                place = turn if data.turns == "conversation" else 0
-                prompts.append(Prompt(len(prompts), question["question_id"], question["category"], ids, place, text))
+                place, text = turn if data.turns == "conversation" else 0, messages[-1]["content"]
+                prompts.append(Prompt(len(prompts), question.question_id, question.category, ids, place, text))
             elif data.turns == "conversation":
                 break  # what comes later in a conversation builds on it
     prompts = _of_one_length(data, prompts, limit)
@@ -114,16 +114,35 @@ def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tup
     return prompts, notes
 
 
-def encode(tokenizer: Any, text: str, chat_template: str) -> list[int]:
-    """Token ids of one user turn, through the tokenizer's chat template where that is wanted."""
+def _read(data: DataConfig, notes: list[str]) -> list[Question]:
+    if not data.path:
+        raise ConfigError(f"data={data.name} needs data.path: a JSONL file, a URL, or a Hub dataset")
+    questions, found = read_questions(data.path, data.split, data.subset, skip_broken=data.broken == "skip")
+    notes += found
+    return questions
+
+
+def _encoded(data: DataConfig, question: Question, messages: list[Message], tokenizer: Any) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        return encode(tokenizer, messages, data.chat_template)
+    except TemplateError as error:
+        raise DataError(
+            f"question_id {question.question_id}: the tokenizer's chat template refuses it ({error}); set "
+            "data.chat_template=never, or leave the line out"
+        ) from error
+
+
+def encode(tokenizer: Any, messages: list[Message], chat_template: str) -> list[int]:
+    """Token ids of messages, through the tokenizer's chat template where that is wanted; without it, one per line."""
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if chat_template == "always" and not has_template:
         raise ConfigError("data.chat_template=always: this tokenizer has none; use auto or never")
     if has_template and chat_template != "never":
-        message = [{"role": "user", "content": text}]
-        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(text)["input_ids"])
+    return list(tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
 
 
 def _of_one_length(data: DataConfig, prompts: list[Prompt], limit: int) -> list[Prompt]:
@@ -145,11 +164,9 @@ def _of_one_length(data: DataConfig, prompts: list[Prompt], limit: int) -> list[
     return made
 
 
-def _fit(
-    data: DataConfig, question: dict[str, Any], ids: list[int], limit: int, changed: Counter[str]
-) -> list[int] | None:
+def _fit(data: DataConfig, question: Question, ids: list[int], limit: int, changed: Counter[str]) -> list[int] | None:
     """The ids as they are to be decoded, or None for a prompt that is skipped."""
-    where = f"question_id {question['question_id']}"
+    where = f"question_id {question.question_id}"
     if not ids:
         if data.empty == "skip":
             changed["skipped because they are empty"] += 1
@@ -169,64 +186,13 @@ def _fit(
     return ids
 
 
-def _select(data: DataConfig, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _select(data: DataConfig, questions: list[Question]) -> list[Question]:
     if data.category:
-        known = {question["category"] for question in questions}
+        known = {question.category for question in questions}
         for name in data.category:
             if name not in known:
                 raise ConfigError(unknown("data.category", name, known))
-        questions = [question for question in questions if question["category"] in data.category]
+        questions = [question for question in questions if question.category in data.category]
     if data.shuffle:
         random.Random(data.seed).shuffle(questions)
     return questions
-
-
-def _read(data: DataConfig, notes: list[str]) -> list[dict[str, Any]]:
-    """Questions from a local JSONL file, or from whatever `datasets` can load."""
-    if not data.path:
-        raise ConfigError(f"data={data.name} needs data.path: a JSONL file, a URL, or a Hub dataset")
-    path = Path(assets.resolve(data.path)).expanduser()
-    is_file = path.is_file()
-    name, kind = (path.name, "line") if is_file else (str(data.path), "record")
-    questions, broken, undecodable = [], [], False
-    for number, record, problem in _lines(path) if is_file else _records(data):
-        try:
-            if problem:
-                undecodable = True
-                raise ValueError(problem)
-            questions.append(question_of(record))
-        except ValueError as error:
-            broken.append(f"{kind} {number}: {error}")
-    if broken and data.broken == "refuse":
-        remedy = "save the file as UTF-8" if undecodable else f"mend the {kind}s"
-        raise DataError(f"{name} {listed(broken)}; {remedy}, or set data.broken=skip")
-    if broken:
-        notes.append(f"{len(broken)} broken {kind}s of {name} skipped: {listed(broken)}")
-    return questions
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
-    """Number, text and problem of every line that is not empty."""
-    for line in text_lines(path):
-        if line.problem or line.text.strip():
-            yield line.number, line.text, line.problem
-
-
-def _records(data: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
-    return ((number, record, None) for number, record in enumerate(_load_dataset(data), 1))
-
-
-def _load_dataset(data: DataConfig) -> Any:
-    from datasets.load import load_dataset
-
-    path = str(data.path)
-    is_url = "://" in path
-    if not is_url and (path.startswith(("/", ".", "~")) or path.endswith((".jsonl", ".json"))):
-        raise DataError(f"data.path={path}: no such file")
-    try:
-        if is_url:
-            return list(load_dataset("json", data_files=path, split="train"))
-        return list(load_dataset(path, split=data.split))
-    except Exception as error:  # datasets raises what its many back ends raise
-        reason = str(error.__cause__ or error).partition("\n")[0]
-        raise DataError(f"data.path={path} cannot be loaded: give a local JSONL file [{reason}]") from error

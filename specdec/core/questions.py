@@ -1,4 +1,4 @@
-"""Questions in Spec-Bench's schema, one JSON object per line: every field checked, every broken line named.
+"""Lines of prompt files: Spec-Bench's and SPEED-Bench's schema, one prompt, or messages; every field is checked.
 
 Imports no torch.
 """
@@ -6,16 +6,52 @@ Imports no torch.
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from specdec.core.text_files import lone_surrogate
 
+Message: TypeAlias = dict[str, str]
+"""``role`` and ``content``, as chat templates take them."""
+
 FIELDS = ("question_id", "category", "turns")
+_ONCE = (*FIELDS, "prompt", "messages")
+_ROLES = ("system", "user", "assistant")
 _MOST_KEYS = 6  # of another shape, that a message names
+_PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"  # SPEED-Bench leaves out texts that it may not pass on
 
 
-def question_of(record: Any) -> dict[str, Any]:
-    """The three fields of a record, or of a line that holds one.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one line asks: the turns of a user, or messages with answers between them."""
+
+    question_id: str | int
+    category: str
+    messages: tuple[Message, ...]  # begins with a system message, if there is one; ends with a user's
+    whole: bool = False  # whether all messages are one prompt, unless a conversation is played
+    cut: bool = False  # whether an answer to the last message was left out
+
+    def prompts(self, turns: str) -> list[list[Message]]:
+        """The messages of each prompt; ``turns`` is ``first``, ``all`` or ``conversation``.
+
+        In a conversation the messages of a later turn are that turn alone: the model's own answers come before it.
+        """
+        if self.whole and turns != "conversation":
+            return [list(self.messages)]
+        found: list[list[Message]] = [[]]
+        for message in self.messages:
+            if message["role"] != "assistant":
+                found[-1].append(message)
+            if message["role"] == "user":
+                found.append([])
+        return found[:1] if turns == "first" else found[:-1]
+
+
+def question_of(record: Any, number: int) -> Question:
+    """The question in a record, or in a line that holds one.
+
+    Args:
+        number: of the line, which names a question that has no id.
 
     Raises:
         ValueError: it is no such record; the message says what is wrong with it.
@@ -24,13 +60,24 @@ def question_of(record: Any) -> dict[str, Any]:
         record = _parsed(record)
     if not isinstance(record, dict):
         raise ValueError(f"not a JSON object but {_kind(record)}")
-    missing = [key for key in FIELDS if record.get(key) is None]
-    if missing:
-        raise ValueError(f"no {', '.join(missing)} (it has {_keys(record)})")
-    _check_id(record["question_id"])
-    _check_text("category", record["category"])
-    _check_turns(record["turns"])
-    return {key: record[key] for key in FIELDS}
+    form = next((key for key in ("turns", "messages", "prompt") if record.get(key) is not None), None)
+    if form not in ("messages", "prompt"):
+        missing = [key for key in FIELDS if record.get(key) is None]
+        if missing:
+            other = ", nor prompt or messages" if form is None else ""
+            raise ValueError(f"no {', '.join(missing)}{other} (it has {_keys(record)})")
+    question_id = number if record.get("question_id") is None else record["question_id"]
+    category = record["category"] if record.get("category") is not None else str(form)
+    _check_id(question_id)
+    _check_text("category", category)
+    if form == "messages":
+        messages = _messages(record["messages"])
+        asked = messages[: 1 + max(place for place, message in enumerate(messages) if message["role"] == "user")]
+        return Question(question_id, category, asked, whole=True, cut=len(asked) < len(messages))
+    turns = [record["prompt"]] if form == "prompt" else _turns(record["turns"])
+    if form == "prompt":
+        _check_text("prompt", turns[0])
+    return Question(question_id, category, tuple({"role": "user", "content": turn} for turn in turns))
 
 
 def _parsed(line: str) -> Any:
@@ -45,10 +92,31 @@ def _parsed(line: str) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; JSON leaves open which of two equal keys counts."""
     keys = [key for key, _ in pairs]
-    for key in FIELDS:
+    for key in _ONCE:
         if keys.count(key) > 1:
             raise ValueError(f"{key} is given twice")
     return dict(pairs)
+
+
+def _messages(messages: Any) -> tuple[Message, ...]:
+    """Checked messages: a system message at most, then users and assistants in turn."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages must be a list of objects, at least one, not {_kind(messages)}")
+    found: list[Message] = []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in _ROLES:
+            raise ValueError(f"message {number} must have the role {', '.join(_ROLES[:-1])} or {_ROLES[-1]}")
+        _check_text(f"the content of message {number}", message.get("content"))
+        before = found[-1]["role"] if found else None
+        if role not in {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}.get(before, ("user",)):
+            raise ValueError(
+                f"message {number} is of the role {role} {f'after {before}' if before else 'at the start'}"
+            )
+        found.append({"role": role, "content": message["content"]})
+    if found[-1]["role"] == "system":
+        raise ValueError("messages have no user's message")
+    return tuple(found)
 
 
 def _check_id(value: Any) -> None:
@@ -58,13 +126,16 @@ def _check_id(value: Any) -> None:
         raise ValueError(f"question_id must be a whole number or a text, not {_kind(value)}")
 
 
-def _check_turns(turns: Any) -> None:
+def _turns(turns: Any) -> list[str]:
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"turns must be a list of strings, at least one, not {_kind(turns)}")
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, str):
             raise ValueError(f"turns must be a list of strings, but turn {number} is {_kind(turn)}")
         _check_text(f"turn {number}", turn)
+        if turn.startswith(_PLACEHOLDER):
+            raise ValueError(f"turn {number} is a placeholder, whose text is made by SPEED-Bench's prepare_data.py")
+    return turns
 
 
 def _check_text(name: str, value: Any) -> None:

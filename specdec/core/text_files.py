@@ -14,7 +14,7 @@ from pathlib import Path
 
 from specdec.errors import DataError
 
-MOST_NAMED = 5  # problems that one message names; the rest is counted
+MOST_NAMED = 10  # problems that one message names; the rest is counted
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "UTF-32",

@@ -12,5 +12,7 @@ class ModelDrafter(ChainDrafter):
 
     def __init__(self, context: DrafterContext) -> None:
         if context.draft is None:
-            raise ConfigError("drafter=model needs a draft model: set pair.draft, or choose drafter=none")
+            raise ConfigError(
+                "drafter=model needs a draft model: set pair.draft, or choose drafter=prompt_lookup, trigram or self"
+            )
         super().__init__(context.draft, context.align(context.draft))

@@ -1,9 +1,11 @@
-"""Loading checkpoints through `transformers`, by Hub name or local folder, with errors of one line."""
+"""Loading checkpoints through `transformers`: Hub names, local folders and GGUF files, with errors of one line."""
 
 from __future__ import annotations
 
 import logging
 import socket
+from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,37 @@ from specdec import assets
 from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError, PairError, first_line
 from specdec.models.architecture import check_supported
+from specdec.models.gguf import Header, as_plain_model, check_complete, checked_header, conversion, is_gguf
+
+_LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+_PARSING = (*_LOADING, AttributeError, IndexError, TypeError)  # of a file that a third-party parser did not foresee
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What ``from_pretrained`` is given."""
+
+    name: str  # a Hub name, or a folder
+    file: Path | None = None  # a GGUF file in that folder
+    header: Header | None = None  # of that file
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of every ``from_pretrained``."""
+        if self.file is not None:
+            return {"gguf_file": self.file.name, "local_files_only": True}
+        return {"local_files_only": Path(self.name).is_dir()}
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What it may raise."""
+        return _LOADING if self.file is None else _PARSING
 
 
 def load_model(
     role: str, name: str, pair: PairConfig, dtype: torch.dtype, device: torch.device, num_parts: int = 1
 ) -> Any:
-    """A causal language model from a Hub name or a local folder.
+    """A causal language model from a Hub name, a local folder or a GGUF file.
 
     With ``num_parts`` above 1, `transformers` splits it over that many processes, including this one.
 
@@ -33,22 +60,23 @@ def load_model(
 
     _quiet()
     source = _source(role, name)
+    if source.file is not None and num_parts > 1:
+        raise ConfigError(f"pair.{role}={name}: a GGUF file cannot be split; set runner.tensor_parallel=false")
+    shared: dict[str, Any] = {"trust_remote_code": pair.trust_remote_code, **source.arguments}
     try:
-        config = AutoConfig.from_pretrained(
-            source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
-        )
-        check_supported(config, f"pair.{role}={name}")
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation=pair.attention,
-            trust_remote_code=pair.trust_remote_code,
-            use_safetensors=None if pair.allow_pickle else True,
-            local_files_only=_is_folder(name),
-            output_loading_info=True,
-            **_split(role, name, config.get_text_config(), num_parts),
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        with conversion(source.file) if source.file else nullcontext():
+            config = AutoConfig.from_pretrained(source.name, **shared)
+            check_supported(config, f"pair.{role}={name}")
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                source.name,
+                dtype=dtype,
+                attn_implementation=pair.attention,
+                use_safetensors=None if pair.allow_pickle else True,
+                output_loading_info=True,
+                **shared,
+                **_split(role, name, config.get_text_config(), num_parts),
+            )
+    except source.errors as error:
         raise PairError(_explain(role, name, error)) from error
     module, loaded = found
     if missing := missing_weights(loaded):
@@ -56,6 +84,9 @@ def load_model(
             f"pair.{role}={name}: the checkpoint lacks {missing}, which would be random: give a complete "
             "checkpoint, or set weights=random"
         )
+    if source.header is not None:
+        check_complete(role, name, source.header, module)
+        as_plain_model(module)
     return module if num_parts > 1 else move(module, device)
 
 
@@ -94,33 +125,36 @@ def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
 
 
 def load_tokenizer(name: str, pair: PairConfig) -> Any:
-    """The tokenizer of a Hub name or a local folder."""
+    """The tokenizer of a Hub name, a local folder or a GGUF file."""
     from transformers import AutoTokenizer
 
     _quiet()
     source = _source("tokenizer", name)
     try:
-        return AutoTokenizer.from_pretrained(
-            source, trust_remote_code=pair.trust_remote_code, local_files_only=_is_folder(name)
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(source.name, trust_remote_code=pair.trust_remote_code, **source.arguments)
+    except source.errors as error:
         raise PairError(_explain("tokenizer", name, error)) from error
 
 
-def _is_folder(name: str) -> bool:
-    return Path(assets.resolve(name)).is_dir()
+def _is_local(name: str) -> bool:
+    return Path(assets.resolve(name)).expanduser().exists()
 
 
-def _source(role: str, name: str) -> str:
-    """A folder that exists, or a Hub name; a path without a folder is an error."""
-    resolved = assets.resolve(name)
-    if Path(resolved).expanduser().is_dir():
-        return str(Path(resolved).expanduser())
+def _source(role: str, name: str) -> Source:
+    """A file or folder that exists, or a Hub name; any other path is an error."""
+    path = Path(assets.resolve(name)).expanduser()
+    if is_gguf(name):
+        return Source(str(path.parent), path, checked_header(role, name, path))
+    if path.is_dir():
+        return Source(str(path))
+    if name.startswith(assets.FETCHED):
+        model = name.removeprefix(assets.FETCHED)
+        raise PairError(f"pair.{role}={name}: not fetched yet: run `python -m specdec.models.fetch {model}` first")
     if name.startswith(("/", ".", "~", assets.PREFIX)) or name.count("/") != 1:
         raise ConfigError(f"pair.{role}={name}: no such folder, and not a Hub name (ORGANISATION/MODEL)")
     if _hub_is_unknown() and not _is_cached(name):
         raise PairError(_explain(role, name, OSError("no connection, and not in the local cache")))
-    return name
+    return Source(name)
 
 
 def _quiet() -> None:
@@ -159,8 +193,9 @@ def move(module: Any, device: torch.device) -> Any:
 
 def _explain(role: str, name: str, error: Exception) -> str:
     reason = first_line(error)
-    if _is_folder(name):
-        return f"pair.{role}={name}: the folder does not hold a checkpoint that can be loaded: {reason}"
+    if _is_local(name):
+        what = "file" if is_gguf(name) else "folder"
+        return f"pair.{role}={name}: the {what} does not hold a checkpoint that can be loaded: {reason}"
     remedy = f"download it and set pair.{role}=FOLDER (Hub format)"
     if role != "tokenizer":
         remedy += ", or set weights=random for the same architecture without a download"

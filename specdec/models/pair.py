@@ -26,6 +26,7 @@ from specdec.registry import unknown
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 WEIGHTS = ("pretrained", "random", "synthetic")
 FALLBACK_TOKENIZER = "asset:tiny/tokenizer"
+_WEIGHT_FILES = (".safetensors", ".json", ".bin", ".gguf")
 _HASHED_BYTES = 256 * 1024 * 1024
 
 
@@ -179,9 +180,9 @@ def _shape_keys(config: RunConfig, role: str) -> tuple[str, ...]:
 def _fingerprint(config: RunConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
     folder = local(getattr(config.pair, role) or "")
-    if config.weights == "pretrained" and folder.is_dir():
-        files = (file for file in sorted(folder.glob("*")) if file.suffix in (".safetensors", ".json", ".bin"))
-        return hash_files(files, _HASHED_BYTES)
+    if config.weights == "pretrained" and folder.exists():
+        files = sorted(folder.glob("*")) if folder.is_dir() else [folder]
+        return hash_files((file for file in files if file.suffix in _WEIGHT_FILES), _HASHED_BYTES)
     if config.weights == "pretrained":
         identity = f"{getattr(config.pair, role)}@{getattr(module.config, '_commit_hash', None)}"
     else:

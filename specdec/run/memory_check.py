@@ -13,6 +13,7 @@ from specdec import assets
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
 from specdec.core.prompts import Prompt
+from specdec.models.gguf import checked_header, is_gguf
 from specdec.models.memory import free_bytes, used_bytes
 from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
@@ -27,7 +28,7 @@ _REMEDY = {
 
 
 def check_weights(config: RunConfig) -> None:
-    """Refuse a pair whose weights cannot fit, from architectures and safetensors headers alone.
+    """Refuse a pair whose weights cannot fit, from architectures and the headers of files alone.
 
     Weights of unknown size pass (a name on the Hub, other formats), as do wrong settings, which the loader reports.
     """
@@ -48,6 +49,8 @@ def num_weights(role: str, config: RunConfig) -> int | None:
         return sum(int(weight.numel()) for weight in module.parameters())
     checkpoint = getattr(config.pair, role) or ""
     folder = Path(assets.resolve(checkpoint)).expanduser()
+    if is_gguf(checkpoint):
+        return checked_header(role, checkpoint, folder).num_weights
     files = sorted(folder.glob("*.safetensors")) if checkpoint and folder.is_dir() else []
     return sum(_num_stored(file) for file in files) or None
 
