@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from gguf_files import gguf_llama, write_gguf
 
 from specdec import assets
+from specdec.core.lock import locked
 from specdec.models import fetch as fetch_module
 from specdec.models.download import Package
 from specdec.models.fetch import MODELS, Model, fetch, main
@@ -146,6 +149,19 @@ def test_what_a_killed_process_left_is_removed(index):
     (left / "half").write_text("x")
     fetch(NAME)
     assert kept() == [NAME]
+
+
+def test_a_second_process_waits_and_finds_the_model(index):
+    said: list[str] = []
+    folder = assets.cache_folder() / NAME
+    with ThreadPoolExecutor() as pool:
+        with locked(folder.parent, NAME):  # as a process that is fetching holds it
+            second = pool.submit(fetch, NAME, say=said.append)
+            while not said:
+                time.sleep(0.01)
+            folder.mkdir()
+        assert second.result(timeout=30) == folder
+    assert said == [f"another process fetches {folder}: waiting for it", f"there already: {folder}"]
 
 
 def test_unknown_names_list_the_known_ones(capsys, index):

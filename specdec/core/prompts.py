@@ -1,4 +1,4 @@
-"""Prompts of a run: selected from a source's questions, encoded, and fitted into the context; none dropped silently."""
+"""The prompts of a run: selected, encoded and fitted into the context; none is dropped silently."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CHOICES = {
 
 @dataclass
 class DataConfig:
-    """Prompts in lines of JSON: question_id, category and turns (Spec-Bench), or prompt, or messages."""
+    """Prompts, one JSON object per line: question_id, category and turns (Spec-Bench), or prompt, or messages."""
 
     name: str = MISSING
     path: str | None = setting(
         None, "local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us"
     )
     split: str = setting("train", "for Hub datasets")
-    subset: str | None = setting(None, "for Hub datasets of several: which; null: the default one")
+    subset: str | None = setting(None, "for Hub datasets that consist of several: its name; null: the default one")
     turns: str = setting(
         "first",
         "first turns only; all: each a prompt of its own; conversation: each after the model's answers to those before "
@@ -106,7 +106,7 @@ def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tup
                 place, text = turn if data.turns == "conversation" else 0, messages[-1]["content"]
                 prompts.append(Prompt(len(prompts), question.question_id, question.category, ids, place, text))
             elif data.turns == "conversation":
-                break  # what comes later in a conversation builds on it
+                break  # later turns need the answer to this one
     prompts = _of_one_length(data, prompts, limit)
     notes += [f"{count} prompts {what}" for what, count in changed.items()]
     if not prompts:

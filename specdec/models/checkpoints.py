@@ -19,10 +19,10 @@ from specdec import assets
 from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError, PairError, first_line
 from specdec.models.architecture import check_supported
-from specdec.models.gguf import Header, as_plain_model, check_complete, checked_header, conversion, is_gguf
+from specdec.models.gguf import Header, as_plain_model, check_complete, checked_header, conversion, dequantised, is_gguf
 
 _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-_PARSING = (*_LOADING, AttributeError, IndexError, TypeError)  # of a file that a third-party parser did not foresee
+_PARSING = (*_LOADING, AttributeError, IndexError, TypeError)  # third-party code parses the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ def load_model(
                 use_safetensors=None if pair.allow_pickle else True,
                 output_loading_info=True,
                 **shared,
+                **(dequantised() if source.file else {}),
                 **_split(role, name, config.get_text_config(), num_parts),
             )
     except source.errors as error:

@@ -173,6 +173,14 @@ def check_complete(role: str, name: str, header: Header, module: Any) -> None:
         )
 
 
+def dequantised() -> dict[str, Any]:
+    """Arguments that keep `transformers` from leaving weights in blocks, as newer versions do if they have kernels."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
 def as_plain_model(module: Any) -> None:
     """Forget that the weights were quantised, which they no longer are: `transformers` would refuse to save them."""
     if (quantizer := getattr(module, "hf_quantizer", None)) is not None:  # not in older versions
