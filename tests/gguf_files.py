@@ -19,7 +19,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TOKENS = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+TOKENS = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "bb"]
 BOS, EOS = 1, 2
 BLOCKS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 BLOCKS |= {f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"} | {"attn_output": "self_attn.o_proj"}
@@ -53,7 +53,7 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3] * len(SPECIALS) + [1] * (len(TOKENS) - len(SPECIALS)))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "b b"])  # older versions of transformers do not read one alone
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(EOS)
