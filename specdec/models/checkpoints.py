@@ -19,7 +19,16 @@ from specdec import assets
 from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError, PairError, first_line
 from specdec.models.architecture import check_supported
-from specdec.models.gguf import Header, as_plain_model, check_complete, checked_header, conversion, dequantised, is_gguf
+from specdec.models.gguf import (
+    Header,
+    as_plain_model,
+    check_complete,
+    checked_header,
+    conversion,
+    dequantised,
+    is_gguf,
+    set_special_tokens,
+)
 
 _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 _PARSING = (*_LOADING, AttributeError, IndexError, TypeError)  # third-party code parses the file
@@ -132,9 +141,14 @@ def load_tokenizer(name: str, pair: PairConfig) -> Any:
     _quiet()
     source = _source("tokenizer", name)
     try:
-        return AutoTokenizer.from_pretrained(source.name, trust_remote_code=pair.trust_remote_code, **source.arguments)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, trust_remote_code=pair.trust_remote_code, **source.arguments
+        )
     except source.errors as error:
         raise PairError(_explain("tokenizer", name, error)) from error
+    if source.header is not None:
+        set_special_tokens(tokenizer, source.header)
+    return tokenizer
 
 
 def _is_local(name: str) -> bool:

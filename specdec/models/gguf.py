@@ -28,6 +28,12 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
+_SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 _ROTARY_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -185,6 +191,14 @@ def as_plain_model(module: Any) -> None:
     """Forget that the weights were quantised, which they no longer are: `transformers` would refuse to save them."""
     if (quantizer := getattr(module, "hf_quantizer", None)) is not None:  # not in older versions
         quantizer.remove_quantization_config(module)
+
+
+def set_special_tokens(tokenizer: Any, header: Header) -> None:
+    """Give a tokenizer the special tokens that the file names; older versions of `transformers` guess some of them."""
+    for token, key in _SPECIAL_TOKENS.items():
+        number = header.metadata.get(f"tokenizer.ggml.{key}")
+        if number is not None and getattr(tokenizer, f"{token}_id") != number:
+            setattr(tokenizer, token, tokenizer.convert_ids_to_tokens(number))
 
 
 @contextmanager
