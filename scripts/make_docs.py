@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from specdec.cli.help import GROUPS, describe
+from specdec.cli.help import GROUPS, option_descriptions
 from specdec.config.schema import RunConfig
 from specdec.core.settings import help_texts
 from specdec.core.tables import markdown, text_table
@@ -75,7 +75,7 @@ def config_page() -> str:
 def _options(group: str) -> str:
     """The options of a group with what they are and, for plug-ins, their settings."""
     rows, tables = [], []
-    for option, description in sorted(describe(group).items()):
+    for option, description in sorted(option_descriptions(group).items()):
         if (config := _plugin(group, option)) is not None and not _is_ours(config):
             continue
         default = " (default)" if _defaults().get(group) == option else ""
@@ -184,7 +184,7 @@ def cli_options() -> str:
     """tests/cli_options.txt: every group, option and setting with its default, and the flags of the other commands."""
     lines = [f"run.py {name}={default}" for name, _, default, _ in _rows(RunConfig, {"experiment", *PLUGIN_GROUPS})]
     for group in GROUPS:
-        for option in sorted(describe(group)):
+        for option in sorted(option_descriptions(group)):
             config = _plugin(group, option)
             if config is not None and not _is_ours(config):
                 continue

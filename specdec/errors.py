@@ -6,7 +6,7 @@ class SpecdecError(Exception):
 
 
 class ConfigError(SpecdecError):
-    """A setting is wrong, or two settings do not go together."""
+    """A setting is wrong, or two settings contradict each other."""
 
 
 class PairError(SpecdecError):
@@ -18,18 +18,18 @@ class DataError(SpecdecError):
 
 
 class ContractError(SpecdecError):
-    """A plug-in was called, or answered, in a way that its contract forbids."""
+    """A plug-in was called, or returned something, against its contract."""
 
 
 class RankError(SpecdecError):
-    """Another process of the same run failed; the message is its."""
+    """Another process of the same run failed; the message is that process's."""
 
 
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on the host: torch has several ways to say so."""
+    """Whether memory ran out, on a GPU or on the host: torch reports it in several ways."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in _NO_MEMORY)

@@ -1,11 +1,12 @@
 """One decorator that names a plug-in: it feeds the registry, Hydra's config groups and ``--help``.
 
-Two forms, for the same effect:
+It has two forms with the same effect:
 
-- on a config dataclass, with a lazy ``target="module:Class"``: nothing heavy is imported before a job starts
-  (this is how the built-in plug-ins are declared, in :mod:`specdec.config.running` and `specdec.config.methods`);
-- on the implementing class itself: its keyword-only ``__init__`` parameters become the config. This is the short
-  form for a plug-in that lives in one file of another package.
+- on a config dataclass, with a lazy ``target="module:Class"``, so that nothing heavy is imported before a job starts.
+  The built-in plug-ins are declared in this way, in `specdec.config.running` and `specdec.config.methods`;
+- on the implementing class itself: its keyword-only ``__init__`` parameters become the settings, and the text of an
+  ``Annotated[int, "text"]`` the setting's help text. This is the short form for a plug-in that is one file of another
+  package.
 
 A package announces its plug-ins by an entry point in the group ``specdec.plugins`` that names a module; importing
 that module registers them.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 
@@ -41,14 +42,14 @@ PLUGIN_GROUPS = (
     "logger",
 )
 ENTRY_POINT_GROUP = "specdec.plugins"
-NOT_PARAMS = ("name", "label")  # fields of a plug-in's config that its class is not given
+NOT_PARAMS = ("name", "label")  # fields of a plug-in's config that are not passed to its class
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A registered plug-in: its config dataclass and where its class is found when a job needs it.
+    """A registered plug-in: its config dataclass, and the class or the place to import it from.
 
-    The properties are what checks of a config must know before the class may be imported.
+    The properties are what the checks of a config need to know before the class is imported.
     """
 
     group: str
@@ -56,26 +57,26 @@ class Entry:
     target: str | type
     config: type
     doc: str
-    known_incorrect: bool = False  # any group: kept with its published defects; a run needs allow_incorrect=true
+    known_incorrect: bool = False  # any group: has its published defects; a run needs allow_incorrect=true
     # drafter
-    drafts: bool = True  # False: proposes nothing, so that the run is plain decoding
-    by_text: bool = False  # translates between draft and target by way of text: their vocabularies may differ
+    drafts: bool = True  # False: proposes nothing, so the run is plain decoding
+    by_text: bool = False  # draft and target exchange text, so their vocabularies may differ
     replays: bool = False  # proposes the reference outputs, and nothing past their end
     # verifier
     lossy: bool = False  # samples from another distribution than the target's; a run needs allow_lossy=true
-    samples: bool = True  # False: decides greedy rows only
+    samples: bool = True  # False: supports greedy decoding only
     follows_plain: bool = False  # sampled tokens equal those of plain sampling with the same random numbers
     # draft_length
-    per_row: bool = False  # chooses by the row alone, so that it chooses the same at batch 1
-    reads_clock: bool = True  # False: measures no time, so that all processes of a run choose the same
+    per_row: bool = False  # depends on the row alone, so it chooses the same length at batch 1
+    reads_clock: bool = True  # False: measures no time, so all processes of a run choose the same length
     # arrivals
-    timed: bool = True  # False: all requests are there at the start
+    timed: bool = True  # False: all requests arrive at the start
     # scheduler
     windowed: bool = False  # keeps more rows in flight than it runs at once: the batching policy's window
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The declared defaults of its settings, but for those that are read from other settings (``${gamma}``)."""
+        """Declared defaults of its settings, without those that refer to other settings (``${gamma}``)."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self.config):
             if field.default_factory is not dataclasses.MISSING:
@@ -107,9 +108,9 @@ def register(
 ) -> Callable[[type[T]], type[T]]:
     """Register a plug-in under ``group=name``; returns the decorated class unchanged.
 
-    ``properties`` are those of `Entry`, such as ``known_incorrect`` and ``lossy``, which runs refuse unless told
-    otherwise. With ``preset`` the name belongs to a preset in ``conf/``, which takes the settings from
-    ``schema/name`` and may choose plug-ins of other groups too.
+    ``properties`` are those of `Entry`; runs refuse ``known_incorrect`` and ``lossy`` plug-ins unless these are
+    allowed. With ``preset`` the name belongs to a preset in ``conf/``, which takes the settings from ``schema/name``
+    and may also choose plug-ins of other groups.
 
     Raises:
         ConfigError: the group is unknown, or the name is taken.
@@ -124,7 +125,7 @@ def register(
         config = cls if dataclasses.is_dataclass(cls) else _config_from_signature(cls)
         own = {"name": name}
         if group == "scheduler" and all(field.name != "label" for field in dataclasses.fields(config)):
-            own["label"] = "${.name}"  # how tables call it
+            own["label"] = "${.name}"  # its name in tables
         node = dataclasses.make_dataclass(
             cls.__name__, [(key, str, dataclasses.field(default=value)) for key, value in own.items()], bases=(config,)
         )
@@ -140,7 +141,7 @@ def register(
 def create(group: str, name: str, /, *dependencies: Any, **params: Any) -> Any:
     """Build the plug-in ``group=name``: dependencies by position, its own settings by keyword.
 
-    A setting that is not given has its declared default.
+    A setting that is not given takes its declared default.
     """
     entry = lookup(group, name)
     return entry.load()(*dependencies, **{**entry.defaults, **params})
@@ -161,7 +162,7 @@ def names(group: str) -> list[str]:
 
 
 def unknown(what: str, name: str, options: Iterable[str]) -> str:
-    """One line for a name that does not exist: what would be valid, and the nearest of it."""
+    """One line for a name that does not exist: the valid names, and the most similar one."""
     valid = sorted(options)
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -172,20 +173,20 @@ def unknown(what: str, name: str, options: Iterable[str]) -> str:
 def load_entry_points() -> None:
     """Import the modules that installed packages announce under ``specdec.plugins``, once.
 
-    A plug-in that cannot be imported is reported on stderr and left out; it never stops the others.
+    A plug-in that cannot be imported is reported on stderr and skipped; the others are still loaded.
     """
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry_point.load()
-        except Exception as error:  # third-party code may raise anything; the framework must still start
-            print(f"specdec: plug-in {entry_point.value} is left out: {error!r}", file=sys.stderr)
+        except Exception as error:  # third-party code may raise anything
+            print(f"specdec: plug-in {entry_point.value} is skipped: {error!r}", file=sys.stderr)
 
 
 def _config_from_signature(cls: type) -> type:
-    """A dataclass with one field for each keyword-only parameter of ``cls.__init__``, its own or an inherited one."""
+    """A dataclass with one field for each keyword-only parameter of ``cls.__init__``, which may be inherited."""
     initializer: Any = inspect.unwrap(cls.__init__)  # type: ignore[misc]
     scope = getattr(initializer, "__globals__", None)
-    if scope is None:  # object's own
+    if scope is None:  # object.__init__
         return dataclasses.make_dataclass(cls.__name__, [])
     fields = []
     for parameter in inspect.signature(initializer).parameters.values():
@@ -196,5 +197,9 @@ def _config_from_signature(cls: type) -> type:
         annotation = parameter.annotation
         if isinstance(annotation, str):
             annotation = eval(annotation, scope)
-        fields.append((parameter.name, annotation, dataclasses.field(default=parameter.default)))
+        help = ""
+        if get_origin(annotation) is Annotated:
+            annotation, help = get_args(annotation)[:2]
+        field = dataclasses.field(default=parameter.default, metadata={"help": help})
+        fields.append((parameter.name, annotation, field))
     return dataclasses.make_dataclass(cls.__name__, fields)

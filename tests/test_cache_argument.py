@@ -95,7 +95,7 @@ def test_every_use_of_a_cache_takes_either_name_and_warns_of_nothing(name, promp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(fresh(model, prompts[1])[0], logits_TV, atol=1e-4, rtol=1e-4)
-        assert rounding.measure(model, prompts[1], prompts[2], 2, 3).largest < 1e-3
+        assert rounding.measure_rounding(model, prompts[1], prompts[2], 2, 3).largest < 1e-3
         assert measure_step_s(model.module, 1, 1, context=8) > 0
         rows_BT = sample(model.module, torch.tensor([prompts[1]]), 4, torch.Generator().manual_seed(0))
     assert rows_BT.shape == (1, len(prompts[1]) + 4)

@@ -165,7 +165,7 @@ def test_csv_logger(run, tmp_path):
         ("weights=rnd", "unknown weights 'rnd'.*did you mean 'random'"),
         ("runner.dtype=fp8", "unknown runner.dtype 'fp8'"),
         ("runner.accelerator=tpu", "unknown runner.accelerator .tpu."),
-        ("runner.devices=0", "runner.devices=0: give a number from 1 on"),
+        ("runner.devices=0", "runner.devices=0: give a number above 0"),
         ("pair.target=./nowhere", "pair.target=./nowhere: no such folder"),
         ("data.path=nope.jsonl", "data.path=nope.jsonl: no such file"),
         ("data.num_prompts=0", "data.num_prompts=0: it must be at least 1"),
@@ -175,7 +175,7 @@ def test_csv_logger(run, tmp_path):
         ("drafter=model pair.draft=null", "drafter=model needs a draft model"),
         (
             "drafter=ppd drafter.untrained=true verifier=rejection temperature=0.5",
-            "drafter=ppd drafts trees and verifier=rejection samples",
+            "drafter=ppd drafts trees, but verifier=rejection samples",
         ),
         ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
     ],
@@ -254,7 +254,7 @@ def test_a_baseline_of_other_code_or_another_machine_is_measured_again(run):
     code, out, _ = run(*SMALL, "batch=2", "scheduler=exspec", "gamma=2")
     assert code == 0
     assert "measuring the baseline" in out
-    assert "earlier samples are dropped, because other things hold now: python" in out
+    assert "earlier samples are dropped, because these have changed: python" in out
     assert json.loads((baseline / "env.json").read_text())["python"] == python
     assert (baseline / "rounds.jsonl").read_text() != rounds
 

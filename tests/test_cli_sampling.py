@@ -40,7 +40,7 @@ def output_ids(point: dict) -> list[list[int]]:
         ("stop_strings=['']", "stop_strings: an empty string"),
         ("verifier=typical temperature=0.8", "verifier=typical is lossy.*allow_lossy=true"),
         ("verifier=typical allow_lossy=true temperature=1 verifier.epsilon=0", "verifier.epsilon=0.0: it must be"),
-        ("verifier=dsd allow_incorrect=true temperature=0.5", "verifier=dsd decides greedy rows only"),
+        ("verifier=dsd allow_incorrect=true temperature=0.5", "verifier=dsd supports greedy decoding only"),
         ("drafter=scripted reference=false", "drafter=scripted replays the reference outputs: set reference=true"),
         ("drafter=scripted temperature=1 verifier=block", "drafter=scripted with temperature=1.0: only verifier=naive"),
         ("drafter=scripted drafter.rate=2", "drafter.rate=2.0: it must be from 0 to 1"),

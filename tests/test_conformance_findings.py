@@ -9,7 +9,7 @@ import torch
 
 from specdec.conformance import decoding
 from specdec.conformance.__main__ import main
-from specdec.conformance.cases import CROSSED, DecodingCase, named, ramp
+from specdec.conformance.cases import CROSSED, DecodingCase, abbreviated, ramp
 from specdec.conformance.checked_drafter import shape_problem
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import EMITTED_CASES, check_emitted
@@ -254,8 +254,8 @@ def test_the_cases_make_storage_grow_that_holds_something(name, family, monkeypa
 
 
 def test_long_prompts_are_named_in_short():
-    assert named((1, 2, 3)) == "[1, 2, 3]"
-    assert named(ramp(5, 126)) == "ramp(5, 126)"
-    assert named((*ramp(5, 126), 0)) == "ramp(5, 126) + [0]"
+    assert abbreviated((1, 2, 3)) == "[1, 2, 3]"
+    assert abbreviated(ramp(5, 126)) == "ramp(5, 126)"
+    assert abbreviated((*ramp(5, 126), 0)) == "ramp(5, 126) + [0]"
     assert len(str(DecodingCase((ramp(1, 126),), (4,), 1, (2,), ()))) < 200
     assert decoding.small_pair(0, "float64")[0].context_length > 126 + 24

@@ -172,7 +172,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_made(monkeypatch):
     cfg = composed("pair=vicuna", "weights=random")
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 8 * 10**9)
     with pytest.raises(ConfigError, match=r"2[67]\.\d GB for the target's weights and .* 8\.0 GB are free: choose"):
-        fitting.check_weights(cfg)
+        fitting.check_weights_fit(cfg)
 
 
 def test_shrinking_reads_prompts_in_chunks_where_that_is_enough(monkeypatch):
@@ -183,12 +183,12 @@ def test_shrinking_reads_prompts_in_chunks_where_that_is_enough(monkeypatch):
     free = replace(whole, prefill_chunk=128).run_bytes
     assert free < whole.run_bytes
     monkeypatch.setattr(fitting, "free_bytes", lambda device: free)
-    chunked, cfg, notes = fitting.check_run(cfg, loaded, prompts)
+    chunked, cfg, notes = fitting.check_run_fits(cfg, loaded, prompts)
     assert cfg.runner.prefill_chunk == chunked.prefill_chunk == 128
     assert "chunks of 128 tokens" in notes[0]
     cfg.runner.on_out_of_memory, cfg.runner.prefill_chunk = "fail", None
     with pytest.raises(ConfigError, match=r"runner\.prefill_chunk=128 fits"):
-        fitting.check_run(cfg, loaded, prompts)
+        fitting.check_run_fits(cfg, loaded, prompts)
 
 
 def test_free_memory_is_known_here():

@@ -13,7 +13,7 @@ from model_zoo import Entry, build
 from specdec.cli import main
 from specdec.core.files import read_lines
 from specdec.equivalence.near_ties import FAILURE, NEAR_TIE, NOISE_FACTOR, classify_divergence
-from specdec.equivalence.rounding import measure, rounding_of
+from specdec.equivalence.rounding import measure_rounding, rounding_of
 from specdec.models.causal_lm import CausalLM
 
 NEW = 24
@@ -40,7 +40,7 @@ def tie(model: CausalLM, reference: list[int]) -> CausalLM:
 
 
 def test_correct_computations_differ_by_rounding_only(model, reference):
-    rounding = measure(model, PROMPT, reference, batch=4, chunk=6)
+    rounding = measure_rounding(model, PROMPT, reference, batch=4, chunk=6)
     assert rounding.logits_nV.shape == (NEW, VOCAB)
     assert rounding.logits_nV.argmax(-1).tolist() == reference
     scale = float(rounding.logits_nV.abs().max())
@@ -50,7 +50,7 @@ def test_correct_computations_differ_by_rounding_only(model, reference):
 
 def test_a_tie_that_rounding_decides_is_explained(model, reference):
     tied = tie(model, reference)
-    decided_V = measure(tied, PROMPT, reference, 4, 6).logits_nV[0].double()
+    decided_V = measure_rounding(tied, PROMPT, reference, 4, 6).logits_nV[0].double()
     other = (reference[0] + 1) % VOCAB
     decided_V[other] += 1e-9
     result = classify_divergence(tied, PROMPT, [other, *reference[1:]], reference, decided_V, batch=4, chunk=6)
@@ -61,7 +61,7 @@ def test_a_tie_that_rounding_decides_is_explained(model, reference):
 def test_a_bug_at_a_tie_is_a_failure(model, reference):
     """Margin <= difference holds for every wrong argmax; what counts is that the run's logits are far off."""
     tied = tie(model, reference)
-    rounding = measure(tied, PROMPT, reference, 4, 6)
+    rounding = measure_rounding(tied, PROMPT, reference, 4, 6)
     other = (reference[0] + 1) % VOCAB
     shift_V = torch.randn(VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     buggy_V = rounding.logits_nV[0].double() + 3 * NOISE_FACTOR * rounding.largest * shift_V
@@ -73,7 +73,7 @@ def test_a_bug_at_a_tie_is_a_failure(model, reference):
 
 
 def test_what_is_no_rounding_is_a_failure(model, reference):
-    logits_V = measure(model, PROMPT, reference, 4, 6).logits_nV[3]
+    logits_V = measure_rounding(model, PROMPT, reference, 4, 6).logits_nV[3]
     wrong = (reference[3] + 1) % VOCAB
     output = [*reference[:3], wrong, *reference[4:]]
     forced_V = logits_V.clone()
@@ -172,10 +172,10 @@ def test_the_noise_of_other_code_holds_the_distance_to_the_exact_logits():
     """A correct fused run rounds at other places than the model's own code, in whatever order that is run."""
     model = CausalLM(build(Entry("llama"), seed=6, max_position_embeddings=512).bfloat16())
     prompt, output = [(7 * i + 3) % 64 for i in range(30)], [(5 * i + 1) % 64 for i in range(32)]
-    own = measure(model, prompt, output, batch=3, chunk=6)
+    own = measure_rounding(model, prompt, output, batch=3, chunk=6)
     exact = model.module.float()(torch.tensor([prompt + output[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
     model.module.bfloat16()
     distance = float((own.logits_nV.double() - exact.double()).square().mean(-1).sqrt().max())
     model.execute("fused")
-    other = measure(model, prompt, output, batch=3, chunk=6)
+    other = measure_rounding(model, prompt, output, batch=3, chunk=6)
     assert other.rms >= distance > own.rms

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import specdec.config
-from specdec.config.identity import signature
+from specdec.config.identity import input_hashes
 from specdec.config.resolve import resolve
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError, PairError
@@ -208,11 +208,11 @@ def test_everything_that_a_point_reads_is_signed(tmp_path, monkeypatch):
     }
     for name, (overrides, file) in asked.items():
         cfg = composed(*overrides)
-        before = signature(cfg)
+        before = input_hashes(cfg)
         file.write_text("2")
-        changed = {key for key, value in signature(cfg).items() if before[key] != value}
+        changed = {key for key, value in input_hashes(cfg).items() if before[key] != value}
         assert changed == {name}
-    assert "logger.path" not in signature(composed("logger=csv", f"logger.path={corpus}"))
+    assert "logger.path" not in input_hashes(composed("logger=csv", f"logger.path={corpus}"))
 
 
 def test_the_draft_has_a_fingerprint_of_its_own(checkpoint):

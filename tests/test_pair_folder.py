@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.config.pair_folder import fill_from_folder, folder_words
+from specdec.config.pair_folder import expand_pair_folder, fill_from_folder
 from specdec.config.schema import PairConfig
 from specdec.core.files import read_lines
 from specdec.errors import ConfigError
@@ -31,8 +31,9 @@ def model_folder(path, **provenance):
 
 def test_only_a_path_is_taken_for_a_folder():
     words = ["pair=tiny", "pair=vicuna,qwen3", "pair.draft=./x", "-m"]
-    assert folder_words(words) == words
-    assert folder_words(["batch=2", "pair=out/my pair"]) == ["batch=2", "pair=folder", "pair.folder='out/my pair'"]
+    assert expand_pair_folder(words) == words
+    folder = ["pair=folder", "pair.folder='out/my pair'"]
+    assert expand_pair_folder(["batch=2", "pair=out/my pair"]) == ["batch=2", *folder]
 
 
 def test_target_draft_and_tokenizer_lie_beside_each_other(tmp_path):

@@ -166,7 +166,7 @@ def test_prompts_of_one_length_go_on_with_those_after_them(tmp_path):
     assert prompts() == texts
     assert prompts("data.prompt_tokens=4") == ["abcd", "defg", "iabc"]
     assert prompts("data.prompt_tokens=12") == ["abcdefghiabc", "defghiabcdef", "iabcdefghiab"]
-    with pytest.raises(ConfigError, match=r"data.prompt_tokens=21: it must be at least 1, and 20 fit"):
+    with pytest.raises(ConfigError, match=r"data.prompt_tokens=21: it must be from 1 to 20"):
         prompts("data.prompt_tokens=21")
 
 

@@ -72,8 +72,8 @@ def test_category_and_seeded_shuffle(load):
         ("{broken", "line 2: not JSON"),
         ("[1, 2]", "line 2: not a JSON object"),
         ('{"question_id": 1, "turns": ["x"]}', "line 2: no category"),
-        ('{"question_id": 1, "category": "a", "turns": "text"}', "line 2: turns must be a list of strings"),
-        ('{"question_id": 1, "category": "a", "turns": []}', "line 2: turns must be a list of strings"),
+        ('{"question_id": 1, "category": "a", "turns": "text"}', "line 2: turns must be a non-empty list of strings"),
+        ('{"question_id": 1, "category": "a", "turns": []}', "line 2: turns must be a non-empty list of strings"),
         ('{"question_id": 1, "category": "a", "turns": [3]}', "line 2: turns must be a list of strings"),
     ],
 )
@@ -99,7 +99,7 @@ def test_empty_prompts(load):
 
 def test_overlong_prompts(load):
     lines = [question(1, "abcdefgh"), question(2, "ab")]
-    with pytest.raises(DataError, match="question_id 1: the prompt has 8 tokens and 5 fit"):
+    with pytest.raises(DataError, match="question_id 1: the prompt has 8 tokens, but only 5 fit"):
         load(lines, limit=5)
     prompts, notes = load(lines, limit=5, overlong="truncate")
     assert [len(p.ids) for p in prompts] == [5, 2]

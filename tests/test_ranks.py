@@ -70,16 +70,16 @@ def test_who_started_this_process(environ, size, main):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["runner.devices=0"], "runner.devices=0: give a number from 1 on"),
+        (["runner.devices=0"], "runner.devices=0: give a number above 0"),
         (["runner.devices=many"], "runner.devices=many: give a number"),
-        (["runner.devices=[0,1]", "runner.accelerator=cpu"], "CPU processes have no numbers"),
+        (["runner.devices=[0,1]", "runner.accelerator=cpu"], "only GPUs can be listed"),
         (["runner.strategy=fsdp"], "unknown runner.strategy 'fsdp'"),
         (["runner.num_nodes=2"], "runner.num_nodes=2: start it with torchrun or srun"),
         (["runner.tensor_parallel=true"], "set runner.devices=2 or more"),
         (["runner.tensor_parallel=true", "runner.devices=2", "weights=random"], "only checkpoints can be split"),
-        (["runner.prefill_chunk=-1"], "runner.prefill_chunk=-1: give tokens from 1 on"),
+        (["runner.prefill_chunk=-1"], "runner.prefill_chunk=-1: it must be at least 1"),
         (["runner.prefill_chunk=0"], "null for no chunks"),
-        (["runner.tensor_parallel=true", "runner.devices=2", "arrivals=poisson"], "requests come by the clock"),
+        (["runner.tensor_parallel=true", "runner.devices=2", "arrivals=poisson"], "arrivals depend on time"),
         (["runner.on_locked=maybe"], "unknown runner.on_locked 'maybe'"),
     ],
 )

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from omegaconf import OmegaConf, ValidationError
 
 import specdec.config  # noqa: F401
 from specdec import registry
+from specdec.core.settings import help_texts
 from specdec.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,18 @@ def test_the_decorator_returns_the_class_and_makes_its_keywords_settings():
     assert entry.config().name == "test_mine"
     assert entry.config().depth == 3
     assert registry.create("drafter", "test_mine", "context", depth=5).all == ("context", 5, None)
+
+
+def test_an_annotated_keyword_has_a_help_text():
+    @registry.register("drafter", "test_annotated")
+    class Explained:
+        def __init__(self, context, *, depth: Annotated[int | None, "levels"] = 3, width: int = 1) -> None: ...
+
+    config = registry.lookup("drafter", "test_annotated").config
+    assert help_texts(config, "drafter.") == {"drafter.depth": "levels"}
+    assert OmegaConf.merge(OmegaConf.structured(config), {"depth": None}).depth is None
+    with pytest.raises(ValidationError):
+        OmegaConf.merge(OmegaConf.structured(config), {"depth": "deep"})
 
 
 class WithoutDefaults:
@@ -153,9 +167,10 @@ def listed(page: str, group: str) -> list[str]:
 
 
 def test_installed_plug_ins_appear_in_help_and_one_runs_in_a_sweep(installed):
-    page = run(installed, "--help").stdout
+    page = run(installed, "--help", "drafter=bigram").stdout
     for group, name in EXAMPLES.items():
         assert name in listed(page, group)
+    assert re.search(r"max_tokens: 8 +# drafted tokens per row and round, at most\n", page)
     bigram, model = sweep(
         installed,
         "scheduler=exspec",
@@ -169,11 +184,11 @@ def test_installed_plug_ins_appear_in_help_and_one_runs_in_a_sweep(installed):
     assert bigram["num_drafted"] > 0
 
 
-def test_a_broken_plug_in_is_left_out_and_named(installed):
+def test_a_broken_plug_in_is_skipped_and_named(installed):
     (installed / "specdec_bigram.py").write_text("raise RuntimeError('oh no')\n")
     result = run(installed, "--help")
     assert result.returncode == 0
-    assert "plug-in specdec_bigram is left out: RuntimeError('oh no')" in result.stderr
+    assert "plug-in specdec_bigram is skipped: RuntimeError('oh no')" in result.stderr
     assert "model" in listed(result.stdout, "drafter")
     assert "bigram" not in listed(result.stdout, "drafter")
 

@@ -22,7 +22,7 @@ from specdec.report.content import ReportContent, collect
 from specdec.report.intervals import of_mean, of_ratio
 from specdec.report.page import tiles, verdicts
 from specdec.report.published import published_tables
-from specdec.report.texts import kinds, load_tokenizer, prompts
+from specdec.report.texts import kinds, local_tokenizer, prompts
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=5", "data.max_input_tokens=30"]
 
@@ -210,8 +210,8 @@ def test_shown_outputs_are_the_samples_and_differences_are_marked(content, resul
 
 
 def test_without_the_tokenizer_whole_texts_are_shown(content, monkeypatch):
-    assert load_tokenizer({"pair.tokenizer": "/nowhere/at/all"}) is None
-    monkeypatch.setattr("specdec.report.texts.load_tokenizer", lambda point: None)
+    assert local_tokenizer({"pair.tokenizer": "/nowhere/at/all"}) is None
+    monkeypatch.setattr("specdec.report.texts.local_tokenizer", lambda point: None)
     shown = prompts(content, content.groups[0], 2)
     assert all(len(rendering.pieces) == 1 for prompt in shown for rendering in prompt.renderings)
 

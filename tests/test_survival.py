@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from specdec.alignment.inplace import InplaceAlignment
-from specdec.cli.exit import ends_in_one_line
+from specdec.cli.exit import errors_in_one_line
 from specdec.core.files import LineFile, read_lines
 from specdec.core.lock import locked
 from specdec.registry import register
@@ -100,7 +100,7 @@ def test_samples_of_other_inputs_are_not_gone_on_with(run):
     attempts.write_text(attempts.read_text().replace('"prompts": "', '"prompts": "other'))
     code, out, _ = run(*SMALL)
     assert code == 0
-    assert "earlier samples are dropped, because other things hold now: prompts" in out
+    assert "earlier samples are dropped, because these have changed: prompts" in out
     assert summary_of(out)["num_attempts"] == 1
 
 
@@ -115,10 +115,10 @@ def test_explanations_are_made_in_a_later_process(run, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(point, "explain_divergences", interrupt)
+        patch.setattr(point, "classify_divergences", interrupt)
         code, _, err = run(*wrong)
     assert code == 130
-    assert err.strip() == "specdec: interrupted; what is finished is kept, run the same command again to go on"
+    assert err.strip() == "specdec: interrupted; what is finished is kept, run the same command again to resume"
     code, out, _ = run(*wrong)
     assert code == 0
     summary = summary_of(out)
@@ -136,7 +136,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 1
     assert len(err.strip().splitlines()) == 1, err
-    assert "make room and run the same command again" in err
+    assert "free space and run the same command again" in err
     code, out, _ = run(*SMALL)
     assert code == 0
     assert summary_of(out)["num_exact"] == 6
@@ -171,7 +171,7 @@ def test_out_of_memory_may_halve_the_batch_and_says_so(run):
     shrink = "runner.on_out_of_memory=shrink"
     code, out, _ = run(*SMALL, "alignment=hungry", "batch=4", shrink)
     assert code == 0
-    assert "out of memory: going on with batch=2" in out
+    assert "out of memory: resumed with batch=2" in out
     summary = summary_of(out)
     assert (summary["batch"], summary["smallest_batch"], summary["num_exact"]) == (4, 2, 6)
     assert summary["status"] == "done"
@@ -220,7 +220,7 @@ def test_a_failed_point_leaves_its_error_and_what_it_finished(run, monkeypatch):
         raise ValueError("the first line\nand a second")
 
     with monkeypatch.context() as patch:
-        patch.setattr(point, "explain_divergences", fail)
+        patch.setattr(point, "classify_divergences", fail)
         code, _, err = run(*SMALL)
     assert code == 1
     assert "ValueError: the first line (set SPECDEC_TRACEBACK=1" in err
@@ -231,7 +231,7 @@ def test_a_failed_point_leaves_its_error_and_what_it_finished(run, monkeypatch):
 
 
 def swallow_a_termination() -> None:
-    with ends_in_one_line():
+    with errors_in_one_line():
         with suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
         raise ValueError("half a config")

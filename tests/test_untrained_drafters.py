@@ -63,7 +63,9 @@ def test_untrained_weights_draft_when_asked_for(kind):
     assert create("drafter", kind, context_of(model), untrained=True)
     both = [f"drafter={kind}", "drafter.untrained=true", "drafter.path=somewhere"]
     refused(
-        ConfigError, r"drafter\.untrained=true with drafter\.path=somewhere: leave one out", lambda: composed(*both)
+        ConfigError,
+        r"drafter\.untrained=true with drafter\.path=somewhere: remove one of them",
+        lambda: composed(*both),
     )
 
 

@@ -12,6 +12,7 @@ it appears beside the built-in drafters in `--help`, in sweeps and in the confor
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated
 
 from specdec import register
 from specdec.core.round import Draft
@@ -23,8 +24,13 @@ from specdec.drafters.context import DrafterContext
 class BigramDrafter(Drafter):
     """Follows the bigrams of the row's own prompt and output, until a token without one."""
 
-    def __init__(self, context: DrafterContext, *, max_tokens: int = 8) -> None:
-        self.max_length = max_tokens  # a keyword-only parameter is a setting: drafter.max_tokens=4
+    def __init__(
+        self,
+        context: DrafterContext,
+        *,  # every parameter from here on is a setting, with its help text: drafter.max_tokens=4
+        max_tokens: Annotated[int, "drafted tokens per row and round, at most"] = 8,
+    ) -> None:
+        self.max_length = max_tokens
         self._device = context.device
         self._followers: dict[int, dict[int, int]] = {}
         self._seen: dict[int, int] = {}

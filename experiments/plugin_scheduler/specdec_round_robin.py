@@ -11,6 +11,8 @@ it appears beside the built-in schedulers in `--help`, in sweeps and in the conf
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from specdec import register
 from specdec.errors import ConfigError
 from specdec.schedulers.base import Scheduler, Sequence, SequencePool
@@ -20,11 +22,17 @@ from specdec.schedulers.base import Scheduler, Sequence, SequencePool
 class RoundRobinScheduler(Scheduler):
     """Runs ``batch`` rows for some rounds, then those that have waited longest."""
 
-    def __init__(self, batch: int, window: int, *, turn_rounds: int = 4) -> None:
+    def __init__(
+        self,
+        batch: int,
+        window: int,
+        *,  # every parameter from here on is a setting, with its help text: scheduler.turn_rounds=8
+        turn_rounds: Annotated[int, "rounds that a row runs before the others' turn"] = 4,
+    ) -> None:
         if turn_rounds < 1:
             raise ConfigError(f"scheduler.turn_rounds={turn_rounds}: it must be at least 1")
         self.batch, self.window = batch, max(window, batch)
-        self.turn_rounds = turn_rounds  # a keyword-only parameter is a setting: scheduler.turn_rounds=8
+        self.turn_rounds = turn_rounds
         # A row has at most window - 1 rows before it, and every turn runs `batch` of them.
         self.max_wait_rounds = turn_rounds * ((self.window - 1) // batch)
         self._rounds_left = 0

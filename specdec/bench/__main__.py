@@ -81,13 +81,13 @@ def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
 
 def write(document: dict[str, Any], out: Path) -> str:
     """Write results.json, tables.md, tables.tex and the plots; returns the Markdown."""
-    from specdec.bench.plots import draw
+    from specdec.bench.plots import write_plots
     from specdec.bench.tables import to_latex, to_markdown
     from specdec.core.files import write_atomically, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     text = to_markdown(document)
-    if pictures := draw(document, out):
+    if pictures := write_plots(document, out):
         shown = "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures)
         text = f"{text}\n## Plots\n\n{shown}\n"
     write_json(out / "results.json", document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from specdec.bench.measurements import Records, by_turn, label, ratio, ratio_over
+from specdec.bench.measurements import Records, by_turn, label, metric_ratio, ratio_over
 from specdec.bench.plan import BenchCell, cells_of
 from specdec.bench.suite import Claim, Library, Suite
 from specdec.report.intervals import Estimate, median
@@ -55,7 +55,7 @@ def _figure(claim: Claim, library: Library, cells: Records, cell: BenchCell) -> 
     kind, _, name = claim.over.partition(":")
     if kind == "published" and name:
         return ratio_over(values, _published(claim, library, cells, cell, name))
-    return ratio(cells, cell, claim.over, claim.metric)
+    return metric_ratio(cells, cell, claim.over, claim.metric)
 
 
 def _published(claim: Claim, library: Library, cells: Records, cell: BenchCell, name: str) -> dict[int, float]:

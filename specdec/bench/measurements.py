@@ -19,7 +19,7 @@ def by_turn(cells: Records, cell: BenchCell, metric: str) -> dict[int, float]:
     return {int(record["repeat"]): float(record[metric]) for record in done if record.get(metric) is not None}
 
 
-def ratio(cells: Records, cell: BenchCell, method: str, metric: str) -> Estimate | None:
+def metric_ratio(cells: Records, cell: BenchCell, method: str, metric: str) -> Estimate | None:
     """A metric over that of another method in the same cell; None where the two measured different targets."""
     other = replace(cell, method=method)
     targets = {record.get("target_fingerprint") for each in (cell, other) for record in cells.get(each, [])} - {None}

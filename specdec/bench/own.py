@@ -13,7 +13,7 @@ from specdec.bench.plan import BenchCell, num_prompts
 from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
 from specdec.config.drafter_weights import UNTRAINED, drafter_label
-from specdec.config.identity import content, named
+from specdec.config.identity import content_hash, input_names
 from specdec.config.reference import reference_key
 from specdec.config.resolve import resolve
 from specdec.config.schema import RunConfig
@@ -64,7 +64,7 @@ class Workload:
             "target_fingerprint": self.pair.fingerprint,
             "draft_fingerprint": self.pair.draft_fingerprint,
             "drafter": drafter_label(self.cfg.drafter.name, getattr(self.cfg.drafter, UNTRAINED, False)),
-            "inputs": {name: known for name in named(self.cfg).values() if (known := content(name)) is not None},
+            "inputs": {name: found for name in input_names(self.cfg).values() if (found := content_hash(name))},
         }
 
 

@@ -14,7 +14,7 @@ _STYLE = {"svg.hashsalt": "specdec", "figure.constrained_layout.use": True, "leg
 _BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
-def draw(document: dict[str, Any], folder: Path) -> list[Path]:
+def write_plots(document: dict[str, Any], folder: Path) -> list[Path]:
     """Write the pictures as SVG; returns their paths."""
     new_figure = require("matplotlib.figure").Figure
     paths = []

@@ -20,7 +20,7 @@ from specdec.bench.peers import PeerProcess, interpreter
 from specdec.bench.plan import BenchCell, Step, pairs, refusal, steps
 from specdec.bench.suite import Library, Method, Study, Suite
 from specdec.config.explain import explain
-from specdec.config.identity import content
+from specdec.config.identity import content_hash
 from specdec.core.files import append_line, read_lines
 from specdec.draft_lengths.profile import FOLDER as DRAFT_TABLES
 from specdec.errors import SpecdecError
@@ -69,7 +69,7 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
 
 def _up_to_date(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The measurements whose models and prompts have not changed since."""
-    now = {name: content(name) for record in records.values() for name in record.get("inputs") or ()}
+    now = {name: content_hash(name) for record in records.values() for name in record.get("inputs") or ()}
     current = {
         key: record
         for key, record in records.items()

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from specdec.bench.claims import judge
-from specdec.bench.measurements import Records, label, ratio
+from specdec.bench.measurements import Records, label, metric_ratio
 from specdec.bench.plan import BenchCell, cells_of
 from specdec.bench.run import DONE
 from specdec.bench.suite import Library, Study, Suite
@@ -59,7 +59,7 @@ def _figures(cell: BenchCell, study: Study, cells: Records) -> dict[str, Any]:
     for key in _MEDIANS:
         values = [record[key] for record in done if record.get(key) is not None]
         entry[key] = asdict(median(values)) if values else None
-    over_baseline = ratio(cells, cell, study.baseline, "tokens_per_s") if study.baseline else None
+    over_baseline = metric_ratio(cells, cell, study.baseline, "tokens_per_s") if study.baseline else None
     return {
         **entry,
         "status": DONE,

@@ -1,4 +1,4 @@
-"""How a command ends: whatever stops it leaves one line on stderr and the exit code that a shell expects."""
+"""How a command ends: an error or signal becomes one line on stderr and the exit code that a shell expects."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from types import FrameType
 
 from specdec.config.explain import explain
 
-_INTERRUPTED = "what is finished is kept, run the same command again to go on"
+_INTERRUPTED = "what is finished is kept, run the same command again to resume"
 
 
 @contextmanager
-def ends_in_one_line() -> Iterator[None]:
-    """Whatever ends the block early leaves one line on stderr and the exit code that a shell expects."""
+def errors_in_one_line() -> Iterator[None]:
+    """Turn an error or signal in the block into one line on stderr and the exit code that a shell expects."""
     in_main = threading.current_thread() is threading.main_thread()
-    asked: list[int] = []  # what was asked for holds, also where a library swallowed the exception in passing
+    signals: list[int] = []  # remembers SIGTERM even if a library swallows the exception
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        signals.append(number)
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate) if in_main else None
     try:
         yield
-        if asked:
+        if signals:
             raise _Terminated
     except _Terminated:
         _fail(f"terminated; {_INTERRUPTED}", 128 + signal.SIGTERM)
@@ -37,7 +37,7 @@ def ends_in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
-        if asked:
+        if signals:
             _fail(f"terminated; {_INTERRUPTED}", 128 + signal.SIGTERM)
         if os.environ.get("SPECDEC_TRACEBACK"):
             raise
@@ -48,7 +48,7 @@ def ends_in_one_line() -> Iterator[None]:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: a batch system takes the machine back. It ends a run as Ctrl-C does."""
+    """SIGTERM, which batch systems send; it ends a run like Ctrl-C."""
 
 
 def _fail(message: str, code: int) -> None:

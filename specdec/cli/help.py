@@ -1,6 +1,6 @@
 """``python run.py --help``: every group with its options, every setting with its value and its meaning, in a second.
 
-Hydra can print such a page itself, but takes seconds with as many groups as there are here.
+Hydra can print such a page itself, but needs seconds for as many groups as there are here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ GROUPS = (
     *("pair", "data", "scheduler", "batching", "alignment", "drafter", "verifier", "draft_length", "arrivals"),
     *("runner", "logger", "experiment", "debug"),
 )
-HEADER = """specdec decodes prompts with a target and a draft model, proves the output and prints what it cost.
-Without arguments: the built-in pair, plain decoding against EQSPEC, EXSPEC and continuous batches.
+HEADER = """specdec decodes prompts with a target and a draft model, checks the output and prints the speed.
+Without arguments: the built-in pair, plain decoding compared with EQSPEC, EXSPEC and continuous batching.
 
   python run.py pair=vicuna scheduler=exspec batch=1,2,4,8 -m     sweep (-m) over four batch sizes
   python run.py pair=vicuna pair.target=/models/vicuna-7b         a local folder in Hub format
@@ -39,7 +39,7 @@ Further flags: -m (sweep), --cfg job, --info defaults, --hydra-help. SPECDEC_TRA
 
 
 def print_help(overrides: list[str]) -> None:
-    """The page, with the settings that ``overrides`` lead to."""
+    """Print the page, with the settings that result from ``overrides``."""
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         cfg = compose(config_name="config", overrides=overrides)
     width = max(60, get_terminal_size((120, 0)).columns)
@@ -47,7 +47,7 @@ def print_help(overrides: list[str]) -> None:
     print("== Groups: GROUP=OPTION ==\n")
     for group in GROUPS:
         print(group)
-        for option, description in sorted(describe(group).items()):
+        for option, description in sorted(option_descriptions(group).items()):
             print("\n".join(wrap(f"  {option:<24} {description}".rstrip(), width, subsequent_indent=" " * 27)))
     print("\n== Settings: KEY=VALUE ==\n")
     print(commented(OmegaConf.to_yaml(cfg), meanings(OmegaConf.to_container(cfg)), width))
@@ -68,7 +68,7 @@ def meanings(settings: Any) -> dict[str, str]:
 
 
 def commented(settings: str, meaning: dict[str, str], width: int) -> str:
-    """YAML with what each setting means behind it; what does not fit into ``width`` goes on in the next line."""
+    """YAML with the meaning of each setting as a comment, wrapped to ``width``."""
     lines, path = [], list[str]()
     for line in settings.splitlines():
         key = re.match(r"( *)([\w-]+):", line)
@@ -82,8 +82,8 @@ def commented(settings: str, meaning: dict[str, str], width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def describe(group: str) -> dict[str, str]:
-    """Options of a group and a line about each: presets carry theirs as a comment, plug-ins as a docstring."""
+def option_descriptions(group: str) -> dict[str, str]:
+    """A line about each option of a group: from the comment of a preset or the docstring of a plug-in."""
     found = {}
     if group in PLUGIN_GROUPS:
         found = {name: lookup(group, name).doc for name in names(group)}

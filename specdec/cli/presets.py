@@ -1,8 +1,8 @@
-"""Sweeps over presets: one Hydra sweep per preset, because a preset brings its own. Imports no torch.
+"""Sweeps over presets: one Hydra sweep per preset, because each has its own. Imports no torch.
 
 Hydra reads ``hydra.sweeper.params`` from the config that it composes before the sweep. With ``experiment=a,b`` that
 config has neither preset, so their sweeps would be lost; and a setting that is both in a preset's sweep and on the
-command line would be swept twice. So the command line is split and cleared here, before Hydra sees it.
+command line would be swept twice. So the command line is split here, and such settings are removed from the sweep.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SWEEP_DIR = "hydra.sweep.dir"
 
 
 def split_presets(arguments: list[str]) -> list[list[str]]:
-    """One command line per preset of ``experiment=a,b``; what the command line sets leaves the preset's own sweep.
+    """One command line per preset of ``experiment=a,b``; what the command line sets is removed from its sweep.
 
     Raises:
         ConfigError: there is no such preset.
@@ -39,7 +39,7 @@ def split_presets(arguments: list[str]) -> list[list[str]]:
     for name in names:
         params = _swept_by(name)
         left = [f"{key}={values}" for key, values in params.items() if not _sets(overrides, key)]
-        # The preset's sweep as a whole gives way to what is left of it: Hydra cannot delete a key that has a dot.
+        # The preset's sweep is replaced as a whole: Hydra cannot delete a key that has a dot.
         cleared = ["hydra.sweeper.params=null", *left] if len(left) < len(params) else []
         # Presets of one command may start within one second: each has a folder of its own.
         folder = f"{_SWEEP_DIR}=${{results_dir}}/sweeps/${{now:%Y-%m-%d_%H-%M-%S}}_${{process_id:}}_{name}"
@@ -50,7 +50,7 @@ def split_presets(arguments: list[str]) -> list[list[str]]:
 
 
 def _overrides(arguments: list[str]) -> list[Override]:
-    """The settings among the arguments; those that Hydra cannot read are left for it to refuse."""
+    """The settings among the arguments; those that Hydra cannot parse are left for it to report."""
     found = []
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
@@ -67,7 +67,7 @@ def _sets(overrides: list[Override], key: str) -> bool:
 
 
 def _swept_by(name: str) -> dict[str, str]:
-    """What a preset sweeps over: the values of each setting, as on the command line."""
+    """A preset's sweep: the values of each setting, as on the command line."""
     presets = {file.name.removesuffix(".yaml"): file for file in (files("specdec.conf") / GROUP).iterdir()}
     if name == "null":
         return {}

@@ -1,6 +1,6 @@
-"""The command line: Hydra composes, this module turns every failure into one line and prints the tables.
+"""The command line of runs: Hydra composes the configs, this module prints the tables, and errors in one line.
 
-Nothing here imports torch; the job does, once its config is known to be right.
+Nothing here imports torch; the job does, after its config has been checked.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-from specdec.cli.exit import ends_in_one_line
+from specdec.cli.exit import errors_in_one_line
 from specdec.cli.presets import split_presets
 from specdec.config.explain import explain
-from specdec.config.pair_folder import folder_words
+from specdec.config.pair_folder import expand_pair_folder
 from specdec.config.processes import is_main_process
 from specdec.core.files import append_line, read_lines
 from specdec.errors import SpecdecError
@@ -43,26 +43,26 @@ def main() -> None:
     load_entry_points()
     if len(sys.argv) == 1:
         sys.argv.append(QUICKSTART)
-    sys.argv = [sys.argv[0], *folder_words(flags_first(sys.argv)[1:])]
+    sys.argv = [sys.argv[0], *expand_pair_folder(flags_first(sys.argv)[1:])]
     if {"--help", "-h"} & set(sys.argv[1:]):
         _help()
         return
-    # Hydra prints long chains of causes and exits by itself; with this set, it lets us have the exception.
+    # Hydra prints long chains of causes and exits by itself; with this set, it raises the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with _quiet_unless_main(), ends_in_one_line():
+    with _quiet_unless_main(), errors_in_one_line():
         Command().run()
 
 
 @dataclass(slots=True)
 class Command:
-    """One call of the command: where its sweeps leave their outcomes, and what came of its points."""
+    """One call of the command: the folders of its sweeps, and the outcomes of its points."""
 
     sweep_dirs: list[Path] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
-    error: Exception | None = None  # of a single run: raised again outside Hydra, which would print lines of its own
+    error: Exception | None = None  # of a single run: raised again outside Hydra, which would print more lines
 
     def run(self) -> None:
-        """Run all points and show what is done, then raise what ended the run or made it incomplete."""
+        """Run all points and print their table, then raise the error that ended the run or left it incomplete."""
         running = _running.set(self)
         try:
             failure = self._run()
@@ -107,7 +107,7 @@ class Command:
         print(json.dumps(document, allow_nan=False), flush=True)
 
     def check(self) -> None:
-        """The exit code: non-zero if something failed, is missing, or is not as it was demanded to be."""
+        """Exit with an error if a point failed, is missing, or does not satisfy ``strict``."""
         failures = [outcome.get("num_failures") or 0 for outcome in self.outcomes if outcome.get("strict")]
         if any(failures):
             raise SpecdecError(
@@ -116,19 +116,17 @@ class Command:
             )
         num_elsewhere = sum(outcome["status"] == ELSEWHERE for outcome in self.outcomes)
         if num_elsewhere:
-            raise SpecdecError(
-                f"{num_elsewhere} points run elsewhere: run the same command again to have their results"
-            )
+            raise SpecdecError(f"{num_elsewhere} points run elsewhere: run the same command again to get their results")
         if any(outcome["status"] != "done" for outcome in self.outcomes):
             sys.exit(1)
 
 
 _running: ContextVar[Command] = ContextVar("specdec_command")
-"""For the jobs and callbacks that Hydra calls in this process."""
+"""The command in progress, for the jobs and callbacks that Hydra calls in this process."""
 
 
 class SweepCallback(Callback):
-    """Tells the command where the jobs of its sweep, wherever they run, leave their outcomes."""
+    """Tells the command in which folder the jobs of its sweep, in any process, write their outcomes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, before the first job."""
@@ -143,7 +141,7 @@ def flags_first(argv: list[str]) -> list[str]:
 
 @contextmanager
 def _quiet_unless_main() -> Iterator[None]:
-    """Of the processes that torchrun or srun started, one speaks."""
+    """Of the processes that torchrun or srun started, only the main one prints."""
     if is_main_process():
         yield
         return
@@ -154,7 +152,7 @@ def _quiet_unless_main() -> Iterator[None]:
 def _help() -> None:
     from specdec.cli.help import print_help
 
-    with ends_in_one_line():
+    with errors_in_one_line():
         print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
 
 
@@ -169,7 +167,7 @@ def _outcome(cfg: DictConfig, overrides: list[str]) -> Outcome:
 
 
 def _job(cfg: DictConfig) -> None:
-    """One point. In a sweep a point that fails is recorded and the sweep goes on."""
+    """Run one point. In a sweep, a failed point is recorded and the sweep continues."""
     from specdec.run.runner import failed_point
 
     context = HydraConfig.get()

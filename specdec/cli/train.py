@@ -18,7 +18,7 @@ def main(recipes: Recipes = NO_RECIPES) -> None:
     """Entry point of ``train.py``; ``recipes`` are what task=pair can run, by the name of the pair."""
 
     def job(cfg: DictConfig) -> None:
-        # Here as well as around Hydra, which announces a failing job on a line of its own.
+        # Here as well as around Hydra, which would print a line of its own about a failed job.
         _in_one_line(lambda: run_task(selected_pair(cfg), to_dataclass(cfg), recipes))
 
     # Hydra prints long chains of causes and exits by itself; with this set, it raises the exception.

@@ -1,8 +1,8 @@
-"""Settings that mean nothing, or contradict each other: refused before anything is loaded. Imports no torch."""
+"""Refuses settings that are invalid or contradict each other, before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
-from specdec.config.drafter_weights import check_chosen
+from specdec.config.drafter_weights import check_drafter_weights
 from specdec.config.plugins import declared
 from specdec.config.processes import launched_from_outside, num_processes, world_size
 from specdec.config.reference import follows_plain, has_reference, sampling_params
@@ -23,23 +23,23 @@ def check(config: RunConfig) -> None:
     """Refuse a config that cannot run.
 
     Raises:
-        ConfigError: naming the setting, its value, and what would be right.
+        ConfigError: names the setting, its value, and what would be valid.
     """
     for key in ("batch", "max_new_tokens"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{key}={getattr(config, key)}: it must be at least 1")
     _check_runner(config)
     _check_serving(config)
-    check_chosen(config.drafter)
+    check_drafter_weights(config.drafter)
     _refuse_incorrect(config)
     _check_sampling(config)
     _check_replay(config)
     if config.strict and not (config.reference and has_reference(config)):
-        raise ConfigError("strict=true needs a reference to hold the output against: set reference=true, temperature=0")
+        raise ConfigError("strict=true needs a reference to compare the output with: set reference=true, temperature=0")
 
 
 def is_serving(config: RunConfig) -> bool:
-    """Whether requests arrive over time, or conversations continue. Such a run cannot be split or resumed."""
+    """Whether requests arrive over time, or conversations continue. Such a run uses one process and cannot resume."""
     return declared(config, "arrivals").timed or config.data.turns == "conversation"
 
 
@@ -57,17 +57,17 @@ def _check_runner(config: RunConfig) -> None:
         if getattr(runner, key) not in options:
             raise ConfigError(unknown(f"runner.{key}", getattr(runner, key), options))
     if isinstance(runner.devices, str | float) or not num_processes(runner) >= 1:
-        raise ConfigError(f"runner.devices={runner.devices}: give a number from 1 on, or a list of GPUs such as [2,3]")
+        raise ConfigError(f"runner.devices={runner.devices}: give a number above 0, or a list of GPUs such as [2,3]")
     if not isinstance(runner.devices, int) and runner.accelerator == "cpu":
-        raise ConfigError(f"runner.devices={list(runner.devices)}: CPU processes have no numbers; give how many")
+        raise ConfigError(f"runner.devices={list(runner.devices)}: only GPUs can be listed; give a number")
     size = num_processes(runner)
     if launched_from_outside() and size != world_size():
         raise ConfigError(
-            f"{world_size()} processes were started and runner.devices={runner.devices}, "
+            f"{world_size()} processes were started, but runner.devices={runner.devices} and "
             f"runner.num_nodes={runner.num_nodes} make {size}: set runner.devices to the processes per machine"
         )
     if runner.prefill_chunk is not None and runner.prefill_chunk < 1:
-        raise ConfigError(f"runner.prefill_chunk={runner.prefill_chunk}: give tokens from 1 on, or null for no chunks")
+        raise ConfigError(f"runner.prefill_chunk={runner.prefill_chunk}: it must be at least 1, or null for no chunks")
     if runner.num_nodes > 1 and not launched_from_outside():
         raise ConfigError(f"runner.num_nodes={runner.num_nodes}: start it with torchrun or srun, on every machine")
     if runner.tensor_parallel:
@@ -75,44 +75,46 @@ def _check_runner(config: RunConfig) -> None:
 
 
 def _check_tensor_parallel(config: RunConfig, size: int) -> None:
-    """All ranks must take the same decisions, so nothing may depend on a clock."""
+    """All ranks must make the same decisions, so nothing may depend on measured time."""
     if size == 1:
         raise ConfigError("runner.tensor_parallel=true splits the target over processes: set runner.devices=2 or more")
     if config.weights != "pretrained":
         raise ConfigError(f"runner.tensor_parallel=true with weights={config.weights}: only checkpoints can be split")
     if declared(config, "draft_length").reads_clock:
         raise ConfigError(
-            f"runner.tensor_parallel=true with draft_length={config.draft_length.name}: it looks at the clock, which "
+            f"runner.tensor_parallel=true with draft_length={config.draft_length.name}: it measures time, which "
             "differs between processes; set draft_length=fixed"
         )
     share = getattr(config.scheduler, "prefill_share", 1)
     if share < 1:
         raise ConfigError(
-            f"runner.tensor_parallel=true with scheduler.prefill_share={share}: it looks at the clock, which differs "
+            f"runner.tensor_parallel=true with scheduler.prefill_share={share}: it measures time, which differs "
             "between processes; set scheduler.prefill_share=1"
         )
     if declared(config, "arrivals").timed:
         raise ConfigError(
-            f"runner.tensor_parallel=true with arrivals={config.arrivals.name}: requests come by the clock, which "
+            f"runner.tensor_parallel=true with arrivals={config.arrivals.name}: arrivals depend on time, which "
             "differs between processes; set arrivals=none"
         )
     if config.runner.on_out_of_memory != "fail":
-        raise ConfigError("runner.tensor_parallel=true: its processes go in step; set runner.on_out_of_memory=fail")
+        raise ConfigError(
+            "runner.tensor_parallel=true: ranks cannot shrink a batch separately; set runner.on_out_of_memory=fail"
+        )
 
 
 def _refuse_incorrect(config: RunConfig) -> None:
-    """Plug-ins that are kept with their published defects run only where that is asked for."""
+    """Plug-ins with their published defects run only with allow_incorrect=true."""
     wrong = [
         f"{group}={getattr(config, group).name}" for group in PLUGIN_GROUPS if declared(config, group).known_incorrect
     ]
     if wrong and not config.allow_incorrect:
-        raise ConfigError(f"{', '.join(wrong)}: known to be incorrect, kept as published; set allow_incorrect=true")
+        raise ConfigError(f"{', '.join(wrong)}: known to be incorrect, as published; set allow_incorrect=true")
 
 
 def _check_sampling(config: RunConfig) -> None:
     sampling_params(config)
     if config.stop_strings is not None and not all(config.stop_strings):
-        raise ConfigError("stop_strings: an empty string would stop every row at once; leave it out")
+        raise ConfigError("stop_strings: an empty string would stop every row at once; remove it")
     check_stop_strings(config.stop_strings or ())
     verifier = declared(config, "verifier")
     if verifier.lossy and not config.allow_lossy:
@@ -121,21 +123,21 @@ def _check_sampling(config: RunConfig) -> None:
 
 
 def check_samples(config: RunConfig, samples: bool) -> None:
-    """Refuse to sample with a verifier that decides greedy rows only (``samples=False``).
+    """Refuse to sample with a verifier that supports greedy decoding only (``samples=False``).
 
     Raises:
-        ConfigError: naming temperature and verifier.
+        ConfigError: names temperature and verifier.
     """
     if config.temperature > 0 and not samples:
         name = config.verifier.name
         raise ConfigError(
             f"temperature={config.temperature} with verifier={name}: set verifier=rejection|block (or naive), "
-            f"or temperature=0; verifier={name} decides greedy rows only"
+            f"or temperature=0; verifier={name} supports greedy decoding only"
         )
 
 
 def _check_replay(config: RunConfig) -> None:
-    """A drafter that replays the reference outputs needs some that the run can emit."""
+    """A drafter that replays the reference outputs needs references that the run itself must emit."""
     if not declared(config, "drafter").replays:
         return
     name = config.drafter.name

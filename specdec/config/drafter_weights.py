@@ -1,7 +1,6 @@
-"""Drafters with trained weights of their own: a folder holds them, or `untrained=true` says that none does.
+"""Drafters with trained weights of their own: `path` is their folder, or `untrained=true` allows untrained ones.
 
-Untrained weights draft, slowly and losslessly, so nothing but a low acceptance would tell that a path was forgotten.
-Imports no torch.
+Untrained weights draft losslessly, so only a low acceptance rate would show a forgotten path. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from specdec.errors import ConfigError
 UNTRAINED = "untrained"
 
 
-def check_weights(kind: str, path: str | None, untrained: bool) -> None:
-    """Refuse a drafter that would draft with weights that nobody trained, unless that is asked for.
+def check_trained_weights(kind: str, path: str | None, untrained: bool) -> None:
+    """Refuse a drafter with untrained weights, unless ``untrained`` allows it.
 
     Raises:
-        ConfigError: there is no path, or there is one beside ``untrained``.
+        ConfigError: neither the path nor ``untrained`` is given, or both are.
     """
     if path is None and not untrained:
         raise ConfigError(
@@ -25,15 +24,15 @@ def check_weights(kind: str, path: str | None, untrained: bool) -> None:
             f"`python train.py task=heads heads.kind={kind}`, or drafter.untrained=true"
         )
     if path is not None and untrained:
-        raise ConfigError(f"drafter.untrained=true with drafter.path={path}: leave one out")
+        raise ConfigError(f"drafter.untrained=true with drafter.path={path}: remove one of them")
 
 
-def check_chosen(drafter: Any) -> None:
-    """The same of a config's drafter; those without weights of their own pass."""
+def check_drafter_weights(drafter: Any) -> None:
+    """The same check for a config's drafter; drafters without weights of their own pass."""
     if hasattr(drafter, UNTRAINED):
-        check_weights(drafter.name, drafter.path, drafter.untrained)
+        check_trained_weights(drafter.name, drafter.path, drafter.untrained)
 
 
 def drafter_label(name: str, untrained: bool = False) -> str:
-    """What tables call a drafter: its name, with a word where its weights are untrained."""
+    """A drafter's name in tables, which marks untrained weights."""
     return f"{name} ({UNTRAINED})" if untrained else name

@@ -1,4 +1,4 @@
-"""One line for any error: the setting that is wrong, its value, and what would be right."""
+"""One line for any error: the setting that is wrong, its value, and what would be valid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from specdec.errors import SpecdecError, is_out_of_memory
+from specdec.errors import SpecdecError, first_line, is_out_of_memory
 from specdec.registry import unknown
 
 _NO_OPTION = re.compile(r"Could not find '(?P<group>[^']+?)/(?P<name>[^'/]+)'")
@@ -24,7 +24,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException) -> str:
-    """A message of one line. Errors of ours carry it; those of Hydra and the system are translated."""
+    """A message of one line. Errors of this package have one; those of Hydra and of the system are rewritten."""
     if isinstance(error, SpecdecError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -32,16 +32,16 @@ def explain(error: BaseException) -> str:
     if is_out_of_memory(error):
         return (
             "out of memory: set a smaller batch, max_new_tokens or data.max_input_tokens, or "
-            f"runner.on_out_of_memory=shrink ({_first_line(error)})"
+            f"runner.on_out_of_memory=shrink ({first_line(error)})"
         )
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return (
-            f"no space left under {error.filename or 'results_dir'} ({os.strerror(error.errno)}): make room and run "
-            "the same command again; nothing that was finished is lost"
+            f"no space left under {error.filename or 'results_dir'} ({os.strerror(error.errno)}): free space and run "
+            "the same command again; what is finished is kept"
         )
     if isinstance(error, OSError):
-        return _first_line(error)
-    return f"{type(error).__name__}: {_first_line(error)} (set SPECDEC_TRACEBACK=1 for the whole trace)"
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error)} (set SPECDEC_TRACEBACK=1 for the traceback)"
 
 
 def _explain_config(error: BaseException) -> str:
@@ -54,14 +54,14 @@ def _explain_config(error: BaseException) -> str:
         return _unknown_key(match["key"])
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ValidationError):
-        return f"{cause.full_key or 'a setting'}: {_first_line(cause)}"
+        return f"{cause.full_key or 'a setting'}: {first_line(cause)}"
     if isinstance(cause, ConfigKeyError) and cause.full_key:
         return _unknown_key(str(cause.full_key))
-    return _first_line(error)
+    return first_line(error)
 
 
 def _unknown_key(key: str) -> str:
-    """Name the settings that exist beside an unknown one."""
+    """The message for an unknown setting: the settings that exist in its place."""
     parent, _, name = key.rpartition(".")
     try:
         with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
@@ -86,8 +86,3 @@ def _options(group: str) -> list[str]:
     kind = ObjectType.CONFIG if group else ObjectType.GROUP
     found: list[str] = loader.get_group_options(group, kind)
     return [name for name in found if name not in ("hydra", "config", "train")]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from specdec.registry import NOT_PARAMS, PLUGIN_GROUPS
 
 _HASHED_BYTES = 64 * 1024 * 1024
 CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
-"""Keys of env.json that decide speeds beside the settings."""
+"""Keys of env.json that affect speeds besides the settings."""
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -25,30 +25,30 @@ def identity(config: RunConfig) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
     for key in NOT_IDENTITY_OF_RUNNER:
         del settings["runner"][key]
-    if config.debug.invariants:  # checked runs are slow: their times must not pass for those of others
+    if config.debug.invariants:  # checked runs are slow: their times must not count as those of others
         settings["invariants_every"] = config.debug.invariants_every
-    if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their names
+    if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their hash
         del settings["drafter"][UNTRAINED]
     if settings["data"]["subset"] is None:  # the same
         del settings["data"]["subset"]
-    if not declared(config, "drafter").drafts:  # how much would be drafted does not matter
+    if not declared(config, "drafter").drafts:  # the draft length has no effect
         del settings["draft_length"], settings["gamma"]
     return settings
 
 
-def signature(config: RunConfig, prefix: str = "") -> dict[str, str]:
-    """Per local input: a hash of its content (of names, sizes and times, for large files).
+def input_hashes(config: RunConfig, prefix: str = "") -> dict[str, str]:
+    """The content hash of each local input, by setting.
 
     Inputs are the pair's models and tokenizers, the prompts, and the files and folders that settings of the chosen
-    plug-ins name: whatever is called path or corpus, and words with a slash or a suffix (not of loggers: they write).
-    Only settings that begin with ``prefix`` are looked at.
+    plug-ins name: values of path and corpus, and values with a slash or a suffix (but not of loggers: they write).
+    Only settings that begin with ``prefix`` are hashed.
     """
-    found = {key: content(name) for key, name in named(config).items() if key.startswith(prefix)}
+    found = {key: content_hash(name) for key, name in input_names(config).items() if key.startswith(prefix)}
     return {key: known for key, known in found.items() if known is not None}
 
 
-def named(config: RunConfig) -> dict[str, str]:
-    """The files and folders, and names on the Hub, that a point's settings name as inputs."""
+def input_names(config: RunConfig) -> dict[str, str]:
+    """The files, folders and names on the Hub that a point's settings name as inputs."""
     found = {f"pair.{role}": getattr(config.pair, role) for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
     found["data.path"] = config.data.path
     for group in PLUGIN_GROUPS:
@@ -57,9 +57,9 @@ def named(config: RunConfig) -> dict[str, str]:
     return {key: str(name) for key, name in found.items() if name}
 
 
-def content(name: str) -> str | None:
-    """A hash of what a file or folder holds; None where there is none."""
-    path = local(name)
+def content_hash(name: str) -> str | None:
+    """A hash of the content of a file or folder; None if it does not exist."""
+    path = local_path(name)
     files = sorted(path.glob("*")) if path.is_dir() else [path]
     return hash_files(files) if path.exists() else None
 
@@ -68,8 +68,8 @@ def _is_path(key: str, value: object) -> bool:
     return isinstance(value, str) and (key in ("path", "corpus") or "/" in value or bool(Path(value).suffix))
 
 
-def local(name: str) -> Path:
-    """Where a name leads if it is a local file or folder: ``asset:`` and ``~`` are resolved."""
+def local_path(name: str) -> Path:
+    """The path of a local file or folder, with ``asset:`` and ``~`` resolved."""
     return Path(os.path.expanduser(assets.resolve(name)))
 
 

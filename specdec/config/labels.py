@@ -1,8 +1,8 @@
-"""What tables call a pair, and how two pairs (or two files of prompts) of one name are told apart. Imports no torch.
+"""Names of pairs in tables, and how two pairs (or prompt files) of one name are distinguished. Imports no torch.
 
-A preset's name stands for its own checkpoints only: with others in their place the pair is named after those. Two
-pairs may still bear one name (folders of one name, a folder whose content has changed, random weights of other sizes):
-then the fingerprints of their weights, which every summary holds, are shown beside it.
+A preset's name refers to its own checkpoints only; a pair with other checkpoints is named after those. Two pairs may
+still have the same name (folders of one name, a folder whose content has changed, random weights of other sizes): then
+the fingerprints of their weights, from their summaries, are appended.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from specdec import assets
 
-MARK = 6  # characters of a fingerprint
+MARK = 6  # characters of a fingerprint that are shown
 _ROLES = ("target", "draft")
 _FINGERPRINTS = {"pair": ("target_fingerprint", "draft_fingerprint"), "data": ("data_fingerprint",)}
-"""Keys of a summary: a name, and what decides whether two of that name are the same."""
-_GENERIC = re.compile(r"model|export|final|best|last|hf|snapshots|[0-9a-f]{40}")  # folders within that of a model
+"""Keys of a summary: a name, and the fingerprints that distinguish two of the same name."""
+_GENERIC = re.compile(r"model|export|final|best|last|hf|snapshots|[0-9a-f]{40}")  # folders that do not name a model
 _NUMBERED = re.compile(r"(checkpoint|step|epoch)[-_=]?\d+")
 _CACHED = re.compile(r"models--.+--(?P<name>.+?)")  # a folder of the Hub's cache
 
@@ -33,7 +33,7 @@ def name_after(name: str, given: dict[str, str | None], preset: dict[str, str | 
         name: the preset's. given: the target and draft that will be loaded. preset: those that the name stands for.
 
     Returns:
-        ``name``, or the names of the checkpoints where one of them is another: TARGET+DRAFT, or one for both.
+        ``name``; or TARGET+DRAFT if a checkpoint is not the preset's (one name if both are the same).
     """
     if all(given[role] in (preset[role], None) for role in _ROLES):
         return name
@@ -61,9 +61,9 @@ def short_name(checkpoint: str, role: str) -> str:
 
 
 def tell_apart(points: Iterable[dict[str, Any]]) -> None:
-    """Put fingerprints behind the names of pairs and data where one name stands for several of them.
+    """Append fingerprints to the names of pairs and data that refer to several of them.
 
-    A fingerprint that is not there says nothing: a pair without a draft, or a result of before there were any.
+    A missing fingerprint is ignored: a pair without a draft and an old result have none.
     """
     points = list(points)
     for what, fingerprints in _FINGERPRINTS.items():
@@ -84,4 +84,4 @@ def _resolve(name: str, target: str | None = None, draft: str | None = None, *, 
 
 
 OmegaConf.register_new_resolver("pair_name", _resolve, replace=True)
-"""``${pair_name:NAME,TARGET,DRAFT}``: the preset's name, or one made of the checkpoints that are given instead."""
+"""``${pair_name:NAME,TARGET,DRAFT}``: the preset's name, or one after the checkpoints that are given instead."""

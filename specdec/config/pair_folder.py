@@ -1,7 +1,7 @@
-"""``pair=FOLDER``: a pair that training exported, by the folder it lies in. Imports no torch.
+"""``pair=FOLDER``: a pair that training exported, given by its folder. Imports no torch.
 
-A folder holds ``target/`` and, beside it, ``draft/`` and ``tokenizer/`` where there are any; or it is a model by
-itself, with a provenance.json that says what it was trained as: a draft of its frozen target, or a target.
+The folder has ``target/`` and optionally ``draft/`` and ``tokenizer/``; or it is a single model, whose provenance.json
+says whether it was trained as a target or as the draft of a frozen target.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ OPTION = "folder"
 _PAIR = "pair="
 
 
-def folder_words(arguments: list[str]) -> list[str]:
-    """The command line with ``pair=FOLDER`` as the config group's option and its path; other words as they are."""
+def expand_pair_folder(arguments: list[str]) -> list[str]:
+    """The command line with every ``pair=FOLDER`` as ``pair=folder pair.folder=FOLDER``."""
     words = []
     for word in arguments:
         path = word.removeprefix(_PAIR)
@@ -29,7 +29,7 @@ def folder_words(arguments: list[str]) -> list[str]:
 
 
 def fill_from_folder(pair: PairConfig) -> None:
-    """Set target, draft and tokenizer from ``pair.folder`` where the config leaves them open.
+    """Set target, draft and tokenizer from ``pair.folder`` where the config does not set them.
 
     Raises:
         ConfigError: there is no such folder, or it holds no pair.
@@ -39,7 +39,7 @@ def fill_from_folder(pair: PairConfig) -> None:
     folder = Path(pair.folder)
     if not folder.is_dir():
         raise ConfigError(f"pair={pair.folder}: no such folder; give one that train.py exported, or a pair's name")
-    found = _beside(folder) if (folder / "target").is_dir() else _alone(folder)
+    found = _pair_in(folder) if (folder / "target").is_dir() else _single_model(folder)
     for role, path in found.items():
         if getattr(pair, role) is None:
             setattr(pair, role, path)
@@ -49,11 +49,11 @@ def fill_from_folder(pair: PairConfig) -> None:
         pair.name = name_after(folder.resolve().name, given, {role: found.get(role) for role in roles})
 
 
-def _beside(folder: Path) -> dict[str, str]:
+def _pair_in(folder: Path) -> dict[str, str]:
     return {role: str(folder / role) for role in ("target", "draft", "tokenizer") if (folder / role).is_dir()}
 
 
-def _alone(folder: Path) -> dict[str, str]:
+def _single_model(folder: Path) -> dict[str, str]:
     provenance: dict[str, Any] = {}
     if (folder / "provenance.json").is_file():
         try:
@@ -63,7 +63,7 @@ def _alone(folder: Path) -> dict[str, str]:
     config = provenance.get("config") or {}
     if provenance.get("task") == "heads":
         kind = (config.get("heads") or {}).get("kind", "KIND")
-        raise ConfigError(f"pair={folder}: it holds weights for a drafter; set drafter={kind} drafter.path={folder}")
+        raise ConfigError(f"pair={folder}: it has the weights of a drafter; set drafter={kind} drafter.path={folder}")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"pair={folder}: neither target/ nor config.json in it; give a folder that train.py exported")
     if provenance.get("task") == "distill":

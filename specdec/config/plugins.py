@@ -10,12 +10,12 @@ from specdec.registry import NOT_PARAMS, Entry, create, lookup
 
 
 def declared(config: RunConfig, group: str) -> Entry:
-    """What the plug-in chosen for ``group`` declares of itself."""
+    """The registry entry of the plug-in chosen for ``group``."""
     return lookup(group, getattr(config, group).name)
 
 
 def plugin_config(group: str, name: str, **settings: Any) -> Any:
-    """The config of ``group=name`` with its defaults, but for ``settings``."""
+    """The config of ``group=name``: ``settings``, and defaults for the others."""
     config = lookup(group, name).config(**settings)
     if getattr(config, "label", None) == "${.name}":
         config.label = name

@@ -29,7 +29,7 @@ def world_size(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def is_main_process(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the process of its run that prints and sums up."""
+    """Whether this is the process of its run that prints and writes the summary."""
     if not launched_from_outside(environ):
         return True
     return int(environ.get("RANK", environ.get("SLURM_PROCID", "0"))) == 0

@@ -6,9 +6,9 @@
   distribution.
 - Sampling with another verifier: the tokens also depend on what was drafted, so plain sampling gives other tokens of
   the same distribution. The reference is the same method at batch 1 with the same seeds: equality shows that a row
-  does not depend on its neighbours. That the distribution is right is shown elsewhere, by enumeration
-  (tests/test_verifiers_exact.py). A draft length that looks at the batch drafts other tokens at batch 1, so there is
-  nothing to compare with then.
+  does not depend on its neighbours. That the distribution is right is tested by enumeration
+  (tests/test_verifiers_exact.py). A draft-length policy that depends on the batch drafts other tokens at batch 1, so
+  then there is no reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from specdec.config.identity import identity, signature
+from specdec.config.identity import identity, input_hashes
 from specdec.config.plugins import declared, plugin_config
 from specdec.config.schema import RunConfig
 from specdec.core.sampling_params import SamplingParams
@@ -36,7 +36,7 @@ def sampling_params(config: RunConfig) -> SamplingParams:
 
 def plain(config: RunConfig) -> RunConfig:
     """The same point with speculation off."""
-    # Nothing is drafted, so verifiers do not differ: one name for all, and one baseline for a sweep over them.
+    # Without drafts all verifiers are equivalent: with one of them, a sweep over verifiers has one baseline.
     verifier = plugin_config("verifier", "greedy" if config.temperature == 0 else "naive")
     return replace(config, drafter=plugin_config("drafter", "none"), verifier=verifier)
 
@@ -51,12 +51,12 @@ def baseline_run(config: RunConfig) -> RunConfig:
         continuous = config.scheduler
     scheduler = replace(continuous, label=_BASELINE)
     if config.runner.tensor_parallel:
-        scheduler.prefill_share = 1.0  # less would look at a clock, which differs between processes
+        scheduler.prefill_share = 1.0  # less depends on measured time, which differs between processes
     return replace(plain(config), scheduler=scheduler, alignment=plugin_config("alignment", "inplace"))
 
 
 def is_baseline(config: RunConfig) -> bool:
-    """Whether a point is what others are compared with."""
+    """Whether a point is itself a baseline."""
     return identity(config) == identity(baseline_run(config))
 
 
@@ -73,7 +73,7 @@ def has_reference(config: RunConfig) -> bool:
 
 
 def reference_run(config: RunConfig) -> RunConfig:
-    """The settings of the run that is compared with: one row at a time."""
+    """The config of the reference run: one row at a time."""
     alone = {"scheduler": "static", "batching": "fifo", "alignment": "eqspec", "arrivals": "none"}
     return replace(
         plain(config) if follows_plain(config) else config,
@@ -85,7 +85,7 @@ def reference_run(config: RunConfig) -> RunConfig:
 
 
 def method_settings(config: RunConfig) -> dict[str, Any]:
-    """What decides the reference outputs beyond the pair and the stops; empty for plain greedy decoding."""
+    """What decides the reference outputs besides pair and stop tokens; empty for plain greedy decoding."""
     settings: dict[str, Any] = {}
     if config.temperature != 0:
         settings["sampling"] = {key: getattr(config, key) for key in _SAMPLING}
@@ -95,10 +95,10 @@ def method_settings(config: RunConfig) -> dict[str, Any]:
         settings["stop_strings"] = list(config.stop_strings)
     if not follows_plain(config):
         settings["method"] = [asdict(getattr(config, part)) for part in ("drafter", "verifier", "draft_length")]
-        settings["inputs"] = signature(config)
+        settings["inputs"] = input_hashes(config)
     return settings
 
 
 def reference_key(config: RunConfig, index: int, prompt_ids: list[int]) -> list[int]:
-    """What a row's reference is stored under: its prompt, and where it samples its place, which seeds it."""
+    """The key of a row's reference: its prompt, and for a sampled row its index, which seeds it."""
     return prompt_ids if config.temperature == 0 else [index, *prompt_ids]

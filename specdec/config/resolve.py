@@ -1,4 +1,4 @@
-"""From what Hydra composed to a typed `RunConfig`: done once, where a run begins. Imports no torch."""
+"""Turns the config that Hydra composed into a typed `RunConfig`, once per run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def resolve(composed: DictConfig) -> RunConfig:
 
 
 def typed(composed: DictConfig) -> RunConfig:
-    """The same settings as dataclasses, those of plug-ins too."""
+    """The same settings as dataclasses, including those of plug-ins."""
     known = [field.name for field in fields(RunConfig)]
     for key in composed:
         if key not in known:

@@ -1,7 +1,4 @@
-"""The declaration of every built-in plug-in: its name, its settings, and where its class is found. Imports no torch.
-
-Help texts are for `--help` and docs/config.md.
-"""
+"""Declares the built-in schedulers, batching policies, alignment strategies, arrivals and loggers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ from specdec.registry import register
 class StaticConfig:
     """A batch runs until its last row ends; finished rows leave it at once."""
 
-    label: str = setting("${.name}", "how tables call it; presets such as eqspec set their own")
+    label: str = setting("${.name}", "its name in tables; presets such as eqspec set their own")
 
 
 @register("scheduler", "continuous", target="specdec.schedulers.continuous:ContinuousScheduler")
 @dataclass
 class ContinuousConfig:
-    """Continuous batching: a finished row's place is taken by the next prompt, which is read between the rounds."""
+    """Continuous batching: the next prompt takes a finished row's place, and is prefilled between the rounds."""
 
     prefill_share: float = setting(
-        0.75, "of the time, for reading newcomers' prompts while others wait for it; 1: at once"
+        0.75, "largest share of the time for prefilling new rows while others wait; 1: at once"
     )
     label: str = "${.name}"
 
@@ -38,7 +35,7 @@ class ExspecConfig:
     """Sliding window over a pool: rows of equal length run together, otherwise any rows realigned."""
 
     max_wait_rounds: int | None = setting(
-        None, "rounds in a row that may pass a row over; null: no bound, as published"
+        None, "most consecutive rounds that may leave a row out; null: no bound, as published"
     )
     label: str = "${.name}"
 
@@ -48,7 +45,7 @@ class ExspecConfig:
 class LockstepConfig:
     """Static batches as DSD runs them, known incorrect: when the fastest row is done, the others are truncated."""
 
-    stop_with_fastest: bool = setting(True, "defect: rows that are not done when the first is are cut off")
+    stop_with_fastest: bool = setting(True, "defect: rows are truncated when the first one is done")
     label: str = "${.name}"
 
 
@@ -58,7 +55,7 @@ class LockstepConfig:
 @register("batching", "fifo", target="specdec.schedulers.order:Fifo")
 @dataclass
 class FifoConfig:
-    """Prompts in the order they come."""
+    """Prompts in the order of their arrival."""
 
     window: int = setting(48, "rows in flight that exspec may group (at least the batch size)")
 
@@ -66,7 +63,7 @@ class FifoConfig:
 @register("batching", "sorted", target="specdec.schedulers.order:Sorted")
 @dataclass
 class SortedConfig:
-    """Shortest prompts first; ties in the order they come."""
+    """Shortest prompts first; ties in the order of their arrival."""
 
     window: int = 48
 
@@ -74,10 +71,10 @@ class SortedConfig:
 @register("batching", "bucketed", target="specdec.schedulers.order:Bucketed")
 @dataclass
 class BucketedConfig:
-    """Prompts gathered by length bucket, buckets from short to long, in order within a bucket."""
+    """Prompts grouped by length in buckets, short buckets first; in the order of their arrival within a bucket."""
 
     window: int = 48
-    bucket_tokens: int = setting(32, "width of a bucket")
+    bucket_tokens: int = setting(32, "width of a bucket, in tokens")
 
 
 # --- alignment --------------------------------------------------------------------------------------------------
@@ -92,23 +89,21 @@ class EqspecConfig:
 @register("alignment", "inplace", target="specdec.alignment.inplace:InplaceAlignment")
 @dataclass
 class InplaceConfig:
-    """Preallocated slots with one write cursor per row: what is rejected is overwritten, nothing is moved."""
+    """Preallocated slots with one write cursor per row: rejected entries are overwritten, nothing is moved."""
 
 
 @register("alignment", "masked", target="specdec.alignment.masked:MaskedAlignment")
 @dataclass
 class MaskedConfig:
-    """Rejected tokens stay as masked holes, which are squeezed out when there are too many."""
+    """Rejected tokens stay as masked holes; the cache is compacted when there are too many."""
 
-    max_hole_share: float = setting(
-        0.25, "share of the columns that all rows could do without, before they are squeezed out"
-    )
+    max_hole_share: float = setting(0.25, "share of the columns that no row needs, above which the cache is compacted")
 
 
 @register("alignment", "rollback", target="specdec.alignment.rollback:RollbackAlignment")
 @dataclass
 class RollbackConfig:
-    """The whole batch is cut back to its shortest acceptance; what others kept beyond is fed again."""
+    """Rolls the whole batch back to the fewest accepted tokens; rows that accepted more feed theirs again."""
 
 
 @register("alignment", "expansion", target="specdec.alignment.expansion:ExpansionAlignment")
@@ -129,12 +124,12 @@ class BspConfig:
 @register("alignment", "dsd", target="specdec.alignment.dsd:DsdAlignment", known_incorrect=True)
 @dataclass
 class DsdConfig:
-    """DSD as published, known incorrect: left padding that is attended and piles up; all is computed anew."""
+    """DSD as published, known incorrect: left padding is attended and accumulates; everything is recomputed."""
 
     attend_padding: bool = setting(True, "defect: no attention mask, padding is read as text")
-    pile_up_padding: bool = setting(True, "defect: padded rows are padded again; harmless alone")
-    absolute_positions: bool = setting(True, "defect: positions count padding; harmless alone for rotary positions")
-    pad_id: int = setting(0, "token that stands in the padding")
+    pile_up_padding: bool = setting(True, "defect: padded rows are padded again; harmless by itself")
+    absolute_positions: bool = setting(True, "defect: positions count padding; harmless by itself if they are rotary")
+    pad_id: int = setting(0, "id of the padding token")
 
 
 # --- arrivals ---------------------------------------------------------------------------------------------------
@@ -143,29 +138,29 @@ class DsdConfig:
 @register("arrivals", "none", target="specdec.run.serving.none:NoArrivals", timed=False)
 @dataclass
 class NoArrivalsConfig:
-    """All prompts are there at the start."""
+    """All prompts arrive at the start."""
 
 
 @register("arrivals", "poisson", target="specdec.run.serving.poisson:PoissonArrivals")
 @dataclass
 class PoissonConfig:
-    """Online serving, simulated: conversations begin at random, independently of each other."""
+    """Simulated online serving: conversations start at random, independently of each other."""
 
-    rate: float = setting(1.0, "conversations per second, in the mean")
+    rate: float = setting(1.0, "mean conversations per second")
     think_s: float = setting(0.0, "mean seconds between an answer and the next question of its conversation")
-    seed: int = setting(0, "of the arrivals")
-    clock: str = setting("virtual", "virtual: only rounds take time, idle time is skipped; real: it is waited for")
+    seed: int = setting(0, "seed of the arrivals")
+    clock: str = setting("virtual", "virtual: only rounds take time, idle time is skipped; real: wall time")
 
 
 @register("arrivals", "trace", target="specdec.run.serving.trace:TraceArrivals")
 @dataclass
 class TraceConfig:
-    """Online serving, simulated: conversations begin when a recorded trace says."""
+    """Simulated online serving: conversations start at the times of a recorded trace."""
 
     path: str | None = setting(None, "JSONL file, one line with arrival_s (seconds) per conversation")
     speed: float = setting(1.0, "2 halves the time between arrivals")
     think_s: float = 0.0
-    seed: int = setting(0, "of the time that users think")
+    seed: int = setting(0, "seed of the times between an answer and the next question")
     clock: str = "virtual"
 
 
@@ -183,19 +178,19 @@ class NoLoggerConfig:
 class CsvLoggerConfig:
     """One row per finished point, appended to a CSV file."""
 
-    path: str = setting("${results_dir}/points.csv", "the file")
+    path: str = setting("${results_dir}/points.csv", "file to append to")
 
 
 @register("logger", "wandb", target="specdec.run.loggers.wandb:WandbLogger")
 @dataclass
 class WandbConfig:
-    """A Weights & Biases run per point; offline unless told otherwise, or a key is there."""
+    """A Weights & Biases run per point; offline unless ``mode`` says otherwise or a key is found."""
 
-    project: str = setting("specdec", "where runs go")
-    entity: str | None = setting(None, "user or team; null: the key's own")
-    group: str | None = setting(None, "of runs that belong together; null: the sweep")
+    project: str = setting("specdec", "project of the runs")
+    entity: str | None = setting(None, "user or team; null: the key's default")
+    group: str | None = setting(None, "group of the runs; null: the sweep")
     mode: str = setting("auto", "auto: online if WANDB_API_KEY or netrc has a key; offline, online, disabled")
-    directory: str = setting("${results_dir}", "where offline runs are kept")
+    directory: str = setting("${results_dir}", "folder of offline runs")
     num_samples: int = setting(100, "rows of the sample table, divergences first")
 
 

@@ -43,7 +43,7 @@ def examine(
         ConfigError: there is no such group, plug-in or setting, or hypothesis is not installed.
     """
     import specdec.config  # noqa: F401  (declares the built-in plug-ins)
-    from specdec.config.drafter_weights import check_chosen
+    from specdec.config.drafter_weights import check_drafter_weights
     from specdec.registry import lookup, unknown
 
     if group not in GROUPS:
@@ -53,7 +53,7 @@ def examine(
     for key in params or {}:
         if key not in settings:
             raise ConfigError(unknown(f"setting of {group}={name}", key, settings))
-    check_chosen({**{part.name: part.default for part in fields(config)}, **(params or {})})
+    check_drafter_weights({**{part.name: part.default for part in fields(config)}, **(params or {})})
     try:
         import hypothesis  # noqa: F401
     except ImportError:

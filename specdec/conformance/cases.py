@@ -21,7 +21,7 @@ def ramp(start: int, size: int) -> tuple[int, ...]:
     return tuple((start + STEP * i) % VOCAB for i in range(size))
 
 
-def named(tokens: Sequence[int]) -> str:
+def abbreviated(tokens: Sequence[int]) -> str:
     """Tokens as a failing case prints them: all of them, or a long ramp in short and the tokens after it."""
     size = next((i for i, token in enumerate(tokens) if token != (tokens[0] + STEP * i) % VOCAB), len(tokens))
     if size <= 12:
@@ -37,7 +37,7 @@ class Admit:
     contents: tuple[tuple[int, tuple[int, ...]], ...]
 
     def __str__(self) -> str:
-        return "admit " + ", ".join(f"{row}: {named(content)}" for row, content in self.contents)
+        return "admit " + ", ".join(f"{row}: {abbreviated(content)}" for row, content in self.contents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class DecodingCase:
         drafts = f"accepting {list(self.pattern)}" if self.pattern else f"drafted by {model}"
         stops = f", stop at every {self.stop_every}th token" if self.stop_every else ""
         stops += ", stop tokens in prompts" if self.stops_in_prompts else ""
-        prompts = ", ".join(map(named, self.prompts))
+        prompts = ", ".join(map(abbreviated, self.prompts))
         sampled = f", temperature {self.temperature}" if self.temperature else ""
         return (
             f"{len(self.prompts)} prompts [{prompts}], budgets {list(self.budgets)}, "

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from specdec.conformance.cases import named
+from specdec.conformance.cases import abbreviated
 from specdec.conformance.checked_drafter import draft_at_once, shape_problem
 from specdec.conformance.decoding import drafter_context
 from specdec.conformance.models import small_pair
@@ -46,8 +46,8 @@ class DrawnCase:
 
     def __str__(self) -> str:
         return (
-            f"{NUM_DRAWN} rows that hold {named(self.prompt)}, gamma {self.gamma}, temperature {self.temperature}, "
-            f"model seed {self.seed}"
+            f"{NUM_DRAWN} rows that hold {abbreviated(self.prompt)}, gamma {self.gamma}, "
+            f"temperature {self.temperature}, model seed {self.seed}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the time goes: exclusive stage times whose sum is the time that was measured."""
+"""Exclusive stage times, which sum to the measured time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ STAGES = ("prefill", "draft", "verify", "align", "schedule", "other")
 class Clock:
     """Charges every moment to the innermost open stage, so that nested stages never count twice.
 
-    ``synchronize`` is called at each switch on devices that run asynchronously, so that a stage is charged for the
-    work it started.
+    On devices that run asynchronously, ``synchronize`` is called at every change of stage, so that a stage is charged
+    for the work it started.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
@@ -23,11 +23,11 @@ class Clock:
         self._since = time.perf_counter()
 
     def now(self) -> float:
-        """Seconds on the clock's own scale, for time stamps."""
+        """The current time in seconds, on the clock's own scale."""
         return time.perf_counter()
 
     def wait_until(self, moment: float) -> None:
-        """Let time pass until ``moment`` on the clock's own scale."""
+        """Wait until ``moment``, a time on this clock."""
         time.sleep(max(0.0, moment - self.now()))
 
     def within(self, name: str) -> bool:
@@ -35,12 +35,12 @@ class Clock:
         return name in self._stack
 
     def discount(self, seconds: float) -> None:
-        """Charge so much less to the innermost open stage, for time that an observer of the run took."""
+        """Subtract the time that an observer of the run took from the innermost open stage."""
         self._since += seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Charge the block to ``name``, and nothing of it to the stage around."""
+        """Charge the block to ``name``, not to the enclosing stage."""
         self._charge()
         self._stack.append(name)
         try:
@@ -59,9 +59,9 @@ class Clock:
 
 
 class VirtualClock(Clock):
-    """A clock on which only the rounds take time: idle time is skipped, and who watches the run does not slow it down.
+    """A clock on which only the rounds take time: idle time is skipped, and observers of the run take none.
 
-    Its time is the time charged to stages, plus the idle time that was skipped; it starts at 0.
+    Its time is that charged to stages plus the skipped idle time; it starts at 0.
     """
 
     _idle_s = 0.0
@@ -72,5 +72,5 @@ class VirtualClock(Clock):
         return sum(self.seconds.values()) + self._idle_s
 
     def wait_until(self, moment: float) -> None:
-        """Jump to ``moment``, if it is not past."""
+        """Skip to ``moment``, unless it has passed."""
         self._idle_s += max(0.0, moment - self.now())

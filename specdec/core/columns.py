@@ -1,4 +1,4 @@
-"""The catalogue of columns: what the console, the report, the benchmark and the loggers call each figure. No torch."""
+"""The columns of all tables (console, report, benchmark, loggers): heading, key, format, meaning. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from specdec.core.tables import Cell, Column, Interval
 
 @dataclass(frozen=True, slots=True)
 class ExactColumn(Column):
-    """Rows whose tokens all equal the reference, and what explains the others; or a status without figures."""
+    """Rows whose tokens all equal the reference, and how the others are classified; or the status of a failed point."""
 
     def cell(self, record: Mapping[str, Any], interval: Interval | None = None) -> Cell:
         if record.get("status", "done") != "done":
@@ -32,7 +32,7 @@ def _share(stage: str, doing: str) -> Column:
 
 
 _COLUMNS = (
-    Column("method", "method", "", "the scheduler, the alignment unless it is eqspec, and what else differs"),
+    Column("method", "method", "", "the scheduler, the alignment if it is not eqspec, and other settings that differ"),
     Column("method", "scheduler", "", "the scheduler"),
     Column("results", "label", "", "the results folder"),
     *(Column(key, key, "", f"the point's {key}") for key in ("pair", "weights", "data", "dtype")),
@@ -90,9 +90,9 @@ _COLUMNS = (
     Column("token p99 s", "token_s.p99", ".3f", "seconds per token of a row after its first, 99th percentile"),
     Column("ttft p50 s", "ttft_s.p50", ".2f", "time to the first token, median"),
     Column("ttft p99", "ttft_s.p99", ".2f", "time to the first token, 99th percentile, in seconds"),
-    Column("wait p99", "wait_rounds.p99", ".0f", "most rounds in a row that passed a row over, 99th percentile"),
-    Column("waits", "wait_rounds.max", ".0f", "most rounds in a row that passed a row over"),
-    Column("queue", "queue_length.mean", ".1f", "rows that waited for admission, mean over the time"),
+    Column("wait p99", "wait_rounds.p99", ".0f", "most consecutive rounds that left a row out, 99th percentile"),
+    Column("waits", "wait_rounds.max", ".0f", "most consecutive rounds that left a row out"),
+    Column("queue", "queue_length.mean", ".1f", "rows waiting for admission, mean over time"),
     Column("loop eff.", "loop_efficiency", ".2f", "time of the forwards alone / decode time"),
     Column("bandwidth", "bandwidth_share", ".0%", "share of the device's peak bandwidth"),
     Column("MiB", "peak_memory_bytes", ",.0f", "peak memory", 2.0**-20),
@@ -101,9 +101,9 @@ _COLUMNS = (
     Column("tokens", "num_output_tokens", ",d", "tokens of all outputs"),
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
-"""By the key of summary.json, nested ones dotted, or the name of a quotient of two."""
+"""By their key in summary.json (dotted if nested), or by the name of a quotient."""
 
 
 def columns(*names: str) -> list[Column]:
-    """Columns of the catalogue, in this order."""
+    """The columns of these names, in this order."""
     return [COLUMNS[name] for name in names]

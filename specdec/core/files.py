@@ -1,4 +1,4 @@
-"""Files that survive a kill: JSON lines appended whole, documents written atomically; and hashes of plain data."""
+"""Files that stay valid when the process is killed: appended JSON lines, atomic documents; and hashes of plain data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def digest(settings: Any) -> str:
 
 
 class LineFile:
-    """A JSONL file, open for appending: every record is on disk when ``write`` returns, in one write.
+    """A JSONL file open for appending: when ``write`` returns, the record is on disk, in one write.
 
-    A torn last line, left by a process that was killed, is cut off first.
+    A torn last line of a killed process is removed first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class LineFile:
         self._stream.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record; a full disk raises, whatever part of the line it took."""
+        """Append a record; a full disk raises OSError, even if it took part of the line."""
         _write_all(self._stream.fileno(), record)
 
 
@@ -82,20 +82,20 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def _write_all(descriptor: int, record: dict[str, Any]) -> None:
-    """One write, unless the disk takes only a part: then the next one says why."""
+    """One write; if the disk takes only a part of it, the next one raises the reason."""
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
     while line:
         line = line[os.write(descriptor, line) :]
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut a file back to its last whole line."""
+    """Truncate a file to its last whole line."""
     if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
         os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSONL file; a torn or damaged line (a process was killed while writing) is left out."""
+    """Records of a JSONL file; a torn or damaged line (a process was killed while writing) is skipped."""
     if not path.exists():
         return
     with path.open("rb") as lines:

@@ -1,7 +1,7 @@
-"""One writer per file: advisory locks of the operating system, which vanish with the process that holds them.
+"""One writer per file: advisory locks of the operating system, which are released when their process ends or is killed.
 
-A process that is killed with -9 leaves no stale lock behind. The empty files stay where they are, in
-``results_dir/.locks``: removing a lock file that somebody waits for would let two in.
+The empty lock files stay in ``results_dir/.locks``: if one were removed while a process waits for it, two processes
+could hold the lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def locked(results_dir: str | Path, name: str, on_wait: Callable[[], bool] | Non
     """Hold the lock ``name`` of a results folder for the block; yields whether it is held.
 
     Args:
-        on_wait: called once if somebody else holds it. If it returns False the block runs at once, without the lock.
+        on_wait: called once if another process holds the lock. If it returns False, the block runs at once, without it.
     """
     path = Path(results_dir) / ".locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From raw counts to a run's summary. Counts are stored; ratios are derived from them only here."""
+"""A run's metrics. Raw counts are stored; ratios are derived from them only here."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def timing(seconds: dict[str, float], num_output_tokens: int) -> dict[str, Any]:
 
 
 def latencies(rows: list[Sequence]) -> dict[str, Any]:
-    """Seconds from a row's arrival to its first token and to its end, over all rows."""
+    """Percentiles over all rows of the seconds from arrival to the first token and to the end."""
     ttft = [row.first_token_s - row.arrived_s for row in rows if row.first_token_s is not None]
     total = [row.finished_s - row.arrived_s for row in rows if row.finished_s is not None]
     return {"latency_s": percentiles(total), "ttft_s": percentiles(ttft)}
 
 
 def percentiles(values: AbstractSequence[float]) -> dict[str, float | None]:
-    """p50, p90 and p99, linear between the two nearest values."""
+    """p50, p90 and p99, by linear interpolation."""
     return {f"p{p}": quantile(values, p / 100) for p in (50, 90, 99)}
 
 

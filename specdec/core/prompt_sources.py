@@ -42,7 +42,7 @@ def read_questions(path: str, split: str, subset: str | None, *, skip_broken: bo
         except ValueError as error:
             broken.append(f"{kind} {number}: {error}")
     if broken and not skip_broken:
-        remedy = "save the file as UTF-8" if undecodable else f"mend the {kind}s"
+        remedy = "save the file as UTF-8" if undecodable else f"fix the {kind}s"
         raise DataError(f"{name} {listed(broken)}; {remedy}, or set data.broken=skip")
     notes = [f"{len(broken)} broken {kind}s of {name} skipped: {listed(broken)}"] if broken else []
     if num_cut := sum(question.cut for question in questions):

@@ -1,25 +1,23 @@
-"""Stop strings as `transformers.generate` reads them: one may begin in the prompt, if a new token completes it."""
+"""Stop strings as in `transformers.generate`: one may begin in the prompt if a new token completes it."""
 
 from __future__ import annotations
 
 from specdec.core.stop_strings import INCOMPLETE, NUM_BEFORE, Decode, StopText
 
-BYTES = 4  # tokens that one character may take
+BYTES = 4  # most tokens of one character
 
 
 class PromptedStopText(StopText):
-    """Text of one row's last tokens, prompt included; a stop string counts once its last character is new."""
+    """Text of one row's last tokens, prompt included; a stop string counts if its last character is new."""
 
     def __init__(self, strings: tuple[str, ...], decode: Decode, prompt_ids: list[int]) -> None:
         super().__init__(strings, decode)
-        self._wanted, self._read = strings, decode
         self._num_kept = BYTES * max(map(len, strings)) + NUM_BEFORE
         self._tail = prompt_ids[-self._num_kept :]
 
     def push(self, token: int) -> bool:
-        """Add an emitted token; whether a stop string is now complete."""
-        before = self._read(self._tail).rstrip(INCOMPLETE)
+        before = self._decode(self._tail).rstrip(INCOMPLETE)
         self._tail.append(token)
-        text = self._read(self._tail)
+        text = self._decode(self._tail)
         self._tail = self._tail[-self._num_kept :]
-        return any(text.find(string, max(len(before) - len(string) + 1, 0)) >= 0 for string in self._wanted)
+        return any(text.find(string, max(len(before) - len(string) + 1, 0)) >= 0 for string in self._strings)

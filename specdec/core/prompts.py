@@ -30,26 +30,26 @@ class DataConfig:
 
     name: str = MISSING
     path: str | None = setting(
-        None, "local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME ships with us"
+        None, "local JSONL file, or a URL or Hub name that `datasets` reads; asset:NAME is part of this package"
     )
-    split: str = setting("train", "for Hub datasets")
-    subset: str | None = setting(None, "for Hub datasets that consist of several: its name; null: the default one")
+    split: str = setting("train", "split of a Hub dataset")
+    subset: str | None = setting(None, "subset of a Hub dataset; null: its default")
     turns: str = setting(
         "first",
-        "first turns only; all: each a prompt of its own; conversation: each after the model's answers to those before "
-        "(otherwise a line of messages is one prompt)",
+        "first: first turns only; all: every turn as a separate prompt; conversation: every turn after the model's own "
+        "answers. A line of messages is one prompt, except with conversation",
     )
     num_prompts: int | None = setting(None, "null means all (8 with weights=random)")
     category: list[str] | None = setting(None, "keep only these categories")
-    prompt_tokens: int | None = setting(
-        None, "cut or lengthen every prompt to exactly so many tokens; null: as they are"
+    prompt_tokens: int | None = setting(None, "cut or extend every prompt to exactly this many tokens; null: unchanged")
+    max_input_tokens: int | None = setting(
+        None, "longest prompt, history included; null: context length minus max_new_tokens"
     )
-    max_input_tokens: int | None = setting(None, "null: context length minus max_new_tokens; a history counts too")
     overlong: str = setting("refuse", "a longer prompt: refuse (stop), truncate (keep its first tokens), skip")
     empty: str = setting("refuse", "a prompt without tokens: refuse or skip")
     broken: str = setting("refuse", "a line that is not valid: refuse or skip")
     shuffle: bool = False
-    seed: int = setting(0, "of the shuffle")
+    seed: int = setting(0, "seed of the shuffle")
     chat_template: str = setting("auto", "auto: if the tokenizer has one; always; never")
 
 
@@ -61,27 +61,27 @@ class Prompt:
     question_id: str | int
     category: str
     ids: list[int]
-    turn: int = 0  # place in its conversation; a later turn waits for the answer to the prompt before it
+    turn: int = 0  # number in its conversation; a later turn waits for the answer to the one before it
     text: str = ""  # of the turn alone
-    max_new_tokens: int | None = None  # where this prompt's output ends, if before the run's
+    max_new_tokens: int | None = None  # its own limit, if lower than the run's
 
-    def budget(self, most: int) -> int:
-        """Tokens that its output may have, of a run's ``most``."""
-        return most if self.max_new_tokens is None else min(self.max_new_tokens, most)
+    def budget(self, limit: int) -> int:
+        """The most tokens that its output may have, where ``limit`` is the run's max_new_tokens."""
+        return limit if self.max_new_tokens is None else min(self.max_new_tokens, limit)
 
 
 def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tuple[list[Prompt], list[str]]:
     """Read, select and encode the prompts of ``data`` (the data group).
 
     Args:
-        max_input_tokens: what fits the context beside the output; ``data.max_input_tokens`` may lower it.
+        max_input_tokens: the room that the output leaves in the context; ``data.max_input_tokens`` may lower it.
 
     Returns:
-        The prompts, numbered from 0 in the order they are to be output, and notes for the user (what was
-        truncated or skipped).
+        The prompts, numbered from 0 in the order of the output, and notes for the user (what was truncated or
+        skipped).
 
     Raises:
-        DataError: a line, prompt or source that cannot be used, with its number and reason.
+        DataError: a line, prompt or source cannot be used; the message has its number and the reason.
     """
     for key, choices in _CHOICES.items():
         if getattr(data, key) not in choices:
@@ -146,12 +146,12 @@ def encode(tokenizer: Any, messages: list[Message], chat_template: str) -> list[
 
 
 def _of_one_length(data: DataConfig, prompts: list[Prompt], limit: int) -> list[Prompt]:
-    """Prompts of exactly ``prompt_tokens`` tokens: longer ones are cut, shorter ones go on with those after them."""
+    """Prompts of exactly ``prompt_tokens`` tokens: longer ones are cut, shorter ones extended by those after them."""
     size = data.prompt_tokens
     if size is None:
         return prompts
     if not 1 <= size <= limit:
-        raise ConfigError(f"data.prompt_tokens={size}: it must be at least 1, and {limit} fit")
+        raise ConfigError(f"data.prompt_tokens={size}: it must be from 1 to {limit}, the longest prompt that fits")
     if data.turns == "conversation":
         raise ConfigError("data.prompt_tokens sets the length of single prompts: it needs data.turns=first or all")
     made = []
@@ -165,13 +165,13 @@ def _of_one_length(data: DataConfig, prompts: list[Prompt], limit: int) -> list[
 
 
 def _fit(data: DataConfig, question: Question, ids: list[int], limit: int, changed: Counter[str]) -> list[int] | None:
-    """The ids as they are to be decoded, or None for a prompt that is skipped."""
+    """The ids to decode, or None for a prompt that is skipped."""
     where = f"question_id {question.question_id}"
     if not ids:
         if data.empty == "skip":
             changed["skipped because they are empty"] += 1
             return None
-        raise DataError(f"{where}: the prompt has no tokens; mend it, or set data.empty=skip")
+        raise DataError(f"{where}: the prompt has no tokens; fix it, or set data.empty=skip")
     if len(ids) > limit:
         if data.overlong == "truncate":
             changed[f"truncated to their first {limit} tokens"] += 1
@@ -180,7 +180,7 @@ def _fit(data: DataConfig, question: Question, ids: list[int], limit: int, chang
             changed[f"skipped because they are longer than {limit} tokens"] += 1
             return None
         raise DataError(
-            f"{where}: the prompt has {len(ids)} tokens and {limit} fit (context length, max_new_tokens and "
+            f"{where}: the prompt has {len(ids)} tokens, but only {limit} fit (context length, max_new_tokens and "
             "data.max_input_tokens); set data.overlong=truncate or skip"
         )
     return ids

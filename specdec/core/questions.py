@@ -17,13 +17,13 @@ Message: TypeAlias = dict[str, str]
 FIELDS = ("question_id", "category", "turns")
 _ONCE = (*FIELDS, "prompt", "messages")
 _ROLES = ("system", "user", "assistant")
-_MOST_KEYS = 6  # of another shape, that a message names
-_PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"  # SPEED-Bench leaves out texts that it may not pass on
+_MAX_KEYS = 6  # keys of an unexpected object that a message lists
+_PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"  # in place of texts that SPEED-Bench may not redistribute
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one line asks: the turns of a user, or messages with answers between them."""
+    """The content of one line: the turns of a user, or messages with answers between them."""
 
     question_id: str | int
     category: str
@@ -54,7 +54,7 @@ def question_of(record: Any, number: int) -> Question:
         number: of the line, which names a question that has no id.
 
     Raises:
-        ValueError: it is no such record; the message says what is wrong with it.
+        ValueError: it is not such a record; the message says why.
     """
     if isinstance(record, str):
         record = _parsed(record)
@@ -82,15 +82,15 @@ def question_of(record: Any, number: int) -> Question:
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_once)
+        return json.loads(line, object_pairs_hook=_checked_object)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
-        raise ValueError("not JSON that can be read (nested too deeply)") from None
+        raise ValueError("JSON that is nested too deeply") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; JSON leaves open which of two equal keys counts."""
+def _checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; duplicate fields are refused, because JSON does not say which one counts."""
     keys = [key for key, _ in pairs]
     for key in _ONCE:
         if keys.count(key) > 1:
@@ -123,12 +123,12 @@ def _check_id(value: Any) -> None:
     if isinstance(value, str):
         _check_text("question_id", value)
     elif isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"question_id must be a whole number or a text, not {_kind(value)}")
+        raise ValueError(f"question_id must be an integer or a string, not {_kind(value)}")
 
 
 def _turns(turns: Any) -> list[str]:
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"turns must be a list of strings, at least one, not {_kind(turns)}")
+        raise ValueError(f"turns must be a non-empty list of strings, not {_kind(turns)}")
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, str):
             raise ValueError(f"turns must be a list of strings, but turn {number} is {_kind(turn)}")
@@ -140,17 +140,17 @@ def _turns(turns: Any) -> list[str]:
 
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be a text, not {_kind(value)}")
+        raise ValueError(f"{name} must be a string, not {_kind(value)}")
     if (problem := lone_surrogate(value)) is not None:
-        raise ValueError(f"{name} has {problem}, which is no text")
+        raise ValueError(f"{name} has {problem}, which is not valid text")
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """A JSON value in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
-        return "a text"
+        return "a string"
     if isinstance(value, int | float):
         return f"the number {value}"[:40]
     if isinstance(value, list):
@@ -159,5 +159,5 @@ def _kind(value: Any) -> str:
 
 
 def _keys(record: dict[str, Any]) -> str:
-    named = [f"{key!a}"[1:-1][:40] for key in list(record)[:_MOST_KEYS]]
-    return ", ".join([*named, *["..."] * (len(record) > _MOST_KEYS)]) or "no keys"
+    named = [f"{key!a}"[1:-1][:40] for key in list(record)[:_MAX_KEYS]]
+    return ", ".join([*named, *["..."] * (len(record) > _MAX_KEYS)]) or "no keys"

@@ -1,14 +1,14 @@
-"""Random numbers without state: a hash of who asks, where, and what for.
+"""Stateless random numbers: hashes of seed, row, position, purpose and offset.
 
-A row's numbers are keyed by (seed, prompt index, position, purpose, offset) and by nothing else, so a row gets the
-same ones alone or in any batch, under any scheduler, on any device. A number must decide one thing only; the purposes
-below say what their position and offset are, and why that makes every key new:
+A row's numbers depend on (seed, prompt index, position, purpose, offset) only, so a row gets the same ones alone and in
+any batch, under any scheduler, on any device. A number must decide one thing only. The purposes, with the reason why no
+key is used twice:
 
-- ``DRAW``: the token that is emitted at ``position``, whatever way a verifier comes to it. Every position is emitted
-  once, and a number of a position that a round does not reach is not looked at.
-- ``TEST``: the acceptance test of a drafted token. Block verification looks at the tests of tokens that it then drops,
-  so these are keyed by the position where the round starts, with the token's place in the draft as offset.
-- ``DRAFT``: the token that a draft model samples; keyed like the tests and for the same reason.
+- ``DRAW``: the token emitted at ``position``, however a verifier chooses it. Every position is emitted once; the number
+  of a position that a round does not reach is not used.
+- ``TEST``: the acceptance test of a drafted token. Block verification uses the tests of tokens that it then rejects, so
+  the position is that of the round's start, and the offset is the token's index in the draft.
+- ``DRAFT``: the token that a draft model samples; keyed like the tests, for the same reason.
 - ``SCRIPT``: whether the scripted drafter is right at a position.
 
 The hash is a chain of splitmix64 finalisers (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
@@ -41,7 +41,7 @@ def uniforms(
     seeds_B1, indices_B1 = (torch.tensor([_signed(key[i]) for key in keys]).reshape(-1, 1) for i in (0, 1))
     state = _mix(seeds_B1)
     for word in (indices_B1, torch.tensor(positions).reshape(shape), torch.tensor(purpose), torch.tensor(offsets)):
-        state = _mix(state ^ word.to(torch.int64))  # not of two hashes: the words would be interchangeable
+        state = _mix(state ^ word.to(torch.int64))  # chained, because the order of the words must count
     return _shift(state, 11).to(torch.float64).expand(shape) * 2.0**-53
 
 

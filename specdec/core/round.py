@@ -1,4 +1,4 @@
-"""What one round proposes, decides and did: a draft, a verdict, and the round's counts. Imports no torch."""
+"""The data of one round: its draft, its verdict and its counts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 class Draft:
     """Proposed tokens of a round. B rows, G the largest number of nodes, V vocabulary."""
 
-    tokens_BG: Tensor  # ids on the target's device; what stands behind num_drafted[b] means nothing
+    tokens_BG: Tensor  # ids on the target's device; those after num_drafted[b] are padding
     num_drafted: list[int]  # nodes per row, 0 to G
     parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
-    probs_BGV: Tensor | None = None  # the law each token was really sampled from; None: tokens were chosen, not drawn
-    num_probes: list[int] | None = None  # last nodes of each row that ask something and propose nothing (``probe_ids``)
+    probs_BGV: Tensor | None = None  # the distribution each token was sampled from; None: not sampled
+    num_probes: list[int] | None = None  # last nodes of each row that are probes (``probe_ids``), not proposals
 
     @property
     def num_candidates(self) -> list[int]:
@@ -29,7 +29,7 @@ class Draft:
         return [count - probes for count, probes in zip(self.num_drafted, self.num_probes, strict=True)]
 
     def path(self, b: int, node: int) -> list[int]:
-        """Row b's nodes from the first below the last committed token down to ``node``."""
+        """Row b's nodes on the path from the last committed token to ``node``."""
         if self.parents is None:
             return list(range(node + 1))
         nodes = []
@@ -53,7 +53,7 @@ class Round:
 
     rows: list[Sequence]
     num_drafted: list[int]
-    num_accepted: list[int]  # of what the verifier accepted, the tokens that were emitted (a stop may cut it)
+    num_accepted: list[int]  # accepted tokens that were emitted (a stop may cut them off)
     emitted: list[list[int]]
     same_length: bool
     seconds: dict[str, float] = field(default_factory=dict)  # per stage of the clock

@@ -1,8 +1,8 @@
-"""From logits to the distribution that a row's next token is drawn from, for rows with different settings at once.
+"""From logits to next-token distributions, for rows with different settings in one batch.
 
-The steps are those of ``transformers.generate``, bit for bit: logits in float32 whatever the model's dtype, then the
-repetition penalty, temperature, top-k, top-p and min-p, each by the same operations with the setting as a Python number
-(a GPU divides by a tensor of settings with another rounding). Only the probabilities of what survives are float64.
+The steps are those of ``transformers.generate``, bit for bit: logits in float32 for any dtype of the model, then the
+repetition penalty, temperature, top-k, top-p and min-p, by the same operations with each setting as a Python number (on
+a GPU, division by a tensor of settings rounds differently). Only the final probabilities are float64.
 Shape letters: B rows, T positions, G drafted tokens, V vocabulary, M = rows x positions with the same settings.
 """
 
@@ -29,19 +29,19 @@ S = TypeVar("S")
 class Noise:
     """A round's random numbers, each row's own, in [0, 1), float64."""
 
-    draws_BT: Tensor  # column d decides the token at depth d behind the last committed one, by ``draw``
+    draws_BT: Tensor  # column d picks the token at depth d after the last committed one, with ``draw``
     tests_BG: Tensor  # column g tests drafted node g
 
 
 def settings_of(rows: list[Sequence]) -> list[SamplingParams] | None:
-    """The rows' settings, or None where every row takes the model's own argmax: the path that must cost nothing."""
+    """The rows' settings; None if every row takes the model's own argmax, so that this case costs nothing."""
     if all(row.sampling is None for row in rows):
         return None
     return [row.sampling or GREEDY for row in rows]
 
 
 def round_noise(rows: list[Sequence], num_columns: int, device: torch.device) -> Noise:
-    """The numbers of a round over T = ``num_columns`` positions. What a row gets does not depend on T."""
+    """The numbers of a round over T = ``num_columns`` positions. A row's numbers do not depend on T."""
     keys = [(row.sampling.seed if row.sampling else 0, row.index) for row in rows]
     draws = uniforms(keys, [range(row.length, row.length + num_columns) for row in rows], DRAW, [0] * num_columns)
     starts = [[row.length] * (num_columns - 1) for row in rows]
@@ -49,7 +49,7 @@ def round_noise(rows: list[Sequence], num_columns: int, device: torch.device) ->
 
 
 def scores_of(logits_BTV: Tensor) -> Tensor:
-    """What ``transformers`` compares: logits in float32. 16-bit ones stay: their values and ties are the same there."""
+    """Logits as ``transformers`` compares them: in float32. 16-bit ones stay: float32 has the same values and ties."""
     return logits_BTV.float() if logits_BTV.dtype == torch.float64 else logits_BTV
 
 
@@ -78,7 +78,7 @@ def warped(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
 
 
 def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -> Tensor | None:
-    """(B, T, V) bool: the tokens that stand before each position of a round, or None where no row has a penalty.
+    """(B, T, V) bool: the tokens before each position of a round; None if no row has a penalty.
 
     Column 0 follows the row's last token, column g + 1 follows drafted node g and its ancestors.
     """
@@ -97,13 +97,13 @@ def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """The token whose share of the cumulative law holds the uniform number: (..., V) and (...) to (...) ids.
+    """The token whose interval of the cumulative distribution has the uniform number: (..., V) and (...) to (...) ids.
 
-    A token of probability zero is never drawn, at either end. Where the probabilities are NaN the id is V: no token.
+    A token of probability zero is never drawn, at either end. If the probabilities are NaN the id is V: no token.
     """
     cumulative = probs.cumsum(-1)
     total = cumulative[..., -1:]
-    # Rounding may lift u * total to the total itself, which no token holds.
+    # Rounding may raise u * total to the total itself, which is in no token's interval.
     level = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return (~(cumulative > level)).sum(-1)
 
@@ -114,7 +114,7 @@ def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 def _for_each_setting(change: Callable[[Tensor, S], Tensor], scores_BTV: Tensor, values: list[S]) -> Tensor:
-    """Apply ``change`` to the scores (M, V) of all rows that share a value, one value after the other."""
+    """Apply ``change`` to the scores (M, V) of all rows that share a value, for each value."""
     distinct = dict.fromkeys(values)
     if len(distinct) == 1:
         return change(scores_BTV.flatten(0, 1), values[0]).view(scores_BTV.shape)
@@ -131,7 +131,7 @@ def _lowered(scores_MV: Tensor, penalty: float) -> Tensor:
 
 
 def _warped(scores_MV: Tensor, params: SamplingParams) -> Tensor:
-    """A greedy row's are left as they are: only their argmax counts."""
+    """A greedy row keeps its scores: only their argmax counts."""
     if params.greedy:
         return scores_MV
     if params.temperature != 1:
@@ -149,7 +149,7 @@ def _warped(scores_MV: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _outside_top_p(scores_MV: Tensor, top_p: float) -> Tensor:
-    """(M, V) bool. Which of several equal scores at the edge stay follows from the sort, so it is called in one way."""
+    """(M, V) bool. The sort decides which of equal scores stay, so it is called as ``transformers`` calls it."""
     ascending_MV, order_MV = torch.sort(scores_MV, descending=False)
     dropped_MV = ascending_MV.softmax(-1).cumsum(-1) <= 1 - top_p
     dropped_MV[:, -1] = False

@@ -1,4 +1,4 @@
-"""How a row's next token is chosen: its sampling settings. Imports no torch; the law itself: specdec.core.sampling."""
+"""The sampling settings of a row. Imports no torch; `specdec.core.sampling` computes the distribution."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from specdec.errors import ConfigError
 
 LEAST, MOST = 1e-30, 1e30
-"""What a float32 logit can be divided by, or multiplied with, and stay finite."""
+"""The range of divisors and factors that keep float32 logits finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Settings of one row, with the meaning that they have in ``transformers.generate``.
+    """Settings of one row, with the same meaning as in ``transformers.generate``.
 
     ``temperature=0`` is greedy decoding, of the penalised logits if there is a repetition penalty.
 
@@ -46,12 +46,12 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is taken, without chance."""
+        """Whether the most probable token is always taken."""
         return self.temperature == 0
 
     @property
     def penalizes(self) -> bool:
-        """Whether the law depends on which tokens came before, beyond what the model makes of them."""
+        """Whether earlier tokens change the distribution beyond the model's own logits."""
         return self.repetition_penalty != 1
 
 

@@ -14,7 +14,7 @@ from specdec.core.stop_strings import StopText
 class Sequence:
     """One row. Lengths and stop state are kept here and are never inferred from token ids."""
 
-    index: int  # place in the data: the key of the row everywhere, and the order of the output
+    index: int  # place in the data; identifies the row, and orders the output
     prompt_ids: list[int]
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
@@ -48,7 +48,7 @@ class Sequence:
 
     @property
     def finished(self) -> bool:
-        """Whether the row has met a stop token, a stop string or its budget."""
+        """Whether the row has reached a stop token, a stop string or its budget."""
         return self.stop_reason is not None
 
     def tokens(self, start: int) -> list[int]:
@@ -62,7 +62,7 @@ class Sequence:
         """Append new tokens up to the first stop or the budget; returns those that were kept.
 
         The stop token itself is kept, and so is the token that completes a stop string, as in
-        ``transformers.generate``. Only new tokens are looked at: what the prompt holds means nothing.
+        ``transformers.generate``. Only new tokens are checked: the prompt's do not stop a row.
         """
         kept: list[int] = []
         for token in tokens:
@@ -99,9 +99,9 @@ class SequencePool:
         return moved
 
     def retire(self) -> list[Sequence]:
-        """Move the rows that have finished out of the active ones; returns them."""
-        gone = [row for row in self.active if row.finished]
-        if gone:
+        """Move the finished rows from active to finished; returns them."""
+        moved = [row for row in self.active if row.finished]
+        if moved:
             self.active = [row for row in self.active if not row.finished]
-            self.finished.extend(gone)
-        return gone
+            self.finished.extend(moved)
+        return moved

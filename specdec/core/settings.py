@@ -10,7 +10,7 @@ def setting(default: Any, help: str) -> Any:
     """A dataclass field that ``--help`` and docs/config.md explain.
 
     Args:
-        default: its value; a class or function is called to make it.
+        default: the default value; a class or function is called to create it.
         help: what it means, with units and special values.
     """
     default_or_factory: Any = {"default_factory": default} if callable(default) else {"default": default}
@@ -18,7 +18,7 @@ def setting(default: Any, help: str) -> Any:
 
 
 def help_texts(config: type, prefix: str = "") -> dict[str, str]:
-    """The help text of each field of a dataclass, by dotted name; those of nested dataclasses too."""
+    """The help text of each field of a dataclass, by dotted name, including nested dataclasses."""
     found = {}
     for item in fields(config):
         if help := item.metadata.get("help"):

@@ -8,8 +8,8 @@ from specdec.core.text_files import lone_surrogate
 from specdec.errors import ConfigError
 
 Decode = Callable[[list[int]], str]
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how tokenizers write the first bytes of a character
-NUM_BEFORE = 5  # tokens decoded again in front of a new one, because its text may depend on them
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how tokenizers decode an incomplete character
+NUM_BEFORE = 5  # tokens decoded again before a new one, because its text may depend on them
 
 
 def check_stop_strings(strings: Iterable[str]) -> None:
@@ -20,13 +20,13 @@ def check_stop_strings(strings: Iterable[str]) -> None:
     """
     for string in strings:
         if (problem := lone_surrogate(string)) is not None:
-            raise ConfigError(f"stop_strings: {string!a} has {problem}, so it would stop nothing: mend it")
+            raise ConfigError(f"stop_strings: {string!a} has {problem}, so no output can contain it: fix it")
 
 
 class StopText:
-    """Text of one row's output, token by token; it never sees the prompt, nor tokens that are not emitted.
+    """Text of one row's output, token by token: of emitted tokens only, without the prompt.
 
-    Each token is decoded behind the last few before it, so the cost of a row grows with its length, not its square.
+    Each token is decoded together with the last few before it, so a row's cost is linear in its length.
     """
 
     def __init__(self, strings: tuple[str, ...], decode: Decode) -> None:
@@ -36,11 +36,11 @@ class StopText:
         self._decode = decode
         self._longest = max(map(len, strings))
         self._tokens: list[int] = []
-        self._num_read = 0  # tokens whose text is complete and kept
-        self._text = ""  # the end of the text so far, as much as a stop string may need
+        self._num_read = 0  # tokens whose text is complete
+        self._text = ""  # the end of the text so far, as long as the longest stop string
 
     def push(self, token: int) -> bool:
-        """Add an emitted token; whether a stop string is now complete."""
+        """Add an emitted token; returns whether a stop string is now complete."""
         self._tokens.append(token)
         first = max(self._num_read - NUM_BEFORE, 0)
         before = self._decode(self._tokens[first : self._num_read])

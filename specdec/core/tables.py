@@ -17,7 +17,7 @@ _ESCAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One entry of a table: its text, its interval or remark, a value to sort by, and whether it is good or bad."""
+    """One entry of a table: its text, its interval or a remark, a value to sort by, and whether it is good or bad."""
 
     text: str
     spread: str = ""
@@ -30,7 +30,7 @@ EMPTY = Cell("-")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure: how tables head it, where a record has it, and how it is written."""
+    """One figure: its heading in tables, its key in records, and its format."""
 
     heading: str
     key: str  # of a flat record, as in latency_s.p99
@@ -39,17 +39,17 @@ class Column:
     scale: float = 1.0
     unit: str = ""  # follows every number
     per: str = ""  # key of the figure that this one is divided by
-    quotient: str = ""  # what such a quotient is called
+    quotient: str = ""  # name of that quotient
     is_narrow: bool = True  # Markdown and LaTeX leave out the interval
 
     @property
     def name(self) -> str:
-        """What the catalogue calls it."""
+        """Its name in `specdec.core.columns`."""
         return self.quotient or self.key
 
     @property
     def is_text(self) -> bool:
-        """Text is aligned to the left."""
+        """Whether it holds text, which is aligned to the left."""
         return not self.pattern
 
     def value(self, record: Mapping[str, Any]) -> Any:
@@ -60,7 +60,7 @@ class Column:
         return value / record[self.per] if record.get(self.per) else None
 
     def text(self, value: Any) -> str:
-        """A figure as tables write it."""
+        """A value in the column's format."""
         if value is None:
             return "" if self.is_text else "-"
         if self.is_text or isinstance(value, str):
@@ -68,7 +68,7 @@ class Column:
         return f"{value * self.scale if self.scale != 1 else value:{self.pattern}}{self.unit}"  # integers stay integers
 
     def cell(self, record: Mapping[str, Any], interval: Interval | None = None) -> Cell:
-        """The figure of a record and its interval, written alike."""
+        """The figure of a record and its interval, in the same format."""
         value = self.value(record)
         spread = ""
         if interval is not None and value is not None and interval[0] < interval[1]:
@@ -92,7 +92,7 @@ def record_table(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_texts: int = 1) -> Table:
-    """A table of finished texts.
+    """A table of formatted texts.
 
     Args:
         num_texts: columns from the left that hold words; the others hold numbers and are aligned to the right.
@@ -115,7 +115,7 @@ def latex(table: Table, spaced: bool = False) -> str:
     """The table as a ``tabular``; needs the package booktabs.
 
     Args:
-        spaced: some space between rows with different first cells.
+        spaced: add space between rows with different first cells.
     """
     alignment = "".join("l" if column.is_text else "r" for column in table.columns)
     lines = [r"\toprule", " & ".join(escaped(column.heading) for column in table.columns) + r" \\", r"\midrule"]
@@ -138,7 +138,7 @@ def latex_float(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Text with LaTeX's special characters escaped."""
     return "".join(_ESCAPES.get(character, character) for character in text)
 
 

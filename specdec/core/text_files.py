@@ -1,7 +1,7 @@
-"""Text files that users give: UTF-8, or refused with file and line. Nothing is guessed or replaced. Imports no torch.
+"""Text files of users: UTF-8, or refused with file and line. No encoding is guessed. Imports no torch.
 
-A file in another encoding would otherwise be read with its characters changed, and the run would be exact about texts
-that nobody wrote. A byte order mark of UTF-8 is dropped: it is no part of the text.
+A file in another encoding would otherwise be read with wrong characters, and the run would be exact on texts that the
+user does not have. A UTF-8 byte order mark is dropped: it is not part of the text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from specdec.errors import DataError
 
-MOST_NAMED = 10  # problems that one message names; the rest is counted
+MOST_NAMED = 10  # problems that one message lists; the others are counted
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -24,13 +24,13 @@ _MARKS = {
     b"PK\x03\x04": "a zip file",
     b"PAR1": "a Parquet file",
 }
-_LOOKED_AT = 4096  # bytes that tell wide characters without a mark: of each two, one is zero in most texts
+_SNIFFED_BYTES = 4096  # enough to recognise UTF-16 and UTF-32 without a mark, by their many zero bytes
 _MANY_ZEROS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line without its end: its text, or what is wrong with its bytes."""
+    """One line without its line break: its text, or what is wrong with its bytes."""
 
     number: int  # from 1
     text: str
@@ -38,13 +38,13 @@ class Line:
 
 
 def text_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file, those included that are no UTF-8.
+    """The lines of a file, including those that are not UTF-8.
 
     Raises:
-        DataError: the file as a whole is something else than UTF-8 text. OSError: it cannot be read.
+        DataError: the file as a whole is not UTF-8 text. OSError: it cannot be read.
     """
     with path.open("rb") as stream:
-        if (encoding := _wide(stream.read(_LOOKED_AT))) is not None:
+        if (encoding := _other_format(stream.read(_SNIFFED_BYTES))) is not None:
             raise DataError(f"{path}: it looks like {encoding}; save the file as UTF-8")
         stream.seek(0)
         number = 0
@@ -75,7 +75,7 @@ def check_text(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, its line ends as they are.
+    """The text of a file, with its own line breaks.
 
     Raises:
         DataError: it is not UTF-8; the message names file and lines. OSError: it cannot be read.
@@ -84,8 +84,8 @@ def read_text(path: Path) -> str:
     return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
-def _wide(head: bytes) -> str | None:
-    """What a file looks like whose characters take two or four bytes each; None where nothing speaks for that."""
+def _other_format(head: bytes) -> str | None:
+    """The format other than UTF-8 text that a file's first bytes show, if any."""
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return encoding
@@ -101,6 +101,6 @@ def listed(problems: Iterable[str]) -> str:
 
 
 def lone_surrogate(text: str) -> str | None:
-    """What is wrong with a text that no tokenizer takes: half of a surrogate pair, which JSON can escape alone."""
+    """The problem with a text that holds half of a surrogate pair: JSON can escape it, but no tokenizer accepts it."""
     found = re.search("[\ud800-\udfff]", text)
     return None if found is None else f"a lone surrogate (\\u{ord(found[0]):04x}) at character {found.start() + 1}"

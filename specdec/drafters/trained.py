@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdec import assets
-from specdec.config.drafter_weights import check_weights
+from specdec.config.drafter_weights import check_trained_weights
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import changed, no_plain_weight
@@ -44,7 +44,7 @@ def read_settings(kind: str, path: str | None, untrained: bool, target: CausalLM
     Raises:
         ConfigError: it is no such folder, it was trained for another kind of drafter or target, or none is given.
     """
-    check_weights(kind, path, untrained)
+    check_trained_weights(kind, path, untrained)
     if path is None:
         return default
     try:

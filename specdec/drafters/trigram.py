@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from specdec.config.identity import local
+from specdec.config.identity import local_path
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.text_files import read_text
@@ -94,7 +94,7 @@ def _corpus_store(context: DrafterContext, corpus: str, keep: int) -> Weights:
         raise ConfigError("drafter.corpus needs the pair's tokenizer, which this engine was built without")
     check_fit(context.target, None, context.tokenizer, None, by_text=False, settings=True)
     try:
-        lines = read_text(local(corpus)).splitlines()
+        lines = read_text(local_path(corpus)).splitlines()
     except (OSError, DataError) as error:
         raise ConfigError(f"drafter.corpus={corpus}: not a readable text file ({error})") from None
     return relative_frequencies((context.tokenizer.encode(line, add_special_tokens=False) for line in lines), keep)

@@ -48,7 +48,7 @@ def rounding_of(model: CausalLM, prompt: list[int], output: list[int], at: int, 
     kept = _KEPT.setdefault(model, {})
     if key in kept:
         return kept[key]
-    rounding = measure(model, prompt, output[:num_positions], batch, chunk)
+    rounding = measure_rounding(model, prompt, output[:num_positions], batch, chunk)
     if sum(other.logits_nV.nbytes for other in kept.values()) + rounding.logits_nV.nbytes <= KEPT_BYTES:
         kept[key] = rounding
     return rounding
@@ -58,7 +58,7 @@ _KEPT: WeakKeyDictionary[CausalLM, dict[tuple[object, ...], Rounding]] = WeakKey
 
 
 @torch.inference_mode()
-def measure(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
+def measure_rounding(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
     """Run prompt and output through the model in every way; the logits at position i decide ``output[i]``."""
     tokens, first = prompt + output[:-1], len(prompt)
     ways: list[Callable[[], Tensor]] = [

@@ -87,7 +87,7 @@ def load_model(
                 **_split(role, name, config.get_text_config(), num_parts),
             )
     except source.errors as error:
-        raise PairError(_explain(role, name, error)) from error
+        raise PairError(_load_error(role, name, error)) from error
     module, loaded = found
     if missing := missing_weights(loaded):
         raise PairError(
@@ -145,7 +145,7 @@ def load_tokenizer(name: str, pair: PairConfig) -> Any:
             source.name, trust_remote_code=pair.trust_remote_code, **source.arguments
         )
     except source.errors as error:
-        raise PairError(_explain("tokenizer", name, error)) from error
+        raise PairError(_load_error("tokenizer", name, error)) from error
     if source.header is not None:
         set_special_tokens(tokenizer, source.header)
     return tokenizer
@@ -168,7 +168,7 @@ def _source(role: str, name: str) -> Source:
     if name.startswith(("/", ".", "~", assets.PREFIX)) or name.count("/") != 1:
         raise ConfigError(f"pair.{role}={name}: no such folder, and not a Hub name (ORGANISATION/MODEL)")
     if _hub_is_unknown() and not _is_cached(name):
-        raise PairError(_explain(role, name, OSError("no connection, and not in the local cache")))
+        raise PairError(_load_error(role, name, OSError("no connection, and not in the local cache")))
     return Source(name)
 
 
@@ -206,7 +206,7 @@ def move(module: Any, device: torch.device) -> Any:
     return module.to(device)
 
 
-def _explain(role: str, name: str, error: Exception) -> str:
+def _load_error(role: str, name: str, error: Exception) -> str:
     reason = first_line(error)
     if _is_local(name):
         what = "file" if is_gguf(name) else "folder"

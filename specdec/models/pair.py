@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specdec import assets
-from specdec.config.identity import hash_files, local, signature
+from specdec.config.identity import hash_files, input_hashes, local_path
 from specdec.config.plugins import declared
 from specdec.config.processes import num_processes
 from specdec.config.schema import PairConfig, RunConfig
@@ -61,7 +61,7 @@ _cache: dict[str, Pair] = {}
 def load_pair(config: RunConfig) -> Pair:
     """The pair of a resolved run config; the last one loaded is kept for the next point of a sweep."""
     parts = [asdict(config.pair), asdict(config.runner)]
-    files = signature(config, "pair.")  # the weights in a folder may have changed
+    files = input_hashes(config, "pair.")  # the weights in a folder may have changed
     key = json.dumps([*parts, config.weights, config.seed, _retokenizes(config), files], sort_keys=True)
     if key not in _cache:
         _cache.clear()  # before loading: two large pairs need not fit together
@@ -179,7 +179,7 @@ def _shape_keys(config: RunConfig, role: str) -> tuple[str, ...]:
 
 def _fingerprint(config: RunConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
-    folder = local(getattr(config.pair, role) or "")
+    folder = local_path(getattr(config.pair, role) or "")
     if config.weights == "pretrained" and folder.exists():
         files = sorted(folder.glob("*")) if folder.is_dir() else [folder]
         return hash_files((file for file in files if file.suffix in _WEIGHT_FILES), _HASHED_BYTES)

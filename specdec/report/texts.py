@@ -78,7 +78,7 @@ def prompts(content: ReportContent, group: Group, limit: int) -> list[ShownPromp
     chosen = sorted(by_prompt, key=lambda key: -by_prompt[key]["exact"].eq(False).sum())[:limit]
     drafted = _drafted(group.rows_of(content.rounds), {int(index) for _, index, _, _ in chosen})
     some = {str(point["pair"]): point for point in reversed(group.done)}
-    tokenizers = {pair: load_tokenizer(point) for pair, point in some.items()}
+    tokenizers = {pair: local_tokenizer(point) for pair, point in some.items()}
     texts = {pair: _prompt_texts(point, tokenizers[pair]) for pair, point in some.items()}
     found = []
     for pair, index, question_id, num_tokens in chosen:
@@ -101,7 +101,7 @@ def kinds(output_ids: Sequence[int], accepted_lengths: Sequence[int], drafted: S
     return found[: len(output_ids)]
 
 
-def load_tokenizer(point: Record) -> Any | None:
+def local_tokenizer(point: Record) -> Any | None:
     """The point's tokenizer, if it is here: a folder, a shipped one, or in the local cache. Nothing is downloaded."""
     from transformers import AutoTokenizer
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""Decode prompts with an engine: rows in, rounds out, progress on the way."""
+"""Decode prompts with the round loop, and report every round to observers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_rows(config: RunConfig, pair: Pair, prompts: list[Prompt], arrived_s: f
 
 
 def conversations(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> Conversations:
-    """How the prompts hang together; without data.turns=conversation they do not."""
+    """The conversations of the prompts; without data.turns=conversation, each prompt is one of its own."""
     return Conversations(
         prompts,
         pair.tokenizer,
@@ -64,15 +64,15 @@ def conversations(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> Conve
 
 
 def _queue(config: RunConfig, pair: Pair, prompts: list[Prompt], clock: Clock) -> ArrivalQueue:
-    """Rows of all first turns with the moments at which they arrive, and of every later turn when it is its time."""
-    arrivals, talks = build_arrivals(config), conversations(config, pair, prompts)
-    openings, start = talks.openings(), clock.now()
+    """The rows of all first turns with their arrival times; a later turn's row is made after the answer before it."""
+    arrivals, turns = build_arrivals(config), conversations(config, pair, prompts)
+    openings, start = turns.openings(), clock.now()
     rows = make_rows(config, pair, openings)
     for row, moment in zip(rows, arrivals.times(len(rows)), strict=True):
         row.arrived_s = start + moment
 
     def follow_up(row: Sequence) -> Sequence | None:
-        prompt = talks.follow_up(row.index, row.prompt_ids, row.output_ids)
+        prompt = turns.follow_up(row.index, row.prompt_ids, row.output_ids)
         if prompt is None or row.finished_s is None:
             return None
         return make_rows(config, pair, [prompt], arrived_s=row.finished_s + arrivals.think(prompt.index))[0]
@@ -81,22 +81,22 @@ def _queue(config: RunConfig, pair: Pair, prompts: list[Prompt], clock: Clock) -
 
 
 def row_sampling(config: RunConfig) -> SamplingParams | None:
-    """The rows' settings; None for greedy decoding of the bare logits, which then costs nothing extra."""
+    """The rows' sampling settings; None for greedy decoding of unchanged logits, which then costs nothing extra."""
     params = sampling_params(config)
     return None if params.greedy and not params.penalizes else params
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is told of a run's rounds while it decodes."""
+    """What observes the rounds of a run."""
 
-    observers: tuple[Observer, ...] = ()  # called after every round, outside the clock
-    witness: Witness | None = None  # keeps what an explanation of a divergence needs
-    serving: ServingLog | None = None  # keeps the queue and the waits
-    forwards: ForwardLog | None = None  # keeps the model forwards, for a bound (specdec.run.forward_log)
+    observers: tuple[Observer, ...] = ()  # called after every round, outside the measured time
+    witness: Witness | None = None  # keeps the logits that classify a divergence
+    serving: ServingLog | None = None  # records queue lengths and waits
+    forwards: ForwardLog | None = None  # records the model forwards, for bound=true
 
     def observe(self, outcome: Round, pool: SequencePool, clock: Clock) -> None:
-        """One round is over."""
+        """Report one round."""
         if self.serving is not None:
             self.serving.observe(outcome, pool, clock.now())
         if self.witness is not None:
@@ -107,7 +107,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Rows in prompt order, with what was counted and timed."""
+    """Rows in prompt order, with counts, times and peak memory."""
 
     rows: list[Sequence]
     tally: Tally
@@ -122,7 +122,7 @@ def decode(
     known_output: Known | None = None,
     watch: Watch = Watch(),
 ) -> Decoded:
-    """Decode all prompts. ``known_output`` is for a drafter that replays what is known of a row."""
+    """Decode all prompts. ``known_output`` is for drafters that replay a row's reference output."""
     synchronize = torch.cuda.synchronize if pair.target.device.type == "cuda" else None
     if config.warmup:
         _warm_up(config, pair, prompts, synchronize, known_output)
@@ -151,7 +151,7 @@ def _prepared(
     synchronize: Callable[[], None] | None,
     known_output: Known | None,
 ) -> DraftLength:
-    """The draft-length policy, with what it wants to know before the run: the run's own prompts serve to measure it."""
+    """The draft-length policy, after any profiling that it needs before the run, on the run's own prompts."""
     policy = build_draft_length(config)
     trial_rows = TrialRows(prompts, pair.context_length, stop_ids(config, pair), row_sampling(config), known_output)
     policy.prepare(profiler(config, pair, trial_rows, synchronize), config.batch)
@@ -165,8 +165,8 @@ def _warm_up(
     synchronize: Callable[[], None] | None,
     known_output: Known | None,
 ) -> None:
-    """Let lazy initialisation happen before the clock starts."""
-    for gamma in (config.gamma, 0):  # whatever a policy would choose for so short a run
+    """Trigger lazy initialisation before the clock starts."""
+    for gamma in (config.gamma, 0):  # with and without drafts, whatever the policy would choose
         engine = build_engine(config, pair, Clock(synchronize), known_output)
         engine.draft_length = FixedLength(gamma=gamma)
         rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(config)) for p in prompts[:WARMUP_ROWS]]

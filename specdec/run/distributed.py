@@ -1,10 +1,11 @@
-"""The processes of one run: started through Lightning Fabric, they share out the prompts, or one target.
+"""The processes of one run, started with Lightning Fabric: they split the prompts, or one target.
 
-Data parallel: every rank decodes prompts of its own with a copy of the pair, and appends to files of its own; ranks
-talk to each other only between the phases of a point. Tensor parallel: all ranks decode all rows in step, each with a
-part of the target's weights (`transformers` splits them), and only rank 0 writes.
+Data parallel: every rank decodes its own prompts with its own copy of the pair, and appends to its own files; ranks
+communicate only between the phases of a point. Tensor parallel: all ranks decode all rows in step, each with a part of
+the target's weights (`transformers` splits them), and only rank 0 writes.
 
-A rank that fails says so in the talk that the others wait in, so that all of them give up the point, and none hangs.
+A rank that fails sends its error through the collective that the others wait in, so that all of them abort the point
+and none hangs.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from specdec.errors import ConfigError, RankError, SpecdecError
 
 T = TypeVar("T")
 Job = Callable[["Ranks"], dict[str, Any]]
-for _talker in ("fabric.utilities.distributed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero"):
-    logging.getLogger(f"lightning.{_talker}").setLevel(logging.WARNING)
-PATIENCE = timedelta(days=7)  # a rank waits for the others' prompts, however long they take
+for _module in ("fabric.utilities.distributed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero"):
+    logging.getLogger(f"lightning.{_module}").setLevel(logging.WARNING)
+TIMEOUT = timedelta(days=7)  # of a collective: a rank waits until the others have decoded their prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,17 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that prints, locks and sums up."""
+        """Whether this is the process that prints, locks and writes the summary."""
         return self.rank == 0
 
     @property
     def writes(self) -> bool:
-        """Whether what this process decodes is written down: in tensor parallel, all ranks decode the same."""
+        """Whether this process writes what it decodes; in tensor parallel, all ranks decode the same."""
         return self.is_main or not self.tensor_parallel
 
     @property
     def num_shares(self) -> int:
-        """Into how many shares the prompts go."""
+        """Number of shares that the prompts are split into."""
         return 1 if self.tensor_parallel else self.size
 
     def share(self, prompts: list[Prompt], max_new_tokens: int) -> list[Prompt]:
@@ -63,27 +64,27 @@ class Ranks:
         return shares(prompts, self.num_shares, max_new_tokens)[self.rank % self.num_shares]
 
     def say(self, text: str) -> None:
-        """Print a line, once for the whole run."""
+        """Print a line, on rank 0 only."""
         if self.is_main:
             print(text, flush=True)
 
     def gather(self, value: T, error: str | None = None) -> list[T]:
-        """Everybody's value, in order of rank; waits for all.
+        """The values of all ranks, in order; waits for all.
 
         Raises:
-            RankError: a process failed instead; the message is its.
+            RankError: another rank failed; the message has its error.
         """
         if self.size == 1:
             return [value]
-        told: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(told, (error, value))
-        for rank, (failure, _) in enumerate(told):
+        gathered: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(gathered, (error, value))
+        for rank, (failure, _) in enumerate(gathered):
             if failure is not None and error is None:
                 raise RankError(f"rank {rank} of {self.size}: {failure}")
-        return [theirs for _, theirs in told]
+        return [each for _, each in gathered]
 
-    def give_up(self, error: Exception, message: str) -> None:
-        """Tell the others that this process gives up a point; they do the same where they next meet."""
+    def abort(self, error: Exception, message: str) -> None:
+        """Tell the other ranks that this one aborts the point; they abort it in their next collective."""
         if self.size == 1 or isinstance(error, RankError):
             return
         if not self.tensor_parallel:
@@ -94,14 +95,14 @@ class Ranks:
             os._exit(1)
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes; the others wait for it."""
+        """The result of ``make`` on rank 0, for all ranks."""
         return self.gather(make() if self.is_main else None)[0]  # type: ignore[return-value]
 
 
 def shares(prompts: list[Prompt], num_shares: int, max_new_tokens: int) -> list[list[Prompt]]:
     """Shares of about equal predicted work (tokens to read and to write), each in prompt order.
 
-    Longest processing time first (Graham 1969): every prompt, from the longest on, goes to the least loaded share.
+    Longest processing time first (Graham 1969): every prompt, longest first, goes to the least loaded share.
     """
     parts: list[list[Prompt]] = [[] for _ in range(num_shares)]
     loads = [(0, number) for number in range(num_shares)]
@@ -115,8 +116,7 @@ def shares(prompts: list[Prompt], num_shares: int, max_new_tokens: int) -> list[
 def launch(config: RunConfig, job: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Call ``job(ranks, *arguments)`` in every process of a run; returns what it returned on rank 0.
 
-    One process on one device is this one. More are spawned here, unless torchrun or srun started this process as one
-    of them.
+    A single process is this one. Several are spawned here, unless torchrun or srun started this process as one of them.
     """
     if launched_from_outside():
         return job(_join(config), *arguments)
@@ -136,7 +136,7 @@ def _fabric(config: RunConfig, start_method: str, environment: Any = None) -> An
         accelerator=accelerator(runner.accelerator),
         devices=devices,
         num_nodes=runner.num_nodes,
-        strategy=DDPStrategy(start_method=start_method, timeout=PATIENCE),  # type: ignore[arg-type]
+        strategy=DDPStrategy(start_method=start_method, timeout=TIMEOUT),  # type: ignore[arg-type]
         precision=PRECISIONS.get(runner.dtype),
         plugins=[environment] if environment else None,
     )
@@ -148,16 +148,16 @@ PRECISIONS: dict[str, Any] = {
     "bfloat16": "bf16-true",
     "float16": "16-true",
 }
-"""Fabric's words for our dtypes."""
+"""Fabric's names of the dtypes."""
 
 
 def accelerator(name: str) -> str:
-    """``auto`` means a GPU where there is one; the name is checked by choose_device before anything runs."""
+    """``auto`` is a GPU if there is one; `choose_device` checks the name before anything runs."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _use_only_device(runner: RunnerConfig) -> None:
-    """``runner.devices=[1]``: the second GPU."""
+    """``runner.devices=[1]`` is the second GPU."""
     if not isinstance(runner.devices, int) and accelerator(runner.accelerator) == "cuda":
         torch.cuda.set_device(int(runner.devices[0]))
 
@@ -166,7 +166,7 @@ _joined: Ranks | None = None
 
 
 def _join(config: RunConfig) -> Ranks:
-    """Meet the other processes that torchrun or srun started; once, for all points of a sweep."""
+    """Join the other processes that torchrun or srun started; once, for all points of a sweep."""
     global _joined
     if _joined is None:
         fabric = _fabric(config, "popen")
@@ -179,13 +179,13 @@ def _join(config: RunConfig) -> Ranks:
 
 
 def _leave() -> None:
-    """End the threads of the process group: one that outlives the interpreter aborts the process (1 run in 40)."""
+    """End the process group: a thread of it that outlives the interpreter aborts the process (1 run in 40)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _spawn(config: RunConfig, job: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Start the processes, and end them with this one, whatever ends it."""
+    """Start the processes; however this one ends, they end with it."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from torch.multiprocessing import active_children
     from torch.multiprocessing.spawn import ProcessExitedException
@@ -210,7 +210,7 @@ def _spawn(config: RunConfig, job: Callable[..., dict[str, Any]], arguments: tup
 
 
 def _work(fabric: Any, job: Callable[..., dict[str, Any]], tensor_parallel: bool, arguments: tuple[Any, ...]) -> Any:
-    """What a spawned process does: errors travel as their one line, because rank 0's return value is all that does."""
+    """Run the job in a spawned process; returns errors as one line, because only rank 0's return value is sent back."""
     from specdec.config.explain import explain
 
     _die_with_parent()
@@ -228,7 +228,7 @@ def _work(fabric: Any, job: Callable[..., dict[str, Any]], tensor_parallel: bool
 
 
 def _die_with_parent() -> None:
-    """A parent that is killed must not leave processes behind that go on writing."""
+    """End with a parent that is killed, and do not continue to write."""
     if ask := getattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig", None):  # Linux
         ask(signal.SIGKILL)
 
@@ -236,4 +236,4 @@ def _die_with_parent() -> None:
 def _how_it_died(error: Any) -> str:
     if error.signal_name == "SIGKILL":
         return "was killed (SIGKILL): if the machine ran out of memory, try a smaller batch or fewer runner.devices"
-    return f"ended without a word ({error.signal_name or f'exit code {error.exit_code}'})"
+    return f"ended without a message ({error.signal_name or f'exit code {error.exit_code}'})"

@@ -1,4 +1,4 @@
-"""Rows that differ from their reference: each is explained by rounding, or counted as a failure."""
+"""Rows that differ from their reference: each difference is explained by rounding, or counted as a failure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from specdec.run.decode import row_sampling
 from specdec.run.run import Run
 
 
-def explain_divergences(run: Run) -> None:
-    """Classify what differs; each process a part, and in tensor parallel all of them everything."""
+def classify_divergences(run: Run) -> None:
+    """Classify the rows that differ; each process a part of them, or in tensor parallel all."""
     if run.store is None:
         return
     samples = run.ranks.from_main(run.folder.samples)
@@ -31,7 +31,7 @@ def explain_divergences(run: Run) -> None:
 
 
 def _explanation(run: Run, sample: dict[str, Any]) -> dict[str, Any] | None:
-    """What the oracle says of a row; None where its reference is not known."""
+    """How a row's difference is explained; None if its reference is not known."""
     index, config = sample["index"], run.config
     prompt = next(prompt for prompt in run.prompts if prompt.index == index)
     row = Sequence(index, sample.get("prompt_ids", prompt.ids), config.max_new_tokens, sampling=row_sampling(config))
@@ -43,5 +43,5 @@ def _explanation(run: Run, sample: dict[str, Any]) -> dict[str, Any] | None:
     if (logits_V := WitnessFiles(run.folder.path, run.pair.target.dtype).load(index)) is not None:
         witness.logits[index] = logits_V
     chunk = 1 + config.gamma if declared(config, "drafter").drafts else 1
-    batch = min(line["batch"] for line in run.folder.attempts())  # what fits, where memory ran out
+    batch = min(line["batch"] for line in run.folder.attempts())  # the batch that fitted, if memory ran out
     return classify_row(run.pair.target, row, reference, witness, batch=batch, chunk=chunk)

@@ -1,4 +1,4 @@
-"""From names in a config to an engine. The classes themselves never see a config."""
+"""Builds the parts of a run from its config. The classes themselves never get a config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_engine(
 ) -> RoundLoop:
     """The engine that a resolved run config describes, over the models of ``pair``.
 
-    ``known_output`` is for a drafter that replays: what a row will say, where that is known.
+    ``known_output`` is for drafters that replay: a row's reference output, if it is known.
     """
     observers: list[ModelObserver] = []  # one list for all models of this engine
 
@@ -53,8 +53,8 @@ def build_engine(
     drafter: Drafter = plugin(config, "drafter", context)
     if config.temperature > 0 and drafter.probe_ids and verifier.chains_only:
         raise ConfigError(
-            f"drafter={config.drafter.name} drafts trees and verifier={config.verifier.name} samples along chains "
-            "only: set verifier=naive, or temperature=0"
+            f"drafter={config.drafter.name} drafts trees, but verifier={config.verifier.name} samples along "
+            "chains only: set verifier=naive, or temperature=0"
         )
     return RoundLoop(
         target=align(pair.target),
@@ -69,7 +69,7 @@ def build_engine(
 
 @contextmanager
 def preserving_model_state(pair: Pair) -> Iterator[None]:
-    """Let the block decode within another run of the same pair, and restore execution and observers afterwards."""
+    """Restore the models' execution and observers after the block, which decodes within a run of the same pair."""
     models = [model for model in (pair.target, pair.draft) if model is not None]
     before = [(model, model.execution, model.observers) for model in models]
     try:
@@ -80,14 +80,14 @@ def preserving_model_state(pair: Pair) -> Iterator[None]:
 
 
 def build_draft_length(config: RunConfig) -> DraftLength:
-    """The draft-length policy; a drafter that never drafts leaves it nothing to choose."""
+    """The draft-length policy; without a drafter, the one that always chooses 0."""
     drafts = declared(config, "drafter").drafts
     policy: DraftLength = plugin(config, "draft_length") if drafts else FixedLength(gamma=0)
     return policy
 
 
 def executions(config: RunConfig, pair: Pair) -> dict[str, Any]:
-    """How the pair's models are executed, and the seconds that it took to prepare them for it."""
+    """The name of each model's execution, and their preparation time in ``prepare_s``."""
     chosen = {"target": pair.target.execute(config.execution)}
     if pair.draft is not None:
         chosen["draft"] = pair.draft.execute(config.execution)
@@ -98,7 +98,7 @@ def executions(config: RunConfig, pair: Pair) -> dict[str, Any]:
 
 
 def execution_notes(pair: Pair) -> list[str]:
-    """Why a model runs eagerly although a faster execution knows its architecture."""
+    """Why a model runs eagerly although a faster execution supports its architecture."""
     models = {"target": pair.target, "draft": pair.draft}
     return [f"{role}: {m.execution.note}" for role, m in models.items() if m is not None and m.execution.note]
 
@@ -110,6 +110,6 @@ def build_batching(config: RunConfig) -> BatchingPolicy:
 
 
 def build_arrivals(config: RunConfig) -> Arrivals:
-    """When prompts come."""
+    """The arrival process of a config."""
     arrivals: Arrivals = plugin(config, "arrivals")
     return arrivals

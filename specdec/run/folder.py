@@ -1,8 +1,8 @@
 """Run folders: named by the hash of the resolved config, appended to while they run, skipped when finished.
 
 ``samples.jsonl`` and ``rounds.jsonl`` grow by whole lines and are never rewritten while a point runs, so that a process
-that is killed at any moment leaves at most one torn line. A point on several processes has files of its own for each
-(``samples.rank1.jsonl``), which are merged when it is done.
+that is killed at any moment leaves at most one torn line. In a point on several processes, each has its own files
+(``samples.rank1.jsonl``), which are merged when the point is done.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 
 
 class RunFolder:
-    """``results_dir/<hash>``: config.yaml, env.json, attempts, samples and rounds, and last of all summary.json."""
+    """``results_dir/<hash>``: config.yaml, env.json, attempts, samples and rounds, and finally summary.json."""
 
     def __init__(self, results_dir: str | Path, settings: dict[str, Any]) -> None:
         self.hash = digest(settings)
@@ -44,7 +44,7 @@ class RunFolder:
         return read_summary(self.path)
 
     def clear(self) -> None:
-        """Drop whatever an earlier run left."""
+        """Delete what an earlier run wrote."""
         if self.path.exists():
             (self.path / "summary.json").unlink(missing_ok=True)
             shutil.rmtree(self.path)
@@ -59,7 +59,7 @@ class RunFolder:
         return summary
 
     def start(self, env: dict[str, Any]) -> None:
-        """Say what runs here; samples and rounds that are there stay."""
+        """Write the config and the environment; existing samples and rounds stay."""
         self.path.mkdir(parents=True, exist_ok=True)
         for name in ("summary.json", "failure.json"):
             (self.path / name).unlink(missing_ok=True)
@@ -79,21 +79,21 @@ class RunFolder:
         return found
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Rounds of all attempts and processes; each once, also if a process was killed while it merged the files."""
+        """Rounds of all attempts and processes; each once, even if a process was killed while it merged the files."""
         numbered = {(line["attempt"], line["rank"], line["step"]): line for line in self._all_lines("rounds")}
         return [numbered[key] for key in sorted(numbered)]
 
     def attempts(self) -> list[dict[str, Any]]:
-        """One record for each time that the point was started or gone on with."""
+        """One record for each time that the point was started or resumed."""
         return list(read_lines(self.path / "attempts.jsonl"))
 
     def fail(self, message: str) -> None:
-        """Leave a note of why the point is not finished, beside what it has."""
+        """Record why the point is not finished; its samples and rounds stay."""
         if self.path.is_dir():
             write_json(self.path / "failure.json", {"status": "failed", "error": message})
 
     def finish(self, samples: Iterable[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """Put the samples in prompt order, merge the processes' files, then write the summary: now the run is done."""
+        """Put the samples in prompt order, merge the processes' files, then write the summary: the run is done."""
         rounds = self.rounds() if self._extra_files() else None
         write_lines(self.path / "samples.jsonl", samples)
         if rounds is not None:

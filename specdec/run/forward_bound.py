@@ -101,7 +101,7 @@ def device_peaks(device: torch.device, dtype: torch.dtype, num_threads: int) -> 
 
 
 def _best(call: Callable[[], object], cuda: bool, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few calls, after one that is not counted."""
+    """Seconds of the fastest of a few calls, after one warm-up call."""
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

@@ -89,9 +89,9 @@ class ForwardLog:
 
     @torch.inference_mode()
     def replay(self, prefill: bool = False, synchronize: Callable[[], None] | None = None) -> float:
-        """Run the logged forwards of prompts, or those of rounds, again; returns seconds.
+        """Run the logged forwards of the rounds (or of prefill) again; returns seconds.
 
-        Arguments are made before the clock starts, and a few calls warm the caches.
+        Arguments are created before the clock starts, and a few calls warm the caches.
         """
         wanted = [number for number in self.order if self._forwards[number].shape.prefill == prefill]
         calls: dict[int, tuple[Execution, Call]] = {}

@@ -27,7 +27,7 @@ _REMEDY = {
 }
 
 
-def check_weights(config: RunConfig) -> None:
+def check_weights_fit(config: RunConfig) -> None:
     """Refuse a pair whose weights cannot fit, from architectures and the headers of files alone.
 
     Weights of unknown size pass (a name on the Hub, other formats), as do wrong settings, which the loader reports.
@@ -56,7 +56,7 @@ def num_weights(role: str, config: RunConfig) -> int | None:
 
 
 def _num_stored(file: Path) -> int:
-    """Numbers in a safetensors file, whose header is 8 bytes of length and a JSON document with all shapes."""
+    """Number of elements in a safetensors file: its header is 8 bytes of length and a JSON document with all shapes."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -64,7 +64,7 @@ def _num_stored(file: Path) -> int:
 
 
 def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan:
-    """The prediction for a point with loaded and prepared models and known prompts."""
+    """The predicted memory of a point whose models are loaded and whose prompts are known."""
     models = [model for model in (pair.target, pair.draft) if model is not None]
     weights = {part.data_ptr(): part.nbytes for model in models for part in model.module.parameters()}
     drafts = declared(config, "drafter").drafts
@@ -83,7 +83,7 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan
     )
 
 
-def check_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> tuple[MemoryPlan, RunConfig, list[str]]:
+def check_run_fits(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> tuple[MemoryPlan, RunConfig, list[str]]:
     """The plan of a point that fits, its config, and notes. With ``runner.on_out_of_memory=shrink`` the config may be
     changed: prompts are then read in chunks.
 

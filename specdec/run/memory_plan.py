@@ -1,6 +1,6 @@
 """The peak memory of a run, predicted before it: weights, keys and values, and the largest forward.
 
-Alignments say what they copy and feed (``Alignment.peak_rows``, ``fed_rows``); the memory of a forward is an upper
+Alignments declare what they copy and feed (``Alignment.peak_rows``, ``fed_rows``); the memory of a forward is an upper
 estimate from shapes.
 """
 
@@ -39,7 +39,7 @@ class MemoryPlan:
 
     @property
     def run_bytes(self) -> int:
-        """Memory of the run beside the loaded models."""
+        """Memory of the run, without the loaded models."""
         in_flight = max(self.batch, self.window or 0)
         columns = self.longest_prompt + self.max_new_tokens + self.gamma + 1 + GROWTH_COLUMNS
         chunk = min(self.prefill_chunk or self.longest_prompt, self.longest_prompt)
@@ -49,8 +49,8 @@ class MemoryPlan:
             if model is None:
                 continue
             total += model.token_bytes * self.alignment.peak_rows(in_flight, self.batch, fed) * columns
-            newcomers = in_flight  # at the start all rows are admitted at once
-            forwards.append(forward_bytes(model, newcomers, chunk, columns, 1 if whole else chunk, sampled=False))
+            # At the start all rows are admitted at once.
+            forwards.append(forward_bytes(model, in_flight, chunk, columns, 1 if whole else chunk, sampled=False))
             step = fed if model is self.target else 2
             fed_rows = self.alignment.fed_rows(in_flight, self.batch)
             forwards.append(forward_bytes(model, fed_rows, step, columns, step, self.sampled))
@@ -76,7 +76,7 @@ class MemoryPlan:
             ways.append(f"runner.prefill_chunk={chunk} fits")
         ways = ways or ["not even batch=1 does: choose a smaller data.max_input_tokens or max_new_tokens"]
         raise ConfigError(
-            f"batch={self.batch} needs about {_size(self.run_bytes)} beside the loaded models, "
+            f"batch={self.batch} needs about {_size(self.run_bytes)} besides the loaded models, "
             f"{_size(free_bytes)} are free: {', or '.join(ways)}"
         )
 
@@ -99,7 +99,7 @@ class MemoryPlan:
 def forward_bytes(
     model: Architecture, num_rows: int, num_new: int, num_columns: int, num_logits: int, sampled: bool
 ) -> float:
-    """Memory of one forward beside weights and cache: one layer, the mask, and the logits."""
+    """Memory of one forward, without weights and cache: one layer, the mask, and the logits."""
     tokens, itemsize = num_rows * num_new, model.dtype.itemsize
     hidden = tokens * (LIVE_HIDDEN * model.hidden_size + LIVE_MLP * model.intermediate_size) * itemsize
     mask = tokens * num_columns * (3 + itemsize)

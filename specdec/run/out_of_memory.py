@@ -1,4 +1,4 @@
-"""Decode what a point lacks, with smaller batches if memory runs out and the config allows it."""
+"""Decode a point's missing rows, with smaller batches if memory runs out and the config allows it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ from specdec.run.serving.figures import ServingLog
 
 
 def decode_rows(run: Run, attempt: Attempt, logger: Logger) -> None:
-    """Decode this process's share of what is not finished; writes rounds and finished rows as they come.
+    """Decode this process's share of the unfinished rows; writes every round and every finished row at once.
 
-    With ``runner.on_out_of_memory=shrink`` a batch that does not fit is halved, down to one row; rows that were
-    finished before stay finished.
+    With ``runner.on_out_of_memory=shrink`` a batch that does not fit is halved, down to one row; finished rows stay.
     """
     missing = [prompt for prompt in run.prompts if prompt.index in attempt.todo]
     mine = run.ranks.share(missing, run.config.max_new_tokens)
@@ -52,8 +51,8 @@ def decode_rows(run: Run, attempt: Attempt, logger: Logger) -> None:
             recorder.witness = None
             if serving:  # a serving run cannot resume
                 finished.clear()
-            config = _halved(config)  # after the error and what its frames held are gone
-            reason = f"out of memory: going on with batch={config.batch}"
+            config = _halved(config)  # only now is the error freed, and what its frames held
+            reason = f"out of memory: resumed with batch={config.batch}"
             print(f"note: {reason}", flush=True)
             record = {"attempt": attempt.number, "rank": run.ranks.rank, "batch": config.batch, "reason": reason}
             append_line(run.folder.path / "attempts.jsonl", record)
@@ -62,12 +61,12 @@ def decode_rows(run: Run, attempt: Attempt, logger: Logger) -> None:
 def _decode(
     run: Run, config: RunConfig, todo: list[Prompt], recorder: Recorder, logger: Logger, finished: set[int]
 ) -> None:
-    """One try; indices of rows that are written go to ``finished``."""
+    """One try; adds the indices of the rows that it writes to ``finished``."""
     title = f"{config.scheduler.label} batch {config.batch}"
     meter = StepMeter(logger, PeakMemory(run.pair.target.device))
     with RoundProgress(title, len(todo), config.progress and run.ranks.is_main) as progress:
         watch = Watch(
-            observers=(recorder.observe, _noting(finished), progress.observe, meter.observe),
+            observers=(recorder.observe, _collecting(finished), progress.observe, meter.observe),
             witness=recorder.witness,
             serving=ServingLog() if is_serving(config) else None,
             forwards=ForwardLog() if config.bound else None,
@@ -81,12 +80,12 @@ def _decode(
 
 
 def _known_output(run: Run) -> Known:
-    """What the reference says to a row; in a conversation it is computed when it is first asked for."""
+    """The reference output of a row; of a serving run it is computed when it is first needed."""
 
     def known_output(row: Sequence) -> list[int] | None:
         if run.store is None:
             return None
-        if run.reference_of(row) is None and is_serving(run.config):  # an earlier turn's answer differs
+        if run.reference_of(row) is None and is_serving(run.config):  # its history differs from the reference's
             with preserving_model_state(run.pair):
                 complete_reference(run.config, run.pair, [Prompt(row.index, "", "", row.prompt_ids)], run.store)
         return run.reference_of(row)
@@ -94,12 +93,12 @@ def _known_output(run: Run) -> Known:
     return known_output
 
 
-def _noting(finished: set[int]) -> Observer:
+def _collecting(finished: set[int]) -> Observer:
     return lambda outcome, clock: finished.update(row.index for row in outcome.finished)
 
 
 def _halved(config: RunConfig) -> RunConfig:
-    """Half the batch, and half the window of rows in flight; what the larger one held is given back."""
+    """The config with half the batch and half the window of rows in flight; frees the memory of the larger batch."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

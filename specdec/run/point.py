@@ -1,4 +1,4 @@
-"""Compute one point: load and check what it needs, decode what is missing, explain differences, sum up."""
+"""Compute one point: load and check what it needs, decode what is missing, classify differences, summarize."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from specdec.core.prompts import Prompt, load_prompts
 from specdec.errors import ConfigError
 from specdec.models.pair import Pair, load_pair
 from specdec.run.distributed import Ranks
-from specdec.run.divergences import explain_divergences
+from specdec.run.divergences import classify_divergences
 from specdec.run.factory import build_arrivals, build_engine, execution_notes, executions
 from specdec.run.folder import RunFolder
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.none import NoLogger
 from specdec.run.loggers.secrets import RedactingLogger
-from specdec.run.memory_check import check_run, check_weights
+from specdec.run.memory_check import check_run_fits, check_weights_fit
 from specdec.run.out_of_memory import decode_rows
 from specdec.run.provenance import environment
 from specdec.run.reference_outputs import references
@@ -39,11 +39,11 @@ def prepare(config: RunConfig, folder: RunFolder, overrides: list[str], ranks: R
     threads = config.runner.threads or config.pair.threads
     if threads is not None:
         torch.set_num_threads(threads)
-    check_weights(config)
+    check_weights_fit(config)
     pair = load_pair(config)
     prompts, notes = _prompts(config, pair)
     _check_parts(config, pair, prompts)
-    plan, config, advice = check_run(config, pair, prompts)
+    plan, config, advice = check_run_fits(config, pair, prompts)
     notes = [*pair.notes, *notes, *execution_notes(pair), *advice]
     for note in notes:
         ranks.say(f"note: {note}")
@@ -63,7 +63,7 @@ def compute(run: Run, overrides: list[str], baseline: dict[str, Any] | None) -> 
         logger.start(run.folder.hash, run.folder.settings, overrides, run.env)
         decode_rows(run, attempt, logger)
         run.ranks.gather(None)  # from here on all rows are on disk
-        explain_divergences(run)
+        classify_divergences(run)
         summary = run.ranks.from_main(lambda: _finish(run, baseline))
         logger.finish(summary, list(run.folder.samples().values()))
     except BaseException as error:
@@ -86,7 +86,7 @@ def _prompts(config: RunConfig, pair: Pair) -> tuple[list[Prompt], list[str]]:
 
 
 def _check_parts(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> None:
-    """Build what the run will be built of, so that what does not fit is refused before the long work."""
+    """Build every part of the run once, so that what does not fit is refused before the long work."""
     plugin(config, "logger")
     build_engine(config, pair, Clock())
     build_arrivals(config).times(sum(prompt.turn == 0 for prompt in prompts))  # a trace may be too short
@@ -104,7 +104,7 @@ def _begin(run: Run) -> Attempt:
 
 
 def _finish(run: Run, baseline: dict[str, Any] | None) -> dict[str, Any]:
-    """Sum up what is on disk, and mark the run as done."""
+    """Summarize what is on disk, and mark the run as done."""
     summary = summarize(run)
     summary["predicted_memory_bytes"] = run.plan.peak_bytes
     if is_baseline(run.config):

@@ -1,4 +1,4 @@
-"""A progress bar with tokens/s and acceptance so far; nothing at all where the output is no terminal."""
+"""A progress bar with tokens/s and acceptance so far; not shown unless stderr is a terminal."""
 
 from __future__ import annotations
 

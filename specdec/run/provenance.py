@@ -14,7 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from specdec.config.identity import signature
+from specdec.config.identity import input_hashes
 from specdec.config.schema import RunConfig
 from specdec.models.pair import Pair
 from specdec.run.loggers.secrets import scrub
@@ -23,7 +23,7 @@ _PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "hydra-core", "da
 
 
 def environment(config: RunConfig, overrides: list[str], pair: Pair, notes: list[str]) -> dict[str, Any]:
-    """Everything beside the config that one needs to repeat a run."""
+    """Everything besides the config that is needed to repeat a run."""
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -39,20 +39,20 @@ def environment(config: RunConfig, overrides: list[str], pair: Pair, notes: list
         "threads": torch.get_num_threads(),
         "pair_fingerprint": pair.fingerprint,
         "draft_fingerprint": pair.draft_fingerprint,
-        "inputs": signature(config),
+        "inputs": input_hashes(config),
         "notes": notes,
     }
 
 
 def sweep_name() -> str | None:
-    """The folder that Hydra keeps the sweep's outcomes in; None outside a sweep."""
+    """The name of the folder with the sweep's outcomes; None outside a sweep."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
 
 
 def git_revision() -> str | None:
-    """Revision of the source tree, with ``-dirty`` where it has changes; None outside a checkout."""
+    """Revision of the source tree, with ``-dirty`` if it has changes; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent.parent
     try:
         described = subprocess.run(

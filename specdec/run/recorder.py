@@ -19,10 +19,10 @@ Known = Callable[[Sequence], list[int] | None]
 
 
 class Recorder:
-    """Pass its ``observe`` to the decoding loop. Whatever happens then, what it has written counts.
+    """Pass its ``observe`` to the decoding loop. What it has written stays valid if the process is killed.
 
-    A round's line comes before those of the rows that it finished, and a row's logits, where they are needed to explain
-    it, before its line: so no finished row lacks its time or its witness, wherever a process is killed.
+    A round's line is written before those of the rows that it finished, and the logits that may explain a row's
+    divergence before the row's line: so no finished row lacks its time or its witness.
     """
 
     def __init__(self, run: Run, attempt: int, known_output: Known) -> None:
@@ -50,7 +50,7 @@ class Recorder:
         self._files.close()
 
     def observe(self, outcome: Round, clock: Clock) -> None:
-        """Write down one round and the rows that it finished."""
+        """Write one round and the rows that it finished."""
         if not self._writes:
             return
         self._memory.sample()

@@ -1,9 +1,9 @@
-"""Reference outputs: what a point's rows are compared with, computed once and kept (specdec.equivalence.store).
+"""Reference outputs, which a point's rows are compared with: computed once and stored (specdec.equivalence.store).
 
-Where the tokens are those of plain decoding they come from the unmodified model: `transformers`' own ``generate``, one
-row at a time, with its own cache, masks and positions. Nothing of this project takes part in a forward. When sampling,
-its own logits processors make the distribution; the only part of ours is the row's random number that picks from it.
-Where the tokens also depend on the draft (``verifier=rejection`` and ``block``), they are the method's own at batch 1.
+If the tokens are those of plain decoding they come from the unmodified model: `transformers`' own ``generate``, one row
+at a time, with its own cache, masks and positions. No code of this project takes part in a forward. When sampling, its
+own logits processors compute the distribution; only the row's random number that picks from it comes from here. If the
+tokens also depend on the draft (``verifier=rejection`` and ``block``), they are the method's own at batch 1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from specdec.run.decode import Watch, conversations, decode, make_rows, stop_ids
 from specdec.run.distributed import Ranks
 from specdec.run.progress import RoundProgress
 
-REVISION = "generate"  # part of the store's name: outputs made in another way are not taken for these
+REVISION = "generate"  # part of the store's name, so that outputs computed in another way are not reused
 Keep = Callable[[Sequence, float], None]
 """Called for every finished row, with its seconds."""
 
@@ -72,7 +72,7 @@ def reference_settings(config: RunConfig, pair: Pair) -> dict[str, object]:
 
 
 def references(config: RunConfig, pair: Pair, prompts: list[Prompt], ranks: Ranks) -> ReferenceStore:
-    """The reference outputs, completed by all processes; points that run elsewhere wait for them, or share them."""
+    """The reference outputs, completed by all processes; other runs wait for them, and use them too."""
     folder, settings = Path(config.results_dir) / "reference", reference_settings(config, pair)
     store = ReferenceStore(folder, settings, writes=ranks.writes)
     with ExitStack() as stack:
@@ -104,10 +104,10 @@ def complete_reference(
 ) -> None:
     """Decode what the store lacks, one row at a time.
 
-    All of them at full length, whatever a prompt's own ``max_new_tokens`` is. Of a conversation every turn, with the
+    All of them at full length, whatever a prompt's own ``max_new_tokens`` is; every turn of a conversation, with the
     reference's own answers as history. ``observe`` is called for every row with its tokens and seconds.
     """
-    talks = conversations(config, pair, prompts)
+    turns = conversations(config, pair, prompts)
 
     def keep(row: Sequence, seconds: float) -> None:
         store.add(reference_key(config, row.index, row.prompt_ids), row.output_ids)
@@ -117,12 +117,12 @@ def complete_reference(
     def known(prompt: Prompt) -> list[int] | None:
         return store.get(reference_key(config, prompt.index, prompt.ids))
 
-    todo = talks.openings()
+    todo = turns.openings()
     while todo:
         missing = [replace(prompt, max_new_tokens=None) for prompt in todo if known(prompt) is None]
         if missing:
             (_generated if follows_plain(config) else _decoded)(config, pair, missing, keep)
-        after = [talks.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
+        after = [turns.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
         todo = [prompt for prompt in after if prompt is not None]
 
 
@@ -164,10 +164,10 @@ def generate_alone(module: Any, row: Sequence) -> None:
         num_beams=1,
         max_new_tokens=row.max_new_tokens,
         eos_token_id=stops or None,
-        pad_token_id=stops[0] if stops else 0,  # of one row nothing is padded; without it generate warns
+        pad_token_id=stops[0] if stops else 0,  # one row needs no padding, but without an id generate warns
         use_cache=True,
     )
-    watch = _Watch(row)
+    stops_at_text = _StopStrings(row)
     with _without_own_settings(module):
         try:
             output = module.generate(
@@ -175,12 +175,12 @@ def generate_alone(module: Any, row: Sequence) -> None:
                 attention_mask=torch.ones_like(ids),
                 generation_config=settings,
                 logits_processor=LogitsProcessorList(_processors(row)),
-                stopping_criteria=StoppingCriteriaList([watch] if row.stop_text is not None else []),
+                stopping_criteria=StoppingCriteriaList([stops_at_text] if row.stop_text is not None else []),
             )
         except (TypeError, AttributeError, NotImplementedError) as error:
             raise PairError(
-                f"transformers' own generate cannot run a {type(module).__name__}, so there is nothing to compare with "
-                f"({type(error).__name__}: {error}); reference=false runs without"
+                f"transformers' own generate cannot run a {type(module).__name__}, so there is no reference "
+                f"({type(error).__name__}: {error}); set reference=false to run without one"
             ) from error
     if not row.output_ids:
         row.emit(output[0, len(row.prompt_ids) :].tolist())
@@ -208,20 +208,20 @@ def _processors(row: Sequence) -> list[LogitsProcessor]:
 
 
 class _Draw(LogitsProcessor):
-    """Leaves the one token that the row's random number of this position picks."""
+    """Keeps only the token that the row's random number at this position picks."""
 
     def __init__(self, index: int, params: SamplingParams) -> None:
         self._key = (params.seed, index)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(1, n) ids and (1, V) scores to scores that are -inf but for one."""
+        """(1, n) ids and (1, V) scores to scores that are -inf, but 0 at the picked token."""
         uniform_B1 = uniforms([self._key], [[input_ids.shape[1]]], DRAW, [0]).to(scores.device)
         token_B = draw(scores.double().softmax(-1), uniform_B1[:, 0])
         return torch.full_like(scores, -torch.inf).scatter(1, token_B[:, None], 0.0)
 
 
-class _Watch(StoppingCriteria):
-    """Ends a row at its stop strings, by the same rule that the run's rows follow."""
+class _StopStrings(StoppingCriteria):
+    """Ends a row at its stop strings, by the same rule as the rows of a run."""
 
     def __init__(self, row: Sequence) -> None:
         self._row = row
@@ -235,7 +235,7 @@ class _Watch(StoppingCriteria):
 
 @contextmanager
 def _without_own_settings(module: Any) -> Iterator[None]:
-    """A model's own generation settings would fill whatever the call leaves open; a run's settings are the config's."""
+    """Remove a model's own generation settings, which would apply wherever the call sets nothing."""
     own = module.generation_config
     module.generation_config = GenerationConfig()
     try:

@@ -1,9 +1,9 @@
-"""Attempts at a point: what an unfinished one left is kept, if it is of the same inputs, code and machine.
+"""Attempts at a point: what an unfinished one wrote is kept if inputs, code and machine are still the same.
 
 Every start of a point is an attempt, one line of ``attempts.jsonl``. Rows that were finished stay as they are; rows
-that were in flight are decoded anew, in other batches than before, which changes no output (a row never depends on its
-neighbours) but does change times. So the times of a resumed point are sums over its attempts, the tokens that were
-emitted for nothing are counted (``num_discarded_tokens``), and ``num_attempts`` says that it was disturbed.
+that were in flight are decoded again, in other batches than before, which changes no output (a row never depends on its
+neighbours) but does change times. So the times of a resumed point are sums over its attempts, the tokens of rows that
+were in flight are counted (``num_discarded_tokens``), and ``num_attempts`` shows the interruptions.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def begin(
     changed = _changed(earlier[-1]["conditions"], conditions) if earlier else []
     note = None
     if changed and not force:
-        note = f"earlier samples are dropped, because other things hold now: {', '.join(changed)}"
+        note = f"earlier samples are dropped, because these have changed: {', '.join(changed)}"
     if force or changed or not earlier:
         folder.clear()
         earlier = []
     folder.start(env)
     kept = folder.samples()
     if earlier:
-        note = f"going on in {folder.path}: {len(kept)} of {len(prompts)} prompts are finished"
+        note = f"resumed in {folder.path}: {len(kept)} of {len(prompts)} prompts are finished"
     attempt = Attempt(len(earlier) + 1, frozenset(prompt.index for prompt in prompts) - kept.keys())
     record = {
         "attempt": attempt.number,
@@ -57,7 +57,7 @@ def begin(
 
 
 def _conditions(env: dict[str, Any], reference: str | None, prompts: list[Prompt]) -> dict[str, Any]:
-    """What must be the same for two attempts to make one run."""
+    """What must be the same for two attempts to form one run."""
     names = (*CODE_AND_MACHINE, "inputs")
     encoded = [[prompt.index, prompt.ids] for prompt in prompts]
     return {**{name: env.get(name) for name in names}, "prompts": digest(encoded), "reference": reference}

@@ -1,4 +1,4 @@
-"""One point while it runs: its config, and everything that was loaded and found out for it."""
+"""One point while it runs: its config, and everything that was loaded and measured for it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Run:
     ranks: Ranks
     pair: Pair
     prompts: list[Prompt]  # of all processes
-    plan: MemoryPlan  # what it is predicted to need
+    plan: MemoryPlan  # its predicted memory
     env: dict[str, Any] = field(default_factory=dict)  # what env.json holds
-    store: ReferenceStore | None = None  # the reference outputs; None where there is nothing to compare with
+    store: ReferenceStore | None = None  # the reference outputs; None: there are none
 
     def reference_of(self, row: Sequence) -> list[int] | None:
         """The reference output of a row, if it is known."""

@@ -1,6 +1,6 @@
 """One point of a sweep: skip it if it is finished, otherwise compute it under the lock of its folder.
 
-Torch is imported only once a point really has to be computed.
+Torch is imported only if a point has to be computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from specdec.config.explain import explain
-from specdec.config.identity import CODE_AND_MACHINE, identity, signature
+from specdec.config.identity import CODE_AND_MACHINE, identity, input_hashes
 from specdec.config.plugins import plugin_config
 from specdec.config.processes import launched_from_outside
 from specdec.config.reference import baseline_run, has_reference, is_baseline
@@ -31,7 +31,7 @@ Summary = dict[str, Any]
 def run_point(composed: DictConfig, overrides: list[str]) -> Summary:
     """Run one composed config; returns its summary (of the finished run on disk, where there is one)."""
     config = resolve(composed)
-    if not launched_from_outside():  # there, all processes must go the same way
+    if not launched_from_outside():  # there, all processes must take the same branch
         summary = _finished(config, RunFolder(config.results_dir, identity(config)))
         if summary is not None:
             return summary
@@ -41,13 +41,13 @@ def run_point(composed: DictConfig, overrides: list[str]) -> Summary:
 
 
 def run_in_ranks(ranks: Ranks, config: RunConfig, overrides: list[str]) -> Summary:
-    """Run a config in every process of a run; a process that fails makes the others give up the point."""
+    """Run a config in every process of a run; if a process fails, the others abort the point."""
     folder = RunFolder(config.results_dir, identity(config))
     try:
         return _under_lock(ranks, config, folder, overrides)
     except Exception as error:
         message = _note_failure(ranks, folder, error)
-        ranks.give_up(error, message)
+        ranks.abort(error, message)
         raise
 
 
@@ -56,7 +56,7 @@ def _under_lock(
 ) -> Summary:
     """Compute a point, unless it is finished. With ``env``, only a run of the same code and machine counts as finished.
 
-    A point that another process computes is waited for, or reported as running elsewhere (``runner.on_locked``).
+    If another process computes the point, wait for it or report it as running elsewhere (``runner.on_locked``).
     """
     with ExitStack() as stack:
         held, summary = ranks.from_main(lambda: _enter(config, folder, stack, ranks, env))
@@ -64,7 +64,7 @@ def _under_lock(
             return summary
         if not held:
             return {**_record(config, overrides), "status": ELSEWHERE, "path": str(folder.path)}
-        if not ranks.is_main and ranks.writes:  # a killed run's process may still be about to end
+        if not ranks.is_main and ranks.writes:  # a process of a killed run may still be ending
             stack.enter_context(locked(config.results_dir, f"{folder.hash}.rank{ranks.rank}"))
         if env is not None:
             ranks.say(f"measuring the baseline: scheduler=plain, batch {config.batch}")
@@ -78,7 +78,7 @@ def _under_lock(
 
 
 def _baseline(ranks: Ranks, config: RunConfig, overrides: list[str], env: dict[str, Any]) -> Summary:
-    """scheduler=plain at the same batch size, as a point of its own; one of this code and machine is not run again."""
+    """scheduler=plain at the same batch size, as a point of its own; one of this code and machine is reused."""
     plain = replace(
         baseline_run(config),
         logger=plugin_config("logger", "none"),
@@ -105,7 +105,7 @@ def _note_failure(ranks: Ranks, folder: RunFolder, error: Exception) -> str:
 def _enter(
     config: RunConfig, folder: RunFolder, stack: ExitStack, ranks: Ranks, env: dict[str, Any] | None
 ) -> tuple[bool, Summary | None]:
-    """Lock a folder; whether it is held, and the summary if there is nothing left to do."""
+    """Lock a folder; returns whether the lock is held, and the summary if the point is finished."""
 
     def on_wait() -> bool:
         waits = config.runner.on_locked == "wait"
@@ -118,17 +118,17 @@ def _enter(
 
 
 def _finished(config: RunConfig, folder: RunFolder, env: dict[str, Any] | None = None) -> Summary | None:
-    """The summary of a finished run that answers what is asked, under the conditions that are asked for."""
+    """The summary of a finished run that has all that is asked for, under the same conditions."""
     summary = None if config.force else folder.finished()
-    if summary is None or not _answers(config, folder, summary, env):
+    if summary is None or not _is_valid(config, folder, summary, env):
         return None
     if env is None:
         print(f"finished already, skipped: {folder.path} (force=true runs it again)", flush=True)
     return {**folder.list_preset(summary, config.experiment), "skipped": True}
 
 
-def _answers(config: RunConfig, folder: RunFolder, summary: Summary, env: dict[str, Any] | None) -> bool:
-    """Whether a finished run holds what is asked for now, of the inputs as they are now."""
+def _is_valid(config: RunConfig, folder: RunFolder, summary: Summary, env: dict[str, Any] | None) -> bool:
+    """Whether a finished run has what is asked for now, with unchanged inputs."""
     if config.reference and has_reference(config) and summary.get("reference") is None:
         return False
     if config.baseline and summary.get("speedup_vs_ar") is None:
@@ -137,11 +137,11 @@ def _answers(config: RunConfig, folder: RunFolder, summary: Summary, env: dict[s
     recorded = json.loads(path.read_text()) if path.exists() else {}
     if env is not None and any(recorded.get(name) != env[name] for name in CODE_AND_MACHINE):
         return False
-    return bool(recorded.get("inputs") == signature(config))
+    return bool(recorded.get("inputs") == input_hashes(config))
 
 
 def failed_point(composed: DictConfig, overrides: list[str], message: str) -> Summary:
-    """A failed record: it says what failed and why, and claims no figure."""
+    """The record of a failed point: what failed and why, without figures."""
     return {**_record(composed, overrides), "status": "failed", "error": message}
 
 

@@ -1,8 +1,8 @@
-"""A point's summary, made from nothing but what is on disk: so a resumed point is summed up like any other.
+"""A point's summary, computed only from what is on disk, so that a resumed point is summarized like any other.
 
-What is counted by row (tokens, drafted, accepted) comes from the samples and is the same however often the point was
-interrupted. What is counted by round (verify calls, time) comes from the rounds: all that really ran, also for rows
-that were cut off and decoded anew.
+What is counted by row (tokens, drafted, accepted) comes from the samples and does not depend on interruptions. What is
+counted by round (verify calls, time) comes from all rounds that ran, including those of rows that were interrupted and
+decoded again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Records = list[dict[str, Any]]
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """Everything in summary.json but the comparison with the baseline."""
+    """Everything in summary.json except the comparison with the baseline."""
     config, folder, reference = run.config, run.folder, run.store.key if run.store else None
     samples, rounds, attempts = list(folder.samples().values()), folder.rounds(), folder.attempts()
     tally = tally_of(samples, rounds)
@@ -67,7 +67,7 @@ def tally_of(samples: Records, rounds: Records) -> Tally:
 
 
 def stage_seconds(rounds: Records) -> dict[str, float]:
-    """Seconds per stage: attempts follow each other, processes run side by side, so of each the slowest counts."""
+    """Seconds per stage: the sum over attempts of their slowest process."""
     parts: dict[int, dict[int, Records]] = defaultdict(lambda: defaultdict(list))
     for line in rounds:
         parts[line["attempt"]][line["rank"]].append(line)
@@ -103,7 +103,7 @@ def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any
 
 
 def _choices(run: Run) -> dict[str, Any]:
-    """The models, data and methods that the figures are of."""
+    """The models, data and methods of the run."""
     config, folder, env = run.config, run.folder, run.env
     groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
     return {
@@ -131,12 +131,12 @@ def _choices(run: Run) -> dict[str, Any]:
 
 
 def _execution(attempts: Records, key: str) -> Any:
-    """What the last attempt ran in; the machine may be another one than at the first."""
+    """A value of the last attempt's execution; an earlier attempt may have run on another machine."""
     return ((attempts[-1].get("execution") if attempts else None) or {}).get(key)
 
 
 def _data_label(config: RunConfig) -> str:
-    """The name of the data group, or of the file that was put in its place."""
+    """The name of the data group, or of the file that replaces it."""
     path = str(config.data.path)
     return Path(path).stem if Path(path).is_file() else str(config.data.name)
 

@@ -12,7 +12,7 @@ from statistics import median_low
 
 import torch
 
-from specdec.config.identity import signature
+from specdec.config.identity import input_hashes
 from specdec.config.plugins import declared, plugin_config
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
@@ -139,7 +139,7 @@ def _settings(config: RunConfig, pair: Pair, trial_rows: TrialRows) -> dict[str,
         "prompt_tokens": 4 ** round(log(max(trial_rows.mean_prompt_tokens, 1), 4)),
         **({"max_new_tokens": config.max_new_tokens} if declared(config, "drafter").replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
-        "drafter_inputs": signature(config, "drafter."),
+        "drafter_inputs": input_hashes(config, "drafter."),
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

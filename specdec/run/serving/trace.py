@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from specdec.config.identity import local
+from specdec.config.identity import local_path
 from specdec.core.text_files import listed, text_lines
 from specdec.errors import ConfigError, DataError
 from specdec.run.serving.base import Arrivals
@@ -25,11 +25,11 @@ class TraceArrivals(Arrivals):
         clock: str = "virtual",
     ) -> None:
         super().__init__(clock=clock, think_s=think_s, seed=seed)
-        if not path or not local(path).is_file():
+        if not path or not local_path(path).is_file():
             raise ConfigError(f"arrivals.path={path}: no such file; it needs one line with arrival_s per conversation")
         if not speed > 0:
             raise ConfigError(f"arrivals.speed={speed}: it must be above 0 (2 halves the time between arrivals)")
-        self._path = local(path)
+        self._path = local_path(path)
         self._speed = speed
         self._times = self._read()
 
