@@ -49,13 +49,13 @@ SHAPES = {
     ),
     '{"question_id": 1, "category": "a", "turns": ["x"], "turns": ["y"]}': "turns is given twice",
     '{"text": "x", "model": "m"}': r"no question_id, category, turns, nor prompt or messages \(it has text, model\)",
-    '{"prompt": ["x"]}': "prompt must be a text, not a list of 1",
+    '{"prompt": ["x"]}': "prompt must be a string, not a list of 1",
     '{"prompt": "x", "prompt": "y"}': "prompt is given twice",
-    '{"messages": "x"}': "messages must be a list of objects, at least one, not a text",
-    '{"messages": []}': "messages must be a list of objects, at least one, not an empty list",
+    '{"messages": "x"}': "messages must be a non-empty list of objects, not a string",
+    '{"messages": []}': "messages must be a non-empty list of objects, not an empty list",
     '{"messages": ["x"]}': "message 1 must have the role system, user or assistant",
     '{"messages": [{"role": "tool", "content": "x"}]}': "message 1 must have the role system, user or assistant",
-    '{"messages": [{"role": "user", "content": ["x"]}]}': "the content of message 1 must be a text, not a list of 1",
+    '{"messages": [{"role": "user", "content": ["x"]}]}': "the content of message 1 must be a string, not a list of 1",
     '{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}': (
         "message 2 is of the role user after user"
     ),

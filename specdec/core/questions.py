@@ -101,7 +101,7 @@ def _checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _messages(messages: Any) -> tuple[Message, ...]:
     """Checked messages: a system message at most, then users and assistants in turn."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages must be a list of objects, at least one, not {_kind(messages)}")
+        raise ValueError(f"messages must be a non-empty list of objects, not {_kind(messages)}")
     found: list[Message] = []
     for number, message in enumerate(messages, 1):
         role = message.get("role") if isinstance(message, dict) else None
