@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_with_what_would():
     with pytest.raises(ConfigError) as refused:
         plan().require_fit(free)
     assert re.fullmatch(
-        r"batch=8 needs about \d+\.\d GB beside .*, \d+\.\d GB are free: batch=5 fits.*", str(refused.value)
+        r"batch=8 needs about \d+\.\d GB besides .*, \d+\.\d GB are free: batch=5 fits.*", str(refused.value)
     )
     plan(batch=5).require_fit(free)
     plan().require_fit(needed)
