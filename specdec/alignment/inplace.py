@@ -3,10 +3,10 @@
 Idea: column j of a row's slot holds token j, so a position is a column and a row's length is its cursor. Rejected
 tokens stay in the columns after the cursor until the next tokens overwrite them; an explicit mask (a query sees the
 columns up to its own) hides them until then. A batch is rectangular because its storage is, not because its rows are.
-Cost: a commit is host arithmetic. Only a tree's path that is not a prefix of the nodes is moved, column by column. A
-forward over rows with consecutive slots reads the storage without a copy. If slots between them are idle (their rows'
-prompts are still being read, or they are not in this group), either these are fed too, with masked padding tokens, or
-the columns read are copied, once per layer: whichever costs less.
+Cost: a commit updates integers on the host and moves no data. Only a tree's path that is not a prefix of the nodes is
+moved, column by column. A forward over rows with consecutive slots reads the storage without a copy. If slots between
+them are idle (their rows' prompts are still being read, or they are not in this group), either these are fed too, with
+masked padding tokens, or the columns read are copied, once per layer: whichever costs less.
 A released row leaves a free slot. If no new row takes it before the next round over all rows, the row of the highest
 slot moves into it.
 Source: the reference (arXiv 2510.22876) states that a masked layout has to move the cache every round; one cursor per

@@ -33,7 +33,7 @@ VERIFIER = {
     "path": "accepted nodes form a path from the last committed token",
     "greedy": "the longest match and the target's token after it are emitted",
     "filler": "columns after num_drafted change nothing",
-    "sampled": "the same for sampled rows at one-hot distributions, whatever the random numbers",
+    "sampled": "at one-hot distributions, sampled rows emit the longest match and the target's token after it",
     "neighbours": "a row's verdict depends only on its own draft, distributions and random numbers",
     "distribution": "emitted tokens of sampled rows follow the target's distribution",
     "purity": "the arguments and the global random state are unchanged",

@@ -7,8 +7,8 @@ saves on the rest of its output, so drafting mostly resumes with new rows. Prefi
 that the draft has caught up with go on drafting as long as drafting itself pays.
 Estimates start from a profile of the pair, measured before the run and kept on disk. Without one (``profile=False``, or
 no prepare()) the run starts with plain rounds and a probe.
-Rows in step, which would end and be replaced together, begin to draft only for a larger gain: out of step, their
-successors are prefilled one by one, and places stay empty at the end.
+Rows that would finish together begin to draft only for a larger gain: drafting makes them finish apart, so their
+successors are prefilled one by one and slots idle at the end.
 While nothing is drafted, a few rows draft now and then (a probe) to see whether acceptance has risen, for at most
 ``probe_share`` of the time. What each of these parts earns is measured in experiments/goodput.
 Source: Liu et al. 2024 (SmartSpec, arXiv 2406.14066) for goodput as the objective; here costs are measured during the
@@ -40,7 +40,7 @@ PLAIN_ROUNDS = 2  # plain rounds measured early in a run, because savings are re
 IN_STEP = 8  # rows in step end within so many plain rounds of each other
 IN_STEP_GAIN = 1.17  # the least gain for which rows in step begin to draft
 KEPT_ROUNDS = 4  # rounds for which a choice is kept while the batch size stays
-LEAST_CHANCE = 0.05  # that a drafted token is reached and accepted; a row drafts no less likely ones
+LEAST_CHANCE = 0.05  # least probability of being accepted for a token to be drafted
 
 
 class GoodputLength(DraftLength):
@@ -149,7 +149,7 @@ class GoodputLength(DraftLength):
         return self.catch_up.repays(row, self._choice.saving_s, self.costs.scale)
 
     def _goodputs(self, rows: list[Sequence], rates: list[float]) -> list[float]:
-        """Expected tokens per second of rounds with 0 to ``max_gamma`` drafted steps, catching up apart."""
+        """Expected tokens per second of rounds with 0 to ``max_gamma`` drafted steps, catching up excluded."""
         tokens = [0.0] * (self.max_gamma + 1)
         for row, rate in zip(rows, rates, strict=True):
             emitted = 0.0

@@ -19,13 +19,12 @@ from specdec.drafters.base import Drafter
 from specdec.drafters.picker import Picker
 from specdec.models.causal_lm import CausalLM
 
-LAG = 2
-MAX_TOGETHER = 8
-"""Tokens that a row may lack for its first step to feed them; more are read in a forward of their own."""
+LAG = 2  # tokens that the cache of a row that drafts lacks between rounds
+MAX_TOGETHER = 8  # a row that lacks at most so many catches up in its first drafting step, others in a forward before
 
 
 class ChainDrafter(Drafter):
-    """Drafts with one model that reads the same tokens as the target, in the rows' own way: greedy or sampled.
+    """Drafts with one model that reads the same tokens as the target, with each row's sampling settings.
 
     Between rounds the cache of a row that drafts lacks the row's last two tokens, which the first step of a round feeds
     together. After full acceptance the last drafted token was never fed, so some rows lack two tokens and others one;

@@ -1,7 +1,7 @@
 """Prefill: new rows' prompts are read before their first round, between the rounds of the rows that decode already.
 
-While no row decodes, prompts are read at once. Otherwise each round waits for as many prompt tokens as take the
-scheduler's ``prefill_share`` of the time, and a row joins the rounds once its prompt is read.
+While no row decodes, prompts are read at once. Otherwise they are read in parts between rounds, so that prefill takes
+at most the scheduler's ``prefill_share`` of the time, and a row joins the rounds once its prompt is read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from specdec.core.clock import Clock
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 
-MIN_TOKENS, FIRST_TOKENS, MAX_TOKENS = 64, 256, 8192  # smaller parts would pay the fixed cost of a forward too often
-SAVED_ROUNDS = 4  # rounds whose unused reading time is carried over
+MIN_TOKENS = 64  # of a part: smaller ones would pay the fixed cost of a forward too often
+FIRST_TOKENS, MAX_TOKENS = 256, 8192
+SAVED_ROUNDS = 4  # unused prefill time is carried over for at most this many rounds
 
 
 class PrefillBudget:

@@ -5,14 +5,13 @@ rounding. A difference is a *near-tie* only if all of this holds, with `noise` a
 computations of the same row (:mod:`specdec.equivalence.rounding`), never taken from the run:
 
 1. the run emitted the argmax of its own logits;
-2. margin <= 2 x noise: the reference's logit of its own token exceeds that of the emitted one by no more than two
-   logits can approach each other when each moves by the noise;
+2. margin <= 2 x noise: the reference prefers its own token by no more than rounding of both logits can undo;
 3. the run's logits are the reference's up to rounding: difference <= NOISE_FACTOR x noise, and in the root mean square
    over the whole vocabulary difference_rms <= NOISE_FACTOR x noise_rms.
 
 Margin <= difference alone would excuse every bug: it holds whenever an argmax differs. A bug does not pass rule 3 by
 luck: a wrong position, mask or cache moves the whole vocabulary, and the root mean square over it varies little.
-NOISE_FACTOR = 2: noise is a maximum over dozens of positions and six pairs of computations, so another correct
+NOISE_FACTOR = 2: noise is a maximum over dozens of positions and several pairs of computations, so another correct
 computation seldom exceeds it at all.
 Everything else is a *synchronisation failure*, including an output that only ends too early or too late.
 """

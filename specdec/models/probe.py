@@ -27,7 +27,7 @@ TOLERANCE = 5e-4
 """Largest difference of a logit, relative to the largest: correct float32 computations differ by up to 1e-5."""
 NUM_TOKENS, NUM_FED = 44, 5
 SEEDS = (0, 1, 2)  # the first may hit a near-tie in expert routing; then both others must pass
-DISAGREES = "its own generate() and its own forward without a cache disagree, so there is no output to be exact to"
+DISAGREES = "its own generate() and its own forward without a cache disagree, so it has no defined reference output"
 MARGIN = 64  # columns kept free below a limit, for drafted tokens and holes between rows
 
 
@@ -95,7 +95,7 @@ def _late_fields(module: Any) -> list[str]:
 
 @torch.inference_mode()
 def _first_form(small: Any) -> ProbeResult:
-    """The first form with which aligned forwards agree with the row alone; else why the most probable one does not."""
+    """The first mask form under which aligned forwards match each row alone, else why the likeliest fails."""
     reasons: list[str] = []
     if (disagreement := _generates_otherwise(small)) is not None:
         return ProbeResult(None, disagreement)

@@ -15,6 +15,7 @@ from specdec.core.metrics import ratio
 from specdec.core.prompts import Prompt, load_prompts
 from specdec.errors import ConfigError
 from specdec.models.pair import Pair, load_pair
+from specdec.run.decode_rows import decode_rows
 from specdec.run.distributed import Ranks
 from specdec.run.divergences import classify_divergences
 from specdec.run.factory import build_arrivals, build_engine, execution_notes, executions
@@ -23,7 +24,6 @@ from specdec.run.loggers.base import Logger
 from specdec.run.loggers.none import NoLogger
 from specdec.run.loggers.secrets import RedactingLogger
 from specdec.run.memory_check import check_run_fits, check_weights_fit
-from specdec.run.out_of_memory import decode_rows
 from specdec.run.provenance import environment
 from specdec.run.reference_outputs import references
 from specdec.run.resume import Attempt, begin

@@ -23,6 +23,12 @@ __all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_
 class Verifier:
     """Decides a round. Pure, so that a test can enumerate its output distribution exactly.
 
+    Promises, which ``python -m specdec.conformance verifier=NAME`` checks: accepted nodes form a path from the last
+    committed token; greedy rows, and sampled rows at one-hot distributions, emit the longest match and the target's
+    token after it; columns after ``num_drafted`` change nothing; a row's verdict does not depend on its neighbours;
+    emitted tokens of sampled rows follow the target's distribution (unless ``lossy``); arguments and the global random
+    state are left alone.
+
     The constructor of a plug-in gets its settings by keyword, and nothing by position. Properties that are declared
     where it is registered (see `specdec.registry.Entry`): ``lossy``, ``samples``, ``follows_plain``.
     """
@@ -40,7 +46,7 @@ class Verifier:
 
         Args:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.
-            logits_BTV: the target's logits after the rows' repetition penalties; at most float32 (``scores_of``).
+            logits_BTV: the target's logits after the rows' repetition penalties; float32 or 16-bit, never float64.
         """
         return longest_match(draft, logits_BTV.argmax(-1))
 
@@ -50,8 +56,9 @@ class Verifier:
         Args:
             draft: as above; its probabilities are those that the tokens were drawn from.
             probs_BTV: the target's distributions after temperature, top-p and the like, which the output must have;
-                float64, one-hot for a greedy row.
-            noise: each row's random numbers for this round.
+                float64, one-hot for a greedy row. A token of probability 0 must never be emitted.
+            noise: each row's uniform random numbers for this round: ``draws_BT`` decide the token after each depth of
+                the draft, ``tests_BG`` test each drafted node.
         """
         raise ContractError(f"{type(self).__name__} decides greedy rows only: set temperature=0, or another verifier")
 
