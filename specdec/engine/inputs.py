@@ -48,7 +48,7 @@ def read_inputs(inputs: Any, attention_mask: Any, tokenizer: Any, pad_token_id: 
             raise ConfigError("inputs are texts: pass tokenizer=, or token ids")
         for number, text in enumerate(inputs):
             if (problem := lone_surrogate(text)) is not None:
-                raise DataError(f"row {number}: its text has {problem}, which no tokenizer takes: mend the text")
+                raise DataError(f"row {number}: its text has {problem}, which no tokenizer takes: fix the text")
         inputs = tokenizer(list(inputs))["input_ids"]
     if not all(isinstance(row, (list, tuple)) and all(_is_id(token) for token in row) for row in inputs):
         raise DataError("inputs: give one list of token ids, or one text, per row")

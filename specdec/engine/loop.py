@@ -49,7 +49,7 @@ class RoundLoop:
         self.draft_length = draft_length
         self.clock = clock or Clock()
         self.prefill = Prefill(target, drafter, self.clock, scheduler.prefill_share, prefill_chunk)
-        self._counted = dict(self.clock.seconds)
+        self._seconds_before = dict(self.clock.seconds)
 
     def step(self, pool: SequencePool) -> Round:
         """Run one round and retire the rows that it finished."""
@@ -64,8 +64,8 @@ class RoundLoop:
             self._commit(rows, verdict)
             outcome.finished = pool.retire()
         now = dict(self.clock.seconds)
-        outcome.seconds = {stage: total - self._counted[stage] for stage, total in now.items()}
-        self._counted = now  # the time from here on belongs to the next round
+        outcome.seconds = {stage: total - self._seconds_before[stage] for stage, total in now.items()}
+        self._seconds_before = now  # the time from here on belongs to the next round
         with self.clock.stage("schedule"):
             self.prefill.decoded(sum(outcome.seconds.values()) - outcome.seconds["prefill"])
             self.draft_length.observe(outcome)

@@ -20,7 +20,7 @@ from specdec.models.architecture import check_supported
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
 from specdec.models.masks import forms
-from specdec.models.probe import DISAGREES, MARGIN, ProbeResult, differs_itself, forward_alone, probe
+from specdec.models.probe import DISAGREES, MARGIN, ProbeResult, forward_alone, module_difference, probe
 from specdec.models.small_copy import field
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -50,7 +50,7 @@ def supported(module: Any, name: str) -> CausalLM:
         raise
     except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
         raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {first_line(error)}")) from error
-    if _changed(module) and (reason := differs_itself(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
+    if _changed(module) and (reason := module_difference(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
         raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
     if not difference <= TOLERANCE[model.dtype]:

@@ -58,16 +58,16 @@ def probe(module: Any) -> ProbeResult:
     key = json.dumps([kind, attention, described], sort_keys=True, default=str)
     if key not in _FINDINGS:
         with quiet():
-            _FINDINGS[key] = _find(module)
+            _FINDINGS[key] = _try_forms(module)
     return _FINDINGS[key]
 
 
-def _find(module: Any) -> ProbeResult:
+def _try_forms(module: Any) -> ProbeResult:
     small = _build(module, ())
     found = _first_form(small)
     if found.form is not None:
         return found
-    for name in _late_fields(module):
+    for name in _limit_fields(module):
         lifted = _first_form(_build(module, (name,)))
         if lifted.form is not None:
             return ProbeResult(lifted.form, found.reason, name)
@@ -87,7 +87,7 @@ def _build(module: Any, lifted: tuple[str, ...]) -> Any:
             raise error from None  # the error of the narrow copy is the more telling one
 
 
-def _late_fields(module: Any) -> list[str]:
+def _limit_fields(module: Any) -> list[str]:
     """Fields of the config with a limit that the copy lowers."""
     config = module.config.get_text_config()
     return [name for name in LIMITS if isinstance(field(config, name), int) and field(config, name) > 0]
@@ -113,7 +113,7 @@ def _first_form(small: Any) -> ProbeResult:
 
 
 @torch.inference_mode()
-def differs_itself(module: Any, form: MaskForm, tolerance: float) -> str:
+def module_difference(module: Any, form: MaskForm, tolerance: float) -> str:
     """How aligned forwards of a loaded module differ from its own of each row alone; empty if they do not."""
     rows = _rows(module, SEEDS[0])
     return _differs(module, form, rows, _alone(module, rows), tolerance)

@@ -77,12 +77,12 @@ def references(config: RunConfig, pair: Pair, prompts: list[Prompt], ranks: Rank
     store = ReferenceStore(folder, settings, writes=ranks.writes)
     with ExitStack() as stack:
 
-        def known() -> dict[str, list[int]]:
+        def lock_and_load() -> dict[str, list[int]]:
             stack.enter_context(locked(config.results_dir, f"reference-{store.key}"))
             store.reload()
             return store.outputs
 
-        store.outputs = dict(ranks.from_main(known))
+        store.outputs = dict(ranks.from_main(lock_and_load))
         missing = [prompt for prompt in prompts if store.get(reference_key(config, prompt.index, prompt.ids)) is None]
         if is_serving(config):  # the prompts of later turns are not known yet
             missing = prompts
