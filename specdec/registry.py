@@ -127,7 +127,10 @@ def register(
         if group == "scheduler" and all(field.name != "label" for field in dataclasses.fields(config)):
             own["label"] = "${.name}"  # its name in tables
         node = dataclasses.make_dataclass(
-            cls.__name__, [(key, str, dataclasses.field(default=value)) for key, value in own.items()], bases=(config,)
+            cls.__name__,
+            [(key, str, dataclasses.field(default=value)) for key, value in own.items()],
+            bases=(config,),
+            namespace={"__reduce__": lambda self: (_config, (group, name, vars(self)))},  # its class is in no module
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
         _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)
@@ -154,6 +157,11 @@ def lookup(group: str, name: str) -> Entry:
     if name not in entries:
         raise ConfigError(unknown(group, name, entries))
     return entries[name]
+
+
+def _config(group: str, name: str, settings: dict[str, Any]) -> Any:
+    """The config of ``group=name`` with all its settings; for copies, and for the processes that a run starts."""
+    return lookup(group, name).config(**settings)
 
 
 def names(group: str) -> list[str]:

@@ -67,6 +67,16 @@ def test_the_replay_runs_the_same_forwards(scheduler, alignment):
     assert figures["bandwidth_share"] > 0
 
 
+def test_forwards_of_a_model_that_the_drafter_made_are_counted():
+    """EAGLE's layer is no model of the pair, and is aligned apart from it."""
+    cfg = composed("drafter=eagle", "drafter.untrained=true", "batch=2", "max_new_tokens=6", "data.num_prompts=2")
+    pair = load_pair(cfg)
+    prompts, _ = load_prompts(cfg.data, pair.tokenizer, 100)
+    log = ForwardLog()
+    decode(cfg, pair, prompts, watch=Watch(forwards=log))
+    assert len({shape.model for shape in log.shapes}) == 2
+
+
 def test_forwards_between_rounds_are_not_the_runs():
     """A reference that is missing is decoded in between, by the same models."""
     cfg = composed("max_new_tokens=4", "data.num_prompts=2", "warmup=false", "batch=2")

@@ -13,7 +13,7 @@ from test_cli import SMALL, last_json
 from specdec import registry
 from specdec.conformance.models import letter_tokenizer
 from specdec.core.files import read_lines
-from specdec.verifiers.base import Verifier
+from specdec.verifiers.base import Verifier, longest_match
 
 SAMPLED = [*SMALL, "runner.dtype=float64", "temperature=0.8", "top_k=5", "pair.synthetic.residual_scale=0.5"]
 
@@ -175,6 +175,9 @@ def test_a_third_party_verifier_that_cannot_sample_is_refused_before_the_first_r
     @registry.register("verifier", "test_greedy_only")
     class GreedyOnly(Verifier):
         """The longest match."""
+
+        def verify(self, draft, logits_BTV):
+            return longest_match(draft, logits_BTV.argmax(-1))
 
     code, _, err = run("verifier=test_greedy_only", "temperature=0.5", "data.num_prompts=1")
     assert code == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -17,7 +19,8 @@ from omegaconf import OmegaConf, ValidationError
 import specdec.config  # noqa: F401
 from specdec import registry
 from specdec.core.settings import help_texts
-from specdec.errors import ConfigError
+from specdec.errors import ConfigError, ContractError
+from specdec.verifiers.base import Verifier
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +54,34 @@ def test_an_annotated_keyword_has_a_help_text():
     assert OmegaConf.merge(OmegaConf.structured(config), {"depth": None}).depth is None
     with pytest.raises(ValidationError):
         OmegaConf.merge(OmegaConf.structured(config), {"depth": "deep"})
+
+
+def test_configs_of_plugins_travel_to_other_processes():
+    """A run starts its processes with its typed config: of built-in plug-ins, and of those made from keywords."""
+
+    @registry.register("drafter", "test_mine")
+    class Mine:
+        """A drafter of mine."""
+
+        def __init__(self, context, *, depth: int = 3) -> None:
+            self.depth = depth
+
+    for group in registry.PLUGIN_GROUPS:
+        for name in registry.names(group):
+            config = registry.lookup(group, name).config()
+            for copied in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+                assert copied == config
+                assert copied is not config
+    changed = registry.lookup("drafter", "test_mine").config(depth=7)
+    assert pickle.loads(pickle.dumps(changed)).depth == 7
+
+
+def test_a_verifier_that_decides_nothing_is_refused_where_it_is_defined():
+    with pytest.raises(ContractError, match="Misspelt defines neither verify nor verify_sampled"):
+
+        class Misspelt(Verifier):
+            def verfy(self, draft, logits_BTV):
+                raise NotImplementedError
 
 
 class WithoutDefaults:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DrafterContext:
-    """The models and tools that a drafter may use; models other than the target's are wrapped by ``align``."""
+    """The models and tools that a drafter may use; models other than the target's are wrapped by ``align``.
+
+    A drafter that runs a `CausalLM` of its own without ``align`` gives it ``target.observers``, so that its forwards
+    are counted with the run's.
+    """
 
     target: CausalLM
     draft: CausalLM | None

@@ -151,6 +151,7 @@ def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:
     config: Any = layer.body.config
     shape = (config.num_key_value_heads, config.head_dim)
     model = CausalLM(shell, kv_shapes=(shape, shape))  # it is fed embeddings: no id could be tried
+    model.observers = target.observers
     model.vocab_size = target.vocab_size
     return model
 

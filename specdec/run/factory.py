@@ -33,7 +33,8 @@ def build_engine(
 
     ``known_output`` is for drafters that replay: a row's reference output, if it is known.
     """
-    observers: list[ModelObserver] = []  # one list for all models of this engine
+    observers: list[ModelObserver] = []  # one list for all models of this engine, those of the drafter's own too
+    pair.target.observers = observers
 
     def align(model: CausalLM) -> Alignment:
         of_pair = model is pair.target or model is pair.draft

@@ -36,6 +36,12 @@ class Verifier:
     chains_only: bool = False
     """Whether sampled rows must be drafted as chains; greedy rows may be drafted as trees under any verifier."""
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Refuse a class that decides nothing, for example because a method's name is misspelt."""
+        super().__init_subclass__(**kwargs)
+        if cls.verify is Verifier.verify and cls.verify_sampled is Verifier.verify_sampled:
+            raise ContractError(f"{cls.__name__} defines neither verify nor verify_sampled, so it decides nothing")
+
     @property
     def samples(self) -> bool:
         """Whether it decides sampled rows; a verifier without ``verify_sampled`` decides greedy ones only."""
@@ -43,6 +49,8 @@ class Verifier:
 
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """Decide for rows that are all greedy: by default the longest match with the argmax, which is exact.
+
+        A verifier must define this or ``verify_sampled``.
 
         Args:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.

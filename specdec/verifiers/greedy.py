@@ -6,8 +6,17 @@ token, the one after full acceptance is the bonus. Source: Leviathan et al. 2023
 
 from __future__ import annotations
 
-from specdec.verifiers.base import Verifier
+from typing import TYPE_CHECKING
+
+from specdec.core.round import Draft, Verdict
+from specdec.verifiers.base import Verifier, longest_match
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GreedyVerifier(Verifier):
     """Exact for greedy decoding: each emitted token is the target's argmax, ties broken as in plain decoding."""
+
+    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+        return longest_match(draft, logits_BTV.argmax(-1))
