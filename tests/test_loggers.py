@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,11 +44,21 @@ def logged(run, tmp_path, monkeypatch):
 
 
 def wandb_records(folder: Path) -> list:
-    """Records of the one offline run in a folder. The file is a log in the format of LevelDB, of protocol buffers."""
+    """Records of the one offline run in a folder, once W&B's own process has written the last of them."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(300):
+        records = parsed_records(path.read_bytes())
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
+    return records
+
+
+def parsed_records(data: bytes) -> list:
+    """The file is a log in the format of LevelDB, of protocol buffers."""
     from wandb.proto import wandb_internal_pb2
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, records, parts = path.read_bytes(), [], b""
+    records, parts = [], b""
     at = 7  # after the file's own header
     while at + 7 <= len(data):
         left = 32768 - at % 32768
