@@ -73,7 +73,7 @@ def test_replaced_classes_and_forwards_of_transformers_are_seen(monkeypatch):
         patch.setattr(modeling_llama, "LlamaMLP", LlamaMLP)
         module = small_llama(3, torch.float32)
         with pytest.raises(
-            ConfigError, match=r"model.layers.0.mlp is a test_fusable.*LlamaMLP, in the place of transformers' own"
+            ConfigError, match=r"model.layers.0.mlp is a test_fusable.*LlamaMLP, in place of transformers' own"
         ):
             CausalLM(module).execute("fused")
     with monkeypatch.context() as patch:
