@@ -39,3 +39,9 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def type_and_message(error: BaseException) -> str:
+    """The error's type and the first line of its message, if it has one, cut to 200 characters."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)[:200]}" if str(error).strip() else kind

@@ -1,4 +1,4 @@
-"""Large products of cases: the short form of the tests takes every pair of values, the gate every combination."""
+"""Large products of cases: the short form of the tests takes every pair of values, CI every combination."""
 
 from __future__ import annotations
 

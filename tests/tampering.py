@@ -116,15 +116,6 @@ def pruned(module: Any) -> None:
     prune.random_unstructured(module.model.layers[1].mlp.down_proj, "weight", amount=0.3)
 
 
-def mixed_numbers(module: Any) -> None:
-    class Upcast(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x.double()).to(x.dtype) * 1.1
-
-    module.lm_head.__class__ = Upcast
-    module.lm_head.double()
-
-
 TAMPERINGS: dict[str, tuple[Callable[[Any], None], str]] = {
     "adapter, last layer's v_proj": (
         replace("model.layers.2.self_attn.v_proj", Linear),

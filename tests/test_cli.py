@@ -165,6 +165,7 @@ def test_csv_logger(run, tmp_path):
         ("weights=rnd", "unknown weights 'rnd'.*did you mean 'random'"),
         ("runner.dtype=fp8", "unknown runner.dtype 'fp8'"),
         ("runner.accelerator=tpu", "unknown runner.accelerator .tpu."),
+        ("debug.invariants_every=0", "debug.invariants_every=0: it must be at least 1"),
         ("runner.devices=0", "runner.devices=0: give a number above 0"),
         ("pair.target=./nowhere", "pair.target=./nowhere: no such folder"),
         ("data.path=nope.jsonl", "data.path=nope.jsonl: no such file"),

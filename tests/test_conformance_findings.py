@@ -136,6 +136,14 @@ def test_a_verifier_that_reads_chains_only_must_say_so_and_decide_greedy_trees()
     assert [broken.promise for broken in check_verdict(tree, Greedy())] == ["calls"]
 
 
+def test_a_verifier_whose_constructor_fails_is_a_finding():
+    def make():
+        raise TypeError("no such setting")
+
+    findings = explore(verifier_suite(make, 0.01), BY_GROUP["verifier"], shrink=False)
+    assert {finding.promise for finding in findings if not finding.kept} == {"calls"}
+
+
 def test_emitted_tokens_of_a_lossy_verifier_show_it():
     """What typical acceptance emits is not distributed as the target says; it is registered as lossy for that."""
     lossy = create("verifier", "typical", epsilon=0.5, delta=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,9 @@ def test_a_converted_folder_is_the_same_model(tmp_path):
     assert from_folder.tokenizer.pad_token_id == EOS
 
 
-def test_another_content_is_another_pair(tmp_path):
-    path = tmp_path / "small.gguf"
+@pytest.mark.parametrize("name", ["small.gguf", "SMALL.GGUF"])
+def test_another_content_is_another_pair(tmp_path, name):
+    path = tmp_path / name
     prints = [load_pair(config_of(write_gguf(path, gguf_llama(seed)))).fingerprint for seed in (0, 1)]
     assert prints[0] != prints[1]
 
@@ -132,3 +134,14 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "small.gguf", gguf_llama())
     monkeypatch.setattr(gguf_module, "find_spec", lambda name: None)
     refused(ConfigError, r"needs gguf and accelerate: pip install 'specdec\[gguf\]'", path)
+
+
+@pytest.mark.parametrize("field", ["count", "alignment"])
+def test_a_header_that_makes_no_sense_is_refused_in_one_line(tmp_path, field):
+    """Numbers of a damaged file: an array longer than any file, an alignment of zero bytes."""
+    key = "tokenizer.ggml.token_type" if field == "count" else "general.alignment"
+    path = tmp_path / "damaged.gguf"
+    name = struct.pack("<Q", len(key)) + key.encode()
+    value = struct.pack("<IIQ", 9, 4, 2**62) if field == "count" else struct.pack("<II", 4, 0)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1 + (field == "count")) + name + value + bytes(64))
+    refused(PairError, "truncated within its header" if field == "count" else "its alignment is 0", path)

@@ -98,8 +98,9 @@ def test_a_probe_is_paid_for_and_followed_by_a_pause():
     costs.observe(1, 0, 1.0)
     for _ in range(PAUSE):
         probes.observe(Round(rows, [0], [0], [[1]], False), 1.0, costs)
-    assert probes.due(0.01 * PAUSE)
-    assert not probes.due(0.011 * PAUSE), "more than its share of the time"
+    assert probes.rested
+    assert probes.affords(0.01 * PAUSE)
+    assert not probes.affords(0.011 * PAUSE), "more than its share of the time"
     probes.start(rows)
     for _ in range(ROUNDS):
         assert probes.running
@@ -108,10 +109,25 @@ def test_a_probe_is_paid_for_and_followed_by_a_pause():
     assert not probes.running
     for _ in range(PAUSE - 1):
         probes.observe(Round(rows, [0], [0], [[1]], False), 100.0 * ROUNDS, costs)
-    assert not probes.due(0.0), "too soon"
+    assert not probes.rested, "too soon"
     probes.observe(Round(rows, [0], [0], [[1]], False), 1.0, costs)
-    assert probes.due(0.0), "half a round was lost in each of its rounds"
-    assert not probes.due(15 * ROUNDS)
+    assert probes.rested
+    assert probes.affords(0.0), "half a round was lost in each of its rounds"
+    assert not probes.affords(15 * ROUNDS)
+
+
+def test_nothing_is_probed_for_where_no_acceptance_could_pay():
+    """Also where catching up costs nothing, as after short prompts."""
+    policy, rows = GoodputLength(), [Sequence(index, [1, 2], 50) for index in range(4)]
+    for _ in range(2):
+        policy.costs.observe(4, 0, 1.0)
+        policy.costs.observe(4, 2, 4.0)
+    policy.catch_up.join(rows, prefilled=True)
+    assert policy.catch_up.s_per_token(1.0) == 0.0
+    assert not policy._could_pay(rows)
+    for _ in range(20):
+        policy.costs.observe(4, 2, 1.1)
+    assert policy._could_pay(rows)
 
 
 def test_a_row_that_is_about_to_end_is_not_read_for_its_last_tokens():

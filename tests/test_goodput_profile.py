@@ -62,10 +62,12 @@ def test_with_a_profile_drafting_begins_at_once_where_it_pays(batch, tmp_path):
         world = memory_bound(0.9)
         world.random = random.Random(seed)
         rate = world.run(policy, batch, 40)
-        assert not getattr(policy, "profile", True) or min(world.gammas[:3]) > 2
+        is_plain_start = isinstance(policy, GoodputLength) and not policy.profile
+        assert is_plain_start or min(world.gammas[:3]) > 2
         return rate
 
     known = mean(speed(profiled(partial(memory_bound, 0.9), batch, tmp_path), seed) for seed in range(8))
+    # The start without a profile is short: two plain rounds and a probe of two, of some fifty.
     assert known > 1.02 * mean(speed(GoodputLength(profile=False), seed) for seed in range(8))
     assert known > 0.93 * max(mean(speed(Always(gamma), seed) for seed in range(8)) for gamma in (4, 6, 8))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "specdec"
@@ -120,32 +123,17 @@ def test_the_stable_faces_and_what_help_needs_import_no_torch():
 
 
 def undocumented_methods() -> Iterator[str]:
-    """Public methods that neither their class nor a base explains; a base from elsewhere is trusted to."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))]
-    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
-    named: dict[str, list[ast.ClassDef]] = {}
-    for node in classes:
-        named.setdefault(node.name, []).append(node)
-
-    def methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
-        return {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
-
-    def explained(node: ast.ClassDef, name: str) -> bool:
-        own = methods(node).get(name)
-        if own is not None and ast.get_docstring(own):
-            return True
-        bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
-        names = [base.id if isinstance(base, ast.Name) else base.attr for base in bases]  # type: ignore[attr-defined]
-        ours = [one for base in names for one in named.get(base, [])]
-        from_outside = any(base not in named and base not in ("ABC", "Protocol", "Generic") for base in names)
-        return from_outside or any(explained(base, name) for base in ours)
-
-    for node in classes:
-        for name, method in methods(node).items():
-            decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
-            is_public = not node.name.startswith("_") and not name.startswith("_")
-            if is_public and not any(".setter" in each for each in decorators) and not explained(node, name):
-                yield f"{node.name}.{name}"
+    """Public methods and properties that neither their class nor a base explains."""
+    names = [module.name for module in pkgutil.walk_packages([str(PACKAGE)], "specdec.")]
+    for module in (import_module(name) for name in names if not name.endswith("__main__")):
+        for cls in vars(module).values():
+            if not inspect.isclass(cls) or cls.__module__ != module.__name__ or cls.__name__.startswith("_"):
+                continue
+            for name in vars(cls):
+                part = inspect.getattr_static(cls, name)
+                is_method = inspect.isroutine(part) or isinstance(part, property)
+                if is_method and not name.startswith("_") and not inspect.getdoc(getattr(cls, name)):
+                    yield f"{cls.__qualname__}.{name}"
 
 
 def test_public_methods_are_explained_by_their_class_or_a_base():

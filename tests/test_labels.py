@@ -11,6 +11,7 @@ from conftest import VOCAB, perturbed, small_llama
 from hydra import compose, initialize_config_module
 from test_pair import save_tokenizer
 
+import specdec
 from specdec import analysis
 from specdec.config.resolve import resolve
 from specdec.models import pair as pair_module
@@ -20,7 +21,7 @@ from specdec.report.content import collect
 from specdec.report.texts import prompts
 
 SMALL = ["max_new_tokens=5", "batch=2", "scheduler=static", "baseline=false", "stop_tokens=[]"]
-PRESETS = ("tiny", "vicuna", "qwen3", "glm4", "synthetic")
+PRESETS = sorted({path.stem for path in Path(specdec.__path__[0], "conf", "pair").glob("*.yaml")} - {"folder"})
 
 
 @pytest.fixture(autouse=True)

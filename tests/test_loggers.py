@@ -16,6 +16,7 @@ from specdec.core.sequence import Sequence
 from specdec.errors import ConfigError
 from specdec.run.loggers import meter as meter_module
 from specdec.run.loggers.base import Logger
+from specdec.run.loggers.csv import CsvLogger
 from specdec.run.loggers.meter import StepMeter
 from specdec.run.loggers.secrets import RedactingLogger, is_secret, scrub
 from specdec.run.loggers.tables import by_category, run_name, sample_rows
@@ -146,6 +147,25 @@ def test_a_point_that_fails_closes_its_run(logged, tmp_path, monkeypatch):
     final = merged(items(records, "summary", "update"))
     assert final["status"] == "failed"
     assert final["error"] == "RuntimeError: the machine says ***"
+
+
+@pytest.mark.parametrize("fault", ["data.path=/no/such/folder/prompts.jsonl", "data.turns=bogus"])
+def test_a_point_that_fails_before_it_starts_is_told_to_its_logger(logged, monkeypatch, fault):
+    told: list[str] = []
+    monkeypatch.setattr(CsvLogger, "fail", lambda self, message: told.append(message))
+    code, _ = logged("logger=csv", *fault.split())
+    assert code == 1
+    assert len(told) == 1
+    assert "/no/such/folder" in told[0] or "bogus" in told[0]
+
+
+def test_a_logger_must_record_what_is_finished():
+    class Misspelt(Logger):
+        def finsh(self, summary, samples):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match="finish"):
+        Misspelt()
 
 
 def test_wandb_is_offline_unless_a_key_is_there(monkeypatch, tmp_path):

@@ -83,7 +83,7 @@ def test_a_form_that_is_not_the_likeliest_is_found_by_trial(monkeypatch):
     """Were the order of the forms wrong, a window that begins late would still be found."""
     module = build(Entry("mistral"))
     monkeypatch.setattr("specdec.models.masks._makes_windows", lambda module: False)
-    monkeypatch.setattr("specdec.models.probe._FINDINGS", {})
+    monkeypatch.setattr("specdec.models.probe._RESULTS", {})
     assert forms(module)[0].widest == FULL
     found = probe(module)
     assert found.form == 1
@@ -114,7 +114,7 @@ def test_a_blind_mask_is_seen_past_the_window(monkeypatch):
     """The probe itself: were the window ignored, it would find no form."""
     module = build(Entry("mistral"))
     monkeypatch.setattr(Visible, "of", lambda self, mask_BTS: mask_BTS)
-    monkeypatch.setattr("specdec.models.probe._FINDINGS", {})
+    monkeypatch.setattr("specdec.models.probe._RESULTS", {})
     finding = probe(module)
     assert finding.limit == "sliding_window"
     assert "differ by" in finding.reason
@@ -221,6 +221,6 @@ def test_the_narrow_copys_own_error_is_the_reason(monkeypatch):
         raise ValueError("too wide" if keep_width else "the true reason")
 
     monkeypatch.setattr("specdec.models.probe.miniature", failing)
-    monkeypatch.setattr("specdec.models.probe._FINDINGS", {})
+    monkeypatch.setattr("specdec.models.probe._RESULTS", {})
     with pytest.raises(PairError, match=r"cannot be tried in a small copy.*the true reason"):
         supported(module, "target")

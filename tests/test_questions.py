@@ -57,10 +57,12 @@ SHAPES = {
     '{"messages": [{"role": "tool", "content": "x"}]}': "message 1 must have the role system, user or assistant",
     '{"messages": [{"role": "user", "content": ["x"]}]}': "the content of message 1 must be a string, not a list of 1",
     '{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}': (
-        "message 2 is of the role user after user"
+        "message 2 has the role user, which may not come after user"
     ),
-    '{"messages": [{"role": "assistant", "content": "x"}]}': "message 1 is of the role assistant at the start",
-    '{"messages": [{"role": "system", "content": "x"}]}': "messages have no user's message",
+    '{"messages": [{"role": "assistant", "content": "x"}]}': (
+        "message 1 has the role assistant, which may not come first"
+    ),
+    '{"messages": [{"role": "system", "content": "x"}]}': "no message has the role user",
     '{"question_id": "s", "category": "a", "turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"]}': (
         "turn 1 is a placeholder, whose text is made by SPEED-Bench's prepare_data.py"
     ),
@@ -127,7 +129,7 @@ def test_prompts_and_messages_are_read_beside_questions(load):
     prompts, notes = load(lines)
     found = [(prompt.question_id, prompt.category, prompt.text, len(prompt.ids)) for prompt in prompts]
     assert found == [(1, "prompt", "abc", 3), ("mine", "b", "de", 2), (9, "a", "f", 1), (4, "messages", "w", 7)]
-    assert notes == ["1 lines of data.jsonl end with an answer, which is no part of the prompt"]
+    assert notes == ["1 lines of data.jsonl end with an answer, which is not part of the prompt"]
 
 
 def test_messages_are_played_turn_by_turn_in_a_conversation(load):

@@ -71,6 +71,7 @@ def test_who_started_this_process(environ, size, main):
     ("overrides", "message"),
     [
         (["runner.devices=0"], "runner.devices=0: give a number above 0"),
+        (["runner.devices=null"], "runner.devices=None: give a number above 0"),
         (["runner.devices=many"], "runner.devices=many: give a number"),
         (["runner.devices=[0,1]", "runner.accelerator=cpu"], "only GPUs can be listed"),
         (["runner.strategy=fsdp"], "unknown runner.strategy 'fsdp'"),

@@ -19,7 +19,7 @@ from specdec.core.files import append_line
 from specdec.errors import ConfigError
 from specdec.report.__main__ import main
 from specdec.report.content import ReportContent, collect
-from specdec.report.intervals import of_mean, of_ratio
+from specdec.report.intervals import of_ratio
 from specdec.report.page import tiles, verdicts
 from specdec.report.published import published_tables
 from specdec.report.texts import kinds, local_tokenizer, prompts
@@ -219,7 +219,7 @@ def test_without_the_tokenizer_whole_texts_are_shown(content, monkeypatch):
 def test_bootstrap_intervals_have_the_width_of_theory():
     rng = np.random.default_rng(1)
     values = rng.normal(5, 2, size=400)
-    low, high = of_mean(values)
+    low, high = of_ratio(values, np.ones_like(values))
     width = 2 * 1.96 * values.std() / 20
     assert low < values.mean() < high
     assert high - low == pytest.approx(width, rel=0.15)
@@ -228,7 +228,7 @@ def test_bootstrap_intervals_have_the_width_of_theory():
     low, high = of_ratio(accepted, drafted)
     assert low < accepted.sum() / drafted.sum() < high
     assert high - low == pytest.approx(2 * 1.96 * (0.24 / drafted.sum()) ** 0.5, rel=0.25)
-    assert of_mean([1.0, 2.0, 3.0]) is None, "three values say nothing of their spread"
+    assert of_ratio([1.0, 2.0, 3.0], [1, 1, 1]) is None, "three values say nothing of their spread"
 
 
 def test_several_folders_stand_side_by_side_under_their_names(results, tmp_path):

@@ -36,7 +36,7 @@ def test_the_exact_column_tells_near_ties_from_failures():
 def test_markdown_and_latex_escape_and_align():
     table = Table([Column("a|b", "a"), Column("x_%", "x", ".1f")], [[Cell("p|q\nr"), Cell("1.0", "[0.5, 1.5]")]])
     assert markdown(table) == "| a\\|b | x_% |\n| --- | ---: |\n| p\\|q r | 1.0 |\n"
-    wide = Table([Column("x", "x", ".1f", is_narrow=False)], [table.rows[0][1:]])
+    wide = Table([Column("x", "x", ".1f", shows_interval=True)], [table.rows[0][1:]])
     assert "| 1.0 [0.5, 1.5] |" in markdown(wide)
     assert "1.0 {\\scriptsize [0.5, 1.5]} \\\\" in latex(wide)
     assert r"a|b & x\_\% \\" in latex(table)

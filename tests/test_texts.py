@@ -18,10 +18,15 @@ def test_the_first_rows_are_shown_also_of_a_finished_point(run, tmp_path):
     first, second = (json.loads(out.splitlines()[-1]) for out in (plain, shown))
     assert second["skipped"]
     assert first["hash"] == second["hash"], "what is shown does not identify a run"
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    _, shown_there, _ = run(*SMALL, "show_text=true", results=moved)
+    third = json.loads(shown_there.splitlines()[-1])
+    assert (third["path"], third["skipped"]) == (str(moved / first["hash"]), True), "a folder may have been moved"
+    first["path"] = third["path"]
     rows = list(read_lines(Path(first["path"]) / "samples.jsonl"))
     for place, row in enumerate(rows):
         title = f"question {row['question_id']} ({row['category']}): {len(row['output_ids'])} tokens"
-        assert (title in shown) == (place < ROWS)
+        assert (title in shown) == (title in shown_there) == (place < ROWS)
         assert title not in plain
     assert all(line in shown for line in rows[0]["text"].splitlines())
 

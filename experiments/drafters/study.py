@@ -27,9 +27,9 @@ from specdec.core.tables import Column, markdown, record_table, text_table
 from specdec.run.runner import run_point
 from specdec.training import run_task
 from specdec.training.config import (
-    GreedyOutputsConfig,
     HeadsConfig,
     LossConfig,
+    OutputsConfig,
     PhaseConfig,
     StageConfig,
     TrainConfig,
@@ -60,11 +60,11 @@ def settings(task: str, folder: Path, rehearse: bool, seed: int = 1) -> TrainCon
     cfg.device.accelerator = "cpu"
     cfg.fit = StageConfig(steps=200, minutes=None, lr=2e-3, warmup_steps=30, ema=0.98)
     cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 16)], 50
-    cfg.greedy = GreedyOutputsConfig(minutes=None, num_batches=48)
+    cfg.greedy = OutputsConfig(minutes=None, num_batches=48)
     cfg.validation = ValidationConfig(every=100, num_prompts=24)
     if rehearse:
         cfg.fit.steps, cfg.validation = 4, ValidationConfig(every=0, num_prompts=2, new_tokens=8, batch=2)
-        cfg.greedy = GreedyOutputsConfig(minutes=None, num_batches=1, batch=16, new_tokens=16, max_prompt_tokens=32)
+        cfg.greedy = OutputsConfig(minutes=None, num_batches=1, batch=16, new_tokens=16, max_prompt_tokens=32)
         cfg.corpus.max_files, cfg.heldout.num_prompts = 120, 16
     return cfg
 

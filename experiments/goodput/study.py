@@ -1,4 +1,4 @@
-"""What each part of goodput earns: it is taken out, and all scripted worlds are run without it.
+"""Ablation of goodput: all scripted worlds are run without each of its parts in turn.
 
 python experiments/goodput/study.py                  # writes ablation.md, some ten minutes on one core
 python experiments/goodput/study.py --only probe     # some parts
@@ -28,12 +28,9 @@ GAMMAS = (0, 1, 2, 3, 4, 6, 8)
 Changes = Callable[[], list[Any]]
 
 
-def const(module: Any, **values: float) -> Changes:
-    return lambda: [patch.object(module, name, value) for name, value in values.items()]
-
-
-def method(owner: type, **new: Any) -> Changes:
-    return lambda: [patch.object(owner, name, value) for name, value in new.items()]
+def changed(owner: Any, **values: Any) -> Changes:
+    """Attributes of a module or class that are others in an ablation."""
+    return lambda: [patch.object(owner, name, value) for name, value in values.items()]
 
 
 def mean_rate(self: Acceptance, row: int) -> float:
@@ -45,31 +42,31 @@ def mean_rate(self: Acceptance, row: int) -> float:
 
 PARTS: dict[str, Changes] = {
     "nothing": list,
-    "one standard error of optimism": method(Acceptance, rate=mean_rate),
-    "rates by row": const(acceptance, ROW_TRUST=1e9),
-    "MEMORY of the run's acceptance": const(acceptance, MEMORY=1e9),
-    "PROFILE_TRIALS, 12 instead": const(acceptance, PROFILE_TRIALS=12.0),
-    "scale of the profile's costs": const(costs, median=lambda ratios: (list(ratios), 1.0)[1]),
-    "PROFILE_ROUNDS, 0 instead": const(costs, PROFILE_ROUNDS=0),
-    "WINDOW, endless": const(costs, WINDOW=100_000),
-    "WINDOW, 5": const(costs, WINDOW=5),
-    "PLAIN_ROUNDS, 1 instead": const(goodput, PLAIN_ROUNDS=1),
-    "KEPT_ROUNDS, 0 instead (time to choose not counted)": const(goodput, KEPT_ROUNDS=0),
-    "KEPT_ROUNDS, 8": const(goodput, KEPT_ROUNDS=8),
-    "IN_STEP_GAIN": const(goodput, IN_STEP_GAIN=1.0),
-    "LEAST_CHANCE": const(goodput, LEAST_CHANCE=0.0),
-    "no probes where nothing could pay": method(GoodputLength, _could_pay=lambda self, rows: True),
-    "probes": method(probes.Probes, due=lambda self, expected_s: False),
-    "the share of time of probes": method(probes.Probes, due=lambda self, expected_s: self._since >= probes.PAUSE),
-    "PAUSE of probes": const(probes, PAUSE=0),
-    "ROWS of probes, 1": const(probes, ROWS=1),
-    "ROWS of probes, 8": const(probes, ROWS=8),
-    "STEPS of probes, 1": const(probes, STEPS=1),
-    "STEPS of probes, 4": const(probes, STEPS=4),
-    "ROUNDS of probes, 3": const(probes, ROUNDS=3),
-    "catching up repaid by row": method(CatchUpCosts, repays=lambda self, row, saving_s, scale: True),
-    "catching up repaid by newcomers": method(CatchUpCosts, newcomers_repay=lambda self, saving_s, scale: True),
-    "outputs that end early": method(CatchUpCosts, _expected=lambda self, num_allowed: num_allowed),
+    "one standard error of optimism": changed(Acceptance, rate=mean_rate),
+    "rates by row": changed(acceptance, ROW_TRUST=1e9),
+    "MEMORY of the run's acceptance": changed(acceptance, MEMORY=1e9),
+    "PROFILE_TRIALS, 12 instead": changed(acceptance, PROFILE_TRIALS=12.0),
+    "scale of the profile's costs": changed(costs, median=lambda ratios: (list(ratios), 1.0)[1]),
+    "PROFILE_ROUNDS, 0 instead": changed(costs, PROFILE_ROUNDS=0),
+    "WINDOW, endless": changed(costs, WINDOW=100_000),
+    "WINDOW, 5": changed(costs, WINDOW=5),
+    "PLAIN_ROUNDS, 1 instead": changed(goodput, PLAIN_ROUNDS=1),
+    "KEPT_ROUNDS, 0 instead (time to choose not counted)": changed(goodput, KEPT_ROUNDS=0),
+    "KEPT_ROUNDS, 8": changed(goodput, KEPT_ROUNDS=8),
+    "IN_STEP_GAIN": changed(goodput, IN_STEP_GAIN=1.0),
+    "LEAST_CHANCE": changed(goodput, LEAST_CHANCE=0.0),
+    "no probes where nothing could pay": changed(GoodputLength, _could_pay=lambda self, rows: True),
+    "probes": changed(probes.Probes, rested=False),
+    "the share of time of probes": changed(probes.Probes, affords=lambda self, expected_s: True),
+    "PAUSE of probes": changed(probes, PAUSE=0),
+    "ROWS of probes, 1": changed(probes, ROWS=1),
+    "ROWS of probes, 8": changed(probes, ROWS=8),
+    "STEPS of probes, 1": changed(probes, STEPS=1),
+    "STEPS of probes, 4": changed(probes, STEPS=4),
+    "ROUNDS of probes, 3": changed(probes, ROUNDS=3),
+    "catching up repaid by row": changed(CatchUpCosts, repays=lambda self, row, saving_s, scale: True),
+    "catching up repaid by newcomers": changed(CatchUpCosts, newcomers_repay=lambda self, saving_s, scale: True),
+    "outputs that end early": changed(CatchUpCosts, _expected=lambda self, num_allowed: num_allowed),
 }
 """What is taken out, or set to another value."""
 

@@ -2,7 +2,8 @@
 
 A world says which of a row's tokens the draft predicts, what a round and a prefill cost, how long outputs are, and how
 many rows are decoded. Whether a token is predicted depends on the row and the position alone, and noise on the round
-alone, so that two policies are compared on the same text.
+alone, so that two policies are compared on the same text. The tests' worlds (tests/worlds.py) are simpler: acceptance
+by round, which a test can set to what it needs.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Machine:
     draft: Callable[[int, int], float]  # drafting rows, drafted steps
     read: float = 0.2  # the draft, per prompt token
     prefill: float = 0.1  # the target, per prompt token, beside one forward
-    noise: float = 0.3  # the slowest rounds take so much longer
-    drift: float = 0.0  # the machine becomes slower and faster by this, in a period of some seconds
+    noise: float = 0.3  # largest relative slowdown of a round
+    drift: float = 0.0  # amplitude of a slow change of speed, period 5 s
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def worlds() -> list[World]:
             World("long prompts, worse later", MEMORY_BOUND, changing(0.8, 0.1), batch, 4 * batch, **later),
             World("long prompts, better later", MEMORY_BOUND, changing(0.1, 0.8), batch, 4 * batch, **later),
         ]
-    # What the profile says is not so.
+    # The profile is wrong.
     twice = Machine(lambda rows, steps: 24.0 + 0.6 * rows, lambda rows, steps: 4.6 + 4.2 * steps)
     half = Machine(lambda rows, steps: 5.0, lambda rows, steps: 2.0 * steps)
     slow_plain = replace(

@@ -126,15 +126,15 @@ class EqspecAlignment(Alignment):
         """Drop rejected tokens and right-align the batch again."""
         with self.clock.stage("align"):
             self._contents.require(rows, "commit")
-            runs: dict[int, _KeptColumns] = {}
+            kept_columns: dict[int, _KeptColumns] = {}
             for row, keep in zip(rows, kept, strict=True):
                 stay, nodes = self._contents[row].keep(keep)
                 if row in self._pool:
                     self._pool[row] = self._pool[row][:, :, :stay]
                 else:
-                    runs[row] = _KeptColumns(self._pads[row], stay, [self._nodes[row][node] for node in nodes])
+                    kept_columns[row] = _KeptColumns(self._pads[row], stay, [self._nodes[row][node] for node in nodes])
                     self._nodes[row] = []
-            self._realign(runs)
+            self._realign(kept_columns)
 
     def length(self, row: int) -> int:
         return self._contents[row].length
@@ -147,26 +147,26 @@ class EqspecAlignment(Alignment):
         columns = slice(pad, pad + self._contents[row].length)
         return self._storage.data_NBHSD[:, self._batch.index(row), :, columns].clone()
 
-    def _realign(self, runs: dict[int, _KeptColumns]) -> None:
+    def _realign(self, kept_columns: dict[int, _KeptColumns]) -> None:
         """Move each row's kept columns so that all rows end together (unpad, append, repad)."""
         storage = self._storage
         if storage is None:
             return
         living = [row for row in self._batch if row in self._contents]
         for row in living:  # rows of the batch that this commit does not name keep everything
-            if row not in runs:
-                runs[row] = _KeptColumns(self._pads[row], self._contents[row].length, self._nodes[row])
-        width = max((len(runs[row]) for row in living), default=0)
+            if row not in kept_columns:
+                kept_columns[row] = _KeptColumns(self._pads[row], self._contents[row].length, self._nodes[row])
+        width = max((len(kept_columns[row]) for row in living), default=0)
         for b, row in enumerate(self._batch):
             if row not in self._contents:
                 continue
-            run = runs[row]
-            pad = width - len(run)
-            if len(run) and not (run.consecutive and run.start == pad):
+            columns = kept_columns[row]
+            pad = width - len(columns)
+            if len(columns) and not (columns.consecutive and columns.start == pad):
                 data_NHSD = storage.data_NBHSD[:, b]
-                data_NHSD[:, :, pad:width] = run.take(data_NHSD)
+                data_NHSD[:, :, pad:width] = columns.take(data_NHSD)
             self._pads[row] = pad
-            self._nodes[row] = list(range(width - len(run) + self._contents[row].length, width))
+            self._nodes[row] = list(range(width - len(columns) + self._contents[row].length, width))
         storage.width = width
 
     def _disperse(self) -> None:

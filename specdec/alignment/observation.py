@@ -61,7 +61,7 @@ def watch(model: CausalLM) -> Iterator[list[Observed]]:
 
         def note(keys_BHSE: Tensor) -> None:
             keys_MSE = keys_BHSE.clone().transpose(1, 2).flatten(2)  # later writes to the storage must not change it
-            # Where layers of several kinds differ, those that see most must see exactly the row.
+            # If kinds of layers differ, check those that see most: they must see exactly the row.
             seen_BTS = model.architecture.mask_form.widest.of(call.mask_BTS)
             seen.append(Observed(call.tokens_BT, call.positions_BT, seen_BTS, keys_MSE))
 

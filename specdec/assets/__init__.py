@@ -23,3 +23,8 @@ def resolve(name: str) -> str:
     if name.startswith(FETCHED):
         return str(cache_folder() / name.removeprefix(FETCHED))
     return str(ASSETS / name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+
+
+def local_path(name: str) -> Path:
+    """Where a name leads if it is a local file or folder: ``asset:``, ``fetched:`` and ``~`` are resolved."""
+    return Path(resolve(name)).expanduser()

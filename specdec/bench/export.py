@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.config.schema import RunConfig
 from specdec.core.files import digest, write_json
 from specdec.models.pair import Pair
@@ -19,7 +19,7 @@ def export_pair(cfg: RunConfig, pair: Pair, cache: Path) -> tuple[Path, Path | N
     """
     if cfg.weights == "pretrained":
         names = (cfg.pair.target, cfg.pair.draft)
-        folders = [Path(assets.resolve(name)) if name else None for name in names]
+        folders = [local_path(name) if name else None for name in names]
         if all(folder is None or (folder.is_dir() and _is_whole(folder)) for folder in folders) and folders[0]:
             return folders[0], folders[1]
     root = cache / "models" / digest([pair.fingerprint, pair.draft_fingerprint, str(cfg.runner.dtype)])

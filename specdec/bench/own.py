@@ -58,7 +58,7 @@ class Workload:
             "num_output_tokens": sum(map(len, outputs)),
         }
 
-    def made_of(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Fingerprints of the models, the drafter's name in tables, and hashes of the files that were read."""
         return {
             "target_fingerprint": self.pair.fingerprint,

@@ -77,11 +77,6 @@ class PeerProcess:
             raise PeerError(f"{self.name}: {len(reply['outputs'])} outputs for {len(request['prompts'])} prompts")
         return reply
 
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
-
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None

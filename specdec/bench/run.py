@@ -60,7 +60,7 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
                     if suite.progress:
                         number, cell = int(bar.tasks[task].completed) + 1, step.cell
                         where = f"{cell.study}: {cell.pair}, batch {cell.batch}, {cell.method}"
-                        bar.console.print(f"[{number}/{len(wanted)}] {where}", markup=False, highlight=False)
+                        bar.console.out(f"[{number}/{len(wanted)}] {where}", highlight=False)
                     records[step.key] = measuring.take(step)
                     append_line(path, records[step.key])
                     bar.advance(task)
@@ -120,7 +120,7 @@ class Measuring:
             self._export(cell, study)
         work = self._workloads.of(cell, study, method.overrides)
         warm_up_s = None if cell in self._warm else warm_up(work, method)
-        return {"warm_up_s": warm_up_s, **work.made_of(), **measure(work, study.bound)}
+        return {"warm_up_s": warm_up_s, **work.provenance(), **measure(work, study.bound)}
 
     def _export(self, cell: BenchCell, study: Study) -> tuple[Path, Path | None]:
         """The pair's folders, written before anything decodes with it."""
@@ -154,7 +154,7 @@ class Measuring:
         figures = work.outcome(reply["outputs"])
         return {
             "warm_up_s": warm_up_s,
-            **work.made_of(),
+            **work.provenance(),
             "drafter": None,
             **figures,
             "wall_s": reply["seconds"],
@@ -163,7 +163,7 @@ class Measuring:
         }
 
     def _started(self, name: str, method: Method) -> PeerProcess:
-        """A peer's process, which is started once per pair, also if it dies."""
+        """The process of a peer: started once per pair, and not again if it dies."""
         assert method.peer is not None
         peer = self.library.peers[method.peer]
         python = interpreter(peer, Path(self.suite.peers))

@@ -32,7 +32,7 @@ class Study:
     batches: list[int] = MISSING
     contexts: list[int | None] = field(default_factory=lambda: [None])  # approximate prompt tokens; null: unchanged
     max_new_tokens: int = 32
-    spread: float = 0.0  # outputs end between max_new_tokens -+ this share of it; 0: all at max_new_tokens
+    spread: float = 0.0  # of the rows' budgets: the least is (1 - spread) / (1 + spread) of the largest
     min_prompts: int = 8  # prompts of a cell: at least these,
     prompts_per_row: int = 2  # and this many for each row of the batch
     repeats: int | None = None  # null: the suite's
@@ -191,7 +191,8 @@ def _check(suite: Suite, library: Library) -> None:
             raise ConfigError(f"spread={study.spread}: other engines take one max_new_tokens for all; set spread=0")
     for claim in suite.claims:
         _known(f"study of the claim {claim.text!r}", [claim.study], suite.studies)
-    _known("peer of methods.yaml", [method.peer for method in library.methods.values() if method.peer], library.peers)
+    for name, method in library.methods.items():
+        _known(f"peer of {name} in methods.yaml", [method.peer] if method.peer else [], library.peers)
 
 
 def _known(kind: str, names: Iterable[str], options: Iterable[str]) -> None:

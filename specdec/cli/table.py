@@ -48,7 +48,8 @@ def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> No
     console.print(_table(outcomes, shared))
     if any(outcome.get("speedup_vs_ar") is not None for outcome in outcomes):
         console.print(
-            "vs plain: against scheduler=plain, which refills every place, at the same batch size", style="dim"
+            "vs plain: speed relative to scheduler=plain (continuous batches without drafts) at the same batch size",
+            style="dim",
         )
     for outcome in outcomes:
         if outcome["status"] == "failed":

@@ -36,7 +36,7 @@ def _in_one_line(action: Callable[[], object]) -> None:
     except Exception as error:
         if os.environ.get("SPECDEC_TRACEBACK"):
             raise
-        _fail(explain(error), 1)
+        _fail(explain(error, "train"), 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -28,6 +28,8 @@ def check(config: RunConfig) -> None:
     for key in ("batch", "max_new_tokens"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{key}={getattr(config, key)}: it must be at least 1")
+    if config.debug.invariants_every < 1:
+        raise ConfigError(f"debug.invariants_every={config.debug.invariants_every}: it must be at least 1")
     _check_runner(config)
     _check_serving(config)
     check_drafter_weights(config.drafter)
@@ -56,7 +58,7 @@ def _check_runner(config: RunConfig) -> None:
     for key, options in _CHOICES.items():
         if getattr(runner, key) not in options:
             raise ConfigError(unknown(f"runner.{key}", getattr(runner, key), options))
-    if isinstance(runner.devices, str | float) or not num_processes(runner) >= 1:
+    if not isinstance(runner.devices, int | list) or num_processes(runner) < 1:
         raise ConfigError(f"runner.devices={runner.devices}: give a number above 0, or a list of GPUs such as [2,3]")
     if not isinstance(runner.devices, int) and runner.accelerator == "cpu":
         raise ConfigError(f"runner.devices={list(runner.devices)}: only GPUs can be listed; give a number")

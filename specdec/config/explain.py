@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from specdec.errors import SpecdecError, first_line, is_out_of_memory
+from specdec.errors import SpecdecError, first_line, is_out_of_memory, type_and_message
 from specdec.registry import unknown
 
 _NO_OPTION = re.compile(r"Could not find '(?P<group>[^']+?)/(?P<name>[^'/]+)'")
@@ -23,12 +23,16 @@ _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def explain(error: BaseException) -> str:
-    """A message of one line. Errors of this package have one; those of Hydra and of the system are rewritten."""
+def explain(error: BaseException, config_name: str = "config") -> str:
+    """A message of one line. Errors of this package have one; those of Hydra and of the system are rewritten.
+
+    Args:
+        config_name: the root of the config in ``specdec/conf``, whose settings a message may list.
+    """
     if isinstance(error, SpecdecError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _explain_config(error)
+        return _explain_config(error, config_name)
     if is_out_of_memory(error):
         return (
             "out of memory: set a smaller batch, max_new_tokens or data.max_input_tokens, or "
@@ -41,39 +45,40 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, OSError):
         return first_line(error)
-    return f"{type(error).__name__}: {first_line(error)} (set SPECDEC_TRACEBACK=1 for the traceback)"
+    return f"{type_and_message(error)} (set SPECDEC_TRACEBACK=1 for the traceback)"
 
 
-def _explain_config(error: BaseException) -> str:
+def _explain_config(error: BaseException, config_name: str) -> str:
     text = str(error)
     if match := _NO_OPTION.search(text):
         return unknown(match["group"], match["name"], _options(match["group"]))
     if match := _NO_GROUP.search(text):
         return unknown("config group", match["key"], _options(""))
     if match := _NO_KEY.search(text):
-        return _unknown_key(match["key"])
+        return _unknown_key(match["key"], config_name)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ValidationError):
         return f"{cause.full_key or 'a setting'}: {first_line(cause)}"
     if isinstance(cause, ConfigKeyError) and cause.full_key:
-        return _unknown_key(str(cause.full_key))
+        return _unknown_key(str(cause.full_key), config_name)
     return first_line(error)
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, config_name: str) -> str:
     """The message for an unknown setting: the settings that exist in its place."""
     parent, _, name = key.rpartition(".")
     try:
         with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
             groups = [o for o in sys.argv[1:] if re.fullmatch(r"(" + "|".join(_options("")) + r")=[\w-]+", o)]
-            cfg = OmegaConf.to_container(compose(config_name="config", overrides=groups), resolve=False)
+            cfg = OmegaConf.to_container(compose(config_name=config_name, overrides=groups), resolve=False)
         for part in parent.split("."):
             if part:
                 cfg = cfg[part]  # type: ignore[index,call-overload]
         assert isinstance(cfg, dict)
         options = [str(option) for option in cfg]
     except Exception:
-        return f"unknown setting {key!r}; `python run.py --help` lists them all"
+        program = {"config": "run"}.get(config_name, config_name)
+        return f"unknown setting {key!r}; `python {program}.py --help` lists them all"
     return unknown("setting", name, options) + (f" (in {parent})" if parent else "")
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.config.drafter_weights import UNTRAINED
 from specdec.config.plugins import declared
 from specdec.config.schema import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER, RunConfig
 from specdec.registry import NOT_PARAMS, PLUGIN_GROUPS
 
-_HASHED_BYTES = 64 * 1024 * 1024
+_HASHED_INPUT_BYTES = 64 * 1024 * 1024
 CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
 """Keys of env.json that affect speeds besides the settings."""
 
@@ -29,7 +28,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
         settings["invariants_every"] = config.debug.invariants_every
     if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their hash
         del settings["drafter"][UNTRAINED]
-    if settings["data"]["subset"] is None:  # the same
+    if settings["data"]["subset"] is None:  # so that results from before there were subsets keep their hash
         del settings["data"]["subset"]
     if not declared(config, "drafter").drafts:  # the draft length has no effect
         del settings["draft_length"], settings["gamma"]
@@ -61,19 +60,14 @@ def content_hash(name: str) -> str | None:
     """A hash of the content of a file or folder; None if it does not exist."""
     path = local_path(name)
     files = sorted(path.glob("*")) if path.is_dir() else [path]
-    return hash_files(files) if path.exists() else None
+    return hash_files(files, _HASHED_INPUT_BYTES) if path.exists() else None
 
 
 def _is_path(key: str, value: object) -> bool:
     return isinstance(value, str) and (key in ("path", "corpus") or "/" in value or bool(Path(value).suffix))
 
 
-def local_path(name: str) -> Path:
-    """The path of a local file or folder, with ``asset:`` and ``~`` resolved."""
-    return Path(os.path.expanduser(assets.resolve(name)))
-
-
-def hash_files(files: Iterable[Path], max_bytes: int = _HASHED_BYTES) -> str:
+def hash_files(files: Iterable[Path], max_bytes: int) -> str:
     """A hash of the files' names, sizes and contents; of those above ``max_bytes``, the time of the last change."""
     digest = hashlib.sha256()
     for file in files:

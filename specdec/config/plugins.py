@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from specdec.config.schema import RunConfig
 from specdec.registry import NOT_PARAMS, Entry, create, lookup
 
@@ -16,10 +18,7 @@ def declared(config: RunConfig, group: str) -> Entry:
 
 def plugin_config(group: str, name: str, **settings: Any) -> Any:
     """The config of ``group=name``: ``settings``, and defaults for the others."""
-    config = lookup(group, name).config(**settings)
-    if getattr(config, "label", None) == "${.name}":
-        config.label = name
-    return config
+    return OmegaConf.to_object(OmegaConf.structured(lookup(group, name).config(**settings)))
 
 
 def plugin(config: RunConfig, group: str, *dependencies: Any) -> Any:

@@ -103,11 +103,6 @@ def reporting_errors(check: Callable[Parameters, list[Broken]]) -> Callable[Para
         except RefusedError:
             raise
         except Exception as error:  # third-party code may raise anything
-            return [raised(error)]
+            return [Broken("calls", f"{type(error).__name__}: {error}")]
 
     return checked
-
-
-def raised(error: Exception) -> Broken:
-    """An allowed call raised this."""
-    return Broken("calls", f"{type(error).__name__}: {error}")

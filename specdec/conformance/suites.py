@@ -14,6 +14,7 @@ from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import DRAWN_CASES, EMITTED_CASES, check_drawn, check_emitted
 from specdec.conformance.explore import Family
 from specdec.conformance.programs import growing_programs, leaving_program, long_program, wide_program
+from specdec.conformance.promises import construct, reporting_errors
 from specdec.conformance.verdicts import check_verdict, deep_cases, verdict_cases
 from specdec.registry import create, lookup
 
@@ -73,12 +74,11 @@ def drafter_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
 
 def verifier_suite(make: Callable[..., Any], scale: float = 1.0, lossy: bool = False) -> list[Family]:
     """Single verdicts, the distribution of emitted tokens unless the verifier is lossy, and decoding runs."""
-    emitted = () if lossy else EMITTED_CASES
+    verdict = reporting_errors(lambda case: check_verdict(case, construct(make)))
+    emitted = reporting_errors(lambda case: check_emitted(case, construct(make)))
     return [
-        Family(
-            "verdicts", lambda case: check_verdict(case, make()), verdict_cases(), _scaled(200, scale), deep_cases()
-        ),
-        Family("emitted tokens", lambda case: check_emitted(case, make()), fixed=emitted),
+        Family("verdicts", verdict, verdict_cases(), _scaled(200, scale), deep_cases()),
+        Family("emitted tokens", emitted, fixed=() if lossy else EMITTED_CASES),
         _decoding_runs(Parts(verifier=make), scale),
     ]
 

@@ -43,24 +43,31 @@ _COLUMNS = (
     Column("gamma", "gamma", "d", "drafted tokens per row and round"),
     Column("temperature", "temperature", "g", "sampling temperature; 0 is greedy"),
     ExactColumn(
-        *("exact", "num_exact", "g", "rows whose tokens all equal the reference; differences that rounding explains"),
-        is_narrow=False,
+        *(
+            "exact",
+            "num_exact",
+            "g",
+            "rows whose tokens all equal the reference, and how many others are near-ties or failures",
+        ),
+        shows_interval=True,
     ),
     Column("exact %", "exact_match", ".1f", "rows whose tokens all equal the reference", 100),
-    Column("partial %", "partial_match", ".1f", "tokens before the first difference", 100),
+    Column("partial %", "partial_match", ".1f", "share of tokens before the first difference", 100),
     Column("divergences", "num_divergences", "d", "rows that differ from the reference"),
     Column("near-ties", "num_explained", "d", "divergences that rounding explains"),
     Column("failures", "num_failures", "d", "divergences that rounding does not explain"),
     Column(
         *("tokens/s", "tokens_per_s", ",.0f", "output tokens per second of wall time, prefill included"),
-        is_narrow=False,
+        shows_interval=True,
     ),
     Column(
         *("served/s", "served_tokens_per_s", ",.1f"),
         meaning="output tokens per second from the first arrival to the last token",
     ),
     Column(
-        *("vs plain", "speedup_vs_ar", ".2f", "speed-up over the baseline, plain decoding"), unit="x", is_narrow=False
+        *("vs plain", "speedup_vs_ar", ".2f", "speed-up over the baseline, plain decoding"),
+        unit="x",
+        shows_interval=True,
     ),
     Column("vs baseline", "ratio", ".2f", "speed-up over the study's baseline in the same turns", unit="x"),
     Column("over own batch 1", "speedup_vs_own_batch_1", ".2f", "speed-up over the method's own batch 1", unit="x"),

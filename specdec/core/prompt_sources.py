@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.core.questions import Question, question_of
 from specdec.core.text_files import listed, text_lines
 from specdec.errors import DataError
@@ -27,7 +27,7 @@ def read_questions(path: str, split: str, subset: str | None, *, skip_broken: bo
     Raises:
         DataError: it cannot be read; or lines are broken and ``skip_broken`` is not set: they are named.
     """
-    file = Path(assets.resolve(path)).expanduser()
+    file = local_path(path)
     is_file = file.is_file()
     name, kind = (file.name, "line") if is_file else (path, "record")
     questions: list[Question] = []
@@ -46,7 +46,7 @@ def read_questions(path: str, split: str, subset: str | None, *, skip_broken: bo
         raise DataError(f"{name} {listed(broken)}; {remedy}, or set data.broken=skip")
     notes = [f"{len(broken)} broken {kind}s of {name} skipped: {listed(broken)}"] if broken else []
     if num_cut := sum(question.cut for question in questions):
-        notes.append(f"{num_cut} {kind}s of {name} end with an answer, which is no part of the prompt")
+        notes.append(f"{num_cut} {kind}s of {name} end with an answer, which is not part of the prompt")
     return questions, notes
 
 

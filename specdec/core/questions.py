@@ -111,11 +111,11 @@ def _messages(messages: Any) -> tuple[Message, ...]:
         before = found[-1]["role"] if found else None
         if role not in {None: ("system", "user"), "system": ("user",), "user": ("assistant",)}.get(before, ("user",)):
             raise ValueError(
-                f"message {number} is of the role {role} {f'after {before}' if before else 'at the start'}"
+                f"message {number} has the role {role}, which may not come {f'after {before}' if before else 'first'}"
             )
         found.append({"role": role, "content": message["content"]})
     if found[-1]["role"] == "system":
-        raise ValueError("messages have no user's message")
+        raise ValueError("no message has the role user")
     return tuple(found)
 
 

@@ -46,6 +46,10 @@ class Verdict:
     paths: list[list[int]]
     next_tokens: list[int]
 
+    def fed_nodes(self, b: int) -> list[int]:
+        """Row b's accepted nodes as the target was fed them: node 0 is the row's last token, the draft follows."""
+        return [0, *(node + 1 for node in self.paths[b])]
+
 
 @dataclass(slots=True)
 class Round:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from specdec.core.sampling_params import SamplingParams
@@ -105,3 +105,7 @@ class SequencePool:
             self.active = [row for row in self.active if not row.finished]
             self.finished.extend(moved)
         return moved
+
+
+KnownOutput = Callable[[Sequence], list[int] | None]
+"""A row's reference output, where it is known: for drafters that replay it, and for explaining differences."""

@@ -40,7 +40,7 @@ class Column:
     unit: str = ""  # follows every number
     per: str = ""  # key of the figure that this one is divided by
     quotient: str = ""  # name of that quotient
-    is_narrow: bool = True  # Markdown and LaTeX leave out the interval
+    shows_interval: bool = False  # in Markdown and LaTeX too
 
     @property
     def name(self) -> str:
@@ -143,7 +143,7 @@ def escaped(text: str) -> str:
 
 
 def _parts(cell: Cell, column: Column) -> list[str]:
-    return [cell.text, cell.spread] if cell.spread and not column.is_narrow else [cell.text]
+    return [cell.text, cell.spread] if cell.spread and column.shows_interval else [cell.text]
 
 
 def _latex_cell(text: str, spread: str = "") -> str:

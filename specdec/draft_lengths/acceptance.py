@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import sqrt
 
 PRIOR_RATE, PRIOR_TRIALS = 0.7, 12.0  # the run's estimate before its first round, and the trials that it counts as
-PROFILE_TRIALS = 96.0  # a profile counts as so many trials at most
+PROFILE_TRIALS = 96.0  # a profile counts as at most this many trials
 MEMORY = 512.0  # trials of the run after which older ones are forgotten
-ROW_TRUST = 16.0  # the run's estimate counts as so many trials of a row
+ROW_TRUST = 16.0  # the run's estimate counts as this many trials of a row
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from collections import deque
 from math import log2
 from statistics import median, median_low
 
-PROFILE_ROUNDS = 2  # a profile counts as so many rounds of each shape
+PROFILE_ROUNDS = 2  # a profile counts as this many rounds of each shape
 WINDOW = 15  # rounds of a shape that its median is taken over
 
 Seconds = dict[tuple[int, int], float]
@@ -31,6 +31,8 @@ class RoundCosts:
         self.scale = 1.0
         self._profile: Seconds = {}
         self._measured: dict[tuple[int, int], deque[float]] = {}
+        self._medians: Seconds = {}  # of the measured rounds
+        self._expected: Seconds = {}  # by the profile, of the measured shapes
         self._known: Seconds = {}
 
     def set_prior(self, num_rows: int, num_steps: int, seconds: float) -> None:
@@ -39,16 +41,19 @@ class RoundCosts:
 
     def observe(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """Add a round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens."""
-        self._measured.setdefault((num_rows, num_steps), deque(maxlen=WINDOW)).append(seconds)
+        shape = num_rows, num_steps
+        self._measured.setdefault(shape, deque(maxlen=WINDOW)).append(seconds)
         # median_low: of two rounds the faster one, because disturbances only slow rounds down.
+        self._medians[shape] = median_low(self._measured[shape])
         if not self._profile:
-            self._known[num_rows, num_steps] = median_low(self._measured[num_rows, num_steps])
+            self._known[shape] = self._medians[shape]
             return
-        expected = {shape: _estimate(self._profile, *shape) for shape in self._measured}
-        self.scale = median(median_low(rounds) / expected[shape] for shape, rounds in self._measured.items())
+        if shape not in self._expected:
+            self._expected[shape] = _estimate(self._profile, *shape)
+        self.scale = median(seconds / self._expected[shape] for shape, seconds in self._medians.items())
         self._known = {shape: self.scale * seconds for shape, seconds in self._profile.items()}
         for shape, rounds in self._measured.items():
-            self._known[shape] = median_low([*rounds, *PROFILE_ROUNDS * [self.scale * expected[shape]]])
+            self._known[shape] = median_low([*rounds, *PROFILE_ROUNDS * [self.scale * self._expected[shape]]])
 
     @property
     def explored(self) -> bool:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from specdec.draft_lengths.profile import Profiler
 
 PLAIN_ROUNDS = 2  # plain rounds measured early in a run, because savings are relative to them
-IN_STEP = 8  # rows in step end within so many plain rounds of each other
+IN_STEP = 8  # rows in step end within this many plain rounds of each other
 IN_STEP_GAIN = 1.17  # the least gain for which rows in step begin to draft
 KEPT_ROUNDS = 4  # rounds for which a choice is kept while the batch size stays
 LEAST_CHANCE = 0.05  # least probability of being accepted for a token to be drafted
@@ -110,7 +110,7 @@ class GoodputLength(DraftLength):
             elif self.costs.num_rounds(False, 0) < PLAIN_ROUNDS:
                 return [0] * len(rows)
             able = [row for row in rows if row.num_remaining > 1][: probes.ROWS]
-            if self.costs.explored and not (self._could_pay(rows) and self._probes.due(self._probe_s(rows, able))):
+            if self.costs.explored and not self._should_probe(rows, able):
                 return [0] * len(rows)
             self._probes.start(able)
         self._choice = _Choice()
@@ -164,10 +164,14 @@ class GoodputLength(DraftLength):
         rate = self.acceptance.rate(row.index)
         return gamma if rate**gamma >= LEAST_CHANCE else max(int(log(LEAST_CHANCE) / log(max(rate, 1e-9))), 1)
 
+    def _should_probe(self, rows: list[Sequence], able: list[Sequence]) -> bool:
+        return self._probes.rested and self._could_pay(rows) and self._probes.affords(self._probe_s(rows, able))
+
     def _could_pay(self, rows: list[Sequence]) -> bool:
         """Whether drafting would pay if every drafted token were accepted; if not, there is nothing to probe for."""
         goodputs = self._goodputs(rows, [1.0] * len(rows))
-        return self.catch_up.newcomers_repay(1 / goodputs[0] - 1 / max(goodputs), self.costs.scale)
+        saving_s = 1 / goodputs[0] - 1 / max(goodputs)
+        return saving_s > 0 and self.catch_up.newcomers_repay(saving_s, self.costs.scale)
 
 
 def _in_step(rows: list[Sequence]) -> bool:

@@ -1,4 +1,4 @@
-"""Probes: while nothing is drafted, a few rows draft for a few rounds now and then, to see whether it pays by now."""
+"""Probes: while nothing is drafted, a few rows draft for a few rounds now and then, to see whether it would pay."""
 
 from __future__ import annotations
 
@@ -33,9 +33,14 @@ class Probes:
         """Whether a row drafts in the probe under way."""
         return row.index in self._rows
 
-    def due(self, expected_s: float) -> bool:
-        """Whether the pause is over and a probe that costs ``expected_s`` keeps to the share."""
-        return self._since >= PAUSE and self._spent_s + expected_s <= self._share * self._elapsed_s
+    @property
+    def rested(self) -> bool:
+        """Whether the pause since the last probe is over."""
+        return self._since >= PAUSE
+
+    def affords(self, expected_s: float) -> bool:
+        """Whether a probe that costs ``expected_s`` keeps to the share."""
+        return self._spent_s + expected_s <= self._share * self._elapsed_s
 
     def start(self, rows: list[Sequence]) -> None:
         """Let these rows draft."""

@@ -34,7 +34,7 @@ class Drafter(ABC):
     so that the first draft knows their hidden states. No verifier emits them: every distribution gives them 0."""
 
     probes_MD: Tensor | None = None
-    """Embeddings (M, D) of ``probe_ids``, in their order from the id ``vocab_size`` on."""
+    """Embeddings (M, D) of ``probe_ids``: row i belongs to the id ``vocab_size + i``."""
 
     def admit(self, rows: list[Sequence]) -> None:  # noqa: B027
         """Take new rows in (their prompts are known, nothing is emitted yet); by default nothing is done."""

@@ -12,7 +12,7 @@ from specdec.core.clock import Clock
 if TYPE_CHECKING:
     import torch
 
-    from specdec.core.sequence import Sequence
+    from specdec.core.sequence import KnownOutput
     from specdec.models.causal_lm import CausalLM
 
 
@@ -30,7 +30,7 @@ class DrafterContext:
     clock: Clock
     tokenizer: Any = None  # the target's; None where only ids are known
     draft_tokenizer: Any = None  # the draft's own, where it differs
-    known_output: Callable[[Sequence], list[int] | None] | None = None  # the reference, where there is one
+    known_output: KnownOutput | None = None  # the reference, where there is one
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.config.drafter_weights import check_trained_weights
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
@@ -48,7 +48,7 @@ def read_settings(kind: str, path: str | None, untrained: bool, target: CausalLM
     if path is None:
         return default
     try:
-        settings: dict[str, Any] = json.loads((_folder(path) / CONFIG).read_text())
+        settings: dict[str, Any] = json.loads((local_path(path) / CONFIG).read_text())
         found = settings["drafter"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -78,7 +78,7 @@ def loaded(module: M, path: str | None, target: CausalLM) -> M:
 
 def _load_weights(path: str, module: nn.Module) -> None:
     try:
-        missing, unexpected = module.load_state_dict(load_file(_folder(path) / WEIGHTS), strict=False)
+        missing, unexpected = module.load_state_dict(load_file(local_path(path) / WEIGHTS), strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"drafter.path={path}: {WEIGHTS} cannot be loaded: {reason}") from None
@@ -87,7 +87,7 @@ def _load_weights(path: str, module: nn.Module) -> None:
 
 
 def plain_head(head: Any) -> nn.Linear:
-    """A target's head, checked: a module that starts from a copy of its weights computes the same.
+    """A target's head, after a check that a copy of its weights computes the same.
 
     Raises:
         ConfigError: it is more than its matrix (an adapter, a hook, a quantised weight), which a copy would lose.
@@ -103,7 +103,3 @@ def plain_head(head: Any) -> nn.Linear:
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if "rotary" not in name}
-
-
-def _folder(path: str) -> Path:
-    return Path(assets.resolve(path)).expanduser()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from specdec.config.identity import local_path
+from specdec.assets import local_path
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.text_files import read_text

@@ -19,7 +19,6 @@ from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Drafter
 from specdec.engine.prefill import Prefill
 from specdec.errors import PairError
-from specdec.models.execution.base import OutputKind
 from specdec.schedulers.base import Scheduler
 from specdec.verifiers.base import Verifier
 
@@ -95,8 +94,7 @@ class RoundLoop:
         last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
         # Without parents the draft is a chain; in a tree the last committed token becomes node 0.
         parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
-        output_kind: OutputKind = "both" if self.drafter.reads_hidden else "logits"
-        with self.target.model.call_options(output_kind, self.drafter.probes_MD):
+        with self.target.model.call_options("both" if self.drafter.reads_hidden else "logits", self.drafter.probes_MD):
             logits_BTV = self.target.forward(
                 [row.index for row in rows],
                 torch.cat([last_B1, draft.tokens_BG], dim=1),
@@ -107,7 +105,9 @@ class RoundLoop:
             return self._judge(rows, draft, logits_BTV)
         vocab_size = self.target.model.vocab_size
         verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
-        self.drafter.observe_hidden(rows, logits_BTV[..., vocab_size:], list(map(_fed_nodes, verdict.paths)))
+        self.drafter.observe_hidden(
+            rows, logits_BTV[..., vocab_size:], [verdict.fed_nodes(b) for b in range(len(rows))]
+        )
         return verdict
 
     def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:
@@ -150,13 +150,8 @@ class RoundLoop:
                 row.finished_s = now
             self.prefill.release(gone)
             self.drafter.release(gone)
-        alive = [(row, path) for row, path in zip(rows, verdict.paths, strict=True) if not row.finished]
+        alive = [b for b, row in enumerate(rows) if not row.finished]
         if alive:
-            kept: list[Kept] = [_fed_nodes(path) for _, path in alive]
-            self.target.commit([row.index for row, _ in alive], kept)
-            self.drafter.commit([row for row, _ in alive])
-
-
-def _fed_nodes(path: list[int]) -> list[int]:
-    """The accepted nodes as the target was fed them: node 0 is the row's last token, the draft follows."""
-    return [0, *(node + 1 for node in path)]
+            kept: list[Kept] = [verdict.fed_nodes(b) for b in alive]
+            self.target.commit([rows[b].index for b in alive], kept)
+            self.drafter.commit([rows[b] for b in alive])

@@ -6,7 +6,6 @@ A divergence is classified after all rows are decoded, possibly in another proce
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specdec.core.round import Draft, Round, Verdict
-from specdec.core.sequence import Sequence
+from specdec.core.sequence import KnownOutput
 from specdec.verifiers.base import Verifier
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Witness(Verifier):
     During a round it only keeps references; it compares tokens when the round is over and no clock runs.
     """
 
-    def __init__(self, reference: Callable[[Sequence], list[int] | None]) -> None:
+    def __init__(self, reference: KnownOutput) -> None:
         self.logits: dict[int, Tensor] = {}  # by row: (V), float64
         self._reference = reference
         self._inner: Verifier | None = None
@@ -61,7 +60,7 @@ class Witness(Verifier):
             if reference is None:
                 continue
             start = len(row.output_ids) - len(outcome.emitted[b])
-            columns = [0, *(node + 1 for node in verdict.paths[b])]
+            columns = verdict.fed_nodes(b)
             for place, token in enumerate(outcome.emitted[b]):
                 if start + place >= len(reference) or reference[start + place] != token:
                     self.logits[row.index] = logits_BTV[b, columns[place]].double().cpu()

@@ -39,13 +39,14 @@ class CausalLM:
         self.num_layers = self.architecture.num_layers
         self.num_read_weights = num_read_weights(module)
         self.context_length = context_length(module.config.get_text_config())
-        self.max_columns: int | None = None  # past so many cache columns the model is no longer exact
+        self.max_columns: int | None = None  # most cache columns for which the model is exact; None: no limit
         self.notes: list[str] = []  # for the user
         self.observers: list[ModelObserver] = []
         self.output_kind: OutputKind = "logits"
         self._probes_MD: Tensor | None = None
         self._executions: dict[str, Execution] = {}
-        self.execution = self.execute("eager")
+        self.execution: Execution
+        self.execute("eager")
 
     def empty_storage(self, num_rows: int, columns: int) -> KVStorage:
         """Storage for ``num_rows`` rows with room for ``columns``, none of them in use."""

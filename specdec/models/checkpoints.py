@@ -16,15 +16,16 @@ import torch
 from safetensors import SafetensorError
 
 from specdec import assets
+from specdec.assets import local_path
 from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError, PairError, first_line
 from specdec.models.architecture import check_supported
 from specdec.models.gguf import (
     Header,
+    announced,
     as_plain_model,
     check_complete,
     checked_header,
-    conversion,
     dequantised,
     is_gguf,
     set_special_tokens,
@@ -36,7 +37,7 @@ _PARSING = (*_LOADING, AttributeError, IndexError, TypeError)  # third-party cod
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What ``from_pretrained`` is given."""
+    """Where ``from_pretrained`` loads from."""
 
     name: str  # a Hub name, or a folder
     file: Path | None = None  # a GGUF file in that folder
@@ -73,7 +74,7 @@ def load_model(
         raise ConfigError(f"pair.{role}={name}: a GGUF file cannot be split; set runner.tensor_parallel=false")
     shared: dict[str, Any] = {"trust_remote_code": pair.trust_remote_code, **source.arguments}
     try:
-        with conversion(source.file) if source.file else nullcontext():
+        with announced(source.file) if source.file else nullcontext():
             config = AutoConfig.from_pretrained(source.name, **shared)
             check_supported(config, f"pair.{role}={name}")
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -152,12 +153,12 @@ def load_tokenizer(name: str, pair: PairConfig) -> Any:
 
 
 def _is_local(name: str) -> bool:
-    return Path(assets.resolve(name)).expanduser().exists()
+    return local_path(name).exists()
 
 
 def _source(role: str, name: str) -> Source:
     """A file or folder that exists, or a Hub name; any other path is an error."""
-    path = Path(assets.resolve(name)).expanduser()
+    path = local_path(name)
     if is_gguf(name):
         return Source(str(path.parent), path, checked_header(role, name, path))
     if path.is_dir():

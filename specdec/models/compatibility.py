@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec.errors import PairError, first_line
+from specdec.errors import PairError, type_and_message
 from specdec.models.architecture import check_supported
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
@@ -49,7 +49,7 @@ def supported(module: Any, name: str) -> CausalLM:
     except PairError:
         raise
     except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
-        raise PairError(_cannot_be_called(described, f"{type(error).__name__}: {first_line(error)}")) from error
+        raise PairError(_cannot_be_called(described, type_and_message(error))) from error
     if _changed(module) and (reason := module_difference(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
         raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
@@ -64,11 +64,10 @@ def _probed(module: Any, described: str) -> ProbeResult:
         result = probe(module)
     except Exception as error:
         raise PairError(
-            f"{described} cannot be tried in a small copy, so long rows cannot be checked: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{described} cannot be tried in a small copy, so long rows cannot be checked: {type_and_message(error)}"
         ) from error
     if result.form is None:
-        called = "Error: " in result.reason
+        called = "Error" in result.reason
         raise PairError((_cannot_be_called if called else _does_not_follow)(described, result.reason))
     return result
 
@@ -158,7 +157,7 @@ def _alone(module: Any, described: str) -> Tensor:
     except Exception as error:
         raise PairError(
             f"{described} cannot be run in {str(module.dtype).removeprefix('torch.')} on {module.device}, even alone: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{type_and_message(error)}"
         ) from error
     return logits[0, -1]
 

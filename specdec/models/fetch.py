@@ -79,9 +79,9 @@ def fetch(name: str, dtype: str = "float32", say: Callable[[str], None] = print)
     if dtype not in DTYPES:
         raise ConfigError(unknown("--dtype", dtype, DTYPES))
     folder = folder_of(name, dtype)
-    with locked(folder.parent, folder.name, on_wait=lambda: _waits(say, folder)):
+    with locked(folder.parent, folder.name, on_wait=lambda: _say_waiting(say, folder)):
         if folder.is_dir():
-            say(f"there already: {folder}")
+            say(f"already fetched: {folder}")
             return folder
         require_packages(name)
         for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
@@ -92,8 +92,8 @@ def fetch(name: str, dtype: str = "float32", say: Callable[[str], None] = print)
     return folder
 
 
-def _waits(say: Callable[[str], None], folder: Path) -> bool:
-    say(f"another process fetches {folder}: waiting for it")
+def _say_waiting(say: Callable[[str], None], folder: Path) -> bool:
+    say(f"another process is fetching {folder}: waiting")
     return True
 
 

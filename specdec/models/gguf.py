@@ -52,7 +52,7 @@ class Header:
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all tensors."""
+        """Number of weights in all tensors."""
         return sum(prod(shape) for shape in self.shapes.values())
 
 
@@ -71,7 +71,7 @@ def read_header(path: Path) -> Header:
             cursor = _Cursor(blob)
             version, num_tensors, num_keys = cursor.take("IQQ")
             if version not in (2, 3):
-                raise ValueError(f"it is of version {version} of the format; 2 and 3 are read")
+                raise ValueError(f"format version {version} is not supported (2 and 3 are)")
             metadata = {cursor.string(): cursor.value() for _ in range(num_keys)}
             shapes, end = {}, 0
             for _ in range(num_tensors):
@@ -80,9 +80,11 @@ def read_header(path: Path) -> Header:
                 kind, offset = cursor.take("IQ")
                 values, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
                 end = max(end, offset + prod(shapes[name]) // values * size)
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, OverflowError):
             raise ValueError("it is truncated within its header") from None
         alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"its alignment is {alignment!r}, which is no number of bytes")
         start = -(-cursor.place // alignment) * alignment
         if start + end > len(blob):
             raise ValueError(f"it is truncated: {len(blob):,} of at least {start + end:,} bytes")
@@ -202,7 +204,7 @@ def set_special_tokens(tokenizer: Any, header: Header) -> None:
 
 
 @contextmanager
-def conversion(path: Path) -> Iterator[None]:
+def announced(path: Path) -> Iterator[None]:
     """Say that the block reads a file; the bar of `transformers` is hidden where this is no terminal."""
     print(f"reading and dequantising {path.name}, which may take a minute", file=sys.stderr, flush=True)
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from specdec import assets
-from specdec.config.identity import hash_files, input_hashes, local_path
+from specdec.assets import local_path
+from specdec.config.identity import hash_files, input_hashes
 from specdec.config.plugins import declared
 from specdec.config.processes import num_processes
 from specdec.config.schema import PairConfig, RunConfig
@@ -26,8 +25,8 @@ from specdec.registry import unknown
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 WEIGHTS = ("pretrained", "random", "synthetic")
 FALLBACK_TOKENIZER = "asset:tiny/tokenizer"
-_WEIGHT_FILES = (".safetensors", ".json", ".bin", ".gguf")
-_HASHED_BYTES = 256 * 1024 * 1024
+_WEIGHT_FILES = (".safetensors", ".json", ".bin")
+_HASHED_WEIGHT_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -128,7 +127,7 @@ def _refuse_overrides(pair: PairConfig) -> None:
 
 def _tokenizer(config: RunConfig, notes: list[str]) -> Any:
     name = config.pair.tokenizer or (config.pair.target if config.weights == "pretrained" else None)
-    if name is None and config.pair.target and Path(assets.resolve(config.pair.target)).is_dir():
+    if name is None and config.pair.target and local_path(config.pair.target).is_dir():
         name = config.pair.target
     if name is None:
         notes.append("no tokenizer given: prompts are encoded with the built-in pair's, whose ids are all valid here")
@@ -149,7 +148,7 @@ def _check_fit(config: RunConfig, pair: Pair) -> None:
     check_fit(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer, by_text=by_text, settings=True)
     if pair.draft is None or by_text:
         return
-    folder = Path(assets.resolve(config.pair.draft or ""))
+    folder = local_path(config.pair.draft or "")
     if config.weights == "pretrained" and config.pair.tokenizer is None and config.pair.draft:
         has_own = not folder.is_dir() or (folder / "tokenizer.json").exists()
         if has_own:
@@ -181,8 +180,10 @@ def _fingerprint(config: RunConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
     folder = local_path(getattr(config.pair, role) or "")
     if config.weights == "pretrained" and folder.exists():
-        files = sorted(folder.glob("*")) if folder.is_dir() else [folder]
-        return hash_files((file for file in files if file.suffix in _WEIGHT_FILES), _HASHED_BYTES)
+        files = [folder]
+        if folder.is_dir():
+            files = sorted(file for file in folder.glob("*") if file.suffix in _WEIGHT_FILES)
+        return hash_files(files, _HASHED_WEIGHT_BYTES)
     if config.weights == "pretrained":
         identity = f"{getattr(config.pair, role)}@{getattr(module.config, '_commit_hash', None)}"
     else:

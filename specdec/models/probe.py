@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from specdec.errors import first_line
+from specdec.errors import type_and_message
 from specdec.models.architecture import context_length
 from specdec.models.causal_lm import CausalLM
 from specdec.models.masks import MaskForm, forms
@@ -37,10 +37,10 @@ class ProbeResult:
 
     form: int | None  # index into ``masks.forms``; None: the model follows positions and masks in no form
     reason: str = ""  # why the model is refused or limited
-    limit: str | None = None  # the field of the config up to whose value the model is exact
+    limit: str | None = None  # config field whose value bounds the positions at which the model is exact
 
 
-_FINDINGS: dict[str, ProbeResult] = {}  # by architecture: a trial takes seconds, and is the same for all its modules
+_RESULTS: dict[str, ProbeResult] = {}  # by architecture: a trial takes seconds, and is the same for all its modules
 
 
 def probe(module: Any) -> ProbeResult:
@@ -56,10 +56,10 @@ def probe(module: Any) -> ProbeResult:
     kind = f"{type(inner).__module__}.{type(inner).__qualname__}"
     attention = inner.config._attn_implementation
     key = json.dumps([kind, attention, described], sort_keys=True, default=str)
-    if key not in _FINDINGS:
+    if key not in _RESULTS:
         with quiet():
-            _FINDINGS[key] = _try_forms(module)
-    return _FINDINGS[key]
+            _RESULTS[key] = _try_forms(module)
+    return _RESULTS[key]
 
 
 def _try_forms(module: Any) -> ProbeResult:
@@ -128,7 +128,7 @@ def _differs(
         try:
             found = forward(CausalLM(small, form), rows)
         except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
-            return f"{type(error).__name__}: {first_line(error)}"
+            return type_and_message(error)
         share = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / max(scale, 1e-6)
         if not share <= tolerance:
             return f"with {way} columns its logits differ by up to {share:.1%} from those of the row alone"

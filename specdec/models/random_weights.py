@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.config.schema import PairConfig
 from specdec.errors import ConfigError
 from specdec.models.architecture import check_supported
@@ -63,7 +62,7 @@ def _architecture(role: str, pair: PairConfig) -> dict[str, Any]:
     if given is not None:
         return dict(given)
     checkpoint: str = getattr(pair, role) or ""
-    folder = Path(assets.resolve(checkpoint))
+    folder = local_path(checkpoint)
     if checkpoint and folder.is_dir():
         from transformers import AutoConfig
 

@@ -61,7 +61,7 @@ def write(arguments: argparse.Namespace) -> list[Path]:
             raise ConfigError(unknown("--format", name, FILES))
     from specdec.analysis import named, require
 
-    for module in ("pandas", "scipy", "matplotlib", "jinja2") if "html" in wanted else ("pandas", "scipy"):
+    for module in ("pandas", "scipy", "matplotlib") if "html" in wanted else ("pandas", "scipy"):
         require(module)
     load_entry_points()
     from specdec.report import tables

@@ -9,12 +9,14 @@ from pathlib import Path
 from specdec.analysis import Record, is_plain
 from specdec.core.columns import COLUMNS
 from specdec.core.files import read_lines
+from specdec.core.tables import Column
 from specdec.report import plots
 from specdec.report.content import Group, ReportContent
 from specdec.report.intervals import of_ratio
 from specdec.report.plots import MethodCurve
 from specdec.report.svg import STAGES, Canvas
 
+_ACCEPTED = Column("accepted", "accepted", ".1%", "accepted / drafted tokens")
 MAX_ROWS = 60  # of a plot with a row per point; more cannot be read
 Draw = Callable[[ReportContent, Group], Canvas | None]
 _FIGURES: list[tuple[str, str, str, Draw]] = []
@@ -127,7 +129,7 @@ def _by_position(content: ReportContent, group: Group) -> Canvas | None:
         places = range(1, int(drafted.max() or 0) + 1) if len(drafted) else ()
         values: plots.Values = {n: (float((accepted[drafted >= n] >= n).mean()), None) for n in places}
         found += [MethodCurve(index, method, values)] if values else []
-    return plots.curves(found, COLUMNS["alignment_overhead"], "drafted token") if found else None
+    return plots.curves(found, _ACCEPTED, "drafted token") if found else None
 
 
 @_figure(
@@ -193,4 +195,4 @@ def _by_category(content: ReportContent, group: Group) -> Canvas | None:
             if drafted.sum():
                 curve.values[y] = (float(accepted.sum() / drafted.sum()), of_ratio(accepted, drafted))
         found += [curve] if curve.values else []
-    return plots.dots(categories, found, COLUMNS["alignment_overhead"]) if found else None
+    return plots.dots(categories, found, _ACCEPTED) if found else None

@@ -71,12 +71,6 @@ def intervals(
     return {key: interval for key, interval in wanted.items() if interval is not None}
 
 
-def of_mean(values: Any) -> Interval | None:
-    """Interval of a mean."""
-    values_N = np.asarray(values, dtype=float)
-    return bootstrap(lambda at: values_N[at].mean(axis=-1), len(values_N))
-
-
 def of_ratio(numerators: Any, denominators: Any) -> Interval | None:
     """Interval of the quotient of two sums over the same units."""
     pairs_N2 = np.column_stack([numerators, denominators]).astype(float)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specdec.analysis import Record, read_json, require
+import jinja2
+
+from specdec.analysis import Record, read_json
 from specdec.core.tables import Table, latex, markdown, text_table
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.report.content import ReportContent, series
@@ -36,7 +38,6 @@ def render(content: ReportContent, num_samples: int) -> str:
     Args:
         num_samples: prompts per group that are shown with their outputs.
     """
-    jinja2 = require("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from specdec import assets
 from specdec.analysis import Record
+from specdec.assets import local_path
 from specdec.errors import SpecdecError
 from specdec.report.content import Group, ReportContent, place
 
@@ -173,7 +174,7 @@ def _prompt_texts(point: Record, tokenizer: Any | None) -> dict[tuple[int, int],
     from specdec.core.prompts import DataConfig, load_prompts
 
     path = str(point.get("data.path"))
-    if tokenizer is None or not Path(assets.resolve(path)).expanduser().is_file():
+    if tokenizer is None or not local_path(path).is_file():
         return {}
     try:
         stored = OmegaConf.to_container(OmegaConf.load(Path(point["folder"]) / "config.yaml"))

@@ -14,7 +14,7 @@ from specdec.core.metrics import Tally
 from specdec.core.prompts import Prompt
 from specdec.core.round import Round
 from specdec.core.sampling_params import SamplingParams
-from specdec.core.sequence import Sequence, SequencePool
+from specdec.core.sequence import KnownOutput, Sequence, SequencePool
 from specdec.core.stop_strings import StopText
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
@@ -31,7 +31,6 @@ from specdec.run.trial_rows import TrialRows
 
 WARMUP_ROWS, WARMUP_TOKENS = 2, 4
 Observer = Callable[[Round, Clock], None]
-Known = Callable[[Sequence], list[int] | None]
 
 
 def stop_ids(config: RunConfig, pair: Pair) -> frozenset[int]:
@@ -119,7 +118,7 @@ def decode(
     config: RunConfig,
     pair: Pair,
     prompts: list[Prompt],
-    known_output: Known | None = None,
+    known_output: KnownOutput | None = None,
     watch: Watch = Watch(),
 ) -> Decoded:
     """Decode all prompts. ``known_output`` is for drafters that replay a row's reference output."""
@@ -149,7 +148,7 @@ def _prepared(
     pair: Pair,
     prompts: list[Prompt],
     synchronize: Callable[[], None] | None,
-    known_output: Known | None,
+    known_output: KnownOutput | None,
 ) -> DraftLength:
     """The draft-length policy, after any profiling that it needs before the run, on the run's own prompts."""
     policy = build_draft_length(config)
@@ -163,7 +162,7 @@ def _warm_up(
     pair: Pair,
     prompts: list[Prompt],
     synchronize: Callable[[], None] | None,
-    known_output: Known | None,
+    known_output: KnownOutput | None,
 ) -> None:
     """Trigger lazy initialisation before the clock starts."""
     for gamma in (config.gamma, 0):  # with and without drafts, whatever the policy would choose

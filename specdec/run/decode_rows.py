@@ -11,7 +11,7 @@ from specdec.config.checks import is_serving
 from specdec.config.schema import RunConfig
 from specdec.core.files import append_line
 from specdec.core.prompts import Prompt
-from specdec.core.sequence import Sequence
+from specdec.core.sequence import KnownOutput, Sequence
 from specdec.equivalence.witness import Witness
 from specdec.errors import is_out_of_memory
 from specdec.models.memory import PeakMemory
@@ -22,7 +22,7 @@ from specdec.run.forward_log import ForwardLog
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.meter import StepMeter
 from specdec.run.progress import RoundProgress
-from specdec.run.recorder import Known, Recorder
+from specdec.run.recorder import Recorder
 from specdec.run.reference_outputs import complete_reference
 from specdec.run.resume import Attempt
 from specdec.run.run import Run
@@ -79,7 +79,7 @@ def _decode(
         watch.serving.write(run.folder.path)
 
 
-def _known_output(run: Run) -> Known:
+def _known_output(run: Run) -> KnownOutput:
     """The reference output of a row; of a serving run it is computed when it is first needed."""
 
     def known_output(row: Sequence) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from specdec.config.checks import check_samples
 from specdec.config.plugins import declared, plugin
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
-from specdec.core.sequence import Sequence
+from specdec.core.sequence import KnownOutput
 from specdec.draft_lengths.base import DraftLength
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.base import Drafter
@@ -26,9 +26,7 @@ from specdec.schedulers.order import BatchingPolicy
 from specdec.verifiers.base import Verifier
 
 
-def build_engine(
-    config: RunConfig, pair: Pair, clock: Clock, known_output: Callable[[Sequence], list[int] | None] | None = None
-) -> RoundLoop:
+def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: KnownOutput | None = None) -> RoundLoop:
     """The engine that a resolved run config describes, over the models of ``pair``.
 
     ``known_output`` is for drafters that replay: a row's reference output, if it is known.

@@ -35,8 +35,7 @@ class RunFolder:
 
     def __init__(self, results_dir: str | Path, settings: dict[str, Any]) -> None:
         self.hash = digest(settings)
-        self.results_dir = Path(results_dir)
-        self.path = self.results_dir / self.hash
+        self.path = Path(results_dir) / self.hash
         self.settings = settings
 
     def finished(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
 from specdec.core.prompts import Prompt
@@ -48,7 +48,7 @@ def num_weights(role: str, config: RunConfig) -> int | None:
         module = random_model(role, config.pair, config.seed, torch.float32, torch.device("meta"))
         return sum(int(weight.numel()) for weight in module.parameters())
     checkpoint = getattr(config.pair, role) or ""
-    folder = Path(assets.resolve(checkpoint)).expanduser()
+    folder = local_path(checkpoint)
     if is_gguf(checkpoint):
         return checked_header(role, checkpoint, folder).num_weights
     files = sorted(folder.glob("*.safetensors")) if checkpoint and folder.is_dir() else []

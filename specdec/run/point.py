@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +33,17 @@ from specdec.run.run import Run
 from specdec.run.summary import summarize
 
 
+@contextmanager
+def opened_logger(config: RunConfig, ranks: Ranks) -> Iterator[Logger]:
+    """The logger of a point, which is told if the block fails, started or not."""
+    logger: Logger = RedactingLogger(plugin(config, "logger")) if ranks.is_main else NoLogger()
+    try:
+        yield logger
+    except BaseException as error:
+        logger.fail(f"{type(error).__name__}: {error}")
+        raise
+
+
 def prepare(config: RunConfig, folder: RunFolder, overrides: list[str], ranks: Ranks) -> Run:
     """Load the pair and the prompts, refuse what cannot run, and complete the reference outputs.
 
@@ -48,27 +61,21 @@ def prepare(config: RunConfig, folder: RunFolder, overrides: list[str], ranks: R
     for note in notes:
         ranks.say(f"note: {note}")
     env = environment(config, overrides, pair, notes)
-    run = Run(config, folder, ranks, pair, prompts, plan, env)
-    if config.reference and has_reference(config):
-        run.store = references(config, pair, prompts, ranks)
-    return run
+    compared = config.reference and has_reference(config)
+    store = references(config, pair, prompts, ranks) if compared else None
+    return Run(config, folder, ranks, pair, prompts, plan, env, store)
 
 
-def compute(run: Run, overrides: list[str], baseline: dict[str, Any] | None) -> dict[str, Any]:
+def compute(run: Run, overrides: list[str], baseline: dict[str, Any] | None, logger: Logger) -> dict[str, Any]:
     """Decode a prepared point and write its folder; returns the summary. Called in every process of the run."""
-    logger: Logger = RedactingLogger(plugin(run.config, "logger")) if run.ranks.is_main else NoLogger()
-    try:
-        run.env["execution"] = executions(run.config, run.pair)
-        attempt = _begin(run)
-        logger.start(run.folder.hash, run.folder.settings, overrides, run.env)
-        decode_rows(run, attempt, logger)
-        run.ranks.gather(None)  # from here on all rows are on disk
-        classify_divergences(run)
-        summary = run.ranks.from_main(lambda: _finish(run, baseline))
-        logger.finish(summary, list(run.folder.samples().values()))
-    except BaseException as error:
-        logger.fail(f"{type(error).__name__}: {error}")
-        raise
+    run.env["execution"] = executions(run.config, run.pair)
+    attempt = _begin(run)
+    logger.start(run.folder.hash, run.folder.settings, overrides, run.env)
+    decode_rows(run, attempt, logger)
+    run.ranks.gather(None)  # from here on all rows are on disk
+    classify_divergences(run)
+    summary = run.ranks.from_main(lambda: _finish(run, baseline))
+    logger.finish(summary, list(run.folder.samples().values()))
     return {**summary, "path": str(run.folder.path)}
 
 
@@ -87,7 +94,6 @@ def _prompts(config: RunConfig, pair: Pair) -> tuple[list[Prompt], list[str]]:
 
 def _check_parts(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> None:
     """Build every part of the run once, so that what does not fit is refused before the long work."""
-    plugin(config, "logger")
     build_engine(config, pair, Clock())
     build_arrivals(config).times(sum(prompt.turn == 0 for prompt in prompts))  # a trace may be too short
 

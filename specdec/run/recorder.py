@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from specdec.core.clock import STAGES, Clock
 from specdec.core.round import Round
-from specdec.core.sequence import Sequence
+from specdec.core.sequence import KnownOutput, Sequence
 from specdec.equivalence.store import compare
 from specdec.equivalence.witness import Witness, WitnessFiles
 from specdec.models.memory import PeakMemory
 from specdec.run.run import Run
-
-Known = Callable[[Sequence], list[int] | None]
 
 
 class Recorder:
@@ -25,7 +22,7 @@ class Recorder:
     divergence before the row's line: so no finished row lacks its time or its witness.
     """
 
-    def __init__(self, run: Run, attempt: int, known_output: Known) -> None:
+    def __init__(self, run: Run, attempt: int, known_output: KnownOutput) -> None:
         self.witness: Witness | None = None
         self.attempt = attempt
         self._rank = run.ranks.rank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from specdec.config.reference import reference_key
@@ -26,8 +26,8 @@ class Run:
     pair: Pair
     prompts: list[Prompt]  # of all processes
     plan: MemoryPlan  # its predicted memory
-    env: dict[str, Any] = field(default_factory=dict)  # what env.json holds
-    store: ReferenceStore | None = None  # the reference outputs; None: there are none
+    env: dict[str, Any]  # what env.json holds
+    store: ReferenceStore | None  # the reference outputs; None: there are none
 
     def reference_of(self, row: Sequence) -> list[int] | None:
         """The reference output of a row, if it is known."""

@@ -69,12 +69,13 @@ def _under_lock(
         if env is not None:
             ranks.say(f"measuring the baseline: scheduler=plain, batch {config.batch}")
         ranks.gather(None)
-        from specdec.run.point import compute, prepare
+        from specdec.run.point import compute, opened_logger, prepare
 
-        run = prepare(config, folder, overrides, ranks)
-        with_baseline = config.baseline and not is_baseline(config)
-        baseline = _baseline(ranks, config, overrides, run.env) if with_baseline else None
-        return compute(run, overrides, baseline)
+        with opened_logger(config, ranks) as logger:
+            run = prepare(config, folder, overrides, ranks)
+            with_baseline = config.baseline and not is_baseline(config)
+            baseline = _baseline(ranks, config, overrides, run.env) if with_baseline else None
+            return compute(run, overrides, baseline, logger)
 
 
 def _baseline(ranks: Ranks, config: RunConfig, overrides: list[str], env: dict[str, Any]) -> Summary:
@@ -124,7 +125,7 @@ def _finished(config: RunConfig, folder: RunFolder, env: dict[str, Any] | None =
         return None
     if env is None:
         print(f"finished already, skipped: {folder.path} (force=true runs it again)", flush=True)
-    return {**folder.list_preset(summary, config.experiment), "skipped": True}
+    return {**folder.list_preset(summary, config.experiment), "path": str(folder.path), "skipped": True}
 
 
 def _is_valid(config: RunConfig, folder: RunFolder, summary: Summary, env: dict[str, Any] | None) -> bool:

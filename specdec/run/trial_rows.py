@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from specdec.core.prompts import Prompt
 from specdec.core.sampling_params import SamplingParams
-from specdec.core.sequence import Sequence
+from specdec.core.sequence import KnownOutput, Sequence
 
 
 class TrialRows:
@@ -24,7 +23,7 @@ class TrialRows:
         context_length: int,
         stop_ids: frozenset[int],
         sampling: SamplingParams | None,
-        known_output: Callable[[Sequence], list[int] | None] | None,
+        known_output: KnownOutput | None,
     ) -> None:
         self.stop_ids = stop_ids
         self._prompts = prompts

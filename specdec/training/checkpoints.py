@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Callback):
-    """Writes last.ckpt every so many optimizer steps, and at the end.
+    """Writes last.ckpt every ``every`` optimizer steps, and at the end.
 
     Lightning's ModelCheckpoint does not write at the end, and in a resumed run it writes between the batches of the
     first optimizer step, whose gradients no checkpoint holds.
@@ -52,9 +52,12 @@ class LastCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.global_step % self.every == 0:
-            self.on_train_end(trainer, pl_module)
+            self._save_once(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_once(trainer)
+
+    def _save_once(self, trainer: Trainer) -> None:
         """Save, unless this step is saved already."""
         if trainer.global_step != self._saved:
             trainer.save_checkpoint(self.path)

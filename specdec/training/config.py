@@ -26,7 +26,7 @@ class CorpusConfig:
     max_bytes: int = 400_000
     max_digit_share: float = setting(0.2, "share of digits above which a file is a table, not a program")
     heldout_percent: int = setting(4, "chosen by a hash of the path: the same files on every machine")
-    max_files: int | None = setting(None, "rehearsals: only so many training files")
+    max_files: int | None = setting(None, "rehearsals: at most this many training files")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class StageConfig:
 
 
 @dataclass
-class GreedyOutputsConfig:
+class OutputsConfig:
     """The target's own outputs, on which the draft is distilled."""
 
     minutes: float | None = 10.0
@@ -149,7 +149,7 @@ class ValidationConfig:
     new_tokens: int = 48
     gamma: int = 5
     batch: int = 8
-    patience: int | None = setting(None, "stop after so many measurements without a better one; None: never")
+    patience: int | None = setting(None, "stop after this many measurements without a better one; None: never")
 
 
 @dataclass
@@ -207,13 +207,13 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     target: StageConfig = field(default_factory=StageConfig)
-    greedy: GreedyOutputsConfig = field(default_factory=GreedyOutputsConfig)
+    greedy: OutputsConfig = field(default_factory=OutputsConfig)
     draft: DistillConfig = field(default_factory=DistillConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
 
-WITHOUT_EFFECT = {
+_NOT_DECIDING = {
     "device",
     "force",
     "log",
@@ -260,7 +260,7 @@ def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
     for stage in (cfg.target, cfg.draft.warm, cfg.draft.final, cfg.fit):
         stage.steps, stage.warmup_steps, stage.checkpoint_every = 8, 2, 4
         stage.phases = [PhaseConfig(0.7, 64, 4), PhaseConfig(0.3, 128, 2)]
-    cfg.greedy = GreedyOutputsConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
+    cfg.greedy = OutputsConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
     cfg.heldout.num_prompts = 16
     cfg.measure = MeasureConfig(new_tokens=12, num_prompts=4, step_repeats=3)
     cfg.validation = ValidationConfig(every=4, num_prompts=2, new_tokens=8, gamma=2, batch=2)
@@ -276,4 +276,4 @@ def output_folder(cfg: TrainConfig) -> Path:
 
 def deciding(cfg: TrainConfig) -> dict[str, Any]:
     """The settings that decide results."""
-    return {key: value for key, value in asdict(cfg).items() if key not in WITHOUT_EFFECT}
+    return {key: value for key, value in asdict(cfg).items() if key not in _NOT_DECIDING}

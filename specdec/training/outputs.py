@@ -23,7 +23,7 @@ from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
-from specdec.training.config import GreedyOutputsConfig
+from specdec.training.config import OutputsConfig
 from specdec.training.corpus import Corpus
 from specdec.training.decoding import decode
 from specdec.training.losses import output_mask
@@ -54,9 +54,7 @@ class Outputs(NamedTuple):
 
 
 @torch.inference_mode()
-def outputs_of(
-    target: CausalLM, prompt_BP: Tensor, cfg: GreedyOutputsConfig, stop_ids: frozenset[int], seed: int
-) -> Outputs:
+def outputs_of(target: CausalLM, prompt_BP: Tensor, cfg: OutputsConfig, stop_ids: frozenset[int], seed: int) -> Outputs:
     """Decode rows of one prompt length, greedily at temperature 0, and keep the largest log-probabilities."""
     new_tokens = cfg.new_tokens
     sampling = SamplingParams(temperature=cfg.temperature, seed=seed) if cfg.temperature else None
@@ -79,7 +77,7 @@ def generate_outputs(
     target: CausalLM,
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerFast,
-    cfg: GreedyOutputsConfig,
+    cfg: OutputsConfig,
     seed: int,
     out: Path,
     *,
@@ -118,7 +116,7 @@ def _check_made_by(out: Path, made_by: str) -> None:
 class PromptSource:
     """Prompts cut from training files, at starts of every kind; batch `index` depends on the seed alone."""
 
-    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: GreedyOutputsConfig, seed: int) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: OutputsConfig, seed: int) -> None:
         self.starts = starts_by_kind(corpus.train, corpus.is_code)
         self.tokenizer, self.cfg, self.seed = tokenizer, cfg, seed
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from specdec import assets
+from specdec.assets import local_path
 from specdec.config.schema import PairConfig
 from specdec.core.files import write_lines
 from specdec.errors import SpecdecError
@@ -122,7 +122,7 @@ class Sources:
 
 def _tokenizer_of(name: str) -> str:
     """The folder of a model's tokenizer: its own, or `tokenizer` beside it; otherwise the name itself."""
-    folder = Path(assets.resolve(name)).expanduser()
+    folder = local_path(name)
     for place in (folder, folder.parent / "tokenizer"):
         if (place / "tokenizer.json").exists():
             return str(place)

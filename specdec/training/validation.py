@@ -45,9 +45,12 @@ class Validation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self.cfg.every and trainer.global_step % self.cfg.every == 0:
-            self.on_train_end(trainer, pl_module)
+            self._measure_once(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure_once(trainer, pl_module)
+
+    def _measure_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, unless this step is measured already."""
         if trainer.global_step in (0, self._measured):
             return

@@ -102,12 +102,12 @@ def first_nodes_fed_again(patch: Patch):
 
 
 @planted(ROLLBACK, "missing tokens are not fed again", "visibility", "chains")
-def owed_not_fed(patch: Patch):
+def missing_not_fed(patch: Patch):
     patch.setattr(rollback, "bisect_left", lambda columns, cut: len(columns))
 
 
 @planted(ROLLBACK, "missing tokens at the positions of the new ones", "visibility", "chains")
-def owed_positions(patch: Patch):
+def missing_positions(patch: Patch):
     def late(model, tokens_BT, positions_BT, mask_BTS, writer, num_logits):
         lead = tokens_BT.shape[1] - num_logits
         positions_BT[:, :lead] += 1
@@ -129,7 +129,7 @@ def owed_positions(patch: Patch):
 
 
 @planted(ROLLBACK, "missing tokens see their successors", "logits", "chains")
-def owed_see_successors(patch: Patch):
+def missing_see_successors(patch: Patch):
     class Seeing(RollbackAlignment):
         def _place(self, rows, missing, num_new):
             mask_BTS = super()._place(rows, missing, num_new)
@@ -139,7 +139,7 @@ def owed_see_successors(patch: Patch):
 
 
 @planted(ROLLBACK, "the missing tokens of a row that leaves the batch are fed as padding", "content", "trees")
-def debt_forgotten(patch: Patch):
+def missing_fed_as_padding(patch: Patch):
     class Forgetting(RollbackAlignment):
         def forward(self, rows, tokens_BT, num_tokens=None, parents=None):
             for row in self._batch.living:

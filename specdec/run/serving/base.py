@@ -22,8 +22,6 @@ class Arrivals(ABC):
         seed: of all random numbers.
     """
 
-    online = True  # whether requests arrive after the start
-
     def __init__(self, *, clock: str = "virtual", think_s: float = 0.0, seed: int = 0) -> None:
         if clock not in CLOCKS:
             raise ConfigError(unknown("arrivals.clock", clock, CLOCKS))
@@ -38,7 +36,7 @@ class Arrivals(ABC):
         """Seconds from the start to the beginning of each conversation, in the order of the data."""
 
     def think(self, index: int) -> float:
-        """Seconds between an answer and the next question of the conversation, which is row ``index``."""
+        """Seconds between an answer and the next question, which is row ``index``."""
         return random.Random(f"{self.seed}/{index}").expovariate(1 / self._think_s) if self._think_s else 0.0
 
     def open_clock(self, synchronize: Callable[[], None] | None) -> Clock:

@@ -8,8 +8,6 @@ from specdec.run.serving.base import Arrivals
 class NoArrivals(Arrivals):
     """All conversations begin at the start, on the real clock."""
 
-    online = False
-
     def __init__(self) -> None:
         super().__init__(clock="real")
 

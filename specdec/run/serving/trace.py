@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from specdec.config.identity import local_path
+from specdec.assets import local_path
 from specdec.core.text_files import listed, text_lines
 from specdec.errors import ConfigError, DataError
 from specdec.run.serving.base import Arrivals
