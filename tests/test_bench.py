@@ -138,6 +138,14 @@ def test_prompts_of_a_set_length_are_ragged_and_repeatable():
         cell_prompts(pool, 1, 60, limit=50)
 
 
+def test_prompts_with_a_chat_template_are_not_cut():
+    pool = [Prompt(i, i, "c", list(range(size))) for i, size in enumerate((10, 33, 200, 40, 31, 41))]
+    chosen = cell_prompts(pool, 3, 40, limit=50, whole=True)
+    assert [prompt.ids for prompt in chosen] == [pool[1].ids, pool[3].ids, pool[1].ids]
+    with pytest.raises(ConfigError, match="no prompt of data has 16 to 20 tokens"):
+        cell_prompts(pool, 1, 20, limit=50, whole=True)
+
+
 # --- a suite from end to end ------------------------------------------------------------------------------------------
 
 
@@ -258,6 +266,15 @@ def test_outputs_of_uneven_length_are_compared_up_to_their_own_ends(folder):
     for record in records(folder):
         assert record["num_exact"] == record["num_prompts"] == 4
         assert record["num_output_tokens"] == sum(ends)
+
+
+def test_a_file_of_prompts_that_is_not_there_is_told_before_anything_is_measured(folder, capsys):
+    words = ("data=/nowhere.jsonl", "studies.s.methods=[plain]", "studies.s.batches=[2]", "claims=[]", "repeats=1")
+    assert bench(folder, *words) == 1
+    assert capsys.readouterr().err.count("data=/nowhere.jsonl: no such file") == 1
+    assert not records(folder)
+    assert bench(folder, *words, "studies.s.data=heldout") == 0, "a study may have prompts of its own"
+    assert len(records(folder)) == 1
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

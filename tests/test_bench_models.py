@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import perturbed, small_llama
+from gguf_files import gguf_llama, write_gguf
 from test_labels import composed, save_pair, write_words
 
 from specdec.bench.__main__ import main as bench
 from specdec.bench.export import export_pair
+from specdec.bench.suite import FOLDER
 from specdec.models import pair as pair_module
 from specdec.models.pair import load_pair
 
@@ -61,6 +63,40 @@ def test_the_bench_measures_again_what_was_measured_with_another_model(tmp_path,
     assert len(first) == len(other) == 1
     assert first != other
     assert len((tmp_path / "out" / "measurements.jsonl").read_text().splitlines()) == len(lines) + 2
+
+
+def test_a_pair_without_a_draft_gives_other_engines_its_gguf_file_and_no_draft(tmp_path, monkeypatch, capsys):
+    gguf = write_gguf(tmp_path / "small.Q4_1.gguf", gguf_llama(), "Q4_1")
+    monkeypatch.setattr("specdec.bench.machine.os.sched_setaffinity", lambda *_: None, raising=False)
+    folder = tmp_path / "bench"
+    (folder / "suite").mkdir(parents=True)
+    peers = {"hf": {}, "hf-assisted": {"speculative": True}, "hf-lookup": {"lookup": True}}
+    study = {"title": "All", "pairs": ["small"], "methods": list(peers), "batches": [1], "min_prompts": 2}
+    files = {
+        "pairs.yaml": {"small": [f"pair.target={gguf}", "pair.draft=null", "drafter=prompt_lookup"]},
+        "peers.yaml": {"hf": {"script": str(FOLDER / "peers" / "peer_hf.py"), "environment": "current"}},
+        "methods.yaml": {name: {"peer": "hf", "options": options} for name, options in peers.items()},
+        "suite/one.yaml": {
+            "title": "One",
+            "repeats": 1,
+            "progress": False,
+            "studies": {"all": {**study, "max_new_tokens": 6, "overrides": ["data.max_input_tokens=100"]}},
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    data = tmp_path / "words.jsonl"
+    data.write_text(json.dumps({"question_id": 1, "category": "c", "turns": ["one two one two one"]}) + "\n")
+    words = ["suite=one", f"folder={folder}", f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}", f"data={data}"]
+    assert bench(words) == 0, capsys.readouterr().err
+    cells = {cell["method"]: cell for cell in json.loads((tmp_path / "out" / "results.json").read_text())["cells"]}
+    assert (cells["hf-assisted"]["status"], cells["hf-assisted"]["error"]) == (
+        "refused",
+        "the pair small has no draft model",
+    )
+    assert [cells[name]["num_exact"] for name in ("hf", "hf-lookup")] == [2, 2]
+    (exported,) = (tmp_path / "cache" / "models").glob("*/target")
+    assert (exported / "target.gguf").resolve() == gguf.resolve()
 
 
 def test_a_table_of_the_bench_never_holds_two_targets(tmp_path):

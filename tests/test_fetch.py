@@ -68,6 +68,7 @@ def test_a_model_is_fetched_once_and_used_by_its_name(index, run, tmp_path, caps
     assert f"fetched: {folder}" in capsys.readouterr().out
     names = {path.name for path in folder.iterdir()}
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md", "provenance.json"}
+    assert "small.Q4_1.gguf" in names, "for engines that read such files"
     card = (folder / "README.md").read_text()
     assert "4-bit file (Q4_1)" in card
     assert "Licence: MIT" in card

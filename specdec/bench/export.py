@@ -7,6 +7,7 @@ from pathlib import Path
 from specdec.assets import local_path
 from specdec.config.schema import RunConfig
 from specdec.core.files import digest, write_json
+from specdec.models.gguf import is_gguf
 from specdec.models.pair import Pair
 
 _DONE = "exported.json"
@@ -29,6 +30,9 @@ def export_pair(cfg: RunConfig, pair: Pair, cache: Path) -> tuple[Path, Path | N
             continue
         model.module.save_pretrained(folder)
         pair.tokenizer.save_pretrained(folder)
+        if model is pair.target and is_gguf(cfg.pair.target):  # for engines that read such files
+            (folder / "target.gguf").unlink(missing_ok=True)
+            (folder / "target.gguf").symlink_to(local_path(str(cfg.pair.target)).resolve())
         write_json(folder / _DONE, {"pair": pair.name, "fingerprint": pair.fingerprint})
     return target, draft
 

@@ -75,17 +75,18 @@ class Workloads:
         self._suite = suite
         self._pair = pair
         self._configs: dict[tuple[Any, ...], RunConfig] = {}
-        self._pools: dict[int, list[Prompt]] = {}
+        self._pools: dict[tuple[str, int], list[Prompt]] = {}
         self._stores: dict[str, ReferenceStore] = {}
 
     def config(self, study: Study, method: list[str], batch: int) -> RunConfig:
         """The run config of a method in a cell, checked as a run's is."""
-        key = (study.title, study.longest_output, *study.overrides, *method, batch)
+        data = study.data or self._suite.data
+        key = (study.title, study.longest_output, data, *study.overrides, *method, batch)
         if key not in self._configs:
             overrides = [
                 *("baseline=false", "progress=false", "warmup=false", f"runner.threads={self._suite.threads}"),
                 *(f"batch={batch}", f"max_new_tokens={study.longest_output}", f"results_dir={self._suite.cache}"),
-                *data_overrides(self._suite.data),
+                *data_overrides(data),
                 *self._pair,
                 *study.overrides,
                 *(override.replace("{batch}", str(batch)) for override in method),
@@ -100,9 +101,11 @@ class Workloads:
         pair = load_pair(cfg)
         longest = int(cfg.max_new_tokens)
         limit = pair.context_length - longest
-        if limit not in self._pools:
-            self._pools[limit] = load_prompts(cfg.data, pair.tokenizer, limit)[0]
-        prompts = cell_prompts(self._pools[limit], num_prompts(study, cell.batch), cell.context, limit)
+        source = (str(cfg.data), limit)
+        if source not in self._pools:
+            self._pools[source] = load_prompts(cfg.data, pair.tokenizer, limit)[0]
+        whole = bool(getattr(pair.tokenizer, "chat_template", None)) and cfg.data.chat_template != "never"
+        prompts = cell_prompts(self._pools[source], num_prompts(study, cell.batch), cell.context, limit, whole)
         prompts = uneven(prompts, longest, study.spread) if study.spread else prompts
         settings = reference_settings(cfg, pair)
         folder = Path(self._suite.cache) / "reference"

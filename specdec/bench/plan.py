@@ -92,7 +92,7 @@ def _key(suite: Suite, study: Study, library: Library, cell: BenchCell, repeat: 
         "num_prompts": num_prompts(study, cell.batch),
         "bound": study.bound,
         "threads": suite.threads,
-        "data": suite.data,
+        "data": study.data or suite.data,
         "repeat": repeat,
     }
     return digest(decides)

@@ -28,16 +28,21 @@ def data_overrides(data: str) -> list[str]:
     return ["data=jsonl", f"data.path={data}", "data.overlong=truncate", "data.shuffle=true"]
 
 
-def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int) -> list[Prompt]:
+def cell_prompts(
+    pool: list[Prompt], count: int, context: int | None, limit: int, whole: bool = False
+) -> list[Prompt]:
     """``count`` prompts, the pool's in turn.
 
     Args:
         context: tokens of the longest; prompts are then joined with those that follow them and cut, to between four
             fifths of it and all of it. None: as they are.
         limit: tokens that fit beside the output.
+        whole: take the pool's prompts of that length as they are: a chat template must not be cut.
     """
     if context is not None and context > limit:
         raise ConfigError(f"contexts={context}: {limit} tokens fit beside the output; choose less")
+    if context is not None and whole:
+        pool, context = _of_length(pool, context), None
     chosen = []
     for index in range(count):
         prompt = pool[index % len(pool)]
@@ -60,6 +65,14 @@ def uneven(prompts: list[Prompt], longest: int, spread: float) -> list[Prompt]:
         replace(prompt, max_new_tokens=max(1, round(shortest + place * (longest - shortest))))
         for prompt, place in zip(prompts, places, strict=True)
     ]
+
+
+def _of_length(pool: list[Prompt], context: int) -> list[Prompt]:
+    """The prompts of about ``context`` tokens."""
+    shortest = context - context // _SPREAD
+    if not (found := [prompt for prompt in pool if shortest <= len(prompt.ids) <= context]):
+        raise ConfigError(f"contexts={context}: no prompt of data has {shortest} to {context} tokens; choose another length")
+    return found
 
 
 def _joined(pool: list[Prompt], index: int, num_tokens: int) -> list[int]:

@@ -18,6 +18,7 @@ from specdec.bench.machine import load_average
 from specdec.bench.own import Workloads, measure, warm_up
 from specdec.bench.peers import PeerProcess, interpreter
 from specdec.bench.plan import BenchCell, Step, pairs, refusal, steps
+from specdec.bench.prompts import data_overrides
 from specdec.bench.suite import Library, Method, Study, Suite
 from specdec.config.explain import explain
 from specdec.config.identity import content_hash
@@ -41,6 +42,8 @@ class NotMeasuredError(SpecdecError):
 
 def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
     """Measure what is not on disk yet; returns all measurements of the suite by their key."""
+    for study in suite.studies.values():
+        data_overrides(study.data or suite.data)  # a file that does not exist is refused before anything is measured
     path = Path(str(suite.out)) / MEASUREMENTS
     path.parent.mkdir(parents=True, exist_ok=True)
     if suite.force:
@@ -132,6 +135,8 @@ class Measuring:
     def _of_peer(self, cell: BenchCell, study: Study, method: Method) -> dict[str, Any]:
         peer = self._started(cell.method, method)
         target, draft = self._export(cell, study)
+        if method.options.get("speculative") and draft is None:
+            raise NotMeasuredError(REFUSED, f"the pair {cell.pair} has no draft model")
         work = self._workloads.of(cell, study, ["scheduler=plain"])
         request: dict[str, Any] = {
             "target": str(target.resolve()),

