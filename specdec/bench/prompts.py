@@ -28,9 +28,7 @@ def data_overrides(data: str) -> list[str]:
     return ["data=jsonl", f"data.path={data}", "data.overlong=truncate", "data.shuffle=true"]
 
 
-def cell_prompts(
-    pool: list[Prompt], count: int, context: int | None, limit: int, whole: bool = False
-) -> list[Prompt]:
+def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int, whole: bool = False) -> list[Prompt]:
     """``count`` prompts, the pool's in turn.
 
     Args:
@@ -71,7 +69,9 @@ def _of_length(pool: list[Prompt], context: int) -> list[Prompt]:
     """The prompts of about ``context`` tokens."""
     shortest = context - context // _SPREAD
     if not (found := [prompt for prompt in pool if shortest <= len(prompt.ids) <= context]):
-        raise ConfigError(f"contexts={context}: no prompt of data has {shortest} to {context} tokens; choose another length")
+        raise ConfigError(
+            f"contexts={context}: no prompt of data has {shortest} to {context} tokens; choose another length"
+        )
     return found
 
 

@@ -74,7 +74,9 @@ def _run(name: str, command: list[str]) -> None:
 def main() -> None:
     """Install or check what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default: {', '.join(LOCKED)}; others: {', '.join(GPU)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"by default: {', '.join(LOCKED)}; others: {', '.join(GPU)}"
+    )
     parser.add_argument("--into", type=Path, default=Path("outputs/bench/peers"))
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()

@@ -74,6 +74,11 @@ class Context:
         array = np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (len(rows), self._num_words))
         return dict(zip(rows, array.argmax(axis=1).tolist(), strict=True))
 
+    def close(self) -> None:
+        """Free what the context holds."""
+        lib.llama_batch_free(self._batch)
+        lib.llama_free(self.pointer)
+
     def release(self, place: int) -> None:
         """Forget a finished row."""
         lib.llama_memory_seq_rm(self._memory, place, -1, -1)
@@ -89,11 +94,13 @@ def gguf_file(request: Request) -> str:
 
 
 def context(request: Request) -> Context:
-    """A context that holds the request; it is kept for others of the same batch size and length."""
+    """A context that holds the request; one is kept, for others of the same batch size and length."""
     needed = max(map(len, request["prompts"])) + request["max_new_tokens"]
     length = -(-needed // _BLOCK) * _BLOCK
     key = (gguf_file(request), request["batch"], length, request["threads"])
     if key not in _contexts:
+        for other in list(_contexts):
+            _contexts.pop(other).close()
         _contexts[key] = Context(*key)
     return _contexts[key]
 
