@@ -1,7 +1,7 @@
 """llama.cpp through llama-cpp-python: the GGUF file in the target's folder, several sequences in one batch.
 
-Its arithmetic is its own (quantised weights times 8-bit activations, 16-bit cache), so its outputs need not be those of the
-dequantised model. The Python package drafts for one sequence at a time and by prompt lookup only.
+Its arithmetic is its own (quantised weights times 8-bit activations, 16-bit cache), so its outputs need not be those of
+the dequantised model. The Python package drafts for one sequence at a time and by prompt lookup only.
 """
 
 from __future__ import annotations
