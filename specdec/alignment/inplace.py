@@ -21,7 +21,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, consecutive, padded
-from specdec.alignment.slots import SlotStorage, chain_columns, feed_chains, idle_are_cheap
+from specdec.alignment.slots import SlotStorage, feed_chains, idle_are_cheap
 from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM
 
@@ -51,8 +51,9 @@ class InplaceAlignment(Alignment):
         with self.clock.stage("align"):
             self._slots.take(rows)
         if any(contents):
-            tokens_BT = padded(contents, self.model.device)
-            feed_chains(self.model, self._slots.kv, self._slot_of(rows), [0] * len(rows), tokens_BT, num_logits=1)
+            tokens_BT, counts = padded(contents, self.model.device), [len(content) for content in contents]
+            starts = [0] * len(rows)
+            feed_chains(self.model, self._slots.kv, self._slot_of(rows), starts, tokens_BT, counts, num_logits=1)
         for row, content in zip(rows, contents, strict=True):
             self._contents[row].length = len(content)
 
@@ -109,7 +110,7 @@ class InplaceAlignment(Alignment):
         starts = [content.length + len(content.parents) for content in contents]
         positions = self._contents.feed(rows, counts, parents)
         if all(content.is_chain() for content in contents):
-            return self._feed_chains(rows, starts, tokens_BT)
+            return self._feed_chains(rows, starts, tokens_BT, counts)
         num_new = tokens_BT.shape[1]
         num_columns = max(starts) + num_new
         lengths = [content.length for content in contents]
@@ -121,11 +122,10 @@ class InplaceAlignment(Alignment):
             num_new=num_new,
         )
         positions_BT = padded(positions, self.model.device, num_new)
-        columns_BT = chain_columns(starts, num_new, self.model.device)
-        writer = self._slots.kv.scatter(self._slot_of(rows), columns_BT, num_columns)
-        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer)
+        writer = self._slots.kv.scatter(self._slot_of(rows), starts, num_new)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, counts=counts)
 
-    def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor) -> Tensor:
+    def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor, counts: list[int]) -> Tensor:
         """Feed chains, with padding tokens for each idle slot between the rows' if that is cheaper than a copy.
 
         The padding goes past the row's cursor, as that of a short row does. Its positions do not exceed those of the
@@ -134,7 +134,7 @@ class InplaceAlignment(Alignment):
         slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
         span_starts = self._span_starts(slots, starts, num_new)
         if span_starts is None:
-            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT)
+            return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT, counts)
         span = list(range(slots[0], slots[-1] + 1))
         places_B = torch.tensor(slots, device=self.model.device) - span[0]
         span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])  # (B, T, D) where embeddings are fed

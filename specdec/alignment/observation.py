@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicCache
 
 from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
-from specdec.models.execution.base import Call
+from specdec.models.execution.base import Call, Given
 from specdec.models.execution.eager import EagerExecution
-from specdec.models.kv import KVWriter
+from specdec.models.kv import KVStorage, KVWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,18 @@ class _Watched:
     observe: Callable[[Tensor], None]
 
     @property
+    def storage(self) -> KVStorage:
+        return self.writer.storage
+
+    @property
+    def slots_B(self) -> Tensor:
+        return self.writer.slots_B
+
+    @property
+    def starts_B(self) -> Tensor:
+        return self.writer.starts_B
+
+    @property
     def num_columns(self) -> int:
         return self.writer.num_columns
 
@@ -48,6 +60,9 @@ class _Watched:
         if index == 0:
             self.observe(read)
         return read
+
+    def written(self) -> None:
+        self.observe(self.writer.storage.data_NBHSD[0, self.writer.slots_B, :, : self.num_columns])
 
 
 @contextmanager
@@ -94,7 +109,7 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
     """The first layer's keys (n, E) of tokens at the given positions."""
     ids_1T, positions_1T = (torch.tensor([values], device=model.device) for values in (tokens, positions))
     mask_1TT = torch.eye(len(tokens), dtype=torch.bool, device=model.device)[None]
-    call = Call(ids_1T, positions_1T, mask_1TT, _FirstKeys(len(tokens)), 1, "logits")
+    call = Call(ids_1T, Given(positions_1T, mask_1TT), _FirstKeys(len(tokens)), 1, "logits")
     try:
         EagerExecution(model.module, model.architecture).run(call)
     except _FirstKeysError as error:

@@ -71,17 +71,13 @@ def idle_are_cheap(
     return num_idle <= num_rows and along < 3 * num_rows * num_columns * model.architecture.token_bytes
 
 
-def chain_columns(starts: list[int], num_new: int, device: torch.device) -> Tensor:
-    """Columns (B, T) of tokens that are written consecutively from each row's start."""
-    return torch.tensor(starts, device=device)[:, None] + torch.arange(num_new, device=device)
-
-
 def feed_chains(
     model: CausalLM,
     kv: KVStorage,
     slots: list[int],
     starts: list[int],
     tokens_BT: Tensor,
+    counts: list[int] | None = None,
     num_logits: int = 0,
     num_positions: int | None = None,
 ) -> Tensor:
@@ -91,14 +87,7 @@ def feed_chains(
 
     Args:
         slots: each row's slot in the storage. starts: column of each row's first token, after the row's content.
-        tokens_BT: (B, T) ids. num_logits: as in CausalLM.forward.
-        num_positions: positions past this many are clamped to the last of them.
+        tokens_BT: (B, T) ids. counts, num_logits, num_positions: as in CausalLM.forward_chains.
     """
-    num_new = tokens_BT.shape[1]
-    num_columns = max(starts) + num_new
-    columns_BT = chain_columns(starts, num_new, model.device)
-    mask_BTS = torch.arange(num_columns, device=model.device) <= columns_BT[..., None]
-    # Only padding can be past the context, where a model with learned positions has no embedding.
-    positions_BT = columns_BT.clamp(max=min(model.context_length, num_positions or model.context_length) - 1)
-    writer = kv.scatter(slots, columns_BT, num_columns)
-    return model.forward(tokens_BT, positions_BT, mask_BTS, writer, num_logits)
+    writer = kv.scatter(slots, starts, tokens_BT.shape[1])
+    return model.forward_chains(tokens_BT, writer, num_logits, counts, num_positions)

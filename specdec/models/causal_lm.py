@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec.errors import PairError
 from specdec.models.architecture import Architecture, context_length, num_read_weights
-from specdec.models.execution.base import Call, Execution, OutputKind
+from specdec.models.execution.base import Call, Chains, Execution, Given, Layout, OutputKind
 from specdec.models.execution.choice import make_execution
 from specdec.models.kv import KVShape, KVStorage, KVWriter
 from specdec.models.masks import MaskForm
@@ -54,7 +54,6 @@ class CausalLM:
         shape = (len(sizes.kv_shapes), num_rows, sizes.num_kv_heads, columns, sizes.head_dim)
         return KVStorage(torch.zeros(shape, dtype=self.dtype, device=self.device), 0, sizes.kv_shapes)
 
-    @torch.inference_mode()
     def forward(
         self,
         tokens_BT: Tensor,
@@ -62,6 +61,7 @@ class CausalLM:
         mask_BTS: Tensor,
         writer: KVWriter,
         num_logits: int = 0,
+        counts: list[int] | None = None,
     ) -> Tensor:
         """Run the model on new tokens.
 
@@ -70,6 +70,7 @@ class CausalLM:
             mask_BTS: (B, T, S) bool: which of the writer's S columns each query sees.
             writer: where the new keys and values go.
             num_logits: how many of the last positions need logits; 0 means all.
+            counts: tokens of each row; those after them are padding, and what is returned for it is not defined.
 
         Returns:
             Logits (B, T or num_logits, V), or the output kind set by ``call_options``.
@@ -77,13 +78,37 @@ class CausalLM:
         Raises:
             PairError: the writer holds more columns than the model is exact for (``max_columns``).
         """
+        return self._run(tokens_BT, Given(positions_BT, mask_BTS), writer, num_logits, counts)
+
+    def forward_chains(
+        self,
+        tokens_BT: Tensor,
+        writer: KVWriter,
+        num_logits: int = 0,
+        counts: list[int] | None = None,
+        num_positions: int | None = None,
+    ) -> Tensor:
+        """``forward`` of rows whose columns are positions: a token sees all columns up to the one it is written to.
+
+        Args:
+            num_positions: positions of padding past this many are lowered to the last of them.
+        """
+        last = min(self.context_length, num_positions or self.context_length) - 1
+        layout = Chains(writer, tokens_BT.shape[1], last, self.device)
+        return self._run(tokens_BT, layout, writer, num_logits, counts)
+
+    @torch.inference_mode()
+    def _run(
+        self, tokens_BT: Tensor, layout: Layout, writer: KVWriter, num_logits: int, counts: list[int] | None
+    ) -> Tensor:
         if self.max_columns is not None and writer.num_columns > self.max_columns:
             raise PairError(
                 f"{type(self.module).__name__} is exact up to {self.max_columns} columns of its cache and "
                 f"{writer.num_columns} are needed: choose a smaller max_new_tokens, gamma, or alignment=inplace"
             )
         inputs = tokens_BT if self._probes_MD is None else self._embedded(tokens_BT, self._probes_MD)
-        call = Call(inputs, positions_BT, mask_BTS, writer, num_logits, self.output_kind)
+        ragged = counts is not None and min(counts) < tokens_BT.shape[1]
+        call = Call(inputs, layout, writer, num_logits, self.output_kind, torch.tensor(counts) if ragged else None)
         for observe in self.observers:
             call = observe(self, call)
         return self.execution.run(call)

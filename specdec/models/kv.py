@@ -26,11 +26,26 @@ class KVWriter(Protocol):
     """
 
     @property
+    def storage(self) -> KVStorage:
+        """Where they are kept."""
+
+    @property
+    def slots_B(self) -> Tensor:
+        """The storage's row of each row of the forward, on the CPU."""
+
+    @property
+    def starts_B(self) -> Tensor:
+        """The column of each row's first new token, on the CPU; the row's next ones follow it."""
+
+    @property
     def num_columns(self) -> int:
         """Columns that a query reads, S: the width of the mask."""
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """Write the new keys (index 2l) or values (2l + 1) of layer l; return all that are read, (B, H, S, D)."""
+
+    def written(self) -> None:
+        """Called after a forward that stored all keys and values itself, without ``write``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +56,55 @@ class Appending:
     start: int
     num_columns: int
 
+    @property
+    def slots_B(self) -> Tensor:
+        return torch.arange(self.storage.num_rows)
+
+    @property
+    def starts_B(self) -> Tensor:
+        return torch.full((self.storage.num_rows,), self.start)
+
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """As in KVWriter; returns a view."""
         part_BHSD = self.storage.part(index, states_BHTD)
         part_BHSD[:, :, self.start : self.num_columns] = states_BHTD
         return part_BHSD[:, :, : self.num_columns]
 
+    def written(self) -> None:
+        pass
 
-@dataclass(frozen=True, slots=True)
+
 class Scattering:
-    """Every token writes to its own column, in the slot of its row."""
+    """Every row writes to consecutive columns of its own, in a slot of its own."""
 
-    storage: KVStorage
-    places_BHT: Tensor  # index of each token's vector among the B x H x S of a part
-    places_M: Tensor  # the same, flattened, for parts with all H heads
-    num_columns: int
-    slots: slice | Tensor  # rows that are read: a slice if consecutive, so that nothing is copied
+    def __init__(self, storage: KVStorage, slots: list[int], starts: list[int], num_new: int) -> None:
+        self.storage = storage
+        self.num_columns = max(starts) + num_new
+        self.slots_B = torch.tensor(slots)  # on the CPU, as starts_B
+        self.starts_B = torch.tensor(starts)
+        self._num_new = num_new
+        consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
+        self._read = slice(slots[0], slots[0] + len(slots)) if consecutive else self.slots_B.to(storage.device)
+        self._places_BHT: Tensor | None = None  # of each token's vector among the slots x H x S of a part
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """As in KVWriter; returns a view if the slots are consecutive, otherwise a copy."""
         part_BHSD = self.storage.part(index, states_BHTD)
         _, heads, _, size = states_BHTD.shape
-        whole = heads == self.places_BHT.shape[1]
-        places_M = self.places_M if whole else self.places_BHT[:, :heads].flatten()
+        places_M = self._places()[:, :heads].flatten()
         self.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
-        return part_BHSD[self.slots, :, : self.num_columns]
+        return part_BHSD[self._read, :, : self.num_columns]
+
+    def written(self) -> None:
+        pass
+
+    def _places(self) -> Tensor:
+        if self._places_BHT is None:
+            _, _, heads, columns, _ = self.storage.data_NBHSD.shape
+            heads_BH = self.slots_B[:, None] * heads + torch.arange(heads)
+            columns_BT = self.starts_B[:, None] + torch.arange(self._num_new)
+            self._places_BHT = (heads_BH[..., None] * columns + columns_BT[:, None]).to(self.storage.device)
+        return self._places_BHT
 
 
 class KVStorage:
@@ -85,6 +124,11 @@ class KVStorage:
     def num_rows(self) -> int:
         """Rows of the batch."""
         return self.data_NBHSD.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.data_NBHSD.device
 
     def part(self, index: int, states_BHTD: Tensor) -> Tensor:
         """The view (B, H, S, D) that stores such keys or values.
@@ -123,20 +167,14 @@ class KVStorage:
         self.width = start + num_new
         return Appending(self, start, self.width)
 
-    def scatter(self, slots: list[int], columns_BT: Tensor, num_columns: int) -> Scattering:
-        """The writer of a forward that writes each token of the rows in ``slots`` to its own column.
+    def scatter(self, slots: list[int], starts: list[int], num_new: int) -> Scattering:
+        """The writer of a forward that writes ``num_new`` tokens of the rows in ``slots`` from their own columns on.
 
         Args:
             slots: the storage's row of each row of the forward.
-            columns_BT: where each token goes; all below ``num_columns``, the columns that the queries read.
+            starts: the column of each row's first token.
         """
+        num_columns = max(starts) + num_new
         self.reserve(num_columns)
         self.width = max(self.width, num_columns)
-        _, _, H, S, _ = self.data_NBHSD.shape
-        slots_B = torch.tensor(slots, device=self.data_NBHSD.device)
-        heads_BH1 = (slots_B[:, None] * H + torch.arange(H, device=slots_B.device))[..., None]
-        places_BHT = heads_BH1 * S + columns_BT[:, None]
-        first = slots[0]
-        consecutive = slots == list(range(first, first + len(slots)))
-        read = slice(first, first + len(slots)) if consecutive else slots_B
-        return Scattering(self, places_BHT, places_BHT.flatten(), num_columns, read)
+        return Scattering(self, slots, starts, num_new)

@@ -180,19 +180,13 @@ def _fed(rows: list[list[int]], starts: list[int], counts: list[int], num_new: i
 
 def _scattered(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
     """Column j holds token j of its row; rejected tokens are overwritten by the next ones."""
-    device = model.device
     kv, slots = model.empty_storage(4, 0), [2, 0, 3]
     starts = [0] * len(rows)
     logits: list[list[Tensor]] = [[] for _ in rows]
     for step, counts in enumerate(_steps(rows)):
         num_new = max(counts) if step == 0 else NUM_FED
-        columns_BT = (torch.tensor(starts)[:, None] + torch.arange(num_new)).to(device)
-        num_columns = max(starts) + num_new
-        mask_BTS = torch.arange(num_columns, device=device) <= columns_BT[..., None]
-        writer = kv.scatter(slots, columns_BT, num_columns)
-        positions_BT = columns_BT.clamp(max=model.context_length - 1)
-        tokens_BT = _fed(rows, starts, counts, num_new).to(device)
-        logits_BTV = model.forward(tokens_BT, positions_BT, mask_BTS, writer)
+        tokens_BT = _fed(rows, starts, counts, num_new).to(model.device)
+        logits_BTV = model.forward_chains(tokens_BT, kv.scatter(slots, starts, num_new))
         for b, count in enumerate(counts):
             logits[b].append(logits_BTV[b, :count])
         starts = [start + count for start, count in zip(starts, counts, strict=True)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from specdec.models.kv import KVWriter
@@ -14,16 +15,76 @@ OutputKind = Literal["logits", "hidden", "both"]
 """What a forward returns for each token: logits (V), the last hidden state (D), or both concatenated (V + D)."""
 
 
+class Layout(Protocol):
+    """Positions of the new tokens, and which columns they see."""
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """(B, T) positions."""
+
+    @property
+    def mask_BTS(self) -> Tensor:
+        """(B, T, S) bool: which of the writer's columns each query sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Tensors from an alignment."""
+
+    positions_BT: Tensor
+    mask_BTS: Tensor
+
+
+class Chains:
+    """Tokens whose positions are the columns that they are written to; each sees all columns up to its own.
+
+    The tensors are made when an execution asks for them: one that knows this layout needs none.
+    """
+
+    def __init__(self, writer: KVWriter, num_new: int, last_position: int, device: torch.device) -> None:
+        self._writer, self._num_new, self._last, self._device = writer, num_new, last_position, device
+        self._columns_BT: Tensor | None = None
+        self._mask_BTS: Tensor | None = None
+
+    def _columns(self) -> Tensor:
+        if self._columns_BT is None:
+            columns_BT = self._writer.starts_B[:, None] + torch.arange(self._num_new)
+            self._columns_BT = columns_BT.to(self._device)
+        return self._columns_BT
+
+    @property
+    def positions_BT(self) -> Tensor:
+        # Only padding can be past the last position, where a model with learned positions has no embedding.
+        return self._columns().clamp(max=self._last)
+
+    @property
+    def mask_BTS(self) -> Tensor:
+        if self._mask_BTS is None:
+            columns_S = torch.arange(self._writer.num_columns, device=self._device)
+            self._mask_BTS = columns_S <= self._columns()[..., None]
+        return self._mask_BTS
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one forward. B rows, T new tokens, S columns that are read, D hidden size."""
 
     tokens_BT: Tensor  # ids, or (B, T, D) embeddings
-    positions_BT: Tensor
-    mask_BTS: Tensor  # bool: which of the writer's columns each query sees
+    layout: Layout
     writer: KVWriter
     num_logits: int  # of the last positions; 0 means all
     output_kind: OutputKind
+    counts_B: Tensor | None = None  # on the CPU: tokens of each row, those after them are padding; None: all T
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """Of its layout."""
+        return self.layout.positions_BT
+
+    @property
+    def mask_BTS(self) -> Tensor:
+        """Of its layout."""
+        return self.layout.mask_BTS
 
 
 class Execution(ABC):

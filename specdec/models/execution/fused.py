@@ -95,23 +95,30 @@ class Rotation:
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        self._fixed = getattr(module, "rope_type", None) in ("default", "linear", "llama3", "yarn")
+        self.fixed = getattr(module, "rope_type", None) in ("default", "linear", "llama3", "yarn")
         self._table: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x_MD: Tensor, positions_BT: Tensor, bound: int) -> tuple[Tensor, Tensor]:
         """(M, 1, E) each, for positions that are all below ``bound``."""
-        if not self._fixed:
+        cos_PE, sin_PE = self.table(x_MD, bound, positions_BT)
+        if not self.fixed:
+            return cos_PE[:, None], sin_PE[:, None]
+        positions_M = positions_BT.reshape(-1)
+        return cos_PE[positions_M][:, None], sin_PE[positions_M][:, None]
+
+    def table(self, x_MD: Tensor, bound: int, positions_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(P, E) each: by position, for positions below ``bound``; if they are not fixed, those of ``positions_BT``."""
+        if not self.fixed:
+            assert positions_BT is not None
             return self._compute(x_MD, positions_BT)
         if self._table is None or len(self._table[0]) < bound:
             self._table = self._compute(x_MD, torch.arange(2 * bound, device=x_MD.device)[None])
-        cos_P1E, sin_P1E = self._table
-        positions_M = positions_BT.reshape(-1)
-        return cos_P1E[positions_M], sin_P1E[positions_M]
+        return self._table
 
     def _compute(self, x_MD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        cos_M1E, sin_M1E = (part.flatten(0, 1)[:, None] for part in self._module(x_MD, positions_BT))
-        half = sin_M1E.shape[-1] // 2
-        return cos_M1E, torch.cat([-sin_M1E[..., :half], sin_M1E[..., half:]], dim=-1)
+        cos_ME, sin_ME = (part.flatten(0, 1) for part in self._module(x_MD, positions_BT))
+        half = sin_ME.shape[-1] // 2
+        return cos_ME, torch.cat([-sin_ME[..., :half], sin_ME[..., half:]], dim=-1)
 
 
 class FusedExecution(Execution):

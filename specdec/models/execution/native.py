@@ -1,0 +1,177 @@
+"""Native execution: the forward of the Llama family as one call of a library in C++, built on the user's machine.
+
+Rows are ragged: padding is not computed. A row's numbers are the same bits alone and in any batch, for any number of
+tokens at once, in any layout and with any number of threads (specdec/models/native says how). float32 on a CPU.
+
+Shape letters: B rows, T tokens fed, M real tokens of all rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from specdec.models.execution.base import Call, Chains, Execution
+from specdec.models.execution.fusable import can_fuse, windows_of
+from specdec.models.execution.fused import Rotation
+from specdec.models.native.build import NotBuiltError
+from specdec.models.native.library import (
+    BatchStruct,
+    LayerStruct,
+    ModelStruct,
+    PackedMatrix,
+    library,
+    rms_norm,
+    run_layers,
+)
+
+_packed: WeakValueDictionary[tuple[Any, ...], PackedMatrix] = WeakValueDictionary()
+"""Matrices in use: drafts that are a part of their target share its packed weights."""
+
+
+def no_native(module: Any) -> str | None:
+    """Why a model cannot be run natively; None if it can."""
+    if module.device.type != "cpu" or module.dtype != torch.float32:
+        return f"it computes in float32 on a CPU, not in {str(module.dtype).removeprefix('torch.')} on {module.device}"
+    reason = can_fuse(module)
+    if reason is None and module.config.hidden_act != "silu":
+        reason = f"it knows the activation silu, not {module.config.hidden_act}"
+    if reason is not None:
+        return reason
+    try:
+        library()
+    except NotBuiltError as error:
+        return str(error)
+    return None
+
+
+class NativeExecution(Execution):
+    """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
+
+    name = "native"
+
+    def __init__(self, module: Any) -> None:
+        start = time.perf_counter()
+        self.module = module
+        decoder, layers = module.model, module.model.layers[: module.config.num_hidden_layers]
+        self._embed, self.rotation = decoder.embed_tokens, Rotation(decoder.rotary_emb)
+        self._norm, self._weights = decoder.norm, self._fingerprint()
+        self._matrices: list[PackedMatrix] = []
+        structs = [self._layer(layer, window) for layer, window in zip(layers, windows_of(decoder), strict=True)]
+        self._head = self._pack(module.lm_head)
+        attention = layers[0].self_attn
+        self._model = ModelStruct(
+            hidden=module.config.hidden_size,
+            heads=attention.q_proj.out_features // attention.head_dim,
+            key_heads=attention.k_proj.out_features // attention.head_dim,
+            head_size=attention.head_dim,
+            intermediate=layers[0].mlp.gate_proj.out_features,
+            num_layers=len(structs),
+            eps=layers[0].input_layernorm.variance_epsilon,
+            eps_head=getattr(getattr(attention, "q_norm", None), "variance_epsilon", 0.0),
+            scale=attention.scaling,
+            layers=(LayerStruct * len(structs))(*structs),
+        )
+        self.prepare_s = time.perf_counter() - start
+
+    def _layer(self, layer: Any, window: int | None) -> LayerStruct:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = (
+            *(layer.input_layernorm, layer.post_attention_layernorm),
+            *(getattr(attention, name, None) for name in ("q_norm", "k_norm")),
+        )
+        matrices = (
+            self._pack(attention.q_proj, attention.k_proj, attention.v_proj),
+            self._pack(attention.o_proj),
+            self._pack(mlp.gate_proj, mlp.up_proj),
+            self._pack(mlp.down_proj),
+        )
+        weights = [None if norm is None else norm.weight.data_ptr() for norm in norms]
+        return LayerStruct(*(matrix.handle for matrix in matrices), *weights, window or 0)
+
+    def _pack(self, *parts: Any) -> PackedMatrix:
+        pairs = [(part.weight, part.bias) for part in parts]
+        key = tuple((w.data_ptr(), w._version, w.shape, b is not None and b.data_ptr()) for w, b in pairs)
+        matrix = _packed.get(key)
+        if matrix is None:
+            matrix = _packed[key] = PackedMatrix(*pairs)
+        self._matrices.append(matrix)
+        return matrix
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return sum(matrix.num_bytes for matrix in self._matrices)
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats that weights are kept in."""
+        return sorted({matrix.format for matrix in self._matrices})
+
+    def is_valid(self) -> bool:
+        return can_fuse(self.module) is None and self._fingerprint() == self._weights
+
+    def _fingerprint(self) -> list[tuple[int, int]]:
+        """Address of each weight, and how often it was changed in place."""
+        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.module.parameters()]
+
+    def run(self, call: Call) -> Tensor:
+        tokens = call.tokens_BT
+        embedded = tokens if tokens.is_floating_point() else self._embed(tokens)
+        B, T, D = embedded.shape
+        real_M = None if call.counts_B is None else (torch.arange(T) < call.counts_B[:, None]).flatten()
+        x_MD = embedded.reshape(B * T, D)
+        x_MD = x_MD.clone() if real_M is None else x_MD[real_M]
+        self.layers(x_MD, call, 0, self._model.num_layers)
+        return self._output(x_MD, call, real_M, B, T)
+
+    def layers(self, x_MD: Tensor, call: Call, first: int, last: int) -> None:
+        """Layers ``first`` to ``last`` - 1 over the hidden states of the real tokens, in place."""
+        writer, chains = call.writer, isinstance(call.layout, Chains)
+        B, T = call.tokens_BT.shape[:2]
+        mask_BTS = None if chains else call.mask_BTS.contiguous()
+        positions_BT = None if chains and self.rotation.fixed else call.positions_BT.contiguous()
+        cosines, sines = self.rotation.table(x_MD, writer.num_columns, positions_BT)
+        if not self.rotation.fixed:  # a table of this call's own positions
+            positions_BT = torch.arange(B * T)
+        counts_B = torch.full((B,), T) if call.counts_B is None else call.counts_B
+        slots_B, starts_B, data_NBHSD = writer.slots_B, writer.starts_B, writer.storage.data_NBHSD
+        batch = BatchStruct(
+            rows=B,
+            width=T,
+            columns=writer.num_columns,
+            counts=counts_B.data_ptr(),
+            slots=slots_B.data_ptr(),
+            starts=starts_B.data_ptr(),
+            positions=None if positions_BT is None else positions_BT.data_ptr(),
+            mask=None if mask_BTS is None else mask_BTS.data_ptr(),
+            cache=data_NBHSD.data_ptr(),
+            num_slots=data_NBHSD.shape[1],
+            capacity=data_NBHSD.shape[3],
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            num_positions=len(cosines),
+        )
+        run_layers(self._model, batch, x_MD, first, last, torch.get_num_threads())
+        writer.written()
+
+    def _output(self, x_MD: Tensor, call: Call, real_M: Tensor | None, B: int, T: int) -> Tensor:
+        """Norm and head of the last positions; zeros for padding."""
+        count = call.num_logits or T
+        wanted_M = torch.ones(B * T, dtype=torch.bool) if real_M is None else real_M.clone()
+        wanted_M.view(B, T)[:, : T - count] = False
+        if count < T:
+            x_MD = x_MD[wanted_M if real_M is None else wanted_M[real_M]]
+        hidden_MD = rms_norm(x_MD.contiguous(), self._norm.weight, self._norm.variance_epsilon)
+        parts = [] if call.output_kind == "hidden" else [self._head(hidden_MD, torch.get_num_threads())]
+        parts += [] if call.output_kind == "logits" else [hidden_MD]
+        out_MX = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if len(out_MX) < B * count:
+            spread = out_MX.new_zeros(B * count, out_MX.shape[-1])
+            spread[wanted_M.view(B, T)[:, T - count :].flatten()] = out_MX
+            out_MX = spread
+        return out_MX.view(B, count, -1)

@@ -1,0 +1,312 @@
+// The forward of a decoder of the Llama family over ragged rows, and the functions that Python calls.
+//
+// Rows have their own numbers of tokens, slots and columns; nothing is padded. Threads share the panels of a product and
+// the (row, key head) pairs of attention: every number is computed whole by one thread, so their number changes no bit.
+#include <cstdio>
+#include <new>
+
+#include "attention.h"
+#include "product.h"
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num() { return 0; }
+#endif
+
+struct Layer {
+  const Matrix *qkv, *out, *gate_up, *down;
+  const float *norm_in, *norm_mlp, *norm_q, *norm_k;  // the last two may be null
+  int64_t window;                                     // 0: none
+};
+
+struct Model {
+  int64_t hidden, heads, key_heads, head_size, intermediate, num_layers;
+  float eps, eps_head, scale;
+  const Layer *layers;
+};
+
+struct Batch {  // rows b = 0 .. rows - 1, each with counts[b] of `width` tokens
+  int64_t rows, width, columns;           // columns: the queries read these of the storage
+  const int64_t *counts, *slots, *starts;  // a row's token t is stored in column starts[b] + t of its slot
+  const int64_t *positions;               // (rows, width), or null: the token's column
+  const uint8_t *mask;                    // (rows, width, columns), or null: a token sees all columns up to its own
+  float *cache;                           // (2 x layers, slots, key heads, capacity, head size)
+  int64_t num_slots, capacity;
+  const float *cosines, *sines;           // (num_positions, head size)
+  int64_t num_positions;
+};
+
+static thread_local char message[160];
+template <class... A>
+static int refuse(const char *format, A... values) {
+  std::snprintf(message, sizeof message, format, values...);
+  return 1;
+}
+
+// Memory that grows and is kept, so that its pages are not asked for at every forward.
+struct Workspace {
+  std::unique_ptr<float, void (*)(void *)> data{nullptr, std::free};
+  size_t size = 0;
+  float *of(size_t count) {
+    if (count > size) {
+      size = (count + count / 4 + 15) / 16 * 16;
+      data.reset((float *)std::aligned_alloc(64, 4 * size));
+      if (!data) { size = 0; throw std::bad_alloc(); }
+    }
+    return data.get();
+  }
+};
+
+static void rms_norm(const float *x, const float *weight, long size, float eps, float *y) {
+  Vec squares{};
+  for (long d = 0; d < size; d += W) {
+    const Vec v = load_first(x + d, size - d);
+    squares = fma(v, v, squares);
+  }
+  const Vec scale = all(1.0f / std::sqrt(sum(squares) / (float)size + eps));
+  for (long d = 0; d < size; d += W)
+    store_first(y + d, load_first(x + d, size - d) * scale * load_first(weight + d, size - d), size - d);
+}
+
+// Halves (a, b) of a head become (a cos + b sin, b cos + a sin), where the sines of the first half are negative.
+static void rotate(float *head, long E, const float *cosines, const float *sines) {
+  for (long e = 0, half = E / 2; e < half; e++) {
+    const float a = head[e], b = head[e + half];
+    head[e] = std::fma(a, cosines[e], b * sines[e]);
+    head[e + half] = std::fma(b, cosines[e + half], a * sines[e + half]);
+  }
+}
+
+static void silu_product(float *gate, const float *up, long size) {
+  for (long i = 0; i < size; i += W) {
+    const Vec g = load_first(gate + i, size - i), u = load_first(up + i, size - i);
+    store_first(gate + i, g / (all(1.0f) + exp(-g)) * u, size - i);
+  }
+}
+
+// Rows are a multiple of the cache line apart, plus one line: strides of 4 KiB would share few sets of the L1 cache.
+static long stride_of(long size) { return (size + 15) / 16 * 16 + 16; }
+
+struct Token {
+  long row, column, position;
+  Seen seen;
+};
+
+class Forward {
+ public:
+  Forward(const Model &model, const Batch &batch, int threads) : model(model), batch(batch), threads(threads) {}
+
+  // Lists the tokens, after checking every index that Python gave.
+  int plan() {
+    const Batch &b = batch;
+    for (long row = 0; row < b.rows; row++) {
+      const long start = b.starts[row], count = b.counts[row], slot = b.slots[row];
+      if (count < 0 || count > b.width) return refuse("row %ld feeds %ld of %ld tokens", row, count, (long)b.width);
+      if (slot < 0 || slot >= b.num_slots) return refuse("row %ld is in slot %ld of %ld", row, slot, (long)b.num_slots);
+      if (start < 0 || start + count > b.columns || b.columns > b.capacity)
+        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + count, (long)b.columns);
+    }
+    if (!b.mask) {
+      columns.resize(b.columns);
+      for (long s = 0; s < b.columns; s++) columns[s] = s;
+    }
+    std::vector<size_t> offsets;
+    for (long row = 0; row < b.rows; row++)
+      for (long t = 0; t < b.counts[row]; t++) {
+        const long column = b.starts[row] + t, position = b.positions ? b.positions[row * b.width + t] : column;
+        if (position < 0 || position >= b.num_positions)
+          return refuse("position %ld is not below %ld", position, (long)b.num_positions);
+        tokens.push_back({row, column, position, {nullptr, column + 1}});
+        offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, t ? offsets.back() : columns.size()) : 0);
+      }
+    for (size_t m = 0; m < tokens.size(); m++) {
+      tokens[m].seen.columns = columns.data() + offsets[m];
+      longest = std::max(longest, tokens[m].seen.count);
+    }
+    return 0;
+  }
+
+  long size() const { return tokens.size(); }
+
+  // x (tokens, hidden): hidden states before layer `first`, and in their place those after layer `last` - 1.
+  void run(float *x, long first, long last) {
+    const long M = size(), E = model.head_size;
+    const long group = model.heads / model.key_heads, chunk = std::min<long>(M, 2 * ROWS_AT_ONCE);
+    const long qkv = model.num_layers ? model.layers[0].qkv->outputs : 0, two = model.layers[0].gate_up->outputs;
+    tokens_per_item = std::max<long>(1, QUERIES / group);
+    work_stride = (longest + W - 1) / W * W + 16;
+    const long item_work = std::min(tokens_per_item, M) * group * work_stride;
+    static thread_local Workspace space;
+    float *at = space.of(M * stride_of(model.heads * E) + chunk * (stride_of(model.hidden) + stride_of(qkv) + stride_of(two)) +
+                         threads * item_work);
+    q = at, q_stride = stride_of(model.heads * E), at += M * q_stride;
+    normed = at, normed_stride = stride_of(model.hidden), at += chunk * normed_stride;
+    joined = at, joined_stride = stride_of(qkv), at += chunk * joined_stride;
+    gates = at, gates_stride = stride_of(two), at += chunk * gates_stride;
+    items();
+#pragma omp parallel num_threads(threads)
+    {
+      const int thread = omp_get_thread_num();
+      for (long l = first; l < last; l++) {
+        for (long m = 0; m < M; m += chunk) project(l, x + m * model.hidden, m, std::min(chunk, M - m), thread);
+#pragma omp barrier
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < (long)work_items.size(); i++) attend_item(l, work_items[i], at + thread * item_work);
+        for (long m = 0; m < M; m += chunk) finish(l, x + m * model.hidden, m, std::min(chunk, M - m), thread);
+      }
+    }
+  }
+
+ private:
+  struct Item {
+    long token, count, key_head;
+  };
+
+  // Appends the columns that a query sees; if they continue the list of its row's query before it, only what is new.
+  size_t list(long row, long t, long &count, size_t before) {
+    const uint8_t *mask = batch.mask + (row * batch.width + t) * batch.columns;
+    std::vector<int32_t> seen;
+    for (long s = 0; s < batch.columns; s++)
+      if (mask[s]) seen.push_back(s);
+    count = seen.size();
+    const size_t known = columns.size() - before;
+    if (t && known <= seen.size() && std::equal(columns.begin() + before, columns.end(), seen.begin())) {
+      columns.insert(columns.end(), seen.begin() + known, seen.end());
+      return before;
+    }
+    columns.insert(columns.end(), seen.begin(), seen.end());
+    return columns.size() - seen.size();
+  }
+
+  // Tokens of one row are consecutive; an item is a few of them, for one key head.
+  void items() {
+    for (long m = 0, next; m < size(); m = next) {
+      for (next = m + 1; next < size() && next - m < tokens_per_item && tokens[next].row == tokens[m].row;) next++;
+      for (long j = 0; j < model.key_heads; j++) work_items.push_back({m, next - m, j});
+    }
+  }
+
+  float *cached(long part, long row, long head) const {
+    const long place = (part * batch.num_slots + batch.slots[row]) * model.key_heads + head;
+    return batch.cache + place * batch.capacity * model.head_size;
+  }
+
+  // Queries, keys and values of `count` tokens from m on: rotated, the latter two stored.
+  void project(long l, const float *x, long m, long count, int thread) {
+    const Layer &layer = model.layers[l];
+    const long D = model.hidden, E = model.head_size;
+    norm_rows(x, layer.norm_in, count, thread);
+    product(*layer.qkv, normed, normed_stride, joined, joined_stride, count, layer.qkv->outputs, false, thread, threads);
+#pragma omp barrier
+    for (long i = thread; i < count; i += threads) {
+      const Token &token = tokens[m + i];
+      const float *cosines = batch.cosines + token.position * E, *sines = batch.sines + token.position * E;
+      float *own = joined + i * joined_stride, *keys = own + layer.qkv->starts[1], *values = own + layer.qkv->starts[2];
+      for (long h = 0; h < model.heads; h++) {
+        if (layer.norm_q) rms_norm(own + h * E, layer.norm_q, E, model.eps_head, own + h * E);
+        rotate(own + h * E, E, cosines, sines);
+      }
+      std::memcpy(q + (m + i) * q_stride, own, 4 * model.heads * E);
+      for (long j = 0; j < model.key_heads; j++) {
+        if (layer.norm_k) rms_norm(keys + j * E, layer.norm_k, E, model.eps_head, keys + j * E);
+        rotate(keys + j * E, E, cosines, sines);
+        std::memcpy(cached(2 * l, token.row, j) + token.column * E, keys + j * E, 4 * E);
+        std::memcpy(cached(2 * l + 1, token.row, j) + token.column * E, values + j * E, 4 * E);
+      }
+    }
+#pragma omp barrier
+    (void)D;
+  }
+
+  void attend_item(long l, const Item &item, float *work) {
+    const long E = model.head_size, group = model.heads / model.key_heads, window = model.layers[l].window;
+    Seen seen[QUERIES];
+    for (long i = 0; i < item.count; i++) {
+      seen[i] = tokens[item.token + i].seen;
+      if (const long outside = seen[i].count - window; window && outside > 0) seen[i] = {seen[i].columns + outside, window};
+    }
+    const long row = tokens[item.token].row;
+    const Queries queries{q + item.token * q_stride + item.key_head * group * E, q_stride, seen, item.count, group};
+    attend(queries, E, cached(2 * l, row, item.key_head), cached(2 * l + 1, row, item.key_head), model.scale, work, work_stride);
+  }
+
+  // Output projection and gated MLP of `count` tokens from m on, added to their hidden states.
+  void finish(long l, float *x, long m, long count, int thread) {
+    const Layer &layer = model.layers[l];
+    const long D = model.hidden, up = layer.gate_up->starts[1];
+    product(*layer.out, q + m * q_stride, q_stride, x, D, count, D, true, thread, threads);
+#pragma omp barrier
+    norm_rows(x, layer.norm_mlp, count, thread);
+    product(*layer.gate_up, normed, normed_stride, gates, gates_stride, count, layer.gate_up->outputs, false, thread, threads);
+#pragma omp barrier
+    for (long i = thread; i < count; i += threads)
+      silu_product(gates + i * gates_stride, gates + i * gates_stride + up, model.intermediate);
+#pragma omp barrier
+    product(*layer.down, gates, gates_stride, x, D, count, D, true, thread, threads);
+#pragma omp barrier
+  }
+
+  void norm_rows(const float *x, const float *weight, long count, int thread) {
+    for (long i = thread; i < count; i += threads)
+      rms_norm(x + i * model.hidden, weight, model.hidden, model.eps, normed + i * normed_stride);
+#pragma omp barrier
+  }
+
+  const Model &model;
+  const Batch &batch;
+  const int threads;
+  std::vector<Token> tokens;
+  std::vector<int32_t> columns;
+  std::vector<Item> work_items;
+  long longest = 0, tokens_per_item = 1, work_stride = 0;
+  float *q = nullptr, *normed = nullptr, *joined = nullptr, *gates = nullptr;
+  long q_stride = 0, normed_stride = 0, joined_stride = 0, gates_stride = 0;
+};
+
+extern "C" {
+
+// What the last refused call was refused for.
+const char *specdec_message() { return message; }
+
+// The lanes that this library was built for, which decide its bits.
+int specdec_lanes() { return W; }
+
+Matrix *specdec_pack(const Part *parts, int64_t count, int64_t inputs) {
+  try {
+    return new Matrix(parts, count, inputs);
+  } catch (const std::bad_alloc &) {
+    refuse("no memory for a packed matrix");
+    return nullptr;
+  }
+}
+void specdec_free(Matrix *matrix) { delete matrix; }
+int64_t specdec_bytes(const Matrix *matrix) { return matrix->size; }
+int specdec_format(const Matrix *matrix) { return matrix->format; }
+
+// y (rows, outputs) = x (rows, inputs) W^T + bias, for one part that starts at output 0.
+int specdec_product(const Matrix *w, const float *x, float *y, int64_t rows, int64_t outputs, int threads) {
+  if (outputs > w->outputs) return refuse("a product of %ld outputs gives %ld", (long)w->outputs, (long)outputs);
+#pragma omp parallel num_threads(threads)
+  product(*w, x, w->inputs, y, outputs, rows, outputs, false, omp_get_thread_num(), threads);
+  return 0;
+}
+
+void specdec_norm(const float *x, const float *weight, int64_t rows, int64_t size, float eps, float *y) {
+  for (long m = 0; m < rows; m++) rms_norm(x + m * size, weight, size, eps, y + m * size);
+}
+
+// Layers [first, last) over x (tokens of all rows, hidden), in place.
+int specdec_layers(const Model *model, const Batch *batch, float *x, int64_t tokens, int64_t first, int64_t last,
+                   int threads) {
+  try {
+    Forward forward(*model, *batch, threads);
+    if (int refused = forward.plan()) return refused;
+    if (forward.size() != tokens) return refuse("rows feed %ld tokens, given are %ld", forward.size(), (long)tokens);
+    if (first < 0 || last > model->num_layers) return refuse("there are no layers %ld to %ld", (long)first, (long)last);
+    if (tokens) forward.run(x, first, last);
+    return 0;
+  } catch (const std::bad_alloc &) {
+    return refuse("no memory for a forward of %ld tokens", (long)tokens);
+  }
+}
+}

@@ -1,0 +1,149 @@
+"""The functions of the native library, and packed matrices, for Python. Memory is torch's; it is passed by address."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.errors import ContractError
+from specdec.models.native.build import library_path
+
+FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q4_1")
+"""How the numbers of a matrix are stored."""
+
+
+class _Part(Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("rows", c_int64))
+
+
+class LayerStruct(Structure):
+    """`Layer` of forward.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("norm_in", "norm_mlp", "norm_q", "norm_k")),
+        ("window", c_int64),
+    )
+
+
+class ModelStruct(Structure):
+    """`Model` of forward.cpp."""
+
+    _fields_ = (
+        *((n, c_int64) for n in ("hidden", "heads", "key_heads", "head_size", "intermediate", "num_layers")),
+        *((name, c_float) for name in ("eps", "eps_head", "scale")),
+        ("layers", POINTER(LayerStruct)),
+    )
+
+
+class BatchStruct(Structure):
+    """`Batch` of forward.cpp."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "width", "columns")),
+        *((name, c_void_p) for name in ("counts", "slots", "starts", "positions", "mask", "cache")),
+        *((name, c_int64) for name in ("num_slots", "capacity")),
+        *((name, c_void_p) for name in ("cosines", "sines")),
+        ("num_positions", c_int64),
+    )
+
+
+@cache
+def library() -> Any:
+    """The loaded library, with the types of its functions.
+
+    Raises:
+        NotBuiltError: it cannot be built.
+    """
+    loaded = ctypes.CDLL(str(library_path()))
+    signatures: dict[str, tuple[Any, ...]] = {
+        "message": (c_char_p,),
+        "lanes": (c_int,),
+        "pack": (c_void_p, POINTER(_Part), c_int64, c_int64),
+        "free": (None, c_void_p),
+        "bytes": (c_int64, c_void_p),
+        "format": (c_int, c_void_p),
+        "product": (c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int),
+        "norm": (None, c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p),
+        "layers": (c_int, POINTER(ModelStruct), POINTER(BatchStruct), c_void_p, c_int64, c_int64, c_int64, c_int),
+    }
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(loaded, f"specdec_{name}")
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def check(refused: int) -> None:
+    """Raise what the library refused.
+
+    Raises:
+        ContractError: an index or a size was out of range.
+    """
+    if refused:
+        raise ContractError(f"native execution: {library().specdec_message().decode()}")
+
+
+class PackedMatrix:
+    """Rows of one or several weights, (outputs, inputs) each, packed together in the smallest lossless format."""
+
+    def __init__(self, *parts: tuple[Tensor, Tensor | None]) -> None:
+        inputs = parts[0][0].shape[1]
+        kept = [(_plain(weight), None if bias is None else _plain(bias)) for weight, bias in parts]
+        rows = [(w.data_ptr(), None if b is None else b.data_ptr(), len(w)) for w, b in kept]
+        self.outputs = sum(len(weight) for weight, _ in kept)
+        self.handle: int | None = library().specdec_pack((_Part * len(rows))(*rows), len(rows), inputs)
+        check(self.handle is None)
+
+    def __del__(self) -> None:
+        if handle := getattr(self, "handle", None):
+            library().specdec_free(handle)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed numbers."""
+        return int(library().specdec_bytes(self.handle))
+
+    @property
+    def format(self) -> str:
+        """One of FORMATS."""
+        return FORMATS[library().specdec_format(self.handle)]
+
+    def __call__(self, x_MI: Tensor, threads: int) -> Tensor:
+        """x W^T + bias, of a matrix of one part."""
+        y_MO = x_MI.new_empty(len(x_MI), self.outputs)
+        x_MI = x_MI.contiguous()
+        check(
+            library().specdec_product(self.handle, x_MI.data_ptr(), y_MO.data_ptr(), len(x_MI), self.outputs, threads)
+        )
+        return y_MO
+
+
+def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, per row."""
+    y_MD = torch.empty_like(x_MD)
+    library().specdec_norm(x_MD.data_ptr(), weight_D.data_ptr(), *x_MD.shape, eps, y_MD.data_ptr())
+    return y_MD
+
+
+def run_layers(
+    model: ModelStruct, batch: BatchStruct, x_MD: Tensor, first: int, last: int, threads: int
+) -> None:
+    """Layers ``first`` to ``last`` - 1 over the hidden states of all rows' tokens, in place.
+
+    Raises:
+        ContractError: an index was out of range.
+    """
+    check(
+        library().specdec_layers(byref(model), byref(batch), x_MD.data_ptr(), len(x_MD), first, last, threads)
+    )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise ContractError(f"native execution: {tensor.dtype} on {tensor.device}, needed is float32 on the CPU")
+    return tensor.detach().contiguous()
