@@ -164,15 +164,15 @@ def test_rollback_cuts_the_batch_to_its_shortest_acceptance(model):
     assert alignment._batch.kv.width == 3 + 3 + 1
 
 
-def test_expansion_makes_one_copy_per_path(model, monkeypatch):
+def test_expansion_makes_one_copy_per_path(model):
     """A chain of three is three rows, a tree one per node; a second forward copies the nodes' own copies."""
     sizes = []
-    forward = CausalLM.forward
-    monkeypatch.setattr(CausalLM, "forward", lambda *args: sizes.append(tuple(args[1].shape)) or forward(*args))
+    model.observers.append(lambda _, call: sizes.append(tuple(call.tokens_BT.shape)) or call)
     alignment = ExpansionAlignment(model, Clock())
     alignment.admit([0, 1], [[1, 2], [3, 4]])
     alignment.forward([0, 1], torch.tensor([[5, 6, 7], [5, 6, 7]]), parents=[[-1, 0, 1], [-1, -1, 1]])
     alignment.forward([0, 1], torch.tensor([[8], [8]]), parents=[[2], [0]])
+    model.observers.clear()
     assert sizes == [(2, 2), (6, 3), (2, 1)]
     alignment.commit([0, 1], [6, [0, 3]])
     torch.testing.assert_close(alignment.content(1), fresh(3, 4, 5, 8)[1], rtol=0, atol=1e-10)

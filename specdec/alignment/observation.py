@@ -19,7 +19,7 @@ from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.base import Call, Given
 from specdec.models.execution.eager import EagerExecution
-from specdec.models.kv import KVStorage, KVWriter
+from specdec.models.kv import KVWriter, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,8 @@ class _Watched:
     observe: Callable[[Tensor], None]
 
     @property
-    def storage(self) -> KVStorage:
-        return self.writer.storage
-
-    @property
-    def slots_B(self) -> Tensor:
-        return self.writer.slots_B
-
-    @property
-    def starts_B(self) -> Tensor:
-        return self.writer.starts_B
+    def place(self) -> Place:
+        return self.writer.place
 
     @property
     def num_columns(self) -> int:
@@ -62,7 +54,8 @@ class _Watched:
         return read
 
     def written(self) -> None:
-        self.observe(self.writer.storage.data_NBHSD[0, self.writer.slots_B, :, : self.num_columns])
+        place = self.writer.place
+        self.observe(place.storage.data_NBHSD[0, place.slots_B, :, : self.num_columns])
 
 
 @contextmanager
@@ -77,8 +70,8 @@ def watch(model: CausalLM) -> Iterator[list[Observed]]:
         def note(keys_BHSE: Tensor) -> None:
             keys_MSE = keys_BHSE.clone().transpose(1, 2).flatten(2)  # later writes to the storage must not change it
             # If kinds of layers differ, check those that see most: they must see exactly the row.
-            seen_BTS = model.architecture.mask_form.widest.of(call.mask_BTS)
-            seen.append(Observed(call.tokens_BT, call.positions_BT, seen_BTS, keys_MSE))
+            seen_BTS = model.architecture.mask_form.widest.of(call.mask())
+            seen.append(Observed(call.tokens_BT, call.positions(), seen_BTS, keys_MSE))
 
         return replace(call, writer=_Watched(call.writer, note))
 
@@ -100,8 +93,15 @@ class _FirstKeys:
 
     num_columns: int
 
+    @property
+    def place(self) -> Place:
+        raise NotImplementedError("it is written nowhere")
+
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         raise _FirstKeysError(states_BHTD)
+
+    def written(self) -> None:
+        """Never reached."""
 
 
 @torch.inference_mode()

@@ -103,7 +103,7 @@ class RunConfig:
         "${pair.weights}", "pretrained; random (same architecture, no download); synthetic (with a chosen acceptance)"
     )
     execution: str = setting(
-        "auto", "how forwards are computed: eager (transformers' own code), fused, compiled; auto chooses"
+        "auto", "how forwards are computed: eager (transformers' own code), fused, native, compiled; auto: the fastest"
     )
     batch: int = setting(4, "rows per round")
     gamma: int = setting(5, "drafted tokens per row and round, for draft-length policies that use it")

@@ -19,6 +19,15 @@ KVShape = tuple[int, int]
 """Heads and width of one layer's keys, or of its values."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a forward writes: token t of row b in column ``starts_B[b] + t`` of slot ``slots_B[b]``."""
+
+    storage: KVStorage
+    slots_B: Tensor  # rows of the storage; on the CPU, as starts_B
+    starts_B: Tensor
+
+
 class KVWriter(Protocol):
     """Where the keys and values of one forward go, and which ones its queries read.
 
@@ -26,16 +35,8 @@ class KVWriter(Protocol):
     """
 
     @property
-    def storage(self) -> KVStorage:
-        """Where they are kept."""
-
-    @property
-    def slots_B(self) -> Tensor:
-        """The storage's row of each row of the forward, on the CPU."""
-
-    @property
-    def starts_B(self) -> Tensor:
-        """The column of each row's first new token, on the CPU; the row's next ones follow it."""
+    def place(self) -> Place:
+        """Where they are written."""
 
     @property
     def num_columns(self) -> int:
@@ -57,12 +58,9 @@ class Appending:
     num_columns: int
 
     @property
-    def slots_B(self) -> Tensor:
-        return torch.arange(self.storage.num_rows)
-
-    @property
-    def starts_B(self) -> Tensor:
-        return torch.full((self.storage.num_rows,), self.start)
+    def place(self) -> Place:
+        num_rows = self.storage.num_rows
+        return Place(self.storage, torch.arange(num_rows), torch.full((num_rows,), self.start))
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """As in KVWriter; returns a view."""
@@ -78,21 +76,19 @@ class Scattering:
     """Every row writes to consecutive columns of its own, in a slot of its own."""
 
     def __init__(self, storage: KVStorage, slots: list[int], starts: list[int], num_new: int) -> None:
-        self.storage = storage
+        self.place = Place(storage, torch.tensor(slots), torch.tensor(starts))
         self.num_columns = max(starts) + num_new
-        self.slots_B = torch.tensor(slots)  # on the CPU, as starts_B
-        self.starts_B = torch.tensor(starts)
         self._num_new = num_new
         consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
-        self._read = slice(slots[0], slots[0] + len(slots)) if consecutive else self.slots_B.to(storage.device)
+        self._read = slice(slots[0], slots[0] + len(slots)) if consecutive else self.place.slots_B.to(storage.device)
         self._places_BHT: Tensor | None = None  # of each token's vector among the slots x H x S of a part
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
         """As in KVWriter; returns a view if the slots are consecutive, otherwise a copy."""
-        part_BHSD = self.storage.part(index, states_BHTD)
+        part_BHSD = self.place.storage.part(index, states_BHTD)
         _, heads, _, size = states_BHTD.shape
         places_M = self._places()[:, :heads].flatten()
-        self.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
+        self.place.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
         return part_BHSD[self._read, :, : self.num_columns]
 
     def written(self) -> None:
@@ -100,10 +96,10 @@ class Scattering:
 
     def _places(self) -> Tensor:
         if self._places_BHT is None:
-            _, _, heads, columns, _ = self.storage.data_NBHSD.shape
-            heads_BH = self.slots_B[:, None] * heads + torch.arange(heads)
-            columns_BT = self.starts_B[:, None] + torch.arange(self._num_new)
-            self._places_BHT = (heads_BH[..., None] * columns + columns_BT[:, None]).to(self.storage.device)
+            _, _, heads, columns, _ = self.place.storage.data_NBHSD.shape
+            heads_BH = self.place.slots_B[:, None] * heads + torch.arange(heads)
+            columns_BT = self.place.starts_B[:, None] + torch.arange(self._num_new)
+            self._places_BHT = (heads_BH[..., None] * columns + columns_BT[:, None]).to(self.place.storage.device)
         return self._places_BHT
 
 

@@ -98,6 +98,7 @@ class ForwardLog:
         for number in dict.fromkeys(wanted):
             forward = self._forwards[number]
             call = _CallUnpickler(forward.kind, [self._restored(tensor) for tensor in forward.tensors]).load()
+            call.positions(), call.mask()  # a layout makes its tensors when they are first asked for
             calls[number] = forward.model.execution, call
         for execution, call in list(calls.values())[:_WARM_CALLS]:
             execution.run(call)

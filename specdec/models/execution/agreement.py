@@ -16,13 +16,15 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from specdec.models.execution.base import Call, Given
 from specdec.models.execution.fusable import windows_of
-from specdec.models.execution.fused import FusedExecution, Layer, Rotation, additive_masks, mask_levels
+from specdec.models.execution.fused import FusedExecution, Layer, OneLayer
+from specdec.models.kv import KVStorage
 
 PADS, STEPS = (5, 0), ((0, 8), (8, 12))
 """Columns of left padding per row, and the columns that each of two forwards feeds."""
@@ -43,32 +45,32 @@ class LayerRun:
     outputs_BSD: Tensor
 
 
-class _Columns:
-    """A KVWriter that keeps all columns."""
+class Checked(Protocol):
+    """An execution whose layers can be run one by one."""
 
-    def __init__(self) -> None:
-        self.num_columns = 0
-        self._parts: dict[int, Tensor] = {}
+    module: Any
 
-    def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        known = self._parts.get(index)
-        # Cloned: a compiled layer may return memory that its next call overwrites.
-        self._parts[index] = states_BHTD.clone() if known is None else torch.cat([known, states_BHTD], dim=2)
-        return self._parts[index]
+    def layer(self, number: int, call: Call) -> Tensor:
+        """One layer's outputs (B, T, D) for the embeddings in ``call``; its keys and values go to the call's writer."""
+
+    def norm(self, x_BTD: Tensor) -> Tensor:
+        """The last norm."""
+
+    def head(self, x_MD: Tensor) -> Tensor:
+        """Logits (M, V)."""
 
 
 @torch.inference_mode()
-def disagreement(execution: FusedExecution) -> str | None:
+def disagreement(execution: Checked) -> str | None:
     """Where the execution differs from `transformers`' own code by more than rounding; None if nowhere."""
     module = execution.module
     decoder, head, dtype = module.model, module.lm_head, module.dtype
     runs, hidden_BSD = _run(decoder, _embeddings(module))
     sample, bound = _sample(decoder, dtype), _unmeasured(dtype)
-    for number, layer in enumerate(execution.layers):
-        run = runs[number]
-        error, allowed = error_of(_fused(layer, execution.rotation, run.inputs_BSD), run), bound
+    for number, run in enumerate(runs):
+        error, allowed = error_of(_outputs(execution, number, run.inputs_BSD), run), bound
         if number in sample or not error <= bound:
-            reason, rounding = _in_finer_numbers(decoder, number, run)
+            reason, rounding = _in_finer_numbers(execution, number, run)
             if reason is not None:
                 return reason
             allowed = min(max(bound, ROUNDING_FACTOR * rounding), MAX_ERROR)
@@ -160,24 +162,28 @@ def _recorded(decoder: Any) -> Iterator[list[LayerRun]]:
             handle.remove()
 
 
-def _fused(layer: Layer, rotation: Rotation, inputs_BSD: Tensor) -> Tensor:
-    """The layer's outputs (B, S, D) in two forwards, the second over the keys and values of the first."""
+def _outputs(execution: Checked, number: int, inputs_BSD: Tensor) -> Tensor:
+    """A layer's outputs (B, S, D) in two forwards, the second over the keys and values of the first."""
     real_BS, positions_BS = _layout(inputs_BSD.device)
     columns_S = torch.arange(real_BS.shape[1], device=real_BS.device)
     mask_BSS = (columns_S <= columns_S[:, None]) & real_BS[:, None]
     mask_BSS |= columns_S == columns_S[:, None]
     # Hidden states of padding may be NaN by now, and a masked key would still give 0 x NaN.
     inputs_BSD = torch.where(real_BS[..., None], inputs_BSD, 0)
-    levels = mask_levels(inputs_BSD.dtype, inputs_BSD.device)
-    writer, outputs = _Columns(), []
+    storage, outputs = layer_storage(execution.module, number, len(PADS), inputs_BSD.dtype), []
     for start, stop in STEPS:
-        x_MD = inputs_BSD[:, start:stop].flatten(0, 1)
-        cos_sin = rotation(x_MD, positions_BS[:, start:stop], stop)
-        writer.num_columns = stop
-        masks = additive_masks([layer], mask_BSS[:, start:stop, :stop], levels)
-        y_MD = layer(x_MD, cos_sin, masks[layer.window], writer)
-        outputs.append(y_MD.clone().unflatten(0, (len(real_BS), stop - start)))
+        layout = Given(positions_BS[:, start:stop].contiguous(), mask_BSS[:, start:stop, :stop].contiguous())
+        call = Call(inputs_BSD[:, start:stop].contiguous(), layout, storage.append(stop - start), 0, "hidden")
+        outputs.append(execution.layer(number, call).clone())  # a compiled layer may reuse its memory
     return torch.cat(outputs, dim=1)
+
+
+def layer_storage(module: Any, number: int, num_rows: int, dtype: torch.dtype) -> KVStorage:
+    """An empty storage for the layers up to ``number``."""
+    attention = module.model.layers[number].self_attn
+    heads, parts = attention.k_proj.out_features // attention.head_dim, 2 * number + 2
+    data_NBHSD = torch.zeros(parts, num_rows, heads, 0, attention.head_dim, dtype=dtype, device=module.device)
+    return KVStorage(data_NBHSD, 0, ((heads, attention.head_dim),) * parts)
 
 
 def _layout(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -195,17 +201,19 @@ def _sample(decoder: Any, dtype: torch.dtype) -> set[int]:
     return numbers if largest * FINER.get(dtype, dtype).itemsize <= FINER_BYTES else set()
 
 
-def _in_finer_numbers(decoder: Any, number: int, run: LayerRun) -> tuple[str | None, float]:
+def _in_finer_numbers(execution: Checked, number: int, run: LayerRun) -> tuple[str | None, float]:
     """How a layer differs from the decoder's own in finer numbers, if it does; and the rounding of the decoder's own.
 
-    Rounding: the error of its output in the run's format, or the effect of float32 rounding of its inputs if larger.
+    Rounding: the error of its output in the run's format, or the effect of float32 rounding of its inputs if larger. An
+    execution that computes in one format only is not tried in finer numbers.
     """
-    dtype = FINER.get(run.inputs_BSD.dtype, torch.float64)
-    twin, module = copy.copy(decoder), copy.deepcopy(decoder.layers[number]).to(dtype)
+    decoder, dtype = execution.module.model, FINER.get(run.inputs_BSD.dtype, torch.float64)
+    twin = copy.copy(decoder)
     twin.config = copy.deepcopy(decoder.config)
     twin.config.num_hidden_layers = 1
     if getattr(twin.config, "layer_types", None):
         twin.config.layer_types = [twin.config.layer_types[number]]
+    module = copy.deepcopy(decoder.layers[number]).to(dtype)
     twin.__dict__["_modules"] = {**decoder._modules, "layers": torch.nn.ModuleList([module])}
     inputs_BSD = run.inputs_BSD.to(dtype)
     exact = _run(twin, inputs_BSD)[0][0]
@@ -213,8 +221,11 @@ def _in_finer_numbers(decoder: Any, number: int, run: LayerRun) -> tuple[str | N
     signs_BSD[..., ::2] = -1
     moved = _run(twin, inputs_BSD * (1 + _eps(torch.float32) * signs_BSD))[0][0]
     condition = error_of(moved.outputs_BSD, exact)
-    layer = Layer(module, 0, windows_of(decoder)[number], may_pack=False)
-    error = error_of(_fused(layer, Rotation(decoder.rotary_emb), inputs_BSD), exact)
+    rounding = max(condition, error_of(exact.outputs_BSD, run))
+    if not isinstance(execution, FusedExecution):
+        return None, rounding
+    finer = OneLayer(execution.module, Layer(module, 0, windows_of(decoder)[number], may_pack=False))
+    error = error_of(_outputs(finer, 0, inputs_BSD), exact)
     allowed = max(ROUNDING_FACTOR * condition, _unmeasured(dtype))
     reason = None if error <= min(allowed, MAX_ERROR) else _difference_message(f"layer {number}", error, allowed, dtype)
-    return reason, max(condition, error_of(exact.outputs_BSD, run))
+    return reason, rounding

@@ -18,12 +18,10 @@ OutputKind = Literal["logits", "hidden", "both"]
 class Layout(Protocol):
     """Positions of the new tokens, and which columns they see."""
 
-    @property
-    def positions_BT(self) -> Tensor:
+    def positions(self) -> Tensor:
         """(B, T) positions."""
 
-    @property
-    def mask_BTS(self) -> Tensor:
+    def mask(self) -> Tensor:
         """(B, T, S) bool: which of the writer's columns each query sees."""
 
 
@@ -33,6 +31,12 @@ class Given:
 
     positions_BT: Tensor
     mask_BTS: Tensor
+
+    def positions(self) -> Tensor:
+        return self.positions_BT
+
+    def mask(self) -> Tensor:
+        return self.mask_BTS
 
 
 class Chains:
@@ -48,17 +52,15 @@ class Chains:
 
     def _columns(self) -> Tensor:
         if self._columns_BT is None:
-            columns_BT = self._writer.starts_B[:, None] + torch.arange(self._num_new)
+            columns_BT = self._writer.place.starts_B[:, None] + torch.arange(self._num_new)
             self._columns_BT = columns_BT.to(self._device)
         return self._columns_BT
 
-    @property
-    def positions_BT(self) -> Tensor:
+    def positions(self) -> Tensor:
         # Only padding can be past the last position, where a model with learned positions has no embedding.
         return self._columns().clamp(max=self._last)
 
-    @property
-    def mask_BTS(self) -> Tensor:
+    def mask(self) -> Tensor:
         if self._mask_BTS is None:
             columns_S = torch.arange(self._writer.num_columns, device=self._device)
             self._mask_BTS = columns_S <= self._columns()[..., None]
@@ -76,15 +78,13 @@ class Call:
     output_kind: OutputKind
     counts_B: Tensor | None = None  # on the CPU: tokens of each row, those after them are padding; None: all T
 
-    @property
-    def positions_BT(self) -> Tensor:
-        """Of its layout."""
-        return self.layout.positions_BT
+    def positions(self) -> Tensor:
+        """(B, T) positions."""
+        return self.layout.positions()
 
-    @property
-    def mask_BTS(self) -> Tensor:
-        """Of its layout."""
-        return self.layout.mask_BTS
+    def mask(self) -> Tensor:
+        """(B, T, S) bool: which of the writer's columns each query sees."""
+        return self.layout.mask()
 
 
 class Execution(ABC):
@@ -92,7 +92,7 @@ class Execution(ABC):
 
     name: str
     prepare_s: float = 0.0  # preparation time, part of no measurement
-    note: str | None = None  # why execution=auto chose this one although a faster one knows the architecture
+    note: str | None = None  # why execution=auto chose this one although a faster one might know the architecture
 
     @abstractmethod
     def run(self, call: Call) -> Tensor:

@@ -64,8 +64,8 @@ class EagerExecution(Execution):
         options = {} if call.output_kind == "logits" else {"output_hidden_states": True}
         output = self._module(
             **{"inputs_embeds" if call.tokens_BT.is_floating_point() else "input_ids": call.tokens_BT},
-            position_ids=call.positions_BT,
-            attention_mask=self._architecture.masks(call.mask_BTS),
+            position_ids=call.positions(),
+            attention_mask=self._architecture.masks(call.mask()),
             **self._cache,
             use_cache=True,
             logits_to_keep=1 if call.output_kind == "hidden" else call.num_logits,

@@ -161,14 +161,21 @@ class FusedExecution(Execution):
         return [(w.data_ptr(), w._version if self._copied and not w.is_inference() else 0) for w in weights]
 
     def run(self, call: Call) -> Tensor:
-        embedded = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
-        B, T, D = embedded.shape
-        x_MD = embedded.view(B * T, D)
-        rotation = self.rotation(x_MD, call.positions_BT, call.writer.num_columns)
-        masks = additive_masks(self.layers, call.mask_BTS, self._levels)
-        for layer in self.layers:
+        embedded_BTD = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
+        return self._output(self.run_layers(embedded_BTD, call, self.layers), call)
+
+    def run_layers(self, x_BTD: Tensor, call: Call, layers: list[Layer]) -> Tensor:
+        """The hidden states after some layers, which store their keys and values."""
+        x_MD = x_BTD.flatten(0, 1)
+        rotation = self.rotation(x_MD, call.positions(), call.writer.num_columns)
+        masks = additive_masks(layers, call.mask(), self._levels)
+        for layer in layers:
             x_MD = layer(x_MD, rotation, masks[layer.window], call.writer)
-        return self._output(x_MD.view(B, T, D), call)
+        return x_MD.view(x_BTD.shape)
+
+    def layer(self, number: int, call: Call) -> Tensor:
+        """One layer's outputs (B, T, D) for the embeddings in a call; for `specdec.models.execution.agreement`."""
+        return self.run_layers(call.tokens_BT, call, [self.layers[number]])
 
     def _output(self, x_BTD: Tensor, call: Call) -> Tensor:
         hidden_BTD = self.norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
@@ -176,6 +183,15 @@ class FusedExecution(Execution):
             return hidden_BTD
         logits_BTV = self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
         return logits_BTV if call.output_kind == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
+
+
+class OneLayer(FusedExecution):
+    """A single layer, prepared by itself."""
+
+    def __init__(self, module: Any, layer: Layer) -> None:
+        self.module, self.layers = module, [layer]
+        self.rotation = Rotation(module.model.rotary_emb)
+        self._levels = mask_levels(layer.qkv.weight_OI.dtype, module.device)
 
 
 def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
+from specdec.errors import ContractError
 from specdec.models.execution.base import Call, Chains, Execution
 from specdec.models.execution.fusable import can_fuse, windows_of
 from specdec.models.execution.fused import Rotation
@@ -37,15 +39,21 @@ def no_native(module: Any) -> str | None:
     """Why a model cannot be run natively; None if it can."""
     if module.device.type != "cpu" or module.dtype != torch.float32:
         return f"it computes in float32 on a CPU, not in {str(module.dtype).removeprefix('torch.')} on {module.device}"
-    reason = can_fuse(module)
-    if reason is None and module.config.hidden_act != "silu":
-        reason = f"it knows the activation silu, not {module.config.hidden_act}"
+    reason = can_fuse(module) or _another_activation(module)
     if reason is not None:
         return reason
     try:
         library()
     except NotBuiltError as error:
         return str(error)
+    return None
+
+
+def _another_activation(module: Any) -> str | None:
+    for number, layer in enumerate(module.model.layers):
+        kind = type(layer.mlp.act_fn)
+        if kind not in (nn.SiLU, SiLUActivation):
+            return f"it knows the activation SiLU, and that of layer {number} is {kind.__name__}"
     return None
 
 
@@ -71,9 +79,6 @@ class NativeExecution(Execution):
             head_size=attention.head_dim,
             intermediate=layers[0].mlp.gate_proj.out_features,
             num_layers=len(structs),
-            eps=layers[0].input_layernorm.variance_epsilon,
-            eps_head=getattr(getattr(attention, "q_norm", None), "variance_epsilon", 0.0),
-            scale=attention.scaling,
             layers=(LayerStruct * len(structs))(*structs),
         )
         self.prepare_s = time.perf_counter() - start
@@ -91,7 +96,9 @@ class NativeExecution(Execution):
             self._pack(mlp.down_proj),
         )
         weights = [None if norm is None else norm.weight.data_ptr() for norm in norms]
-        return LayerStruct(*(matrix.handle for matrix in matrices), *weights, window or 0)
+        epsilons = [0.0 if norm is None else norm.variance_epsilon for norm in norms]
+        handles = [matrix.handle for matrix in matrices]
+        return LayerStruct(*handles, *weights, *epsilons, attention.scaling, window or 0)
 
     def _pack(self, *parts: Any) -> PackedMatrix:
         pairs = [(part.weight, part.bias) for part in parts]
@@ -126,27 +133,45 @@ class NativeExecution(Execution):
         real_M = None if call.counts_B is None else (torch.arange(T) < call.counts_B[:, None]).flatten()
         x_MD = embedded.reshape(B * T, D)
         x_MD = x_MD.clone() if real_M is None else x_MD[real_M]
-        self.layers(x_MD, call, 0, self._model.num_layers)
+        self._run_layers(x_MD, call, 0, self._model.num_layers)
         return self._output(x_MD, call, real_M, B, T)
 
-    def layers(self, x_MD: Tensor, call: Call, first: int, last: int) -> None:
+    def layer(self, number: int, call: Call) -> Tensor:
+        """One layer's outputs (B, T, D) for the embeddings in a call; for `specdec.models.execution.agreement`."""
+        x_MD = call.tokens_BT.flatten(0, 1).clone()
+        self._run_layers(x_MD, call, number, number + 1)
+        return x_MD.view(call.tokens_BT.shape)
+
+    def norm(self, x_BTD: Tensor) -> Tensor:
+        """The last norm."""
+        normed_MD = rms_norm(x_BTD.flatten(0, -2).contiguous(), self._norm.weight, self._norm.variance_epsilon)
+        return normed_MD.view(x_BTD.shape)
+
+    def head(self, x_MD: Tensor) -> Tensor:
+        """Logits (M, V)."""
+        return self._head(x_MD, torch.get_num_threads())
+
+    def _run_layers(self, x_MD: Tensor, call: Call, first: int, last: int) -> None:
         """Layers ``first`` to ``last`` - 1 over the hidden states of the real tokens, in place."""
         writer, chains = call.writer, isinstance(call.layout, Chains)
         B, T = call.tokens_BT.shape[:2]
-        mask_BTS = None if chains else call.mask_BTS.contiguous()
-        positions_BT = None if chains and self.rotation.fixed else call.positions_BT.contiguous()
+        mask_BTS = None if chains else call.mask().contiguous()
+        positions_BT = None if chains and self.rotation.fixed else call.positions().contiguous()
         cosines, sines = self.rotation.table(x_MD, writer.num_columns, positions_BT)
         if not self.rotation.fixed:  # a table of this call's own positions
             positions_BT = torch.arange(B * T)
+        if mask_BTS is not None and mask_BTS.shape != (B, T, writer.num_columns):
+            raise ContractError(f"native execution: a mask {tuple(mask_BTS.shape)} for {(B, T, writer.num_columns)}")
         counts_B = torch.full((B,), T) if call.counts_B is None else call.counts_B
-        slots_B, starts_B, data_NBHSD = writer.slots_B, writer.starts_B, writer.storage.data_NBHSD
+        place = writer.place
+        data_NBHSD = place.storage.data_NBHSD
         batch = BatchStruct(
             rows=B,
             width=T,
             columns=writer.num_columns,
             counts=counts_B.data_ptr(),
-            slots=slots_B.data_ptr(),
-            starts=starts_B.data_ptr(),
+            slots=place.slots_B.data_ptr(),
+            starts=place.starts_B.data_ptr(),
             positions=None if positions_BT is None else positions_BT.data_ptr(),
             mask=None if mask_BTS is None else mask_BTS.data_ptr(),
             cache=data_NBHSD.data_ptr(),
@@ -166,8 +191,8 @@ class NativeExecution(Execution):
         wanted_M.view(B, T)[:, : T - count] = False
         if count < T:
             x_MD = x_MD[wanted_M if real_M is None else wanted_M[real_M]]
-        hidden_MD = rms_norm(x_MD.contiguous(), self._norm.weight, self._norm.variance_epsilon)
-        parts = [] if call.output_kind == "hidden" else [self._head(hidden_MD, torch.get_num_threads())]
+        hidden_MD = self.norm(x_MD)
+        parts = [] if call.output_kind == "hidden" else [self.head(hidden_MD)]
         parts += [] if call.output_kind == "logits" else [hidden_MD]
         out_MX = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         if len(out_MX) < B * count:

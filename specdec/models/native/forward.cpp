@@ -16,12 +16,12 @@ static int omp_get_thread_num() { return 0; }
 struct Layer {
   const Matrix *qkv, *out, *gate_up, *down;
   const float *norm_in, *norm_mlp, *norm_q, *norm_k;  // the last two may be null
-  int64_t window;                                     // 0: none
+  float eps_in, eps_mlp, eps_q, eps_k, scale;
+  int64_t window;  // 0: none
 };
 
 struct Model {
   int64_t hidden, heads, key_heads, head_size, intermediate, num_layers;
-  float eps, eps_head, scale;
   const Layer *layers;
 };
 
@@ -194,8 +194,8 @@ class Forward {
   // Queries, keys and values of `count` tokens from m on: rotated, the latter two stored.
   void project(long l, const float *x, long m, long count, int thread) {
     const Layer &layer = model.layers[l];
-    const long D = model.hidden, E = model.head_size;
-    norm_rows(x, layer.norm_in, count, thread);
+    const long E = model.head_size;
+    norm_rows(x, layer.norm_in, layer.eps_in, count, thread);
     product(*layer.qkv, normed, normed_stride, joined, joined_stride, count, layer.qkv->outputs, false, thread, threads);
 #pragma omp barrier
     for (long i = thread; i < count; i += threads) {
@@ -203,19 +203,18 @@ class Forward {
       const float *cosines = batch.cosines + token.position * E, *sines = batch.sines + token.position * E;
       float *own = joined + i * joined_stride, *keys = own + layer.qkv->starts[1], *values = own + layer.qkv->starts[2];
       for (long h = 0; h < model.heads; h++) {
-        if (layer.norm_q) rms_norm(own + h * E, layer.norm_q, E, model.eps_head, own + h * E);
+        if (layer.norm_q) rms_norm(own + h * E, layer.norm_q, E, layer.eps_q, own + h * E);
         rotate(own + h * E, E, cosines, sines);
       }
       std::memcpy(q + (m + i) * q_stride, own, 4 * model.heads * E);
       for (long j = 0; j < model.key_heads; j++) {
-        if (layer.norm_k) rms_norm(keys + j * E, layer.norm_k, E, model.eps_head, keys + j * E);
+        if (layer.norm_k) rms_norm(keys + j * E, layer.norm_k, E, layer.eps_k, keys + j * E);
         rotate(keys + j * E, E, cosines, sines);
         std::memcpy(cached(2 * l, token.row, j) + token.column * E, keys + j * E, 4 * E);
         std::memcpy(cached(2 * l + 1, token.row, j) + token.column * E, values + j * E, 4 * E);
       }
     }
 #pragma omp barrier
-    (void)D;
   }
 
   void attend_item(long l, const Item &item, float *work) {
@@ -227,7 +226,7 @@ class Forward {
     }
     const long row = tokens[item.token].row;
     const Queries queries{q + item.token * q_stride + item.key_head * group * E, q_stride, seen, item.count, group};
-    attend(queries, E, cached(2 * l, row, item.key_head), cached(2 * l + 1, row, item.key_head), model.scale, work, work_stride);
+    attend(queries, E, cached(2 * l, row, item.key_head), cached(2 * l + 1, row, item.key_head), model.layers[l].scale, work, work_stride);
   }
 
   // Output projection and gated MLP of `count` tokens from m on, added to their hidden states.
@@ -236,7 +235,7 @@ class Forward {
     const long D = model.hidden, up = layer.gate_up->starts[1];
     product(*layer.out, q + m * q_stride, q_stride, x, D, count, D, true, thread, threads);
 #pragma omp barrier
-    norm_rows(x, layer.norm_mlp, count, thread);
+    norm_rows(x, layer.norm_mlp, layer.eps_mlp, count, thread);
     product(*layer.gate_up, normed, normed_stride, gates, gates_stride, count, layer.gate_up->outputs, false, thread, threads);
 #pragma omp barrier
     for (long i = thread; i < count; i += threads)
@@ -246,9 +245,9 @@ class Forward {
 #pragma omp barrier
   }
 
-  void norm_rows(const float *x, const float *weight, long count, int thread) {
+  void norm_rows(const float *x, const float *weight, float eps, long count, int thread) {
     for (long i = thread; i < count; i += threads)
-      rms_norm(x + i * model.hidden, weight, model.hidden, model.eps, normed + i * normed_stride);
+      rms_norm(x + i * model.hidden, weight, model.hidden, eps, normed + i * normed_stride);
 #pragma omp barrier
   }
 

@@ -27,6 +27,7 @@ class LayerStruct(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("qkv", "out", "gate_up", "down")),
         *((name, c_void_p) for name in ("norm_in", "norm_mlp", "norm_q", "norm_k")),
+        *((name, c_float) for name in ("eps_in", "eps_mlp", "eps_q", "eps_k", "scale")),
         ("window", c_int64),
     )
 
@@ -36,7 +37,6 @@ class ModelStruct(Structure):
 
     _fields_ = (
         *((n, c_int64) for n in ("hidden", "heads", "key_heads", "head_size", "intermediate", "num_layers")),
-        *((name, c_float) for name in ("eps", "eps_head", "scale")),
         ("layers", POINTER(LayerStruct)),
     )
 
@@ -94,7 +94,7 @@ class PackedMatrix:
     def __init__(self, *parts: tuple[Tensor, Tensor | None]) -> None:
         inputs = parts[0][0].shape[1]
         kept = [(_plain(weight), None if bias is None else _plain(bias)) for weight, bias in parts]
-        rows = [(w.data_ptr(), None if b is None else b.data_ptr(), len(w)) for w, b in kept]
+        rows = [_Part(w.data_ptr(), None if b is None else b.data_ptr(), len(w)) for w, b in kept]
         self.outputs = sum(len(weight) for weight, _ in kept)
         self.handle: int | None = library().specdec_pack((_Part * len(rows))(*rows), len(rows), inputs)
         check(self.handle is None)
@@ -130,17 +130,13 @@ def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return y_MD
 
 
-def run_layers(
-    model: ModelStruct, batch: BatchStruct, x_MD: Tensor, first: int, last: int, threads: int
-) -> None:
+def run_layers(model: ModelStruct, batch: BatchStruct, x_MD: Tensor, first: int, last: int, threads: int) -> None:
     """Layers ``first`` to ``last`` - 1 over the hidden states of all rows' tokens, in place.
 
     Raises:
         ContractError: an index was out of range.
     """
-    check(
-        library().specdec_layers(byref(model), byref(batch), x_MD.data_ptr(), len(x_MD), first, last, threads)
-    )
+    check(library().specdec_layers(byref(model), byref(batch), x_MD.data_ptr(), len(x_MD), first, last, threads))
 
 
 def _plain(tensor: Tensor) -> Tensor:
