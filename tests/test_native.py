@@ -212,7 +212,8 @@ def test_weights_are_kept_in_the_format_that_they_came_in_and_give_the_same_bits
     assert packed.format == kind
     # The same rows beside one that fits no format but float32.
     wide = PackedMatrix((torch.cat([weight, torch.full((1, 640), 1 / 3)]), None))
-    assert wide.format == "float32" and wide.num_bytes > 1.8 * packed.num_bytes
+    assert wide.format == "float32"
+    assert wide.num_bytes > 1.8 * packed.num_bytes
     x_MI = torch.randn(num_rows, 640, generator=torch.Generator().manual_seed(1))
     assert torch.equal(packed(x_MI, 1), wide(x_MI, 1)[:, :70])
     exact = x_MI.double() @ weight.double().T

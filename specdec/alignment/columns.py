@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import attention_mask, causal, padded
+from specdec.alignment.layout import attention_mask, causal, padded, real_tokens
 from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
@@ -49,7 +49,8 @@ class ColumnBatch:
             mask_BTS = causal(width, self.model.device).expand(len(rows), -1, -1)
             positions_BT = torch.arange(width, device=self.model.device).expand(len(rows), -1)
             tokens_BT = padded(contents, self.model.device)
-            self.model.forward(tokens_BT, positions_BT, mask_BTS, self.kv.append(width), num_logits=1)
+            real_BT = real_tokens([len(content) for content in contents], width, self.model.device)
+            self.model.forward(tokens_BT, positions_BT, mask_BTS, self.kv.append(width), 1, real_BT)
         for row, content in zip(rows, contents, strict=True):
             self.columns[row], self.padding[row] = list(range(len(content))), width - len(content)
             self.contents[row].length = len(content)

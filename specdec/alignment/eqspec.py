@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import attention_mask, causal, consecutive, padded
+from specdec.alignment.layout import attention_mask, causal, consecutive, padded, real_tokens
 from specdec.core.clock import Clock
 from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
@@ -79,7 +79,7 @@ class EqspecAlignment(Alignment):
             mask_BTS = causal(width, self.model.device) & real_BS[:, None]
             mask_BTS |= torch.eye(width, dtype=torch.bool, device=self.model.device)
             assert self._storage is not None
-            self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage.append(width), num_logits=1)
+            self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage.append(width), 1, real_BS)
         for row, content in zip(rows, contents, strict=True):
             self._pads[row] = width - len(content)
             self._contents[row].length = len(content)
@@ -120,7 +120,8 @@ class EqspecAlignment(Alignment):
             num_new=num_new,
         )
         positions_BT = padded(positions, self.model.device, num_new)
-        return self.model.forward(tokens_BT, positions_BT, mask_BTS, self._storage.append(num_new))
+        writer, real_BT = self._storage.append(num_new), real_tokens(counts, num_new, self.model.device)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, real_BT=real_BT)
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
         """Drop rejected tokens and right-align the batch again."""

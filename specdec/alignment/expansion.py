@@ -69,7 +69,8 @@ class ExpansionAlignment(Alignment):
         if any(contents):
             slots = [self._home.slot[row] for row in rows]
             tokens_BT = padded(contents, self.model.device)
-            feed_chains(self.model, self._home.kv, slots, [0] * len(rows), tokens_BT, num_logits=1)
+            counts = [len(content) for content in contents]
+            feed_chains(self.model, self._home.kv, slots, [0] * len(rows), tokens_BT, counts, num_logits=1)
         for row, content in zip(rows, contents, strict=True):
             self._contents[row].length = len(content)
 
@@ -107,6 +108,7 @@ class ExpansionAlignment(Alignment):
             list(range(len(branches))),
             [branch.base.length for branch in branches],
             tokens_BT[rows_C[:, None], paths_CT],
+            [len(branch.path) for branch in branches],
         )
         for c, branch in enumerate(branches):
             self._copies[rows[branch.b]][branch.node] = _Copy(kv, c, branch.base.length + len(branch.path))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import attention_mask, consecutive, padded
+from specdec.alignment.layout import attention_mask, consecutive, padded, real_tokens
 from specdec.alignment.slots import SlotStorage, feed_chains, idle_are_cheap
 from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM
@@ -123,7 +123,8 @@ class InplaceAlignment(Alignment):
         )
         positions_BT = padded(positions, self.model.device, num_new)
         writer = self._slots.kv.scatter(self._slot_of(rows), starts, num_new)
-        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, counts=counts)
+        real_BT = real_tokens(counts, num_new, self.model.device)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, real_BT=real_BT)
 
     def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor, counts: list[int]) -> Tensor:
         """Feed chains, with padding tokens for each idle slot between the rows' if that is cheaper than a copy.
@@ -139,14 +140,18 @@ class InplaceAlignment(Alignment):
         places_B = torch.tensor(slots, device=self.model.device) - span[0]
         span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])  # (B, T, D) where embeddings are fed
         span_BT[places_B] = tokens_BT
+        span_counts = [0] * len(span)
+        for slot, count in zip(slots, counts, strict=True):
+            span_counts[slot - span[0]] = count
         longest = max(starts) + num_new
-        return feed_chains(self.model, self._slots.kv, span, span_starts, span_BT, num_positions=longest)[places_B]
+        logits = feed_chains(self.model, self._slots.kv, span, span_starts, span_BT, span_counts, num_positions=longest)
+        return logits[places_B]
 
     def _span_starts(self, slots: list[int], starts: list[int], num_new: int) -> list[int] | None:
         """Cursors of all slots from the first fed one to the last; None if idle slots are better left out."""
         span = range(slots[0], slots[-1] + 1)
         num_idle = len(span) - len(slots)
-        if not num_idle:
+        if not num_idle or self.model.execution.ragged:
             return None
         start_of = {self._slots.slot[row]: c.length + len(c.parents) for row, c in self._contents.items()}
         start_of.update(zip(slots, starts, strict=True))

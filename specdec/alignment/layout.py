@@ -22,6 +22,11 @@ def consecutive(starts: list[int], lengths: list[int], num_columns: int, device:
     return (columns_S >= starts_B1) & (columns_S < starts_B1 + lengths_B1)
 
 
+def real_tokens(counts: list[int], width: int, device: torch.device) -> Tensor | None:
+    """(B, T) bool: each row's first ``counts[b]`` tokens; None if no row has fewer than ``width``."""
+    return None if min(counts) == width else consecutive([0] * len(counts), counts, width, device)
+
+
 def causal(num_columns: int, device: torch.device) -> Tensor:
     """(S, S) bool: every column sees itself and those before it."""
     return torch.ones(num_columns, num_columns, dtype=torch.bool, device=device).tril()

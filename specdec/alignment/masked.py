@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.columns import ColumnBatch
 from specdec.alignment.content import Contents
-from specdec.alignment.layout import padded
+from specdec.alignment.layout import padded, real_tokens
 from specdec.core.clock import Clock
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
@@ -58,7 +58,8 @@ class MaskedAlignment(Alignment):
         positions = [self._positions(row, numbers) for row, numbers in zip(rows, fed, strict=True)]
         mask_BTS = self._batch.place(rows, counts, num_new)
         positions_BT = padded(positions, self.model.device, num_new)
-        return self.model.forward(tokens_BT, positions_BT, mask_BTS, self._batch.kv.append(num_new))
+        writer, real_BT = self._batch.kv.append(num_new), real_tokens(counts, num_new, self.model.device)
+        return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, real_BT=real_BT)
 
     def commit(self, rows: list[int], kept: list[Kept]) -> None:
         """Turn what is not kept into holes; compact the batch when there are too many."""

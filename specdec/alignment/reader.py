@@ -67,7 +67,10 @@ class Reader:
             self._admitted.update(row.index for row, _ in new)
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
-        return groups_of_length(lengths, FORWARD_TOKENS.get(self.alignment.model.device.type, 0))
+        model = self.alignment.model
+        if model.execution.ragged:  # padding costs nothing
+            return [list(range(len(lengths)))] if lengths else []
+        return groups_of_length(lengths, FORWARD_TOKENS.get(model.device.type, 0))
 
     def probe(self, rows: list[Sequence], ids: tuple[int, ...], probes_MD: Tensor | None) -> None:
         """Feed probes after what the rows' caches hold, to get their hidden states, and drop them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specdec.alignment.layout import real_tokens
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
 
@@ -77,7 +78,7 @@ def feed_chains(
     slots: list[int],
     starts: list[int],
     tokens_BT: Tensor,
-    counts: list[int] | None = None,
+    counts: list[int],
     num_logits: int = 0,
     num_positions: int | None = None,
 ) -> Tensor:
@@ -87,7 +88,11 @@ def feed_chains(
 
     Args:
         slots: each row's slot in the storage. starts: column of each row's first token, after the row's content.
-        tokens_BT: (B, T) ids. counts, num_logits, num_positions: as in CausalLM.forward_chains.
+        tokens_BT: (B, T) ids; the first ``counts[b]`` of each row are fed, the others are padding.
+        num_logits, num_positions: as in CausalLM.forward_chains.
     """
-    writer = kv.scatter(slots, starts, tokens_BT.shape[1])
-    return model.forward_chains(tokens_BT, writer, num_logits, counts, num_positions)
+    writer, real_BT = (
+        kv.scatter(slots, starts, tokens_BT.shape[1]),
+        real_tokens(counts, tokens_BT.shape[1], model.device),
+    )
+    return model.forward_chains(tokens_BT, writer, num_logits, real_BT, num_positions)

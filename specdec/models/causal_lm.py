@@ -61,7 +61,7 @@ class CausalLM:
         mask_BTS: Tensor,
         writer: KVWriter,
         num_logits: int = 0,
-        counts: list[int] | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
         """Run the model on new tokens.
 
@@ -70,7 +70,7 @@ class CausalLM:
             mask_BTS: (B, T, S) bool: which of the writer's S columns each query sees.
             writer: where the new keys and values go.
             num_logits: how many of the last positions need logits; 0 means all.
-            counts: tokens of each row; those after them are padding, and what is returned for it is not defined.
+            real_BT: (B, T) bool: the other tokens are padding, and what is returned for them is not defined.
 
         Returns:
             Logits (B, T or num_logits, V), or the output kind set by ``call_options``.
@@ -78,14 +78,14 @@ class CausalLM:
         Raises:
             PairError: the writer holds more columns than the model is exact for (``max_columns``).
         """
-        return self._run(tokens_BT, Given(positions_BT, mask_BTS), writer, num_logits, counts)
+        return self._run(tokens_BT, Given(positions_BT, mask_BTS), writer, num_logits, real_BT)
 
     def forward_chains(
         self,
         tokens_BT: Tensor,
         writer: KVWriter,
         num_logits: int = 0,
-        counts: list[int] | None = None,
+        real_BT: Tensor | None = None,
         num_positions: int | None = None,
     ) -> Tensor:
         """``forward`` of rows whose columns are positions: a token sees all columns up to the one it is written to.
@@ -95,11 +95,11 @@ class CausalLM:
         """
         last = min(self.context_length, num_positions or self.context_length) - 1
         layout = Chains(writer, tokens_BT.shape[1], last, self.device)
-        return self._run(tokens_BT, layout, writer, num_logits, counts)
+        return self._run(tokens_BT, layout, writer, num_logits, real_BT)
 
     @torch.inference_mode()
     def _run(
-        self, tokens_BT: Tensor, layout: Layout, writer: KVWriter, num_logits: int, counts: list[int] | None
+        self, tokens_BT: Tensor, layout: Layout, writer: KVWriter, num_logits: int, real_BT: Tensor | None
     ) -> Tensor:
         if self.max_columns is not None and writer.num_columns > self.max_columns:
             raise PairError(
@@ -107,8 +107,7 @@ class CausalLM:
                 f"{writer.num_columns} are needed: choose a smaller max_new_tokens, gamma, or alignment=inplace"
             )
         inputs = tokens_BT if self._probes_MD is None else self._embedded(tokens_BT, self._probes_MD)
-        ragged = counts is not None and min(counts) < tokens_BT.shape[1]
-        call = Call(inputs, layout, writer, num_logits, self.output_kind, torch.tensor(counts) if ragged else None)
+        call = Call(inputs, layout, writer, num_logits, self.output_kind, real_BT)
         for observe in self.observers:
             call = observe(self, call)
         return self.execution.run(call)

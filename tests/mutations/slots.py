@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from mutations.planting import Intercepting, Patch, planted, wrapped
-from specdec.alignment import expansion, inplace
+from mutations.planting import Patch, planted, wrapped
+from specdec.alignment import expansion
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.slots import SlotStorage
+from specdec.models.execution.base import Chains
 from specdec.models.kv import KVStorage
 
 INPLACE, EXPANSION = "alignment=inplace", "alignment=expansion"
@@ -25,8 +26,8 @@ def is_prefix(kept) -> bool:
 @planted(INPLACE, "write cursor one column late", "position")
 def cursor_late(patch: Patch):
     class Late(InplaceAlignment):
-        def _feed_chains(self, rows, starts, tokens_BT):
-            return super()._feed_chains(rows, [start + 1 for start in starts], tokens_BT)
+        def _feed_chains(self, rows, starts, tokens_BT, counts):
+            return super()._feed_chains(rows, [start + 1 for start in starts], tokens_BT, counts)
 
     return Late
 
@@ -101,15 +102,8 @@ def newcomers_share_a_slot(patch: Patch):
 
 @planted(INPLACE, "a query sees the column after its own", "visibility")
 def query_sees_one_more(patch: Patch):
-    def look_ahead(model, tokens_BT, positions_BT, mask_BTS, *rest):
-        return model.forward(tokens_BT, positions_BT, mask_BTS | mask_BTS.roll(1, -1), *rest)
-
-    wrapped(
-        patch,
-        inplace,
-        "feed_chains",
-        lambda original, model, *rest, **more: original(Intercepting(model, look_ahead), *rest, **more),
-    )
+    mask = Chains.mask
+    patch.setattr(Chains, "mask", lambda layout: mask(layout) | mask(layout).roll(1, -1))
 
 
 @planted(INPLACE, "what idle slots are fed goes to their first column", "content", GROWTH)

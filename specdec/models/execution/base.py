@@ -76,7 +76,7 @@ class Call:
     writer: KVWriter
     num_logits: int  # of the last positions; 0 means all
     output_kind: OutputKind
-    counts_B: Tensor | None = None  # on the CPU: tokens of each row, those after them are padding; None: all T
+    real_BT: Tensor | None = None  # bool; the other tokens are padding. None: all are real
 
     def positions(self) -> Tensor:
         """(B, T) positions."""
@@ -92,6 +92,7 @@ class Execution(ABC):
 
     name: str
     prepare_s: float = 0.0  # preparation time, part of no measurement
+    ragged = False  # whether it reads rows in any slots without a copy, and computes no padding
     note: str | None = None  # why execution=auto chose this one although a faster one might know the architecture
 
     @abstractmethod

@@ -61,6 +61,7 @@ class NativeExecution(Execution):
     """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
 
     name = "native"
+    ragged = True
 
     def __init__(self, module: Any) -> None:
         start = time.perf_counter()
@@ -130,7 +131,7 @@ class NativeExecution(Execution):
         tokens = call.tokens_BT
         embedded = tokens if tokens.is_floating_point() else self._embed(tokens)
         B, T, D = embedded.shape
-        real_M = None if call.counts_B is None else (torch.arange(T) < call.counts_B[:, None]).flatten()
+        real_M = None if call.real_BT is None else call.real_BT.flatten()
         x_MD = embedded.reshape(B * T, D)
         x_MD = x_MD.clone() if real_M is None else x_MD[real_M]
         self._run_layers(x_MD, call, 0, self._model.num_layers)
@@ -162,14 +163,14 @@ class NativeExecution(Execution):
             positions_BT = torch.arange(B * T)
         if mask_BTS is not None and mask_BTS.shape != (B, T, writer.num_columns):
             raise ContractError(f"native execution: a mask {tuple(mask_BTS.shape)} for {(B, T, writer.num_columns)}")
-        counts_B = torch.full((B,), T) if call.counts_B is None else call.counts_B
+        real_BT = None if call.real_BT is None else call.real_BT.contiguous()
         place = writer.place
         data_NBHSD = place.storage.data_NBHSD
         batch = BatchStruct(
             rows=B,
             width=T,
             columns=writer.num_columns,
-            counts=counts_B.data_ptr(),
+            real=None if real_BT is None else real_BT.data_ptr(),
             slots=place.slots_B.data_ptr(),
             starts=place.starts_B.data_ptr(),
             positions=None if positions_BT is None else positions_BT.data_ptr(),

@@ -25,9 +25,10 @@ struct Model {
   const Layer *layers;
 };
 
-struct Batch {  // rows b = 0 .. rows - 1, each with counts[b] of `width` tokens
-  int64_t rows, width, columns;           // columns: the queries read these of the storage
-  const int64_t *counts, *slots, *starts;  // a row's token t is stored in column starts[b] + t of its slot
+struct Batch {
+  int64_t rows, width, columns;    // width: tokens of a row; columns: the queries read these of the storage
+  const uint8_t *real;             // (rows, width): the others are padding; null: all are real
+  const int64_t *slots, *starts;   // a row's token t is stored in column starts[b] + t of its slot
   const int64_t *positions;               // (rows, width), or null: the token's column
   const uint8_t *mask;                    // (rows, width, columns), or null: a token sees all columns up to its own
   float *cache;                           // (2 x layers, slots, key heads, capacity, head size)
@@ -100,11 +101,10 @@ class Forward {
   int plan() {
     const Batch &b = batch;
     for (long row = 0; row < b.rows; row++) {
-      const long start = b.starts[row], count = b.counts[row], slot = b.slots[row];
-      if (count < 0 || count > b.width) return refuse("row %ld feeds %ld of %ld tokens", row, count, (long)b.width);
+      const long start = b.starts[row], slot = b.slots[row];
       if (slot < 0 || slot >= b.num_slots) return refuse("row %ld is in slot %ld of %ld", row, slot, (long)b.num_slots);
-      if (start < 0 || start + count > b.columns || b.columns > b.capacity)
-        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + count, (long)b.columns);
+      if (start < 0 || start + b.width > b.columns || b.columns > b.capacity)
+        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width, (long)b.columns);
     }
     if (!b.mask) {
       columns.resize(b.columns);
@@ -112,12 +112,14 @@ class Forward {
     }
     std::vector<size_t> offsets;
     for (long row = 0; row < b.rows; row++)
-      for (long t = 0; t < b.counts[row]; t++) {
+      for (long t = 0; t < b.width; t++) {
+        if (b.real && !b.real[row * b.width + t]) continue;
         const long column = b.starts[row] + t, position = b.positions ? b.positions[row * b.width + t] : column;
         if (position < 0 || position >= b.num_positions)
           return refuse("position %ld is not below %ld", position, (long)b.num_positions);
+        const bool follows = !tokens.empty() && tokens.back().row == row;
         tokens.push_back({row, column, position, {nullptr, column + 1}});
-        offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, t ? offsets.back() : columns.size()) : 0);
+        offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, follows ? offsets.back() : columns.size()) : 0);
       }
     for (size_t m = 0; m < tokens.size(); m++) {
       tokens[m].seen.columns = columns.data() + offsets[m];
@@ -170,7 +172,7 @@ class Forward {
       if (mask[s]) seen.push_back(s);
     count = seen.size();
     const size_t known = columns.size() - before;
-    if (t && known <= seen.size() && std::equal(columns.begin() + before, columns.end(), seen.begin())) {
+    if (known && known <= seen.size() && std::equal(columns.begin() + before, columns.end(), seen.begin())) {
       columns.insert(columns.end(), seen.begin() + known, seen.end());
       return before;
     }

@@ -46,7 +46,7 @@ class BatchStruct(Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("rows", "width", "columns")),
-        *((name, c_void_p) for name in ("counts", "slots", "starts", "positions", "mask", "cache")),
+        *((name, c_void_p) for name in ("real", "slots", "starts", "positions", "mask", "cache")),
         *((name, c_int64) for name in ("num_slots", "capacity")),
         *((name, c_void_p) for name in ("cosines", "sines")),
         ("num_positions", c_int64),
