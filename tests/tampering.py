@@ -17,6 +17,8 @@ from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 
+FAST = ("fused", "native")
+"""What `auto` may choose in float32: native needs a compiler."""
 KV_SHAPES = ((2, 8),) * 6  # of small_llama, for those that cannot be asked by a forward
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import small_llama
 from tampering import (
+    FAST,
     IDS,
     aligned_logits,
     own_logits,
@@ -33,7 +34,7 @@ def test_transformers_own_hooks_do_not_stand_in_the_way():
     model = CausalLM(small_llama(3, torch.float32))
     with model.call_options("hidden"):
         aligned_logits(model, IDS)
-    assert model.execute("auto").name == "fused"
+    assert model.execute("auto").name in FAST
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -143,9 +144,9 @@ def test_heads_are_no_copies_of_a_head_that_is_more_than_its_matrix(drafter, nam
 
 
 def test_an_eagle_layer_over_an_adapted_head_is_not_fused():
-    for name, execution in (("adapter on the head", "eager"), ("wrapped attention", "fused")):
+    for name, is_fast in (("adapter on the head", False), ("wrapped attention", True)):
         model = create("drafter", "eagle", context_of(tampered(name)), untrained=True)._model
-        assert model.execute("auto").name == execution
+        assert model.execute("auto").name in (FAST if is_fast else ("eager",))
 
 
 def test_fused_and_eager_agree_after_all_this():

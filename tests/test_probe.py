@@ -105,7 +105,7 @@ def test_keys_and_values_are_measured():
 def test_a_writer_refuses_what_it_would_have_to_broadcast(way):
     model = CausalLM(small_llama(0, torch.float32))
     kv = model.empty_storage(2, 8)
-    writer = kv.append(1) if way == "append" else kv.scatter([0, 1], torch.tensor([[0], [3]]), 4)
+    writer = kv.append(1) if way == "append" else kv.scatter([0, 1], [0, 3], 1)
     with pytest.raises(ContractError, match=r"layer 0 writes values of 1 heads x 8, its storage holds 2 x 8"):
         writer.write(1, torch.ones(2, 1, 1, 8))
 

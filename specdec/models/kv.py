@@ -80,7 +80,7 @@ class Scattering:
         self.num_columns = max(starts) + num_new
         self._num_new = num_new
         consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
-        self._read = slice(slots[0], slots[0] + len(slots)) if consecutive else self.place.slots_B.to(storage.device)
+        self.slots = slice(slots[0], slots[0] + len(slots)) if consecutive else self.place.slots_B.to(storage.device)
         self._places_BHT: Tensor | None = None  # of each token's vector among the slots x H x S of a part
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Scattering:
         _, heads, _, size = states_BHTD.shape
         places_M = self._places()[:, :heads].flatten()
         self.place.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
-        return part_BHSD[self._read, :, : self.num_columns]
+        return part_BHSD[self.slots, :, : self.num_columns]
 
     def written(self) -> None:
         pass
