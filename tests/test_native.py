@@ -259,7 +259,7 @@ def test_what_is_out_of_bounds_is_refused_before_anything_is_written():
     writer, mask = kv.scatter([0], [0], 2), torch.ones(1, 2, 2, dtype=torch.bool).tril()
     with pytest.raises(ContractError, match="position 9999"):
         model.forward(ids, torch.tensor([[0, 9999]]), mask, writer)
-    with pytest.raises(IndexError):
+    with pytest.raises(ContractError, match=r"token \d+ is not among"):
         model.forward_chains(torch.tensor([[1, model.vocab_size]]), writer)
     with pytest.raises(ContractError, match="mask"):
         model.forward(ids, torch.tensor([[0, 1]]), mask[:, :, :1], writer)

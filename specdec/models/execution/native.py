@@ -26,9 +26,10 @@ from specdec.models.native.library import (
     LayerStruct,
     ModelStruct,
     PackedMatrix,
+    WantedStruct,
     library,
     rms_norm,
-    run_layers,
+    run_forward,
 )
 
 _packed: WeakValueDictionary[tuple[Any, ...], PackedMatrix] = WeakValueDictionary()
@@ -67,13 +68,15 @@ class NativeExecution(Execution):
         start = time.perf_counter()
         self.module = module
         decoder, layers = module.model, module.model.layers[: module.config.num_hidden_layers]
-        self._embed, self.rotation = decoder.embed_tokens, Rotation(decoder.rotary_emb)
-        self._norm, self._weights = decoder.norm, self._fingerprint()
+        self.rotation, self._norm = Rotation(decoder.rotary_emb), decoder.norm
+        self._table = getattr(decoder.embed_tokens, "weight", None)  # an EAGLE layer has none
+        self._vocab, self._weights = module.lm_head.out_features, self._fingerprint()
         self._matrices: list[PackedMatrix] = []
         structs = [self._layer(layer, window) for layer, window in zip(layers, windows_of(decoder), strict=True)]
         self._head = self._pack(module.lm_head)
         attention = layers[0].self_attn
         self._model = ModelStruct(
+            vocab=self._vocab,
             hidden=module.config.hidden_size,
             heads=attention.q_proj.out_features // attention.head_dim,
             key_heads=attention.k_proj.out_features // attention.head_dim,
@@ -81,6 +84,10 @@ class NativeExecution(Execution):
             intermediate=layers[0].mlp.gate_proj.out_features,
             num_layers=len(structs),
             layers=(LayerStruct * len(structs))(*structs),
+            embedding=None if self._table is None else self._table.data_ptr(),
+            norm=self._norm.weight.data_ptr(),
+            eps=self._norm.variance_epsilon,
+            head=self._head.handle,
         )
         self.prepare_s = time.perf_counter() - start
 
@@ -128,20 +135,27 @@ class NativeExecution(Execution):
         return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.module.parameters()]
 
     def run(self, call: Call) -> Tensor:
-        tokens = call.tokens_BT
-        embedded = tokens if tokens.is_floating_point() else self._embed(tokens)
-        B, T, D = embedded.shape
-        real_M = None if call.real_BT is None else call.real_BT.flatten()
-        x_MD = embedded.reshape(B * T, D)
-        x_MD = x_MD.clone() if real_M is None else x_MD[real_M]
-        self._run_layers(x_MD, call, 0, self._model.num_layers)
-        return self._output(x_MD, call, real_M, B, T)
+        B, T = call.tokens_BT.shape[:2]
+        count, sizes = call.num_logits or T, {"logits": self._vocab, "hidden": self._model.hidden}
+        kinds = [kind for kind in sizes if call.output_kind in (kind, "both")]
+        size = sum(sizes[kind] for kind in kinds)
+        make = torch.empty if call.real_BT is None else torch.zeros
+        output_BTX = make(B, count, size)
+        address = output_BTX.data_ptr()
+        wanted = WantedStruct(
+            logits=address if "logits" in kinds else None,
+            hidden=address + 4 * (size - sizes["hidden"]) if "hidden" in kinds else None,
+            count=count,
+            stride=size,
+        )
+        self._forward(call, wanted, (0, self._model.num_layers))
+        return output_BTX
 
     def layer(self, number: int, call: Call) -> Tensor:
         """One layer's outputs (B, T, D) for the embeddings in a call; for `specdec.models.execution.agreement`."""
-        x_MD = call.tokens_BT.flatten(0, 1).clone()
-        self._run_layers(x_MD, call, number, number + 1)
-        return x_MD.view(call.tokens_BT.shape)
+        states_BTD = torch.zeros_like(call.tokens_BT)
+        self._forward(call, WantedStruct(), (number, number + 1), states_BTD)
+        return states_BTD
 
     def norm(self, x_BTD: Tensor) -> Tensor:
         """The last norm."""
@@ -152,24 +166,28 @@ class NativeExecution(Execution):
         """Logits (M, V)."""
         return self._head(x_MD, torch.get_num_threads())
 
-    def _run_layers(self, x_MD: Tensor, call: Call, first: int, last: int) -> None:
-        """Layers ``first`` to ``last`` - 1 over the hidden states of the real tokens, in place."""
+    def _forward(
+        self, call: Call, wanted: WantedStruct, layers: tuple[int, int], states_BTD: Tensor | None = None
+    ) -> None:
         writer, chains = call.writer, isinstance(call.layout, Chains)
-        B, T = call.tokens_BT.shape[:2]
+        tokens, real_BT = call.tokens_BT.contiguous(), call.real_BT
+        B, T = tokens.shape[:2]
         mask_BTS = None if chains else call.mask().contiguous()
         positions_BT = None if chains and self.rotation.fixed else call.positions().contiguous()
-        cosines, sines = self.rotation.table(x_MD, writer.num_columns, positions_BT)
-        if not self.rotation.fixed:  # a table of this call's own positions
-            positions_BT = torch.arange(B * T)
         if mask_BTS is not None and mask_BTS.shape != (B, T, writer.num_columns):
             raise ContractError(f"native execution: a mask {tuple(mask_BTS.shape)} for {(B, T, writer.num_columns)}")
-        real_BT = None if call.real_BT is None else call.real_BT.contiguous()
-        place = writer.place
+        cosines, sines = self.rotation.table(self._norm.weight, writer.num_columns, positions_BT)
+        if not self.rotation.fixed:  # a table of this call's own positions
+            positions_BT = torch.arange(B * T)
+        real_BT = None if real_BT is None else real_BT.contiguous()
+        place, embedded = writer.place, tokens.is_floating_point()
         data_NBHSD = place.storage.data_NBHSD
         batch = BatchStruct(
             rows=B,
             width=T,
             columns=writer.num_columns,
+            ids=None if embedded else tokens.data_ptr(),
+            embedded=tokens.data_ptr() if embedded else None,
             real=None if real_BT is None else real_BT.data_ptr(),
             slots=place.slots_B.data_ptr(),
             starts=place.starts_B.data_ptr(),
@@ -182,22 +200,5 @@ class NativeExecution(Execution):
             sines=sines.data_ptr(),
             num_positions=len(cosines),
         )
-        run_layers(self._model, batch, x_MD, first, last, torch.get_num_threads())
+        run_forward(self._model, batch, wanted, layers, torch.get_num_threads(), states_BTD)
         writer.written()
-
-    def _output(self, x_MD: Tensor, call: Call, real_M: Tensor | None, B: int, T: int) -> Tensor:
-        """Norm and head of the last positions; zeros for padding."""
-        count = call.num_logits or T
-        wanted_M = torch.ones(B * T, dtype=torch.bool) if real_M is None else real_M.clone()
-        wanted_M.view(B, T)[:, : T - count] = False
-        if count < T:
-            x_MD = x_MD[wanted_M if real_M is None else wanted_M[real_M]]
-        hidden_MD = self.norm(x_MD)
-        parts = [] if call.output_kind == "hidden" else [self.head(hidden_MD)]
-        parts += [] if call.output_kind == "logits" else [hidden_MD]
-        out_MX = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        if len(out_MX) < B * count:
-            spread = out_MX.new_zeros(B * count, out_MX.shape[-1])
-            spread[wanted_M.view(B, T)[:, T - count :].flatten()] = out_MX
-            out_MX = spread
-        return out_MX.view(B, count, -1)

@@ -21,12 +21,17 @@ struct Layer {
 };
 
 struct Model {
-  int64_t hidden, heads, key_heads, head_size, intermediate, num_layers;
+  int64_t vocab, hidden, heads, key_heads, head_size, intermediate, num_layers;
   const Layer *layers;
+  const float *embedding, *norm;  // (vocab, hidden), and the last norm's weight
+  float eps;                      // of the last norm
+  const Matrix *head;
 };
 
 struct Batch {
   int64_t rows, width, columns;    // width: tokens of a row; columns: the queries read these of the storage
+  const int64_t *ids;              // (rows, width), or null where there are
+  const float *embedded;           // (rows, width, hidden)
   const uint8_t *real;             // (rows, width): the others are padding; null: all are real
   const int64_t *slots, *starts;   // a row's token t is stored in column starts[b] + t of its slot
   const int64_t *positions;               // (rows, width), or null: the token's column
@@ -89,8 +94,14 @@ static void silu_product(float *gate, const float *up, long size) {
 static long stride_of(long size) { return (size + 15) / 16 * 16 + 16; }
 
 struct Token {
-  long row, column, position;
+  long row, place, column, position;  // place: among the rows x width tokens
   Seen seen;
+};
+
+// What a forward gives for the last `count` tokens of each row: `stride` numbers each, zeros for padding.
+struct Wanted {
+  float *logits, *hidden;  // null: not wanted
+  int64_t count, stride;
 };
 
 class Forward {
@@ -114,11 +125,13 @@ class Forward {
     for (long row = 0; row < b.rows; row++)
       for (long t = 0; t < b.width; t++) {
         if (b.real && !b.real[row * b.width + t]) continue;
-        const long column = b.starts[row] + t, position = b.positions ? b.positions[row * b.width + t] : column;
+        const long place = row * b.width + t, column = b.starts[row] + t, position = b.positions ? b.positions[place] : column;
+        if (b.ids && (b.ids[place] < 0 || b.ids[place] >= model.vocab))
+          return refuse("token %ld is not among %ld", (long)b.ids[place], (long)model.vocab);
         if (position < 0 || position >= b.num_positions)
           return refuse("position %ld is not below %ld", position, (long)b.num_positions);
         const bool follows = !tokens.empty() && tokens.back().row == row;
-        tokens.push_back({row, column, position, {nullptr, column + 1}});
+        tokens.push_back({row, place, column, position, {nullptr, column + 1}});
         offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, follows ? offsets.back() : columns.size()) : 0);
       }
     for (size_t m = 0; m < tokens.size(); m++) {
@@ -128,38 +141,70 @@ class Forward {
     return 0;
   }
 
-  long size() const { return tokens.size(); }
-
-  // x (tokens, hidden): hidden states before layer `first`, and in their place those after layer `last` - 1.
-  void run(float *x, long first, long last) {
-    const long M = size(), E = model.head_size;
+  // Layers [first, last), then the last norm and the head; `states` (rows, width, hidden) gets what the layers give.
+  void run(long first, long last, float *states, const Wanted &wanted) {
+    const long M = tokens.size(), E = model.head_size;
     const long group = model.heads / model.key_heads, chunk = std::min<long>(M, 2 * ROWS_AT_ONCE);
     const long qkv = model.num_layers ? model.layers[0].qkv->outputs : 0, two = model.layers[0].gate_up->outputs;
+    std::vector<const Token *> ends;
+    for (const Token &token : tokens)
+      if (token.place % batch.width >= batch.width - wanted.count) ends.push_back(&token);
+    const long num_ends = wanted.logits || wanted.hidden ? ends.size() : 0;
     tokens_per_item = std::max<long>(1, QUERIES / group);
     work_stride = (longest + W - 1) / W * W + 16;
-    const long item_work = std::min(tokens_per_item, M) * group * work_stride;
+    const long item_work = std::min<long>(tokens_per_item, M) * group * work_stride;
     static thread_local Workspace space;
-    float *at = space.of(M * stride_of(model.heads * E) + chunk * (stride_of(model.hidden) + stride_of(qkv) + stride_of(two)) +
-                         threads * item_work);
+    x_stride = stride_of(model.hidden);
+    float *at = space.of(M * (x_stride + stride_of(model.heads * E)) + num_ends * x_stride +
+                         chunk * (x_stride + stride_of(qkv) + stride_of(two)) + threads * item_work);
+    float *x = at, *final = at += M * x_stride;
+    at += num_ends * x_stride;
     q = at, q_stride = stride_of(model.heads * E), at += M * q_stride;
     normed = at, normed_stride = stride_of(model.hidden), at += chunk * normed_stride;
     joined = at, joined_stride = stride_of(qkv), at += chunk * joined_stride;
     gates = at, gates_stride = stride_of(two), at += chunk * gates_stride;
     items();
+    for (long m = 0; m < M; m++)
+      std::memcpy(x + m * x_stride, batch.ids ? model.embedding + batch.ids[tokens[m].place] * model.hidden
+                                              : batch.embedded + tokens[m].place * model.hidden, 4 * model.hidden);
 #pragma omp parallel num_threads(threads)
     {
       const int thread = omp_get_thread_num();
       for (long l = first; l < last; l++) {
-        for (long m = 0; m < M; m += chunk) project(l, x + m * model.hidden, m, std::min(chunk, M - m), thread);
+        for (long m = 0; m < M; m += chunk) project(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
 #pragma omp barrier
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < (long)work_items.size(); i++) attend_item(l, work_items[i], at + thread * item_work);
-        for (long m = 0; m < M; m += chunk) finish(l, x + m * model.hidden, m, std::min(chunk, M - m), thread);
+        for (long m = 0; m < M; m += chunk) finish(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
       }
+#pragma omp single
+      for (long i = 0; i < num_ends; i++)
+        rms_norm(x + (ends[i] - tokens.data()) * x_stride, model.norm, model.hidden, model.eps, final + i * x_stride);
+      if (wanted.logits) head(final, ends, wanted, thread);
     }
+    if (states)
+      for (long m = 0; m < M; m++)
+        std::memcpy(states + tokens[m].place * model.hidden, x + m * x_stride, 4 * model.hidden);
+    if (wanted.hidden)
+      for (long i = 0; i < num_ends; i++)
+        std::memcpy(wanted.hidden + output_of(*ends[i], wanted) * wanted.stride, final + i * x_stride, 4 * model.hidden);
   }
 
  private:
+  long output_of(const Token &token, const Wanted &wanted) const {
+    return token.row * wanted.count + token.place % batch.width - (batch.width - wanted.count);
+  }
+
+  // Logits of the tokens at the ends of rows; those that are consecutive in the output are one product.
+  void head(const float *x, const std::vector<const Token *> &ends, const Wanted &wanted, int thread) {
+    for (size_t i = 0, next; i < ends.size(); i = next) {
+      const long place = output_of(*ends[i], wanted);
+      for (next = i + 1; next < ends.size() && output_of(*ends[next], wanted) == place + (long)(next - i);) next++;
+      product(*model.head, x + i * x_stride, x_stride, wanted.logits + place * wanted.stride, wanted.stride, next - i,
+              model.vocab, false, thread, threads);
+    }
+  }
+
   struct Item {
     long token, count, key_head;
   };
@@ -182,8 +227,8 @@ class Forward {
 
   // Tokens of one row are consecutive; an item is a few of them, for one key head.
   void items() {
-    for (long m = 0, next; m < size(); m = next) {
-      for (next = m + 1; next < size() && next - m < tokens_per_item && tokens[next].row == tokens[m].row;) next++;
+    for (long m = 0, next; m < (long)tokens.size(); m = next) {
+      for (next = m + 1; next < (long)tokens.size() && next - m < tokens_per_item && tokens[next].row == tokens[m].row;) next++;
       for (long j = 0; j < model.key_heads; j++) work_items.push_back({m, next - m, j});
     }
   }
@@ -235,7 +280,7 @@ class Forward {
   void finish(long l, float *x, long m, long count, int thread) {
     const Layer &layer = model.layers[l];
     const long D = model.hidden, up = layer.gate_up->starts[1];
-    product(*layer.out, q + m * q_stride, q_stride, x, D, count, D, true, thread, threads);
+    product(*layer.out, q + m * q_stride, q_stride, x, x_stride, count, D, true, thread, threads);
 #pragma omp barrier
     norm_rows(x, layer.norm_mlp, layer.eps_mlp, count, thread);
     product(*layer.gate_up, normed, normed_stride, gates, gates_stride, count, layer.gate_up->outputs, false, thread, threads);
@@ -243,13 +288,13 @@ class Forward {
     for (long i = thread; i < count; i += threads)
       silu_product(gates + i * gates_stride, gates + i * gates_stride + up, model.intermediate);
 #pragma omp barrier
-    product(*layer.down, gates, gates_stride, x, D, count, D, true, thread, threads);
+    product(*layer.down, gates, gates_stride, x, x_stride, count, D, true, thread, threads);
 #pragma omp barrier
   }
 
   void norm_rows(const float *x, const float *weight, float eps, long count, int thread) {
     for (long i = thread; i < count; i += threads)
-      rms_norm(x + i * model.hidden, weight, model.hidden, eps, normed + i * normed_stride);
+      rms_norm(x + i * x_stride, weight, model.hidden, eps, normed + i * normed_stride);
 #pragma omp barrier
   }
 
@@ -261,7 +306,7 @@ class Forward {
   std::vector<Item> work_items;
   long longest = 0, tokens_per_item = 1, work_stride = 0;
   float *q = nullptr, *normed = nullptr, *joined = nullptr, *gates = nullptr;
-  long q_stride = 0, normed_stride = 0, joined_stride = 0, gates_stride = 0;
+  long x_stride = 0, q_stride = 0, normed_stride = 0, joined_stride = 0, gates_stride = 0;
 };
 
 extern "C" {
@@ -296,18 +341,19 @@ void specdec_norm(const float *x, const float *weight, int64_t rows, int64_t siz
   for (long m = 0; m < rows; m++) rms_norm(x + m * size, weight, size, eps, y + m * size);
 }
 
-// Layers [first, last) over x (tokens of all rows, hidden), in place.
-int specdec_layers(const Model *model, const Batch *batch, float *x, int64_t tokens, int64_t first, int64_t last,
-                   int threads) {
+// Layers [first, last); `states` (rows, width, hidden) or null gets their outputs, `wanted` what the head makes of them.
+int specdec_forward(const Model *model, const Batch *batch, int64_t first, int64_t last, float *states,
+                    const Wanted *wanted, int threads) {
   try {
+    if (first < 0 || last > model->num_layers) return refuse("there are no layers %ld to %ld", (long)first, (long)last);
+    if (wanted->count < 0 || wanted->count > batch->width)
+      return refuse("%ld of %ld tokens are wanted", (long)wanted->count, (long)batch->width);
     Forward forward(*model, *batch, threads);
     if (int refused = forward.plan()) return refused;
-    if (forward.size() != tokens) return refuse("rows feed %ld tokens, given are %ld", forward.size(), (long)tokens);
-    if (first < 0 || last > model->num_layers) return refuse("there are no layers %ld to %ld", (long)first, (long)last);
-    if (tokens) forward.run(x, first, last);
+    forward.run(first, last, states, *wanted);
     return 0;
   } catch (const std::bad_alloc &) {
-    return refuse("no memory for a forward of %ld tokens", (long)tokens);
+    return refuse("no memory for a forward of %ld rows of %ld tokens", (long)batch->rows, (long)batch->width);
   }
 }
 }

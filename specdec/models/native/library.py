@@ -6,6 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -36,8 +37,11 @@ class ModelStruct(Structure):
     """`Model` of forward.cpp."""
 
     _fields_ = (
-        *((n, c_int64) for n in ("hidden", "heads", "key_heads", "head_size", "intermediate", "num_layers")),
+        *((n, c_int64) for n in ("vocab", "hidden", "heads", "key_heads", "head_size", "intermediate", "num_layers")),
         ("layers", POINTER(LayerStruct)),
+        *((name, c_void_p) for name in ("embedding", "norm")),
+        ("eps", c_float),
+        ("head", c_void_p),
     )
 
 
@@ -46,10 +50,19 @@ class BatchStruct(Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("rows", "width", "columns")),
-        *((name, c_void_p) for name in ("real", "slots", "starts", "positions", "mask", "cache")),
+        *((name, c_void_p) for name in ("ids", "embedded", "real", "slots", "starts", "positions", "mask", "cache")),
         *((name, c_int64) for name in ("num_slots", "capacity")),
         *((name, c_void_p) for name in ("cosines", "sines")),
         ("num_positions", c_int64),
+    )
+
+
+class WantedStruct(Structure):
+    """`Wanted` of forward.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "hidden")),
+        *((name, c_int64) for name in ("count", "stride")),
     )
 
 
@@ -70,7 +83,10 @@ def library() -> Any:
         "format": (c_int, c_void_p),
         "product": (c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int),
         "norm": (None, c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p),
-        "layers": (c_int, POINTER(ModelStruct), POINTER(BatchStruct), c_void_p, c_int64, c_int64, c_int64, c_int),
+        "forward": (
+            *(c_int, POINTER(ModelStruct), POINTER(BatchStruct), c_int64, c_int64, c_void_p),
+            *(POINTER(WantedStruct), c_int),
+        ),
     }
     for name, (result, *arguments) in signatures.items():
         function = getattr(loaded, f"specdec_{name}")
@@ -98,10 +114,7 @@ class PackedMatrix:
         self.outputs = sum(len(weight) for weight, _ in kept)
         self.handle: int | None = library().specdec_pack((_Part * len(rows))(*rows), len(rows), inputs)
         check(self.handle is None)
-
-    def __del__(self) -> None:
-        if handle := getattr(self, "handle", None):
-            library().specdec_free(handle)
+        finalize(self, library().specdec_free, self.handle).atexit = False
 
     @property
     def num_bytes(self) -> int:
@@ -130,13 +143,24 @@ def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return y_MD
 
 
-def run_layers(model: ModelStruct, batch: BatchStruct, x_MD: Tensor, first: int, last: int, threads: int) -> None:
-    """Layers ``first`` to ``last`` - 1 over the hidden states of all rows' tokens, in place.
+def run_forward(
+    model: ModelStruct,
+    batch: BatchStruct,
+    wanted: WantedStruct,
+    layers: tuple[int, int],
+    threads: int,
+    states_BTD: Tensor | None = None,
+) -> None:
+    """Layers from the first up to the second, the last norm and the head, for what is wanted.
+
+    Args:
+        states_BTD: gets the outputs of the last of these layers.
 
     Raises:
         ContractError: an index was out of range.
     """
-    check(library().specdec_layers(byref(model), byref(batch), x_MD.data_ptr(), len(x_MD), first, last, threads))
+    states = None if states_BTD is None else states_BTD.data_ptr()
+    check(library().specdec_forward(byref(model), byref(batch), *layers, states, byref(wanted), threads))
 
 
 def _plain(tensor: Tensor) -> Tensor:
