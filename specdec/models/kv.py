@@ -59,6 +59,7 @@ class Appending:
 
     @property
     def place(self) -> Place:
+        """As in KVWriter."""
         num_rows = self.storage.num_rows
         return Place(self.storage, torch.arange(num_rows), torch.full((num_rows,), self.start))
 
@@ -69,7 +70,7 @@ class Appending:
         return part_BHSD[:, :, : self.num_columns]
 
     def written(self) -> None:
-        pass
+        """Nothing to do."""
 
 
 class Scattering:
@@ -92,7 +93,7 @@ class Scattering:
         return part_BHSD[self.slots, :, : self.num_columns]
 
     def written(self) -> None:
-        pass
+        """Nothing to do."""
 
     def _places(self) -> Tensor:
         if self._places_BHT is None:

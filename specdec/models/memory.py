@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +27,7 @@ class PeakMemory:
         self._device = device
         self._recorded = False
         self._peak = 0
+        self._sampled = -math.inf
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
@@ -33,8 +36,12 @@ class PeakMemory:
                 self._recorded = True
         self.sample()
 
-    def sample(self) -> None:
-        """Include the current memory."""
+    def sample(self, every_s: float = 0.0) -> None:
+        """Include the current memory, unless that was done in the last ``every_s`` seconds."""
+        now = time.monotonic()
+        if now - self._sampled < every_s:
+            return
+        self._sampled = now
         if self._device.type == "cuda":  # another PeakMemory may reset the allocator's record
             self._peak = max(self._peak, int(torch.cuda.max_memory_allocated(self._device)))
         else:

@@ -29,6 +29,8 @@ from specdec.run.serving.queue import ArrivalQueue
 from specdec.run.trial_rounds import profiler
 from specdec.run.trial_rows import TrialRows
 
+MEMORY_EVERY_S = 0.05
+"""Seconds between looks at the memory: one takes as long as a tenth of a small model's round."""
 WARMUP_ROWS, WARMUP_TOKENS = 2, 4
 Observer = Callable[[Round, Clock], None]
 
@@ -138,8 +140,9 @@ def decode(
             outcome = engine.step(pool)
             queue.observe(outcome)
             tally.add(outcome)
-            memory.sample()
+            memory.sample(every_s=MEMORY_EVERY_S)
             watch.observe(outcome, pool, clock)
+        memory.sample()
     return Decoded(sorted(queue.rows, key=lambda row: row.index), tally, clock, memory)
 
 

@@ -26,7 +26,7 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Given(Layout):
     """Tensors from an alignment."""
 
     positions_BT: Tensor
@@ -39,7 +39,7 @@ class Given:
         return self.mask_BTS
 
 
-class Chains:
+class Chains(Layout):
     """Tokens whose positions are the columns that they are written to; each sees all columns up to its own.
 
     The tensors are made when an execution asks for them: one that knows this layout needs none.
