@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, causal, padded, real_tokens
+from specdec.core.transfer import to_device
 from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
@@ -92,7 +93,7 @@ class ColumnBatch:
             prefix = unbroken(self.columns[row])
             real_BS[b, :prefix] = True
             real_BS[b, self.columns[row][prefix:]] = True
-        return real_BS.to(self.model.device)
+        return to_device(real_BS, self.model.device)
 
     def keep(self, row: int, stay: int, nodes: list[int]) -> None:
         """Commit a row's first ``stay`` cached tokens and the kept nodes; the rest becomes holes."""
@@ -108,7 +109,7 @@ class ColumnBatch:
             return self.pool[row].clone()
         data_NHSD = self.kv.data_NBHSD[:, self.rows.index(row)]
         prefix = unbroken(self.columns[row])
-        rest = torch.tensor(self.columns[row][prefix:], dtype=torch.long, device=self.model.device)
+        rest = to_device(self.columns[row][prefix:], self.model.device, torch.long)
         return torch.cat([data_NHSD[:, :, :prefix], data_NHSD[:, :, rest]], dim=2)
 
     def compact(self) -> None:
@@ -122,7 +123,7 @@ class ColumnBatch:
             prefix = unbroken(old)
             if prefix < count:
                 data_NHSD = self.kv.data_NBHSD[:, b]
-                rest = torch.tensor(old[prefix:], device=self.model.device)
+                rest = to_device(old[prefix:], self.model.device)
                 data_NHSD[:, :, prefix:count] = data_NHSD[:, :, rest]
             self.columns[row], self.nodes[row] = list(range(cached)), list(range(cached, count))
             width = max(width, count)
@@ -132,7 +133,7 @@ class ColumnBatch:
     def _narrow(self, rows: list[int]) -> None:
         """Keep only ``rows`` of the batch, column for column."""
         self._rest([row for row in self.living if row not in rows])
-        index = torch.tensor([self.rows.index(row) for row in rows], device=self.model.device)
+        index = to_device([self.rows.index(row) for row in rows], self.model.device)
         self.kv = KVStorage(self.kv.data_NBHSD[:, index], self.kv.width, self.kv.shapes)
         self.rows = list(rows)
 

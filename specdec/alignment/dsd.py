@@ -23,6 +23,7 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import causal, padded
 from specdec.core.clock import Clock
+from specdec.core.transfer import to_device
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import KVStorage
 from specdec.models.vocabulary import check_ids
@@ -87,9 +88,7 @@ class DsdAlignment(Alignment):
             firsts.append(self._pads[row] + len(self._tokens[row]) + len(self._nodes[row]))
             self._nodes[row].extend(tokens[:count])
         logits_BSV, _ = self._compute(rows)
-        columns_BT = torch.tensor(firsts, device=self.model.device)[:, None] + torch.arange(
-            num_new, device=self.model.device
-        )
+        columns_BT = to_device(firsts, self.model.device)[:, None] + torch.arange(num_new, device=self.model.device)
         columns_BT.clamp_(max=logits_BSV.shape[1] - 1)  # past a row's count there may be no column
         return logits_BSV[torch.arange(len(rows), device=self.model.device)[:, None], columns_BT]
 
@@ -125,7 +124,7 @@ class DsdAlignment(Alignment):
         ids_BS = padded([[self.pad_id] * self._pads[r] + self._tokens[r] + self._nodes[r] for r in rows], device)
         width = ids_BS.shape[1]
         columns_S = torch.arange(width, device=device)
-        pads_B1 = torch.tensor(pads, device=device)[:, None]
+        pads_B1 = to_device(pads, device)[:, None]
         shown_BS = (columns_S >= pads_B1) | self.attend_padding
         mask_BSS = causal(width, device) & shown_BS[:, None] | torch.eye(width, dtype=torch.bool, device=device)
         positions_BS = (columns_S - pads_B1).clamp(min=0)
@@ -136,9 +135,9 @@ class DsdAlignment(Alignment):
                 nodes = slice(first, first + len(content.parents))
                 mask_BSS[b, nodes, nodes] = False
                 seen = [(n, a) for n in range(len(content.parents)) for a in content.ancestors(n)]
-                queries, keys = (torch.tensor(seen, device=device) + first).unbind(-1)
+                queries, keys = (to_device(seen, device) + first).unbind(-1)
                 mask_BSS[b, queries, keys] = True
-                positions_BS[b, nodes] = content.length + torch.tensor(content.depths, device=device)
+                positions_BS[b, nodes] = content.length + to_device(content.depths, device)
         if self.absolute_positions:
             positions_BS = torch.where(columns_S < pads_B1, columns_S, positions_BS + pads_B1)
         kv = self.model.empty_storage(len(rows), width)

@@ -19,6 +19,7 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, causal, consecutive, padded, real_tokens
 from specdec.core.clock import Clock
+from specdec.core.transfer import to_device
 from specdec.errors import ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
@@ -45,7 +46,7 @@ class _KeptColumns:
         if self.consecutive:
             return data_NHSD[:, :, self.start : self.start + len(self)].clone()
         columns = [*range(self.start, self.start + self.stay), *self.nodes]
-        return data_NHSD[:, :, torch.tensor(columns, device=data_NHSD.device)]
+        return data_NHSD[:, :, to_device(columns, data_NHSD.device)]
 
 
 class EqspecAlignment(Alignment):

@@ -22,6 +22,7 @@ from specdec.alignment.content import Contents
 from specdec.alignment.layout import padded
 from specdec.alignment.slots import SlotStorage, feed_chains
 from specdec.core.clock import Clock
+from specdec.core.transfer import to_device
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import KVStorage
 
@@ -100,7 +101,7 @@ class ExpansionAlignment(Alignment):
             )
         with self.clock.stage("align"):
             kv = self._expand([branch.base for branch in branches], max(len(branch.path) for branch in branches))
-        rows_C = torch.tensor([branch.b for branch in branches], device=self.model.device)
+        rows_C = to_device([branch.b for branch in branches], self.model.device)
         paths_CT = padded([branch.path for branch in branches], self.model.device)
         logits_CTV = feed_chains(
             self.model,
@@ -112,8 +113,8 @@ class ExpansionAlignment(Alignment):
         )
         for c, branch in enumerate(branches):
             self._copies[rows[branch.b]][branch.node] = _Copy(kv, c, branch.base.length + len(branch.path))
-        lasts_C = torch.tensor([len(branch.path) - 1 for branch in branches], device=self.model.device)
-        nodes_C = torch.tensor([branch.path[-1] for branch in branches], device=self.model.device)
+        lasts_C = to_device([len(branch.path) - 1 for branch in branches], self.model.device)
+        nodes_C = to_device([branch.path[-1] for branch in branches], self.model.device)
         logits_BTV = logits_CTV.new_zeros(*tokens_BT.shape, logits_CTV.shape[-1])
         logits_BTV[rows_C, nodes_C] = logits_CTV[torch.arange(len(branches), device=self.model.device), lasts_C]
         return logits_BTV

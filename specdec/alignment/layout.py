@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from specdec.alignment.content import Content
+from specdec.core.transfer import to_device
 
 
 def padded(lists: list[list[int]], device: torch.device, width: int = 0) -> Tensor:
     """Ragged lists as a (B, T) int64 tensor, padded with 0 on the right to the longest, and at least to ``width``."""
     width = max(width, *map(len, lists)) if lists else width
-    return torch.tensor([row + [0] * (width - len(row)) for row in lists], dtype=torch.long, device=device)
+    return to_device([row + [0] * (width - len(row)) for row in lists], device, torch.long)
 
 
 def consecutive(starts: list[int], lengths: list[int], num_columns: int, device: torch.device) -> Tensor:
     """(B, S) bool: each row's ``length`` columns from its start on."""
     columns_S = torch.arange(num_columns, device=device)
-    starts_B1 = torch.tensor(starts, device=device)[:, None]
-    lengths_B1 = torch.tensor(lengths, device=device)[:, None]
+    starts_B1 = to_device(starts, device)[:, None]
+    lengths_B1 = to_device(lengths, device)[:, None]
     return (columns_S >= starts_B1) & (columns_S < starts_B1 + lengths_B1)
 
 
@@ -63,6 +64,6 @@ def attention_mask(
                 index.extend((b, t, node_columns[b][node]) for node in content.ancestors(first + t))
             else:
                 index.append((b, t, first_new + t))
-    rows, queries, seen = torch.tensor(index, device=committed_BS.device).unbind(-1)
+    rows, queries, seen = to_device(index, committed_BS.device).unbind(-1)
     mask_BTS[rows, queries, seen] = True
     return mask_BTS

@@ -29,6 +29,7 @@ def examine(
     *,
     scale: float = DEFAULT_SCALE,
     shrink: bool = True,
+    accelerator: str = "cpu",
     progress: Callable[[str], None] = lambda what: None,
 ) -> list[PromiseFinding]:
     """Run the kit on ``group=name``; one finding per promise.
@@ -37,6 +38,7 @@ def examine(
         params: the plug-in's settings that differ from their defaults.
         scale: multiplies the number of drawn cases.
         shrink: look for the smallest failing case.
+        accelerator: where models and tensors are: cpu, cuda, or auto (a GPU if there is one).
         progress: called with the name of each step.
 
     Raises:
@@ -59,11 +61,14 @@ def examine(
     except ImportError:
         raise ConfigError("the conformance kit needs hypothesis: pip install hypothesis") from None
     from specdec.conformance.explore import explore
+    from specdec.conformance.models import on_device
     from specdec.conformance.promises import BY_GROUP
     from specdec.conformance.suites import not_claimed, suite
+    from specdec.models.pair import choose_device
 
-    families = suite(group, name, params or {}, scale)
-    findings = explore(families, BY_GROUP[group], shrink=shrink, progress=progress)
+    with on_device(choose_device(accelerator)):
+        families = suite(group, name, params or {}, scale)
+        findings = explore(families, BY_GROUP[group], shrink=shrink, progress=progress)
     unclaimed = not_claimed(group, name, params or {})
     return [replace(finding, claimed=finding.promise not in unclaimed) for finding in findings]
 

@@ -22,6 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiplies the number of drawn cases (default: %(default)s)"
     )
+    parser.add_argument(
+        "--accelerator",
+        choices=("cpu", "cuda", "auto"),
+        default="cpu",
+        help="where models and tensors are; auto: a GPU if there is one (default: %(default)s)",
+    )
     parser.add_argument("--no-shrink", action="store_true", help="do not look for the smallest failing case")
     arguments = parser.parse_args(argv)
     try:
@@ -49,6 +55,7 @@ def _examine(group: str, name: str, params: dict[str, dict[str, object]], argume
             params.get(group),
             scale=arguments.scale,
             shrink=not arguments.no_shrink,
+            accelerator=arguments.accelerator,
             progress=lambda what: status.update(f"{group}={name}: {what}"),
         )
     settings = "".join(f" {group}.{key}={value}" for key, value in params.get(group, {}).items())

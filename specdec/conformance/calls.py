@@ -10,7 +10,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment
 from specdec.alignment.checked import TOLERANCE, CheckedAlignment, InvariantError
 from specdec.conformance.cases import VOCAB, Admit, Commit, Forward, Program, Release
-from specdec.conformance.models import small_pair
+from specdec.conformance.models import device, small_pair
 from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
 from specdec.errors import ContractError
@@ -55,7 +55,8 @@ def _run(program: Program, alignment: Alignment, filler: int) -> list[Tensor]:
             alignment.release(list(step.rows))
         elif isinstance(step, Forward):
             width = max(len(tokens) for _, tokens in step.tokens)
-            tokens_BT = torch.tensor([[*tokens, *[filler] * (width - len(tokens))] for _, tokens in step.tokens])
+            padded = [[*tokens, *[filler] * (width - len(tokens))] for _, tokens in step.tokens]
+            tokens_BT = torch.tensor(padded, device=device())
             counts = [len(tokens) for _, tokens in step.tokens]
             parents = [list(row) for row in step.parents] if step.parents is not None else None
             logits_BTV = alignment.forward([row for row, _ in step.tokens], tokens_BT, counts, parents)
@@ -70,7 +71,7 @@ def check_misuse(name: str, make: MakeAlignment) -> list[Broken]:
     """Make one forbidden call after admitting two rows and feeding each a small tree."""
     alignment = construct(make, small_pair(1, "float64")[0], Clock())
     alignment.admit([0, 1], [[3, 4], [5]])
-    alignment.forward([0, 1], torch.tensor([[1, 2], [3, 4]]), parents=[[-1, -1], [-1, 0]])
+    alignment.forward([0, 1], torch.tensor([[1, 2], [3, 4]], device=device()), parents=[[-1, -1], [-1, 0]])
     try:
         MISUSES[name](alignment)
     except ContractError:
@@ -80,15 +81,17 @@ def check_misuse(name: str, make: MakeAlignment) -> list[Broken]:
     return [Broken("calls", f"{name}: is not refused")]
 
 
+def _column() -> Tensor:
+    return torch.zeros(2, 1, dtype=torch.long, device=device())
+
+
 MISUSES: dict[str, Callable[[Alignment], object]] = {
     "admit a row twice": lambda alignment: alignment.admit([0], [[1]]),
     "commit nodes that do not form a path": lambda alignment: alignment.commit([0, 1], [[0, 1], [0]]),
     "commit more tokens than the row holds": lambda alignment: alignment.commit([0, 1], [[], 9]),
     "commit a row that is not admitted": lambda alignment: alignment.commit([5], [1]),
-    "feed a row that is not admitted": lambda alignment: alignment.forward([0, 5], torch.zeros(2, 1, dtype=torch.long)),
-    "feed a node whose parent was not fed": lambda alignment: alignment.forward(
-        [0, 1], torch.zeros(2, 1, dtype=torch.long), parents=[[7], [1]]
-    ),
+    "feed a row that is not admitted": lambda alignment: alignment.forward([0, 5], _column()),
+    "feed a node whose parent was not fed": lambda alignment: alignment.forward([0, 1], _column(), parents=[[7], [1]]),
 }
 
 assert max(FILLERS) < VOCAB

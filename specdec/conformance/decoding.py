@@ -11,7 +11,7 @@ import torch
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.conformance.calls import MakeAlignment
 from specdec.conformance.cases import VOCAB, DecodingCase
-from specdec.conformance.models import greedy, sampled, small_pair, tokenizers
+from specdec.conformance.models import device, greedy, sampled, small_pair, tokenizers
 from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
@@ -61,7 +61,7 @@ class PatternDrafter(Drafter):
             for g in range(gamma):
                 true = self.truth[row.index][len(row.output_ids) + g]
                 tokens_BG[b, g] = true if g < right else (true + 1) % VOCAB
-        return Draft(tokens_BG, list(gammas))
+        return Draft(tokens_BG.to(device()), list(gammas))
 
     def commit(self, rows: list[Sequence]) -> None:
         for row in rows:

@@ -8,7 +8,7 @@ tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from specdec.conformance.cases import abbreviated
 from specdec.conformance.checked_drafter import draft_at_once, shape_problem
 from specdec.conformance.decoding import drafter_context
-from specdec.conformance.models import small_pair
+from specdec.conformance.models import device, small_pair
 from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
@@ -74,7 +74,7 @@ def check_drawn(case: DrawnCase, make: Callable[[DrafterContext], Drafter]) -> l
         return [Broken("shape", problem)]
     if draft.probs_BGV is None:
         return []  # tokens are chosen, not drawn
-    counts_R = torch.tensor(draft.num_candidates)
+    counts_R = torch.tensor(draft.num_candidates, device=draft.tokens_BG.device)
     for g in range(draft.tokens_BG.shape[1]):
         drawn = counts_R > g
         if detail := _unlikely(draft.tokens_BG[drawn, g], draft.probs_BGV[drawn, g].double()):
@@ -147,7 +147,11 @@ def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
         columns += [target.third_VVV[first_R, second_R]]
     probs_BTV = torch.stack(columns, dim=1)
     draws_BT, tests_BT = torch.rand(2, *probs_BTV.shape[:2], generator=generator, dtype=torch.float64)
-    verdict = verifier.verify_sampled(draft, probs_BTV, Noise(draws_BT, tests_BT[:, 1:]))
+    there = replace(draft, tokens_BG=draft.tokens_BG.to(device()))
+    if draft.probs_BGV is not None:
+        there.probs_BGV = draft.probs_BGV.to(device())
+    noise = Noise(draws_BT.to(device()), tests_BT[:, 1:].to(device()))
+    verdict = verifier.verify_sampled(there, probs_BTV.to(device()), noise)
     joint_VV = torch.zeros(case.vocab, case.vocab, dtype=torch.float64)
     for tokens, path, following in zip(draft.tokens_BG.tolist(), verdict.paths, verdict.next_tokens, strict=True):
         emitted = [*(tokens[node] for node in path), following]

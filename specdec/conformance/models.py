@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -20,6 +22,23 @@ from specdec.models.causal_lm import CausalLM
 CONTEXT = 256
 LETTERS = (string.ascii_letters + string.digits)[:VOCAB]
 Model = TypeVar("Model", bound=torch.nn.Module)
+_CPU = torch.device("cpu")
+_DEVICE: ContextVar[torch.device] = ContextVar("_DEVICE")
+
+
+def device() -> torch.device:
+    """Where the kit's models and tensors are."""
+    return _DEVICE.get(_CPU)
+
+
+@contextmanager
+def on_device(place: torch.device) -> Iterator[None]:
+    """Make models and tensors of the block on this device."""
+    token = _DEVICE.set(place)
+    try:
+        yield
+    finally:
+        _DEVICE.reset(token)
 
 
 def small_llama(seed: int, dtype: torch.dtype, layers: int = 3, **settings: Any) -> LlamaForCausalLM:
@@ -55,11 +74,18 @@ def perturbed(module: Model, scale: float, seed: int = 7) -> Model:
     return twin
 
 
-@cache
 def small_pair(seed: int, dtype: str) -> tuple[CausalLM, CausalLM]:
     """A small target, and a draft that often agrees with it."""
+    return _pair(seed, dtype, device())
+
+
+@cache
+def _pair(seed: int, dtype: str, place: torch.device) -> tuple[CausalLM, CausalLM]:
     target = small_llama(seed, getattr(torch, dtype), layers=2)
-    return CausalLM(target), CausalLM(perturbed(target, 0.04, seed + 100))
+    draft = perturbed(target, 0.04, seed + 100)
+    for module in (target, draft):
+        torch.nn.Module.to(module, place)
+    return CausalLM(target), CausalLM(draft)
 
 
 @cache
@@ -76,36 +102,46 @@ def letter_tokenizer(ids: Sequence[int] = range(VOCAB)) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-@cache
 def greedy(seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
     """The target's own greedy output, without stop tokens."""
-    return _plain(seed, dtype, prompt, max_new_tokens, lambda logits_V, _: int(logits_V.argmax()))
+    return _greedy(small_pair(seed, dtype)[0], prompt, max_new_tokens)
 
 
 @cache
+def _greedy(target: CausalLM, prompt: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
+    return _plain(target, prompt, max_new_tokens, lambda logits_V, _: int(logits_V.argmax()))
+
+
 def sampled(
     seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int, index: int, temperature: float
 ) -> tuple[int, ...]:
     """The target's own sampled output of a row with seed ``index``: each token by the random number of its position."""
+    return _sampled(small_pair(seed, dtype)[0], prompt, max_new_tokens, index, temperature)
+
+
+@cache
+def _sampled(
+    target: CausalLM, prompt: tuple[int, ...], max_new_tokens: int, index: int, temperature: float
+) -> tuple[int, ...]:
 
     def choose(logits_V: torch.Tensor, position: int) -> int:
         cumulative_V = (logits_V.double() / temperature).softmax(-1).cumsum(-1)
         number = float(uniforms([(index, index)], [[position]], DRAW, [0]))
         return int((cumulative_V <= number).sum())
 
-    return _plain(seed, dtype, prompt, max_new_tokens, choose)
+    return _plain(target, prompt, max_new_tokens, choose)
 
 
 @torch.inference_mode()
 def _plain(
-    seed: int, dtype: str, prompt: tuple[int, ...], max_new_tokens: int, choose: Callable[[torch.Tensor, int], int]
+    target: CausalLM, prompt: tuple[int, ...], max_new_tokens: int, choose: Callable[[torch.Tensor, int], int]
 ) -> tuple[int, ...]:
-    module = small_pair(seed, dtype)[0].module
-    tokens, past = torch.tensor([prompt]), None
+    module = target.module
+    tokens, past = torch.tensor([prompt], device=target.device), None
     output: list[int] = []
     for _ in range(max_new_tokens):
         step = module(tokens, **cache_argument(module, past), use_cache=True)
         past = returned_cache(step)
         output.append(choose(step.logits[0, -1], len(prompt) + len(output)))
-        tokens = torch.tensor([output[-1:]])
+        tokens = torch.tensor([output[-1:]], device=target.device)
     return tuple(output)

@@ -16,6 +16,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from specdec.conformance.models import device
 from specdec.conformance.promises import Broken
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
@@ -174,9 +175,9 @@ def _inputs(case: VerdictCase, filler: int = 0) -> tuple[Draft, Tensor]:
         logits_BTV[b, torch.arange(len(chosen)), torch.tensor(chosen)] = SHARP
     parents = [[parent for parent, _ in nodes] for nodes, _ in case.rows]
     chains = all(row == list(range(-1, len(row) - 1)) for row in parents)
-    probs_BGV = torch.full((num_rows, width, SMALL_VOCAB), 1 / SMALL_VOCAB) if case.with_probs else None
-    draft = Draft(tokens_BG, [len(nodes) for nodes, _ in case.rows], None if chains else parents, probs_BGV)
-    return draft, logits_BTV
+    probs_BGV = torch.full((num_rows, width, SMALL_VOCAB), 1 / SMALL_VOCAB).to(device()) if case.with_probs else None
+    counts = [len(nodes) for nodes, _ in case.rows]
+    return Draft(tokens_BG.to(device()), counts, None if chains else parents, probs_BGV), logits_BTV.to(device())
 
 
 def _sampled_inputs(case: VerdictCase, sharpness: float, filler: int = 0) -> tuple[Draft, Tensor, Noise]:
@@ -185,4 +186,4 @@ def _sampled_inputs(case: VerdictCase, sharpness: float, filler: int = 0) -> tup
     generator = torch.Generator().manual_seed(case.seed)
     draws_BT, tests_BT = torch.rand(2, *logits_BTV.shape[:2], generator=generator, dtype=torch.float64)
     probs_BTV = (logits_BTV.double() * (sharpness / SHARP)).softmax(-1)
-    return draft, probs_BTV, Noise(draws_BT, tests_BT[:, 1:])
+    return draft, probs_BTV, Noise(draws_BT.to(device()), tests_BT[:, 1:].to(device()))

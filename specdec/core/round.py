@@ -20,6 +20,7 @@ class Draft:
     parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
     probs_BGV: Tensor | None = None  # the distribution each token was sampled from; None: not sampled
     num_probes: list[int] | None = None  # last nodes of each row that are probes (``probe_ids``), not proposals
+    _ids: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def num_candidates(self) -> list[int]:
@@ -27,6 +28,22 @@ class Draft:
         if self.num_probes is None:
             return self.num_drafted
         return [count - probes for count, probes in zip(self.num_drafted, self.num_probes, strict=True)]
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """``tokens_BG`` on the host. If a verifier has called ``fetch``, nothing is waited for again."""
+        if self._ids is None:
+            self._ids = self.tokens_BG.tolist()
+        return self._ids
+
+    def fetch(self, values_BX: Tensor) -> list[list[int]]:
+        """A verifier's integers on the host, and the drafted tokens with them: the round's only wait for the device."""
+        import torch
+
+        width = self.tokens_BG.shape[1]
+        both = torch.cat([self.tokens_BG, values_BX], dim=1).tolist()
+        self._ids = [row[:width] for row in both]
+        return [row[width:] for row in both]
 
     def path(self, b: int, node: int) -> list[int]:
         """Row b's nodes on the path from the last committed token to ``node``."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from specdec.core.random_numbers import DRAW, TEST, uniforms
 from specdec.core.sampling_params import GREEDY, SamplingParams
+from specdec.core.transfer import to_device
 
 if TYPE_CHECKING:
     from specdec.core.round import Draft
@@ -45,7 +46,8 @@ def round_noise(rows: list[Sequence], num_columns: int, device: torch.device) ->
     keys = [(row.sampling.seed if row.sampling else 0, row.index) for row in rows]
     draws = uniforms(keys, [range(row.length, row.length + num_columns) for row in rows], DRAW, [0] * num_columns)
     starts = [[row.length] * (num_columns - 1) for row in rows]
-    return Noise(draws.to(device), uniforms(keys, starts, TEST, range(num_columns - 1)).to(device))
+    tests = uniforms(keys, starts, TEST, range(num_columns - 1))
+    return Noise(to_device(draws, device), to_device(tests, device))
 
 
 def scores_of(logits_BTV: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def processed(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
     scores_BTV = scores_BTV.float()
     probs_BTV = warped(scores_BTV, settings).double().softmax(-1)
     if any(s.greedy for s in settings):
-        greedy_B11 = torch.tensor([s.greedy for s in settings], device=probs_BTV.device)[:, None, None]
+        greedy_B11 = to_device([s.greedy for s in settings], probs_BTV.device)[:, None, None]
         probs_BTV = torch.where(greedy_B11, one_hot(scores_BTV.argmax(-1), scores_BTV.shape[-1]), probs_BTV)
     return probs_BTV
 
@@ -84,16 +86,19 @@ def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -
     """
     if not any(row.sampling and row.sampling.penalizes for row in rows):
         return None
-    seen_BTV = torch.zeros(logits_BTV.shape, dtype=torch.bool, device=logits_BTV.device)
-    for b, row in enumerate(rows):
-        seen_BTV[b, :, torch.tensor(row.tokens(0), device=seen_BTV.device)] = True
-    if draft is not None:
-        drafted = draft.tokens_BG.tolist()
-        for b, num_drafted in enumerate(draft.num_drafted):
-            for node in range(num_drafted):
-                path = [drafted[b][ancestor] for ancestor in draft.path(b, node)]
-                seen_BTV[b, node + 1, [token for token in path if token < logits_BTV.shape[-1]]] = True
-    return seen_BTV
+    num_rows, num_columns, vocab_size = logits_BTV.shape
+    # One more id takes what is no token: padding, and a drafter's probes.
+    seen_BTX = torch.zeros(num_rows, num_columns, vocab_size + 1, dtype=torch.bool, device=logits_BTV.device)
+    longest = max(row.length for row in rows)
+    texts = [row.tokens(0) + [vocab_size] * (longest - row.length) for row in rows]
+    texts_BTL = to_device(texts, seen_BTX.device)[:, None].expand(-1, num_columns, -1)
+    seen_BTX.scatter_(-1, texts_BTL, True)
+    if draft is not None and any(draft.num_drafted):
+        nodes = ((b, node) for b, count in enumerate(draft.num_drafted) for node in range(count))
+        index = [(b, node + 1, ancestor) for b, node in nodes for ancestor in draft.path(b, node)]
+        rows_N, columns_N, nodes_N = to_device(index, seen_BTX.device).unbind(-1)
+        seen_BTX[rows_N, columns_N, draft.tokens_BG[rows_N, nodes_N].clamp(max=vocab_size)] = True
+    return seen_BTX[..., :vocab_size]
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ def _for_each_setting(change: Callable[[Tensor, S], Tensor], scores_BTV: Tensor,
         return change(scores_BTV.flatten(0, 1), values[0]).view(scores_BTV.shape)
     changed_BTV = torch.empty_like(scores_BTV)
     for value in distinct:
-        places = torch.tensor([b for b, own in enumerate(values) if own == value], device=scores_BTV.device)
+        places = to_device([b for b, own in enumerate(values) if own == value], scores_BTV.device)
         part_BTV = scores_BTV[places]
         changed_BTV[places] = change(part_BTV.flatten(0, 1), value).view(part_BTV.shape)
     return changed_BTV

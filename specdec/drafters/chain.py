@@ -15,6 +15,7 @@ from specdec.alignment.layout import padded
 from specdec.alignment.reader import Reader
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
+from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.picker import Picker
 from specdec.models.causal_lm import CausalLM
@@ -89,7 +90,7 @@ def extend(
     missing = [tokens if gamma else [] for tokens, gamma in zip(missing, gammas, strict=True)]
     counts = [len(tokens) for tokens in missing]
     logits_BTV = alignment.forward(keys, padded(missing, device), counts)
-    last_B = torch.tensor(counts, device=device).clamp(min=1) - 1
+    last_B = to_device(counts, device).clamp(min=1) - 1
     steps = [pick(logits_BTV[torch.arange(len(keys), device=device), last_B])]
     for step in range(1, num_steps):
         counts = [int(gamma > step) for gamma in gammas]
@@ -113,5 +114,5 @@ def _spread(part: Tensor, places: list[int], num_rows: int) -> Tensor:
     if len(places) == num_rows:
         return part
     whole = part.new_zeros(num_rows, *part.shape[1:])
-    whole[torch.tensor(places, dtype=torch.long, device=part.device)] = part
+    whole[to_device(places, part.device, torch.long)] = part
     return whole

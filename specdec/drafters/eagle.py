@@ -19,6 +19,7 @@ from specdec.alignment.base import Alignment
 from specdec.alignment.layout import padded
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
+from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
@@ -89,7 +90,9 @@ class EagleDrafter(Drafter):
             first, last = kept[b][0], kept[b][-1]
             chain = last - first + 1 == len(kept[b])
             # A copy: a view would keep the logits in the same tensor alive for as long as nothing is drafted.
-            stays = hidden_BTD[b, first : last + 1].clone() if chain else hidden_BTD[b, kept[b]]
+            stays = (
+                hidden_BTD[b, first : last + 1].clone() if chain else hidden_BTD[b, to_device(kept[b], self._device)]
+            )
             self._unread[row.index].append(stays)
 
     @torch.inference_mode()
@@ -137,7 +140,7 @@ class EagleDrafter(Drafter):
         inputs_BTD = self._layer.inputs(self._embed(tokens_BT), hidden_BTD)
         with self._model.call_options("both"):
             output_BTX = self._cache.forward(keys, inputs_BTD, fed)
-        last_B = torch.tensor(fed, device=self._device).clamp(min=1) - 1
+        last_B = to_device(fed, self._device).clamp(min=1) - 1
         output_BX = output_BTX[torch.arange(len(keys), device=self._device), last_B]
         vocab_size = self._model.vocab_size
         return output_BX[:, vocab_size:], output_BX[:, :vocab_size]

@@ -12,6 +12,7 @@ from specdec.core.random_numbers import DRAFT, uniforms
 from specdec.core.sampling import draw, penalized, processed, seen_tokens, settings_of
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
+from specdec.core.transfer import to_device
 
 
 class Picker:
@@ -46,7 +47,7 @@ class Picker:
         keys = [(params.seed, row.index) for params, row in zip(settings, self._rows, strict=True)]
         noise_B1 = uniforms(keys, [[row.length] for row in self._rows], DRAFT, [len(self._probs)])
         self._probs.append(probs_BV)
-        tokens_B = draw(probs_BV, noise_B1[:, 0].to(probs_BV.device))
+        tokens_B = draw(probs_BV, to_device(noise_B1[:, 0], probs_BV.device))
         return tokens_B.clamp(max=probs_BV.shape[-1] - 1)  # NaN draws no token; the verifier reports it
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from specdec.alignment.layout import padded
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
+from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.trained import loaded, read_settings
@@ -67,8 +68,8 @@ class PpdDrafter(Drafter):
             answered.append(b)
             columns.append(list(range(first, first + num_probes)))
         if answered:
-            places_B1 = torch.tensor(answered, device=self._device)[:, None]
-            hidden_BMD = hidden_BTD[places_B1, torch.tensor(columns, device=self._device)]
+            places_B1 = to_device(answered, self._device)[:, None]
+            hidden_BMD = hidden_BTD[places_B1, to_device(columns, self._device)]
             guesses = self._head(hidden_BMD).argmax(-1).tolist()
             self._guesses.update((rows[b].index, guess) for b, guess in zip(answered, guesses, strict=True))
 

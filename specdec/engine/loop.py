@@ -126,7 +126,7 @@ class RoundLoop:
 
     def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
         same_length = len({row.length for row in rows}) == 1
-        drafted = draft.tokens_BG.tolist()
+        drafted = draft.ids
         emitted, num_accepted = [], []
         now = self.clock.now()
         for b, row in enumerate(rows):

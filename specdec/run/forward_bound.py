@@ -21,6 +21,9 @@ from specdec.models.causal_lm import CausalLM
 from specdec.run.forward_log import ForwardLog, Shape
 
 BOUND = "bound.jsonl"
+COPIED_NUMBERS = {"cpu": 2**24, "cuda": 2**28}
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+"""Sizes at which a copy and a matrix product reach what the device can do."""
 
 
 def bound_counts(log: ForwardLog, clock: Clock, device: torch.device) -> dict[str, Any]:
@@ -91,9 +94,9 @@ def work(model: CausalLM, shape: Shape) -> tuple[int, int]:
 def device_peaks(device: torch.device, dtype: torch.dtype, num_threads: int) -> tuple[float, float]:
     """Bytes per second of a large copy (read + written) and operations per second of a large matrix product."""
     cuda = device.type == "cuda"
-    source = torch.ones(2**28 if cuda else 2**24, dtype=torch.float32, device=device)
+    source = torch.ones(COPIED_NUMBERS[device.type], dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    size = 8192 if cuda else 1024
+    size = PRODUCT_SIZE[device.type]
     left = torch.ones(size, size, dtype=dtype, device=device)
     copy_s = _best(lambda: target.copy_(source), cuda)
     product_s = _best(lambda: left @ left, cuda)

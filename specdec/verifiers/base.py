@@ -76,8 +76,8 @@ def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:
 
     The chosen token at the end of the path is the round's next token.
     """
-    chosen = chosen_BT.tolist()  # the round's only synchronisation with the device
-    drafted = draft.tokens_BG.tolist()
+    chosen = draft.fetch(chosen_BT)
+    drafted = draft.ids
     paths, next_tokens = [], []
     for b, num_drafted in enumerate(draft.num_drafted):
         parents = parents_of(draft, b)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw, one_hot
+from specdec.core.transfer import to_device
 from specdec.errors import ContractError
 from specdec.verifiers.base import Verifier
 
@@ -37,8 +38,8 @@ class ChainVerifier(Verifier, ABC):
         tau_B = self.num_accepted(noise.tests_BG < acceptance.accept_BG)
         draws_B = noise.draws_BT.gather(1, tau_B[:, None])[:, 0]
         next_B = draw(self.next_probs(draft, probs_BTV, acceptance, tau_B), draws_B)
-        taus, next_tokens = torch.stack([tau_B, next_B]).tolist()  # the round's only synchronisation with the device
-        return Verdict([list(range(tau)) for tau in taus], next_tokens)
+        decided = draft.fetch(torch.stack([tau_B, next_B], dim=1))
+        return Verdict([list(range(tau)) for tau, _ in decided], [token for _, token in decided])
 
     @abstractmethod
     def acceptance(self, draft: Draft, probs_BTV: Tensor) -> AcceptanceProbs:
@@ -89,7 +90,7 @@ def draft_probs(draft: Draft, probs_BTV: Tensor) -> Tensor:
 
 def lengths(draft: Draft, device: torch.device) -> Tensor:
     """(B): drafted tokens per row."""
-    return torch.tensor(draft.num_drafted, device=device)
+    return to_device(draft.num_drafted, device)
 
 
 def is_drafted(draft: Draft, device: torch.device) -> Tensor:

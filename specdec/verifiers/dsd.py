@@ -28,7 +28,7 @@ class DsdVerifier(Verifier):
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """Without a bonus, the last accepted token becomes the round's next token."""
         verdict = super().verify(draft, logits_BTV)
-        drafted = draft.tokens_BG.tolist()
+        drafted = draft.ids
         for b, path in enumerate(verdict.paths):
             end = path[-1] if path else -1
             rejected = [node for node, parent in enumerate(parents_of(draft, b)) if parent == end]

@@ -8,11 +8,11 @@ same seed. Source: NSS in arXiv 2602.16994; SpecInfer (Miao et al. 2023) calls i
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw
+from specdec.core.transfer import to_device
 from specdec.verifiers.base import Verifier, longest_match
 
 
@@ -25,10 +25,9 @@ class NaiveVerifier(Verifier):
 
 def depths(draft: Draft, like_BTV: Tensor) -> Tensor:
     """(B, T): how many drafted tokens precede each position."""
-    num_columns = like_BTV.shape[1]
-    depths_BT = torch.arange(num_columns, device=like_BTV.device).repeat(like_BTV.shape[0], 1)
-    if draft.parents:
-        for b, num_drafted in enumerate(draft.num_drafted):
-            deep = [len(draft.path(b, node)) for node in range(num_drafted)]
-            depths_BT[b, 1 : num_drafted + 1] = torch.tensor(deep, dtype=torch.long, device=like_BTV.device)
-    return depths_BT
+    num_rows, num_columns = like_BTV.shape[:2]
+    chain = list(range(num_columns))
+    if not draft.parents:
+        return to_device([chain] * num_rows, like_BTV.device)
+    deep = [[0, *(len(draft.path(b, node)) for node in range(count))] for b, count in enumerate(draft.num_drafted)]
+    return to_device([row + chain[len(row) :] for row in deep], like_BTV.device)

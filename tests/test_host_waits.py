@@ -1,0 +1,63 @@
+"""How often the host waits for the device in a round: once, for the round's tokens.
+
+Between two waits the host queues a whole round's work. Every further one leaves the device idle while the host
+prepares what follows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from pretend_cuda import GPU, PretendCuda
+from test_gpu import SAMPLED, engine_of, rows_of
+
+from specdec import registry
+from specdec.core.sampling_params import SamplingParams
+from specdec.core.sequence import SequencePool
+
+PENALIZED = SamplingParams(temperature=0.0, repetition_penalty=1.3)
+MORE = {
+    "retokenize": 2,  # drafts are translated through text, which is on the host
+    "ppd": 2,  # guesses are read after the verdict and become the next draft's tree, which is built on the host
+    "typical": 2,  # the token after the accepted ones is drawn once their number is known on the host
+}
+STORAGE = ("alignment/slots.py", "alignment/inplace.py", "models/kv.py")
+"""Each forward copies its cursors and slots from ordinary memory, which waits too; they are counted apart."""
+
+
+def waits_per_round(batch: int, sampling: SamplingParams | None, **chosen: str) -> tuple[list[int], Counter[str]]:
+    """The waits of every round in which no prompt is read, but for those of the storage; and where the others are."""
+    with PretendCuda() as gpu:
+        engine, pool, counts = engine_of(GPU, batch=batch, **chosen), SequencePool(rows_of(sampling)), []
+        places: Counter[str] = Counter()
+        while not pool.done:
+            gpu.waits.clear()
+            outcome = engine.step(pool)
+            waits = Counter({place: n for place, n in gpu.waits.items() if not any(file in place for file in STORAGE)})
+            if not outcome.seconds["prefill"]:
+                counts.append(waits.total())
+                places += waits
+    return counts, places
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    ("sampling", "verifier"),
+    [(None, "greedy"), (PENALIZED, "greedy"), (SAMPLED, "block"), (SAMPLED, "rejection"), (SAMPLED, "naive")],
+    ids=["greedy", "penalty", "block", "rejection", "naive"],
+)
+@pytest.mark.parametrize("drafter", ["model", "prompt_lookup"])
+def test_one_wait_per_round(drafter, sampling, verifier, batch):
+    counts, places = waits_per_round(batch, sampling, drafter=drafter, verifier=verifier)
+    assert set(counts) == {1}, places
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group in ("drafter", "verifier") for name in registry.names(group)]
+)
+def test_every_drafter_and_verifier(group, name):
+    sampled = group == "verifier" and registry.create(group, name).samples
+    counts, places = waits_per_round(2, SAMPLED if sampled else None, **{group: name})
+    assert max(counts) <= MORE.get(name, 1), places
+    assert max(counts) == MORE.get(name, 1)
