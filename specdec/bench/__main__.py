@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import time
 from datetime import datetime, timezone
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from specdec.analysis import require
 from specdec.bench.machine import pin
-from specdec.bench.suite import Library, Suite, load_suite
+from specdec.bench.suite import NO_TIME, Library, Suite, load_suite
 from specdec.core.lock import locked
 from specdec.errors import ConfigError, SpecdecError
 
@@ -19,9 +21,10 @@ _HELP = """usage: python -m specdec.bench suite=NAME [KEY=VALUE ...]
 
 Measures methods and peers in turns, on pinned cores, each after a warm-up; a rerun measures only what is missing.
 Needs: pip install 'specdec[analysis]'.
-suite=NAME       quick (default), two_core, ablation, context; or a YAML file of your own
+suite=NAME       quick (default), two_core, ablation, context, gpu; or a YAML file of your own
 threads=N        cores that everything is pinned to (default 1)      repeats=N    turns
 out=FOLDER       where measurements, tables and plots go             data=FILE    prompts, JSONL in Spec-Bench's schema
+minutes=N        begin nothing new after so many (a rerun goes on)
 force=true       forget earlier measurements
 only=[STUDY]     these studies only        without=[METHOD]  leave methods out
 peers=FOLDER     where experiments/speed/peers/install.py made the environments of other engines
@@ -56,18 +59,24 @@ def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
     import torch
 
     torch.set_num_threads(suite.threads)
+    from specdec.bench.checks import take_checks
     from specdec.bench.run import run
     from specdec.bench.summary import summarize
     from specdec.registry import load_entry_points
 
     load_entry_points()
-    records = run(suite, library)
-    document = {"machine": _machine(cores), **summarize(suite, library, records)}
+    deadline = time.monotonic() + (inf if suite.minutes is None else 60 * suite.minutes)
+    checks = take_checks(suite, library, deadline)
+    records = run(suite, library, deadline)
+    document = {"machine": _machine(cores), "checks": checks, **summarize(suite, library, records)}
     text = write(document, Path(str(suite.out)))
     print(text)
     failed = [cell for cell in document["cells"] if cell["status"] == "failed"]
     inexact = [cell for cell in document["cells"] if cell.get("num_exact", 0) < cell.get("num_prompts", 0)]
+    not_passed = [check for check in checks if check["status"] != NO_TIME and not check["passed"]]
     counts = {
+        "checks": len(checks),
+        "checks_not_passed": len(not_passed),
         "cells": len(document["cells"]),
         "failed": len(failed),
         "inexact": len(inexact),
@@ -76,7 +85,7 @@ def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
         "claims_not_met": sum(claim["verdict"] == "NOT MET" for claim in document["claims"]),
     }
     print(json.dumps({"suite": suite.name, "out": suite.out, **counts}))
-    return 1 if failed else 0
+    return 1 if failed or not_passed else 0
 
 
 def write(document: dict[str, Any], out: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from specdec.bench.plan import BenchCell
-from specdec.bench.run import DONE
+from specdec.bench.suite import DONE
 from specdec.config.drafter_weights import UNTRAINED
 from specdec.report.intervals import Estimate, ratio_of_medians
 

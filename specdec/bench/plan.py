@@ -32,7 +32,12 @@ class Step:
 
 
 def steps(suite: Suite, library: Library, pair: str) -> Iterator[Step]:
-    """All measurements on a pair, in the order they are taken."""
+    """All measurements on a pair, in the order they are taken: cell by cell, or where time is short turn by turn."""
+    planned = _cell_by_cell(suite, library, pair)
+    return iter(sorted(planned, key=lambda step: step.repeat)) if suite.minutes is not None else planned
+
+
+def _cell_by_cell(suite: Suite, library: Library, pair: str) -> Iterator[Step]:
     for name, study in suite.studies.items():
         if pair not in study.pairs:
             continue

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.analysis import require
-from specdec.bench.run import DONE
+from specdec.bench.suite import DONE
 from specdec.bench.tables import Entry, blocks, heading
 
 _STAGES = {"prefill": "#bab0ac", "draft": "#f28e2b", "verify": "#4e79a7", "align": "#e15759", "other": "#76b7b2"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+from specdec.assets import local_path
+from specdec.core.files import write_atomically
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
 
@@ -26,6 +29,27 @@ def data_overrides(data: str) -> list[str]:
     if not Path(data).is_file():
         raise ConfigError(f"data={data}: no such file; give a JSONL file in Spec-Bench's schema, or heldout")
     return ["data=jsonl", f"data.path={data}", "data.overlong=truncate", "data.shuffle=true"]
+
+
+def count_overrides(data: str, count: int, cache: Path) -> list[str]:
+    """Overrides for ``count`` prompts: the file's, or the built-in ones and pieces of them."""
+    if data == "heldout":
+        return ["data=jsonl", f"data.path={_cut_prompts(count, cache)}", f"data.num_prompts={count}"]
+    return [*data_overrides(data), "data.max_input_tokens=256", f"data.num_prompts={count}"]
+
+
+def _cut_prompts(count: int, cache: Path) -> Path:
+    """A file of that many different prompts: each built-in one whole, then joined with its neighbour and cut."""
+    lines = local_path("asset:heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [str(json.loads(line)["turns"][0]) for line in lines]
+    chosen = []
+    for number in range(count):
+        turn, place = divmod(number, len(texts))
+        text = texts[place] if turn == 0 else texts[place] + "\n" + texts[(place + turn) % len(texts)]
+        chosen.append(text if turn == 0 else text[: len(texts[place]) + 13 * turn + place % 7])
+    path = cache / f"prompts-{count}.jsonl"
+    write_atomically(path, "".join(json.dumps({"prompt": text}) + "\n" for text in chosen))
+    return path
 
 
 def cell_prompts(pool: list[Prompt], count: int, context: int | None, limit: int, whole: bool = False) -> list[Prompt]:

@@ -19,7 +19,7 @@ from specdec.bench.own import Workloads, measure, warm_up
 from specdec.bench.peers import PeerProcess, interpreter
 from specdec.bench.plan import BenchCell, Step, pairs, refusal, steps
 from specdec.bench.prompts import data_overrides
-from specdec.bench.suite import Library, Method, Study, Suite
+from specdec.bench.suite import ABSENT, DONE, FAILED, NO_TIME, REFUSED, Library, Method, Study, Suite
 from specdec.config.explain import explain
 from specdec.config.identity import content_hash
 from specdec.core.files import append_line, read_lines
@@ -28,7 +28,6 @@ from specdec.errors import SpecdecError
 from specdec.models.pair import load_pair
 
 MEASUREMENTS = "measurements.jsonl"
-DONE, FAILED, MISSING, REFUSED = "done", "failed", "not installed", "refused"
 _PEER_WARMUP_TOKENS = 4
 
 
@@ -40,8 +39,8 @@ class NotMeasuredError(SpecdecError):
         self.status = status
 
 
-def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
-    """Measure what is not on disk yet; returns all measurements of the suite by their key."""
+def run(suite: Suite, library: Library, deadline: float) -> dict[str, dict[str, Any]]:
+    """Measure what is not on disk yet, until ``deadline``; returns all measurements of the suite by their key."""
     for study in suite.studies.values():
         data_overrides(study.data or suite.data)  # a file that does not exist is refused before anything is measured
     path = Path(str(suite.out)) / MEASUREMENTS
@@ -64,7 +63,7 @@ def run(suite: Suite, library: Library) -> dict[str, dict[str, Any]]:
                         number, cell = int(bar.tasks[task].completed) + 1, step.cell
                         where = f"{cell.study}: {cell.pair}, batch {cell.batch}, {cell.method}"
                         bar.console.out(f"[{number}/{len(wanted)}] {where}", highlight=False)
-                    records[step.key] = measuring.take(step)
+                    records[step.key] = measuring.take(step, in_time=time.monotonic() < deadline)
                     append_line(path, records[step.key])
                     bar.advance(task)
     return {key: records[key] for key in records if key in wanted}
@@ -102,12 +101,14 @@ class Measuring:
         for peer in self._peers.values():
             peer.close()
 
-    def take(self, step: Step) -> dict[str, Any]:
+    def take(self, step: Step, in_time: bool) -> dict[str, Any]:
         """One record. An error becomes a record of it, never a figure."""
         cell, method = step.cell, self.library.methods[step.cell.method]
         study = self.suite.studies[cell.study]
         record = {"key": step.key, **asdict(cell), "repeat": step.repeat, "time": time.time()}
         try:
+            if not in_time:
+                raise NotMeasuredError(NO_TIME, f"minutes={self.suite.minutes:g}: run the same command to go on")
             if why := refusal(method, cell.batch):
                 raise NotMeasuredError(REFUSED, why)
             figures = self._of_peer(cell, study, method) if method.peer else self._own(cell, study, method)
@@ -175,7 +176,7 @@ class Measuring:
         if python is None:
             remedy = f"python {self.library.folder / 'peers' / 'install.py'} {peer.environment}"
             missing = f"no environment {peer.environment} under peers={self.suite.peers}: {remedy}"
-            raise NotMeasuredError(MISSING, missing)
+            raise NotMeasuredError(ABSENT, missing)
         if peer.needs_gpu and not torch.cuda.is_available():
             raise NotMeasuredError(REFUSED, "needs a GPU")
         if name not in self._peers:

@@ -21,6 +21,9 @@ from specdec.registry import unknown
 FOLDER = Path(__file__).resolve().parent.parent.parent / "experiments" / "speed"
 _ALONE = ("suite", "speed/suite", "folder")
 
+DONE, FAILED, ABSENT, REFUSED, NO_TIME = "done", "failed", "not installed", "refused", "no time left"
+"""What becomes of a check or a measurement."""
+
 
 @dataclass
 class Study:
@@ -88,6 +91,28 @@ class Peer:
 
 
 @dataclass
+class Kit:
+    """Plug-ins that go through the conformance kit."""
+
+    plugins: list[str] = field(default_factory=list)  # GROUP=NAME; none: all but the known incorrect ones
+    accelerator: str = "auto"
+    scale: float = 0.1
+
+
+@dataclass
+class Equivalence:
+    """Prompts whose outputs must be those of the target alone, or differ from them by rounding alone."""
+
+    pair: str = MISSING
+    methods: list[str] = MISSING
+    exact: bool = True  # False: differences that rounding explains are allowed
+    batch: int = 16
+    num_prompts: int = 480
+    max_new_tokens: int = 32
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Suite:
     """Everything that one run of the benchmark measures."""
 
@@ -100,10 +125,13 @@ class Suite:
     cache: str = "outputs/bench/cache"  # references, and pairs exported for peers
     peers: str = "outputs/bench/peers"  # where install.py made their environments
     peer_timeout_s: float = 900.0
+    minutes: float | None = None  # nothing new is begun after so many; turns then go round all cells. null: no limit
     progress: bool = True
     force: bool = False  # discard measurements and draft tables, as after a change of the code
     only: list[str] | None = None  # studies to run; null: all
     without: list[str] = field(default_factory=list)  # methods to leave out
+    kit: Kit | None = None
+    equivalence: dict[str, Equivalence] = field(default_factory=dict)
     studies: dict[str, Study] = MISSING
     claims: list[Claim] = field(default_factory=list)
 
@@ -190,6 +218,9 @@ def _check(suite: Suite, library: Library) -> None:
             raise ConfigError(f"spread={study.spread}: it must be from 0 to below 1")
         if study.spread and any(library.methods[method].peer for method in study.methods):
             raise ConfigError(f"spread={study.spread}: other engines take one max_new_tokens for all; set spread=0")
+    for group in suite.equivalence.values():
+        _known("pair of pairs.yaml", [group.pair], library.pairs)
+        _known("method of methods.yaml", group.methods, library.methods)
     for claim in suite.claims:
         _known(f"study of the claim {claim.text!r}", [claim.study], suite.studies)
     for name, method in library.methods.items():

@@ -9,8 +9,7 @@ from typing import Any
 from specdec.bench.claims import judge
 from specdec.bench.measurements import Records, label, metric_ratio
 from specdec.bench.plan import BenchCell, cells_of
-from specdec.bench.run import DONE
-from specdec.bench.suite import Library, Study, Suite
+from specdec.bench.suite import DONE, Library, Study, Suite
 from specdec.config.labels import tell_apart
 from specdec.report.intervals import median
 

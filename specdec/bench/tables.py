@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from specdec.bench.run import DONE
+from specdec.bench.suite import DONE, NO_TIME
 from specdec.core.columns import columns
 from specdec.core.tables import Table, latex, markdown, record_table, text_table
 
@@ -28,6 +28,8 @@ def to_markdown(document: dict[str, Any]) -> str:
     parts = [f"# {document['suite']['title']}", _conditions(document)]
     if document["claims"]:
         parts += ["## What it must show", markdown(_claims(document["claims"]))]
+    if document.get("checks"):
+        parts += [f"## Checks ({document['machine']['device']})", markdown(_checks(document["checks"]))]
     for block in blocks(document):
         (study, pair, context), entries = block
         parts += [f"## {heading(document, study, pair, context)}", markdown(_speeds(document, *block))]
@@ -116,6 +118,15 @@ def _claims(claims: list[Entry]) -> Table:
         place = [claim["pair"], str(claim["batch"]), context]
         rows.append([claim["text"], of, *place, figure, claim["wanted"], claim["verdict"]])
     return text_table(["claim", "method", "pair", "batch", "context", "figure", "wanted", "verdict"], rows, 3)
+
+
+def _checks(checks: list[Entry]) -> Table:
+    rows = []
+    for check in checks:
+        verdict = check["status"] if check["status"] == NO_TIME else "passed" if check["passed"] else "NOT PASSED"
+        seconds = f"{check['seconds']:.0f}" if "seconds" in check else "-"
+        rows.append([check["title"], verdict, check.get("found", "-"), seconds])
+    return text_table(["check", "verdict", "found", "seconds"], rows, 3)
 
 
 def _remarks(entries: list[Entry]) -> list[str]:
