@@ -22,8 +22,9 @@ MORE = {
     "ppd": 2,  # guesses are read after the verdict and become the next draft's tree, which is built on the host
     "typical": 2,  # the token after the accepted ones is drawn once their number is known on the host
 }
-STORAGE = ("alignment/slots.py", "alignment/inplace.py", "models/kv.py")
-"""Each forward copies its cursors and slots from ordinary memory, which waits too; they are counted apart."""
+STORAGE = ("alignment/inplace.py", "models/kv.py", "models/execution/base.py")
+"""Each forward copies its cursors and slots from ordinary memory, which waits too: one to three copies per forward, which
+are counted apart here. They belong through `core.transfer.to_device` like all others."""
 
 
 def waits_per_round(batch: int, sampling: SamplingParams | None, **chosen: str) -> tuple[list[int], Counter[str]]:
