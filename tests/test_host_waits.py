@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a round: once, for the round's tokens.
+"""How often the host waits for the device in a round, around its forwards: once, for the round's tokens.
 
 Between two waits the host queues a whole round's work. Every further one leaves the device idle while the host
 prepares what follows.
