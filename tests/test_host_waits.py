@@ -23,8 +23,8 @@ MORE = {
     "typical": 2,  # the token after the accepted ones is drawn once their number is known on the host
 }
 STORAGE = ("alignment/inplace.py", "models/kv.py", "models/execution/base.py")
-"""Each forward copies its cursors and slots from ordinary memory, which waits too: one to three copies per forward, which
-are counted apart here. They belong through `core.transfer.to_device` like all others."""
+"""Each forward copies its cursors and slots from ordinary memory, which waits too, one to three times: they are counted
+apart here. They belong through `core.transfer.to_device` like all others."""
 
 
 def waits_per_round(batch: int, sampling: SamplingParams | None, **chosen: str) -> tuple[list[int], Counter[str]]:
