@@ -12,6 +12,7 @@
 
 constexpr long KEYS = 64;             // list entries that are read for all queries of an item before the next ones
 constexpr long QUERIES = 32;          // queries of an item, at most (at least one token's)
+constexpr long AHEAD = 16;            // list entries between what is read and what is asked for from memory
 constexpr long CHUNK = 64 / W;        // vectors of an output that are summed in registers
 
 struct Seen {
@@ -19,12 +20,19 @@ struct Seen {
   long count;
 };
 
+// Asks for list entries [first, last), one number per cache line.
+INLINE void fetch(const float *from, long stride, long E, Seen seen, long first, long last) {
+  for (long t = first; t < last && t < seen.count; t++)
+    for (long e = 0; e < E; e += 16) __builtin_prefetch(from + seen.columns[t] * stride + e);
+}
+
 // Scores of list entries [first, last) for one query of E numbers; keys lie E numbers apart per column.
 static void scores(const float *query, long E, const float *keys, Seen seen, long first, long last, float scale,
-                   float *out) {
+                   bool cold, float *out) {
   for (long t = first; t < last; t += W) {
     const float *key[W];
     for (long u = 0; u < W; u++) key[u] = keys + seen.columns[std::min(t + u, last - 1)] * E;
+    if (cold) fetch(keys, E, E, seen, t + AHEAD, t + AHEAD + W);
     Vec dots[W] = {};
     long e = 0;
     for (; e + W <= E; e += W) {
@@ -55,13 +63,15 @@ static float softmax(float *scores, long count) {
 
 // out += weights x values over list entries [first, last), for `vectors` vectors of E numbers from e on.
 template <int C>
-static void mix(const float *weights, long E, const float *values, Seen seen, long first, long last, float *out, long e) {
+static void mix(const float *weights, long E, const float *values, Seen seen, long first, long last, bool cold, float *out,
+                long e) {
   Vec total[C];
   const long left = E - e;
   const bool whole = left >= C * W;
   for (int c = 0; c < C; c++) total[c] = whole ? load(out + e + c * W) : load_first(out + e, left);
   for (long t = first; t < last; t++) {
     const float *value = values + seen.columns[t] * E + e;
+    if (cold) fetch(values + e, E, std::min(left, C * (long)W), seen, t + AHEAD, t + AHEAD + 1);
     const Vec weight = all(weights[t]);
 #pragma GCC unroll 16
     for (int c = 0; c < C; c++) total[c] = fma(weight, whole ? load(value + c * W) : load_first(value, left), total[c]);
@@ -69,10 +79,11 @@ static void mix(const float *weights, long E, const float *values, Seen seen, lo
   for (int c = 0; c < C; c++) whole ? store(out + e + c * W, total[c]) : store_first(out + e, total[c], left);
 }
 
-static void add_values(const float *weights, long E, const float *values, Seen seen, long first, long last, float *out) {
+static void add_values(const float *weights, long E, const float *values, Seen seen, long first, long last, bool cold,
+                       float *out) {
   long e = 0;
-  for (; e + CHUNK * W <= E; e += CHUNK * W) mix<CHUNK>(weights, E, values, seen, first, last, out, e);
-  for (; e < E; e += W) mix<1>(weights, E, values, seen, first, last, out, e);
+  for (; e + CHUNK * W <= E; e += CHUNK * W) mix<CHUNK>(weights, E, values, seen, first, last, cold, out, e);
+  for (; e < E; e += W) mix<1>(weights, E, values, seen, first, last, cold, out, e);
 }
 
 struct Queries {  // of one row and key head: `groups` heads of `tokens` tokens
@@ -89,7 +100,7 @@ static void attend(Queries of, long E, const float *keys, const float *values, f
     for (long i = 0; i < of.tokens; i++)
       for (long g = 0; g < of.groups && t < of.seen[i].count; g++)
         scores(of.q + i * of.stride + g * E, E, keys, of.seen[i], t, std::min(t + KEYS, of.seen[i].count), scale,
-               work + (i * of.groups + g) * work_stride);
+               !i && !g, work + (i * of.groups + g) * work_stride);
   for (long i = 0; i < of.tokens; i++)
     for (long g = 0; g < of.groups; g++) {
       float *weights = work + (i * of.groups + g) * work_stride, *out = of.q + i * of.stride + g * E;
@@ -100,7 +111,7 @@ static void attend(Queries of, long E, const float *keys, const float *values, f
     for (long i = 0; i < of.tokens; i++)
       for (long g = 0; g < of.groups && t < of.seen[i].count; g++)
         add_values(work + (i * of.groups + g) * work_stride, E, values, of.seen[i], t,
-                   std::min(t + KEYS, of.seen[i].count), of.q + i * of.stride + g * E);
+                   std::min(t + KEYS, of.seen[i].count), !i && !g, of.q + i * of.stride + g * E);
   for (long i = 0; i < of.tokens; i++)
     for (long g = 0; g < of.groups && of.seen[i].count; g++) {
       float *out = of.q + i * of.stride + g * E;
