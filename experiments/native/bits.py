@@ -1,4 +1,4 @@
-"""Are a row's logits the same bits alone and in a batch, one token at a time and several at once? Compares every position.
+"""Are a row's logits the same bits alone and in a batch, one token at a time and several at once? For every position.
 
     python experiments/native/bits.py pair=tiny data=heldout
     python experiments/native/bits.py pair=smollm2_135m drafter=prompt_lookup data=spec_bench data.path=FILE
