@@ -15,7 +15,6 @@ row avoids that. Static caches with per-row positions are common in serving engi
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
@@ -23,6 +22,7 @@ from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, consecutive, padded, real_tokens
 from specdec.alignment.slots import SlotStorage, feed_chains, idle_are_cheap
 from specdec.core.clock import Clock
+from specdec.core.transfer import to_device
 from specdec.models.causal_lm import CausalLM
 
 
@@ -78,7 +78,7 @@ class InplaceAlignment(Alignment):
         order = sorted(range(len(rows)), key=lambda b: self._slots.slot[rows[b]])
         if order == list(range(len(rows))):
             return self._feed(rows, tokens_BT, counts, parents)
-        order_B = torch.tensor(order, device=self.model.device)
+        order_B = to_device(order, self.model.device)
         logits_BTV = self._feed(
             [rows[b] for b in order],
             tokens_BT[order_B],
@@ -95,7 +95,7 @@ class InplaceAlignment(Alignment):
                 stay, nodes = self._contents[row].keep(keep)
                 if nodes != list(range(len(nodes))):
                     data_NHSD = self._slots.kv.data_NBHSD[:, self._slots.slot[row]]
-                    columns = torch.tensor(nodes, device=self.model.device) + stay
+                    columns = to_device(nodes, self.model.device) + stay
                     data_NHSD[:, :, stay : stay + len(nodes)] = data_NHSD[:, :, columns]
 
     def length(self, row: int) -> int:
@@ -137,7 +137,7 @@ class InplaceAlignment(Alignment):
         if span_starts is None:
             return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT, counts)
         span = list(range(slots[0], slots[-1] + 1))
-        places_B = torch.tensor(slots, device=self.model.device) - span[0]
+        places_B = to_device(slots, self.model.device) - span[0]
         span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])  # (B, T, D) where embeddings are fed
         span_BT[places_B] = tokens_BT
         span_counts = [0] * len(span)
