@@ -11,6 +11,7 @@
 #include <omp.h>
 #else
 static int omp_get_thread_num() { return 0; }
+static int omp_get_num_threads() { return 1; }
 #endif
 
 struct Layer {
@@ -114,8 +115,8 @@ class Forward {
     for (long row = 0; row < b.rows; row++) {
       const long start = b.starts[row], slot = b.slots[row];
       if (slot < 0 || slot >= b.num_slots) return refuse("row %ld is in slot %ld of %ld", row, slot, (long)b.num_slots);
-      if (start < 0 || start + b.width > b.columns || b.columns > b.capacity)
-        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width, (long)b.columns);
+      if (start < 0 || start > b.columns - b.width || b.columns > b.capacity)
+        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width, (long)std::min(b.columns, b.capacity));
     }
     if (!b.mask) {
       columns.resize(b.columns);
@@ -170,6 +171,8 @@ class Forward {
 #pragma omp parallel num_threads(threads)
     {
       const int thread = omp_get_thread_num();
+#pragma omp single
+      threads = omp_get_num_threads();  // there may be fewer than were asked for
       for (long l = first; l < last; l++) {
         for (long m = 0; m < M; m += chunk) project(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
 #pragma omp barrier
@@ -300,7 +303,7 @@ class Forward {
 
   const Model &model;
   const Batch &batch;
-  const int threads;
+  int threads;
   std::vector<Token> tokens;
   std::vector<int32_t> columns;
   std::vector<Item> work_items;
@@ -321,7 +324,7 @@ Matrix *specdec_pack(const Part *parts, int64_t count, int64_t inputs) {
   try {
     return new Matrix(parts, count, inputs);
   } catch (const std::bad_alloc &) {
-    refuse("no memory for a packed matrix");
+    refuse("no memory for a packed matrix of %ld inputs", (long)inputs);
     return nullptr;
   }
 }
@@ -330,10 +333,11 @@ int64_t specdec_bytes(const Matrix *matrix) { return matrix->size; }
 int specdec_format(const Matrix *matrix) { return matrix->format; }
 
 // y (rows, outputs) = x (rows, inputs) W^T + bias, for one part that starts at output 0.
-int specdec_product(const Matrix *w, const float *x, float *y, int64_t rows, int64_t outputs, int threads) {
+int specdec_product(const Matrix *w, const float *x, float *y, int64_t rows, int64_t outputs,
+                    [[maybe_unused]] int threads) {
   if (outputs > w->outputs) return refuse("a product of %ld outputs gives %ld", (long)w->outputs, (long)outputs);
 #pragma omp parallel num_threads(threads)
-  product(*w, x, w->inputs, y, outputs, rows, outputs, false, omp_get_thread_num(), threads);
+  product(*w, x, w->inputs, y, outputs, rows, outputs, false, omp_get_thread_num(), omp_get_num_threads());
   return 0;
 }
 

@@ -55,9 +55,7 @@ INLINE void store_first(float *to, Vec v, long n) {
 
 // a * b + c, rounded once.
 INLINE Vec fma(Vec a, Vec b, Vec c) {
-#if defined(__clang__)
-  return __builtin_elementwise_fma(a, b, c);
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
   return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
