@@ -9,7 +9,8 @@
 
 #include "weights.h"
 
-constexpr long ROWS_AT_ONCE = 8 * ROWS;  // rows that share a panel while it is in the cache
+constexpr long ROWS_AT_ONCE = 8 * ROWS;          // rows that share a panel while it is in the cache
+constexpr long PANELS_AT_ONCE = 512 / WIDTH;     // panels whose sums stay in the cache from chunk to chunk
 
 struct Output {
   float *y;
@@ -111,8 +112,9 @@ static void product(const Matrix &w, const float *x, long x_stride, float *y, lo
                     bool add, int thread, int threads) {
   const long panels = w.outputs / WIDTH, from = panels * thread / threads, to = panels * (thread + 1) / threads;
   for (long m = 0; m < rows; m += ROWS_AT_ONCE)
+   for (long group = from; group < to; group += PANELS_AT_ONCE)
     for (long k = 0; k < w.inputs; k += DEPTH)
-      for (long n = from; n < to; n++) {
+      for (long n = group; n < std::min(group + PANELS_AT_ONCE, to); n++) {
         const long count = std::min(ROWS_AT_ONCE, rows - m), depth = std::min(DEPTH, w.inputs - k);
         const float *bias = w.bias.empty() || k ? nullptr : &w.bias[n * WIDTH];
         const Output out{y + m * y_stride + n * WIDTH, y_stride, width - n * WIDTH, bias, add || k};
