@@ -9,7 +9,7 @@
 
 #include "weights.h"
 
-constexpr long ROWS_AT_ONCE = 8 * ROWS;          // rows that share a panel while it is in the cache
+constexpr long ROWS_AT_ONCE = 96; // rows that share a panel while it is in the cache
 constexpr long PANELS_AT_ONCE = 512 / WIDTH;     // panels whose sums stay in the cache from chunk to chunk
 
 struct Output {
@@ -19,8 +19,14 @@ struct Output {
   bool add;            // to what y holds
 };
 
+// What a tile asks for from memory while it computes: `words` of every block of the next panel, `stride` words apart.
+struct Ahead {
+  const uint32_t *panel;
+  long words, stride;
+};
+
 template <class F, int R>
-static void tile(const float *x, long stride, long depth, const uint32_t *panel, const uint32_t *next, const Output &out) {
+static void tile(const float *x, long stride, long depth, const uint32_t *panel, Ahead ahead, const Output &out) {
   Vec sums[R][VECTORS];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -30,8 +36,8 @@ static void tile(const float *x, long stride, long depth, const uint32_t *panel,
   for (long k0 = 0; k0 < depth; k0 += BLOCK, x += BLOCK) {
     weights.enter(panel);
     panel += F::SCALES * WIDTH;
-    for (long word = 0; next && word < WORDS<F> * WIDTH; word += 16) __builtin_prefetch(next + word, 0, 2);
-    if (next) next += WORDS<F> * WIDTH;
+    for (long word = 0; word < ahead.words; word += 16) __builtin_prefetch(ahead.panel + word, 0, 2);
+    ahead.panel += ahead.stride;
     const long count = std::min(BLOCK, depth - k0);
     for (long k = 0; k < count; k += F::PACKED, panel += WIDTH) {
       Ints words[VECTORS];
@@ -65,7 +71,7 @@ static void tile(const float *x, long stride, long depth, const uint32_t *panel,
     }
 }
 
-typedef void (*Tile)(const float *, long, long, const uint32_t *, const uint32_t *, const Output &);
+typedef void (*Tile)(const float *, long, long, const uint32_t *, Ahead, const Output &);
 template <class F, int... R>
 constexpr std::array<Tile, ROWS + 1> tiles(std::integer_sequence<int, R...>) {
   return {nullptr, &tile<F, R + 1>...};
@@ -95,14 +101,16 @@ static void panel_product(const float *x, long stride, long rows, long depth, co
   alignas(64) static thread_local float widened[DEPTH * WIDTH];
   const long passes = (rows + ROWS - 1) / ROWS;
   auto run = &TILES<F>;
-  if (passes > 1 && !std::is_same_v<F, Float32>) {
+  if (passes > 2 && !std::is_same_v<F, Float32>) {
     widen_panel<F>(panel, depth, widened);
-    panel = (const uint32_t *)widened, next = nullptr;
+    panel = (const uint32_t *)widened;
     run = &TILES<Float32>;
   }
+  // A single pass reads in order, which the processor foresees; asking as well would only get in its way.
+  const long share = passes == 1 ? 0 : (WORDS<F> * WIDTH / 16 + passes - 1) / passes * 16;
   for (long pass = passes; pass; pass--) {
     const long count = (rows + pass - 1) / pass;
-    (*run)[count](x, stride, depth, panel, pass == passes ? next : nullptr, out);
+    (*run)[count](x, stride, depth, panel, {next + (passes - pass) * share, share, WORDS<F> * WIDTH}, out);
     x += count * stride, out.y += count * out.stride, rows -= count;
   }
 }

@@ -13,12 +13,13 @@
 #include <arm_neon.h>
 #endif
 
+// W lanes; a product keeps ROWS rows times VECTORS vectors of sums in the processor's 16 or 32 registers.
 #if defined(__AVX512F__)
-constexpr int W = 16, ROWS = 12;  // lanes; rows of x that a product holds in registers
+constexpr int W = 16, ROWS = 8, VECTORS = 3;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int W = 8, ROWS = 6;
+constexpr int W = 8, ROWS = 6, VECTORS = 2;
 #elif defined(__aarch64__)
-constexpr int W = 4, ROWS = 12;
+constexpr int W = 4, ROWS = 8, VECTORS = 3;
 #else
 #error "the native execution needs AVX2 with FMA, AVX-512 or Arm NEON"
 #endif

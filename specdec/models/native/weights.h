@@ -11,7 +11,7 @@
 
 #include "vectors.h"
 
-constexpr long VECTORS = 2, WIDTH = VECTORS * W, BLOCK = 32, DEPTH = 8192 / WIDTH;
+constexpr long WIDTH = VECTORS * W, BLOCK = 32, DEPTH = 256;
 static_assert(DEPTH % BLOCK == 0);
 
 template <class To, class From>
