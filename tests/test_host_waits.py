@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a round, around its forwards: once, for the round's tokens.
+"""How often the host waits for the device in a round: once, for the round's tokens.
 
 Between two waits the host queues a whole round's work. Every further one leaves the device idle while the host
 prepares what follows.
@@ -22,23 +22,19 @@ MORE = {
     "ppd": 2,  # guesses are read after the verdict and become the next draft's tree, which is built on the host
     "typical": 2,  # the token after the accepted ones is drawn once their number is known on the host
 }
-STORAGE = ("alignment/inplace.py", "models/kv.py", "models/execution/base.py")
-"""Each forward copies its cursors and slots from ordinary memory, which waits too, one to three times: they are counted
-apart here. They belong through `core.transfer.to_device` like all others."""
 
 
 def waits_per_round(batch: int, sampling: SamplingParams | None, **chosen: str) -> tuple[list[int], Counter[str]]:
-    """The waits of every round in which no prompt is read, but for those of the storage; and where the others are."""
+    """The waits of every round in which no prompt is read, and where they are."""
     with PretendCuda() as gpu:
         engine, pool, counts = engine_of(GPU, batch=batch, **chosen), SequencePool(rows_of(sampling)), []
         places: Counter[str] = Counter()
         while not pool.done:
             gpu.waits.clear()
             outcome = engine.step(pool)
-            waits = Counter({place: n for place, n in gpu.waits.items() if not any(file in place for file in STORAGE)})
             if not outcome.seconds["prefill"]:
-                counts.append(waits.total())
-                places += waits
+                counts.append(gpu.num_waits)
+                places += gpu.waits
     return counts, places
 
 

@@ -286,7 +286,7 @@ def test_changed_weights_are_noticed():
 
 def test_no_compiler_is_said_once_by_auto_and_refused_by_native(monkeypatch):
     loading.library.cache_clear()
-    building.library_path.cache_clear()
+    building._outcome.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")
     try:
         module = small_llama(0, torch.float32)
@@ -302,4 +302,4 @@ def test_no_compiler_is_said_once_by_auto_and_refused_by_native(monkeypatch):
     finally:
         monkeypatch.undo()
         loading.library.cache_clear()
-        building.library_path.cache_clear()
+        building._outcome.cache_clear()

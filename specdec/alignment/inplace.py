@@ -15,7 +15,6 @@ row avoids that. Static caches with per-row positions are common in serving engi
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
@@ -23,6 +22,7 @@ from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, consecutive, padded, real_tokens
 from specdec.alignment.slots import SlotStorage, feed_chains, idle_are_cheap
 from specdec.core.clock import Clock
+from specdec.core.transfer import to_device
 from specdec.models.causal_lm import CausalLM
 
 
@@ -53,8 +53,7 @@ class InplaceAlignment(Alignment):
         if any(contents):
             tokens_BT, counts = padded(contents, self.model.device), [len(content) for content in contents]
             starts = [0] * len(rows)
-            slots = [self._slots.slot[row] for row in rows]
-            feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT, counts, num_logits=1)
+            feed_chains(self.model, self._slots.kv, self._slot_of(rows), starts, tokens_BT, counts, num_logits=1)
         for row, content in zip(rows, contents, strict=True):
             self._contents[row].length = len(content)
 
@@ -70,20 +69,18 @@ class InplaceAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Write each row's tokens from its cursor on. The model runs in slot order unless it reads any slots."""
+        """Write each row's tokens from its cursor on. The model runs in slot order, whatever the order of ``rows``."""
         self._contents.require(rows, "forward")
-        if len(rows) == len(self._contents) and self._slots.has_gaps():
-            with self.clock.stage("align"):
+        with self.clock.stage("align"):
+            if len(rows) == len(self._contents):
                 self._slots.close_up()
         counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
-        slots = [self._slots.slot[row] for row in rows]
-        if self.model.execution.ragged or slots == sorted(slots):
-            return self._feed(rows, slots, tokens_BT, counts, parents)
-        order = sorted(range(len(rows)), key=slots.__getitem__)
-        order_B = torch.tensor(order, device=self.model.device)
+        order = sorted(range(len(rows)), key=lambda b: self._slots.slot[rows[b]])
+        if order == list(range(len(rows))):
+            return self._feed(rows, tokens_BT, counts, parents)
+        order_B = to_device(order, self.model.device)
         logits_BTV = self._feed(
             [rows[b] for b in order],
-            [slots[b] for b in order],
             tokens_BT[order_B],
             [counts[b] for b in order],
             [parents[b] for b in order] if parents else None,
@@ -96,9 +93,9 @@ class InplaceAlignment(Alignment):
             self._contents.require(rows, "commit")
             for row, keep in zip(rows, kept, strict=True):
                 stay, nodes = self._contents[row].keep(keep)
-                if nodes and nodes[-1] >= len(nodes):  # nodes ascend, so only then is one left out
+                if nodes != list(range(len(nodes))):
                     data_NHSD = self._slots.kv.data_NBHSD[:, self._slots.slot[row]]
-                    columns = torch.tensor(nodes, device=self.model.device) + stay
+                    columns = to_device(nodes, self.model.device) + stay
                     data_NHSD[:, :, stay : stay + len(nodes)] = data_NHSD[:, :, columns]
 
     def length(self, row: int) -> int:
@@ -107,20 +104,13 @@ class InplaceAlignment(Alignment):
     def content(self, row: int) -> Tensor:
         return self._slots.kv.data_NBHSD[:, self._slots.slot[row], :, : self._contents[row].length].clone()
 
-    def _feed(
-        self,
-        rows: list[int],
-        slots: list[int],
-        tokens_BT: Tensor,
-        counts: list[int],
-        parents: list[list[int]] | None,
-    ) -> Tensor:
-        """Feed rows in the model's order."""
+    def _feed(self, rows: list[int], tokens_BT: Tensor, counts: list[int], parents: list[list[int]] | None) -> Tensor:
+        """Feed rows that are in slot order."""
         contents = [self._contents[row] for row in rows]
         starts = [content.length + len(content.parents) for content in contents]
         positions = self._contents.feed(rows, counts, parents)
         if all(content.is_chain() for content in contents):
-            return self._feed_chains(slots, starts, tokens_BT, counts)
+            return self._feed_chains(rows, starts, tokens_BT, counts)
         num_new = tokens_BT.shape[1]
         num_columns = max(starts) + num_new
         lengths = [content.length for content in contents]
@@ -132,22 +122,22 @@ class InplaceAlignment(Alignment):
             num_new=num_new,
         )
         positions_BT = padded(positions, self.model.device, num_new)
-        writer = self._slots.kv.scatter(slots, starts, num_new)
+        writer = self._slots.kv.scatter(self._slot_of(rows), starts, num_new)
         real_BT = real_tokens(counts, num_new, self.model.device)
         return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, real_BT=real_BT)
 
-    def _feed_chains(self, slots: list[int], starts: list[int], tokens_BT: Tensor, counts: list[int]) -> Tensor:
+    def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor, counts: list[int]) -> Tensor:
         """Feed chains, with padding tokens for each idle slot between the rows' if that is cheaper than a copy.
 
         The padding goes past the row's cursor, as that of a short row does. Its positions do not exceed those of the
         fed rows, because some rotary embeddings depend on the largest position of a forward.
         """
-        num_new = tokens_BT.shape[1]
+        slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
         span_starts = self._span_starts(slots, starts, num_new)
         if span_starts is None:
             return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT, counts)
         span = list(range(slots[0], slots[-1] + 1))
-        places_B = torch.tensor(slots, device=self.model.device) - span[0]
+        places_B = to_device(slots, self.model.device) - span[0]
         span_BT = tokens_BT.new_zeros(len(span), *tokens_BT.shape[1:])  # (B, T, D) where embeddings are fed
         span_BT[places_B] = tokens_BT
         span_counts = [0] * len(span)
@@ -159,10 +149,10 @@ class InplaceAlignment(Alignment):
 
     def _span_starts(self, slots: list[int], starts: list[int], num_new: int) -> list[int] | None:
         """Cursors of all slots from the first fed one to the last; None if idle slots are better left out."""
-        num_idle = slots[-1] + 1 - slots[0] - len(slots)
+        span = range(slots[0], slots[-1] + 1)
+        num_idle = len(span) - len(slots)
         if not num_idle or self.model.execution.ragged:
             return None
-        span = range(slots[0], slots[-1] + 1)
         start_of = {self._slots.slot[row]: c.length + len(c.parents) for row, c in self._contents.items()}
         start_of.update(zip(slots, starts, strict=True))
         span_starts = [start_of.get(slot, 0) for slot in span]
@@ -171,3 +161,6 @@ class InplaceAlignment(Alignment):
         if grows or not idle_are_cheap(self.model, len(slots), num_idle, num_new, num_columns, with_idle):
             return None
         return span_starts
+
+    def _slot_of(self, rows: list[int]) -> list[int]:
+        return [self._slots.slot[row] for row in rows]

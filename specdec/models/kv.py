@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specdec.core.transfer import to_device
 from specdec.errors import ContractError
 
 GROWTH_COLUMNS = 128
@@ -81,7 +82,9 @@ class Scattering:
         self.num_columns = max(starts) + num_new
         self._num_new = num_new
         consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
-        self.slots = slice(slots[0], slots[0] + len(slots)) if consecutive else self.place.slots_B.to(storage.device)
+        self.slots = (
+            slice(slots[0], slots[0] + len(slots)) if consecutive else to_device(self.place.slots_B, storage.device)
+        )
         self._places_BHT: Tensor | None = None  # of each token's vector among the slots x H x S of a part
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
@@ -100,7 +103,8 @@ class Scattering:
             _, _, heads, columns, _ = self.place.storage.data_NBHSD.shape
             heads_BH = self.place.slots_B[:, None] * heads + torch.arange(heads)
             columns_BT = self.place.starts_B[:, None] + torch.arange(self._num_new)
-            self._places_BHT = (heads_BH[..., None] * columns + columns_BT[:, None]).to(self.place.storage.device)
+            places_BHT = heads_BH[..., None] * columns + columns_BT[:, None]
+            self._places_BHT = to_device(places_BHT, self.place.storage.device)
         return self._places_BHT
 
 

@@ -56,9 +56,7 @@ class Verifier:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.
             logits_BTV: the target's logits after the rows' repetition penalties; float32 or 16-bit, never float64.
         """
-        from specdec.core.sampling import argmax  # torch takes seconds to import
-
-        return longest_match(draft, argmax(logits_BTV))
+        return longest_match(draft, logits_BTV.argmax(-1))
 
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
         """Decide where at least one row samples.
@@ -82,15 +80,8 @@ def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:
     drafted = draft.ids
     paths, next_tokens = [], []
     for b, num_drafted in enumerate(draft.num_drafted):
-        if draft.parents:
-            parents = draft.parents[b]
-            accepts = [drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)]
-            path = descend(parents, accepts)
-        else:
-            match = 0
-            while match < num_drafted and drafted[b][match] == chosen[b][match]:
-                match += 1
-            path = list(range(match))
+        parents = parents_of(draft, b)
+        path = descend(parents, [drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)])
         paths.append(path)
         next_tokens.append(chosen[b][path[-1] + 1 if path else 0])
     return Verdict(paths, next_tokens)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from specdec.core.transfer import to_device
 from specdec.models.kv import KVWriter
 
 OutputKind = Literal["logits", "hidden", "both"]
@@ -53,7 +54,7 @@ class Chains(Layout):
     def _columns(self) -> Tensor:
         if self._columns_BT is None:
             columns_BT = self._writer.place.starts_B[:, None] + torch.arange(self._num_new)
-            self._columns_BT = columns_BT.to(self._device)
+            self._columns_BT = to_device(columns_BT, self._device)
         return self._columns_BT
 
     def positions(self) -> Tensor:

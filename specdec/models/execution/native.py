@@ -18,7 +18,7 @@ from transformers.activations import SiLUActivation
 
 from specdec.errors import ContractError
 from specdec.models.execution.base import Call, Chains, Execution
-from specdec.models.execution.fusable import can_fuse, windows_of
+from specdec.models.execution.fusable import can_fuse, changed, no_plain_weight, windows_of
 from specdec.models.execution.fused import Rotation
 from specdec.models.native.build import NotBuiltError
 from specdec.models.native.library import (
@@ -27,6 +27,7 @@ from specdec.models.native.library import (
     ModelStruct,
     PackedMatrix,
     WantedStruct,
+    checked,
     library,
     rms_norm,
     run_forward,
@@ -40,7 +41,7 @@ def no_native(module: Any) -> str | None:
     """Why a model cannot be run natively; None if it can."""
     if module.device.type != "cpu" or module.dtype != torch.float32:
         return f"it computes in float32 on a CPU, not in {str(module.dtype).removeprefix('torch.')} on {module.device}"
-    reason = can_fuse(module) or _another_activation(module)
+    reason = can_fuse(module) or _another_activation(module) or _another_size(module)
     if reason is not None:
         return reason
     try:
@@ -58,6 +59,47 @@ def _another_activation(module: Any) -> str | None:
     return None
 
 
+def _another_size(module: Any) -> str | None:
+    """The first weight whose shape does not follow from the sizes of layer 0 and the hidden size."""
+    hidden, first = module.config.hidden_size, module.model.layers[0]
+    size = first.self_attn.head_dim
+    queries, keys, inner = (
+        len(p.weight) for p in (first.self_attn.q_proj, first.self_attn.k_proj, first.mlp.gate_proj)
+    )
+    if size % 2 or queries % size or keys % size or queries % keys:
+        return f"it needs query heads that share key heads evenly, not {queries} and {keys} numbers in heads of {size}"
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), (hidden,)),
+        **dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (size,)),
+        **{f"self_attn.{name}_proj": (rows, hidden) for name, rows in (("q", queries), ("k", keys), ("v", keys))},
+        "self_attn.o_proj": (hidden, queries),
+        **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (inner, hidden)),
+        "mlp.down_proj": (hidden, inner),
+    }
+    parts = [
+        ("model.norm", module.model.norm, (hidden,)),
+        ("lm_head", module.lm_head, (len(module.lm_head.weight), hidden)),
+    ]
+    for number, layer in enumerate(module.model.layers):
+        own = dict(layer.named_modules())
+        parts += [(f"model.layers.{number}.{name}", own[name], shape) for name, shape in shapes.items() if name in own]
+    for name, part, shape in parts:
+        bias = getattr(part, "bias", None)
+        if part.weight.shape != shape or (bias is not None and bias.shape != shape[:1]):
+            return f"it knows layers of one size, and {name} is {tuple(part.weight.shape)} in place of {shape}"
+    return None
+
+
+def _plain_table(module: Any) -> Tensor | None:
+    """The embeddings (V, D) if they can be read directly; other modules are called."""
+    part, weight = module.model.embed_tokens, getattr(module.model.embed_tokens, "weight", None)
+    if weight is None or changed(part, nn.Embedding) or no_plain_weight(part) or part.max_norm is not None:
+        return None
+    expected = (len(module.lm_head.weight), module.config.hidden_size)
+    plain = weight.shape == expected and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return weight.detach() if plain and weight.is_contiguous() else None
+
+
 class NativeExecution(Execution):
     """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
 
@@ -69,16 +111,16 @@ class NativeExecution(Execution):
         self.module = module
         decoder, layers = module.model, module.model.layers[: module.config.num_hidden_layers]
         self.rotation, self._norm = Rotation(decoder.rotary_emb), decoder.norm
-        self._table = getattr(decoder.embed_tokens, "weight", None)  # an EAGLE layer has none
-        self._vocab, self._hidden = module.lm_head.out_features, module.config.hidden_size
-        self._norm_D, self._weights = self._norm.weight, self._fingerprint()
+        self._embed, self._table = decoder.embed_tokens, _plain_table(module)
+        self._vocab, self._weights = module.lm_head.out_features, self._fingerprint()
+        self._read = [] if self._table is None else [self._table]  # kept, because the library has their addresses
         self._matrices: list[PackedMatrix] = []
         structs = [self._layer(layer, window) for layer, window in zip(layers, windows_of(decoder), strict=True)]
         self._head = self._pack(module.lm_head)
         attention = layers[0].self_attn
         self._model = ModelStruct(
             vocab=self._vocab,
-            hidden=self._hidden,
+            hidden=module.config.hidden_size,
             heads=attention.q_proj.out_features // attention.head_dim,
             key_heads=attention.k_proj.out_features // attention.head_dim,
             head_size=attention.head_dim,
@@ -86,7 +128,7 @@ class NativeExecution(Execution):
             num_layers=len(structs),
             layers=(LayerStruct * len(structs))(*structs),
             embedding=None if self._table is None else self._table.data_ptr(),
-            norm=self._norm.weight.data_ptr(),
+            norm=self._address(self._norm),
             eps=self._norm.variance_epsilon,
             head=self._head.handle,
         )
@@ -104,14 +146,18 @@ class NativeExecution(Execution):
             self._pack(mlp.gate_proj, mlp.up_proj),
             self._pack(mlp.down_proj),
         )
-        weights = [None if norm is None else norm.weight.data_ptr() for norm in norms]
+        weights = [None if norm is None else self._address(norm) for norm in norms]
         epsilons = [0.0 if norm is None else norm.variance_epsilon for norm in norms]
         handles = [matrix.handle for matrix in matrices]
         return LayerStruct(*handles, *weights, *epsilons, attention.scaling, window or 0)
 
+    def _address(self, norm: Any) -> int:
+        self._read.append(norm.weight.detach().contiguous())
+        return self._read[-1].data_ptr()
+
     def _pack(self, *parts: Any) -> PackedMatrix:
         pairs = [(part.weight, part.bias) for part in parts]
-        key = tuple((w.data_ptr(), w._version, w.shape, b is not None and b.data_ptr()) for w, b in pairs)
+        key = tuple((w.shape, *map(_state, (w, b))) for w, b in pairs)
         matrix = _packed.get(key)
         if matrix is None:
             matrix = _packed[key] = PackedMatrix(*pairs)
@@ -132,19 +178,24 @@ class NativeExecution(Execution):
         return can_fuse(self.module) is None and self._fingerprint() == self._weights
 
     def _fingerprint(self) -> list[tuple[int, int]]:
-        """Address of each weight, and how often it was changed in place."""
-        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.module.parameters()]
+        return [_state(weight) for weight in self.module.parameters()]
 
     def run(self, call: Call) -> Tensor:
         B, T = call.tokens_BT.shape[:2]
-        num_logits = 0 if call.output_kind == "hidden" else self._vocab  # per token
-        num_hidden = 0 if call.output_kind == "logits" else self._hidden
-        count, size = call.num_logits or T, num_logits + num_hidden
+        count, sizes = call.num_logits or T, {"logits": self._vocab, "hidden": self._model.hidden}
+        if not 0 <= count <= T:
+            raise ContractError(f"native execution: logits of {count} tokens are wanted, and {T} are fed")
+        kinds = [kind for kind in sizes if call.output_kind in (kind, "both")]
+        size = sum(sizes[kind] for kind in kinds)
         make = torch.empty if call.real_BT is None else torch.zeros
         output_BTX = make(B, count, size)
         address = output_BTX.data_ptr()
-        hidden_address = address + 4 * num_logits if num_hidden else None
-        wanted = WantedStruct(address if num_logits else None, hidden_address, count, size)
+        wanted = WantedStruct(
+            logits=address if "logits" in kinds else None,
+            hidden=address + 4 * (size - sizes["hidden"]) if "hidden" in kinds else None,
+            count=count,
+            stride=size,
+        )
         self._forward(call, wanted, (0, self._model.num_layers))
         return output_BTX
 
@@ -166,19 +217,32 @@ class NativeExecution(Execution):
     def _forward(
         self, call: Call, wanted: WantedStruct, layers: tuple[int, int], states_BTD: Tensor | None = None
     ) -> None:
-        writer, chains = call.writer, isinstance(call.layout, Chains)
-        tokens, real_BT = call.tokens_BT.contiguous(), call.real_BT
-        B, T = tokens.shape[:2]
-        mask_BTS = None if chains else call.mask().contiguous()
-        positions_BT = None if chains and self.rotation.fixed else call.positions().contiguous()
-        if mask_BTS is not None and mask_BTS.shape != (B, T, writer.num_columns):
-            raise ContractError(f"native execution: a mask {tuple(mask_BTS.shape)} for {(B, T, writer.num_columns)}")
-        cosines, sines = self.rotation.table(self._norm_D, writer.num_columns, positions_BT)
+        writer, chains, E = call.writer, isinstance(call.layout, Chains), self._model.head_size
+        place = writer.place
+        tokens, B, T = call.tokens_BT, *call.tokens_BT.shape[:2]
+        if not tokens.is_floating_point() and self._table is None:
+            tokens = self._embed(tokens)
+        embedded = tokens.is_floating_point()
+        if embedded:
+            tokens = checked("embeddings", tokens, torch.float32, (B, T, self._model.hidden))
+        else:
+            tokens = checked("ids", tokens, torch.int64, (B, T))
+        real_BT = None if call.real_BT is None else checked("real tokens", call.real_BT, torch.bool, (B, T))
+        mask_BTS = None if chains else checked("a mask", call.mask(), torch.bool, (B, T, writer.num_columns))
+        positions_BT = None
+        if not (chains and self.rotation.fixed):
+            positions_BT = checked("positions", call.positions(), torch.int64, (B, T))
+        cosines, sines = self.rotation.table(self._norm.weight, writer.num_columns, positions_BT)
+        if cosines.shape[1] != E:
+            raise ContractError(f"native execution: rotations of {cosines.shape[1]} numbers in heads of {E}")
         if not self.rotation.fixed:  # a table of this call's own positions
             positions_BT = torch.arange(B * T)
-        real_BT = None if real_BT is None else real_BT.contiguous()
-        place, embedded = writer.place, tokens.is_floating_point()
+        slots_B, starts_B = (checked("slots", part, torch.int64, (B,)) for part in (place.slots_B, place.starts_B))
         data_NBHSD = place.storage.data_NBHSD
+        parts, slots, _, capacity, _ = data_NBHSD.shape
+        shape = (max(parts, 2 * layers[1]), slots, self._model.key_heads, capacity, E)
+        if checked("a storage", data_NBHSD, torch.float32, shape) is not data_NBHSD:
+            raise ContractError("native execution: a storage that is not contiguous")
         batch = BatchStruct(
             rows=B,
             width=T,
@@ -186,16 +250,21 @@ class NativeExecution(Execution):
             ids=None if embedded else tokens.data_ptr(),
             embedded=tokens.data_ptr() if embedded else None,
             real=None if real_BT is None else real_BT.data_ptr(),
-            slots=place.slots_B.data_ptr(),
-            starts=place.starts_B.data_ptr(),
+            slots=slots_B.data_ptr(),
+            starts=starts_B.data_ptr(),
             positions=None if positions_BT is None else positions_BT.data_ptr(),
             mask=None if mask_BTS is None else mask_BTS.data_ptr(),
             cache=data_NBHSD.data_ptr(),
-            num_slots=data_NBHSD.shape[1],
-            capacity=data_NBHSD.shape[3],
+            num_slots=slots,
+            capacity=capacity,
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
-            num_positions=cosines.shape[0],
+            num_positions=len(cosines),
         )
         run_forward(self._model, batch, wanted, layers, torch.get_num_threads(), states_BTD)
         writer.written()
+
+
+def _state(weight: Tensor | None) -> tuple[int, int]:
+    """Address of a weight, and how often it was changed in place."""
+    return (0, 0) if weight is None else (weight.data_ptr(), 0 if weight.is_inference() else weight._version)

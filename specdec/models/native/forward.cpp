@@ -1,7 +1,8 @@
 // The forward of a decoder of the Llama family over ragged rows, and the functions that Python calls.
 //
-// Rows have their own numbers of tokens, slots and columns; nothing is padded. Threads share the panels of a product and
-// the (row, key head) pairs of attention: every number is computed whole by one thread, so their number changes no bit.
+// Rows have their own numbers of tokens, slots and columns; nothing is padded. Threads share the panels of a product
+// and the (row, key head) pairs of attention: every number is computed whole by one thread, so their number changes no
+// bit.
 #include <cstdio>
 #include <new>
 
@@ -11,6 +12,7 @@
 #include <omp.h>
 #else
 static int omp_get_thread_num() { return 0; }
+static int omp_get_num_threads() { return 1; }
 #endif
 
 struct Layer {
@@ -22,48 +24,51 @@ struct Layer {
 
 struct Model {
   int64_t vocab, hidden, heads, key_heads, head_size, intermediate, num_layers;
-  const Layer *layers;
+  const Layer* layers;
   const float *embedding, *norm;  // (vocab, hidden), and the last norm's weight
   float eps;                      // of the last norm
-  const Matrix *head;
+  const Matrix* head;
 };
 
 struct Batch {
-  int64_t rows, width, columns;    // width: tokens of a row; columns: the queries read these of the storage
-  const int64_t *ids;              // (rows, width), or null where there are
-  const float *embedded;           // (rows, width, hidden)
-  const uint8_t *real;             // (rows, width): the others are padding; null: all are real
-  const int64_t *slots, *starts;   // a row's token t is stored in column starts[b] + t of its slot
-  const int64_t *positions;               // (rows, width), or null: the token's column
-  const uint8_t *mask;                    // (rows, width, columns), or null: a token sees all columns up to its own
-  float *cache;                           // (2 x layers, slots, key heads, capacity, head size)
+  int64_t rows, width, columns;   // width: tokens of a row; columns: the queries read these of the storage
+  const int64_t* ids;             // (rows, width), or null where there are
+  const float* embedded;          // (rows, width, hidden)
+  const uint8_t* real;            // (rows, width): the others are padding; null: all are real
+  const int64_t *slots, *starts;  // a row's token t is stored in column starts[b] + t of its slot
+  const int64_t* positions;       // (rows, width), or null: the token's column
+  const uint8_t* mask;            // (rows, width, columns), or null: a token sees all columns up to its own
+  float* cache;                   // (2 x layers, slots, key heads, capacity, head size)
   int64_t num_slots, capacity;
-  const float *cosines, *sines;           // (num_positions, head size)
+  const float *cosines, *sines;  // (num_positions, head size)
   int64_t num_positions;
 };
 
 static thread_local char message[160];
 template <class... A>
-static int refuse(const char *format, A... values) {
+static int refuse(const char* format, A... values) {
   std::snprintf(message, sizeof message, format, values...);
   return 1;
 }
 
 // Memory that grows and is kept, so that its pages are not asked for at every forward.
 struct Workspace {
-  std::unique_ptr<float, void (*)(void *)> data{nullptr, std::free};
+  std::unique_ptr<float, void (*)(void*)> data{nullptr, std::free};
   size_t size = 0;
-  float *of(size_t count) {
+  float* of(size_t count) {
     if (count > size) {
       size = (count + count / 4 + 15) / 16 * 16;
-      data.reset((float *)std::aligned_alloc(64, 4 * size));
-      if (!data) { size = 0; throw std::bad_alloc(); }
+      data.reset((float*)std::aligned_alloc(64, 4 * size));
+      if (!data) {
+        size = 0;
+        throw std::bad_alloc();
+      }
     }
     return data.get();
   }
 };
 
-static void rms_norm(const float *x, const float *weight, long size, float eps, float *y) {
+static void rms_norm(const float* x, const float* weight, long size, float eps, float* y) {
   Vec squares{};
   for (long d = 0; d < size; d += W) {
     const Vec v = load_first(x + d, size - d);
@@ -75,7 +80,7 @@ static void rms_norm(const float *x, const float *weight, long size, float eps, 
 }
 
 // Halves (a, b) of a head become (a cos + b sin, b cos + a sin), where the sines of the first half are negative.
-static void rotate(float *head, long E, const float *cosines, const float *sines) {
+static void rotate(float* head, long E, const float* cosines, const float* sines) {
   for (long e = 0, half = E / 2; e < half; e++) {
     const float a = head[e], b = head[e + half];
     head[e] = std::fma(a, cosines[e], b * sines[e]);
@@ -83,7 +88,7 @@ static void rotate(float *head, long E, const float *cosines, const float *sines
   }
 }
 
-static void silu_product(float *gate, const float *up, long size) {
+static void silu_product(float* gate, const float* up, long size) {
   for (long i = 0; i < size; i += W) {
     const Vec g = load_first(gate + i, size - i), u = load_first(up + i, size - i);
     store_first(gate + i, g / (all(1.0f) + exp(-g)) * u, size - i);
@@ -106,16 +111,17 @@ struct Wanted {
 
 class Forward {
  public:
-  Forward(const Model &model, const Batch &batch, int threads) : model(model), batch(batch), threads(threads) {}
+  Forward(const Model& model, const Batch& batch, int threads) : model(model), batch(batch), threads(threads) {}
 
   // Lists the tokens, after checking every index that Python gave.
   int plan() {
-    const Batch &b = batch;
+    const Batch& b = batch;
     for (long row = 0; row < b.rows; row++) {
       const long start = b.starts[row], slot = b.slots[row];
       if (slot < 0 || slot >= b.num_slots) return refuse("row %ld is in slot %ld of %ld", row, slot, (long)b.num_slots);
-      if (start < 0 || start + b.width > b.columns || b.columns > b.capacity)
-        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width, (long)b.columns);
+      if (start < 0 || start > b.columns - b.width || b.columns > b.capacity)
+        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width,
+                      (long)std::min(b.columns, b.capacity));
     }
     if (!b.mask) {
       columns.resize(b.columns);
@@ -125,14 +131,16 @@ class Forward {
     for (long row = 0; row < b.rows; row++)
       for (long t = 0; t < b.width; t++) {
         if (b.real && !b.real[row * b.width + t]) continue;
-        const long place = row * b.width + t, column = b.starts[row] + t, position = b.positions ? b.positions[place] : column;
+        const long place = row * b.width + t, column = b.starts[row] + t,
+                   position = b.positions ? b.positions[place] : column;
         if (b.ids && (b.ids[place] < 0 || b.ids[place] >= model.vocab))
           return refuse("token %ld is not among %ld", (long)b.ids[place], (long)model.vocab);
         if (position < 0 || position >= b.num_positions)
           return refuse("position %ld is not below %ld", position, (long)b.num_positions);
         const bool follows = !tokens.empty() && tokens.back().row == row;
         tokens.push_back({row, place, column, position, {nullptr, column + 1}});
-        offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, follows ? offsets.back() : columns.size()) : 0);
+        offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, follows ? offsets.back() : columns.size())
+                                 : 0);
       }
     for (size_t m = 0; m < tokens.size(); m++) {
       tokens[m].seen.columns = columns.data() + offsets[m];
@@ -142,12 +150,12 @@ class Forward {
   }
 
   // Layers [first, last), then the last norm and the head; `states` (rows, width, hidden) gets what the layers give.
-  void run(long first, long last, float *states, const Wanted &wanted) {
+  void run(long first, long last, float* states, const Wanted& wanted) {
     const long M = tokens.size(), E = model.head_size;
     const long group = model.heads / model.key_heads, chunk = std::min<long>(M, 2 * ROWS_AT_ONCE);
     const long qkv = model.num_layers ? model.layers[0].qkv->outputs : 0, two = model.layers[0].gate_up->outputs;
-    std::vector<const Token *> ends;
-    for (const Token &token : tokens)
+    std::vector<const Token*> ends;
+    for (const Token& token : tokens)
       if (token.place % batch.width >= batch.width - wanted.count) ends.push_back(&token);
     const long num_ends = wanted.logits || wanted.hidden ? ends.size() : 0;
     tokens_per_item = std::max<long>(1, QUERIES / group);
@@ -155,7 +163,7 @@ class Forward {
     const long item_work = std::min<long>(tokens_per_item, M) * group * work_stride;
     static thread_local Workspace space;
     x_stride = stride_of(model.hidden);
-    float *at = space.of(M * (x_stride + stride_of(model.heads * E)) + num_ends * x_stride +
+    float* at = space.of(M * (x_stride + stride_of(model.heads * E)) + num_ends * x_stride +
                          chunk * (x_stride + stride_of(qkv) + stride_of(two)) + threads * item_work);
     float *x = at, *final = at += M * x_stride;
     at += num_ends * x_stride;
@@ -165,11 +173,15 @@ class Forward {
     gates = at, gates_stride = stride_of(two), at += chunk * gates_stride;
     items();
     for (long m = 0; m < M; m++)
-      std::memcpy(x + m * x_stride, batch.ids ? model.embedding + batch.ids[tokens[m].place] * model.hidden
-                                              : batch.embedded + tokens[m].place * model.hidden, 4 * model.hidden);
+      std::memcpy(x + m * x_stride,
+                  batch.ids ? model.embedding + batch.ids[tokens[m].place] * model.hidden
+                            : batch.embedded + tokens[m].place * model.hidden,
+                  4 * model.hidden);
 #pragma omp parallel num_threads(threads)
     {
       const int thread = omp_get_thread_num();
+#pragma omp single
+      threads = omp_get_num_threads();  // there may be fewer than were asked for
       for (long l = first; l < last; l++) {
         for (long m = 0; m < M; m += chunk) project(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
 #pragma omp barrier
@@ -187,16 +199,17 @@ class Forward {
         std::memcpy(states + tokens[m].place * model.hidden, x + m * x_stride, 4 * model.hidden);
     if (wanted.hidden)
       for (long i = 0; i < num_ends; i++)
-        std::memcpy(wanted.hidden + output_of(*ends[i], wanted) * wanted.stride, final + i * x_stride, 4 * model.hidden);
+        std::memcpy(wanted.hidden + output_of(*ends[i], wanted) * wanted.stride, final + i * x_stride,
+                    4 * model.hidden);
   }
 
  private:
-  long output_of(const Token &token, const Wanted &wanted) const {
+  long output_of(const Token& token, const Wanted& wanted) const {
     return token.row * wanted.count + token.place % batch.width - (batch.width - wanted.count);
   }
 
   // Logits of the tokens at the ends of rows; those that are consecutive in the output are one product.
-  void head(const float *x, const std::vector<const Token *> &ends, const Wanted &wanted, int thread) {
+  void head(const float* x, const std::vector<const Token*>& ends, const Wanted& wanted, int thread) {
     for (size_t i = 0, next; i < ends.size(); i = next) {
       const long place = output_of(*ends[i], wanted);
       for (next = i + 1; next < ends.size() && output_of(*ends[next], wanted) == place + (long)(next - i);) next++;
@@ -210,8 +223,8 @@ class Forward {
   };
 
   // Appends the columns that a query sees; if they continue the list of its row's query before it, only what is new.
-  size_t list(long row, long t, long &count, size_t before) {
-    const uint8_t *mask = batch.mask + (row * batch.width + t) * batch.columns;
+  size_t list(long row, long t, long& count, size_t before) {
+    const uint8_t* mask = batch.mask + (row * batch.width + t) * batch.columns;
     std::vector<int32_t> seen;
     for (long s = 0; s < batch.columns; s++)
       if (mask[s]) seen.push_back(s);
@@ -228,25 +241,27 @@ class Forward {
   // Tokens of one row are consecutive; an item is a few of them, for one key head.
   void items() {
     for (long m = 0, next; m < (long)tokens.size(); m = next) {
-      for (next = m + 1; next < (long)tokens.size() && next - m < tokens_per_item && tokens[next].row == tokens[m].row;) next++;
+      for (next = m + 1; next < (long)tokens.size() && next - m < tokens_per_item && tokens[next].row == tokens[m].row;)
+        next++;
       for (long j = 0; j < model.key_heads; j++) work_items.push_back({m, next - m, j});
     }
   }
 
-  float *cached(long part, long row, long head) const {
+  float* cached(long part, long row, long head) const {
     const long place = (part * batch.num_slots + batch.slots[row]) * model.key_heads + head;
     return batch.cache + place * batch.capacity * model.head_size;
   }
 
   // Queries, keys and values of `count` tokens from m on: rotated, the latter two stored.
-  void project(long l, const float *x, long m, long count, int thread) {
-    const Layer &layer = model.layers[l];
+  void project(long l, const float* x, long m, long count, int thread) {
+    const Layer& layer = model.layers[l];
     const long E = model.head_size;
     norm_rows(x, layer.norm_in, layer.eps_in, count, thread);
-    product(*layer.qkv, normed, normed_stride, joined, joined_stride, count, layer.qkv->outputs, false, thread, threads);
+    product(*layer.qkv, normed, normed_stride, joined, joined_stride, count, layer.qkv->outputs, false, thread,
+            threads);
 #pragma omp barrier
     for (long i = thread; i < count; i += threads) {
-      const Token &token = tokens[m + i];
+      const Token& token = tokens[m + i];
       const float *cosines = batch.cosines + token.position * E, *sines = batch.sines + token.position * E;
       float *own = joined + i * joined_stride, *keys = own + layer.qkv->starts[1], *values = own + layer.qkv->starts[2];
       for (long h = 0; h < model.heads; h++) {
@@ -264,26 +279,29 @@ class Forward {
 #pragma omp barrier
   }
 
-  void attend_item(long l, const Item &item, float *work) {
+  void attend_item(long l, const Item& item, float* work) {
     const long E = model.head_size, group = model.heads / model.key_heads, window = model.layers[l].window;
     Seen seen[QUERIES];
     for (long i = 0; i < item.count; i++) {
       seen[i] = tokens[item.token + i].seen;
-      if (const long outside = seen[i].count - window; window && outside > 0) seen[i] = {seen[i].columns + outside, window};
+      if (const long outside = seen[i].count - window; window && outside > 0)
+        seen[i] = {seen[i].columns + outside, window};
     }
     const long row = tokens[item.token].row;
     const Queries queries{q + item.token * q_stride + item.key_head * group * E, q_stride, seen, item.count, group};
-    attend(queries, E, cached(2 * l, row, item.key_head), cached(2 * l + 1, row, item.key_head), model.layers[l].scale, work, work_stride);
+    attend(queries, E, cached(2 * l, row, item.key_head), cached(2 * l + 1, row, item.key_head), model.layers[l].scale,
+           work, work_stride);
   }
 
   // Output projection and gated MLP of `count` tokens from m on, added to their hidden states.
-  void finish(long l, float *x, long m, long count, int thread) {
-    const Layer &layer = model.layers[l];
+  void finish(long l, float* x, long m, long count, int thread) {
+    const Layer& layer = model.layers[l];
     const long D = model.hidden, up = layer.gate_up->starts[1];
     product(*layer.out, q + m * q_stride, q_stride, x, x_stride, count, D, true, thread, threads);
 #pragma omp barrier
     norm_rows(x, layer.norm_mlp, layer.eps_mlp, count, thread);
-    product(*layer.gate_up, normed, normed_stride, gates, gates_stride, count, layer.gate_up->outputs, false, thread, threads);
+    product(*layer.gate_up, normed, normed_stride, gates, gates_stride, count, layer.gate_up->outputs, false, thread,
+            threads);
 #pragma omp barrier
     for (long i = thread; i < count; i += threads)
       silu_product(gates + i * gates_stride, gates + i * gates_stride + up, model.intermediate);
@@ -292,15 +310,15 @@ class Forward {
 #pragma omp barrier
   }
 
-  void norm_rows(const float *x, const float *weight, float eps, long count, int thread) {
+  void norm_rows(const float* x, const float* weight, float eps, long count, int thread) {
     for (long i = thread; i < count; i += threads)
       rms_norm(x + i * x_stride, weight, model.hidden, eps, normed + i * normed_stride);
 #pragma omp barrier
   }
 
-  const Model &model;
-  const Batch &batch;
-  const int threads;
+  const Model& model;
+  const Batch& batch;
+  int threads;
   std::vector<Token> tokens;
   std::vector<int32_t> columns;
   std::vector<Item> work_items;
@@ -312,38 +330,40 @@ class Forward {
 extern "C" {
 
 // What the last refused call was refused for.
-const char *specdec_message() { return message; }
+const char* specdec_message() { return message; }
 
 // The lanes that this library was built for, which decide its bits.
 int specdec_lanes() { return W; }
 
-Matrix *specdec_pack(const Part *parts, int64_t count, int64_t inputs) {
+Matrix* specdec_pack(const Part* parts, int64_t count, int64_t inputs) {
   try {
     return new Matrix(parts, count, inputs);
-  } catch (const std::bad_alloc &) {
-    refuse("no memory for a packed matrix");
+  } catch (const std::bad_alloc&) {
+    refuse("no memory for a packed matrix of %ld inputs", (long)inputs);
     return nullptr;
   }
 }
-void specdec_free(Matrix *matrix) { delete matrix; }
-int64_t specdec_bytes(const Matrix *matrix) { return matrix->size; }
-int specdec_format(const Matrix *matrix) { return matrix->format; }
+void specdec_free(Matrix* matrix) { delete matrix; }
+int64_t specdec_bytes(const Matrix* matrix) { return matrix->size; }
+int specdec_format(const Matrix* matrix) { return matrix->format; }
 
 // y (rows, outputs) = x (rows, inputs) W^T + bias, for one part that starts at output 0.
-int specdec_product(const Matrix *w, const float *x, float *y, int64_t rows, int64_t outputs, int threads) {
+int specdec_product(const Matrix* w, const float* x, float* y, int64_t rows, int64_t outputs,
+                    [[maybe_unused]] int threads) {
   if (outputs > w->outputs) return refuse("a product of %ld outputs gives %ld", (long)w->outputs, (long)outputs);
 #pragma omp parallel num_threads(threads)
-  product(*w, x, w->inputs, y, outputs, rows, outputs, false, omp_get_thread_num(), threads);
+  product(*w, x, w->inputs, y, outputs, rows, outputs, false, omp_get_thread_num(), omp_get_num_threads());
   return 0;
 }
 
-void specdec_norm(const float *x, const float *weight, int64_t rows, int64_t size, float eps, float *y) {
+void specdec_norm(const float* x, const float* weight, int64_t rows, int64_t size, float eps, float* y) {
   for (long m = 0; m < rows; m++) rms_norm(x + m * size, weight, size, eps, y + m * size);
 }
 
-// Layers [first, last); `states` (rows, width, hidden) or null gets their outputs, `wanted` what the head makes of them.
-int specdec_forward(const Model *model, const Batch *batch, int64_t first, int64_t last, float *states,
-                    const Wanted *wanted, int threads) {
+// Layers [first, last); `states` (rows, width, hidden) or null gets their outputs, `wanted` what the head makes of
+// them.
+int specdec_forward(const Model* model, const Batch* batch, int64_t first, int64_t last, float* states,
+                    const Wanted* wanted, int threads) {
   try {
     if (first < 0 || last > model->num_layers) return refuse("there are no layers %ld to %ld", (long)first, (long)last);
     if (wanted->count < 0 || wanted->count > batch->width)
@@ -352,7 +372,7 @@ int specdec_forward(const Model *model, const Batch *batch, int64_t first, int64
     if (int refused = forward.plan()) return refused;
     forward.run(first, last, states, *wanted);
     return 0;
-  } catch (const std::bad_alloc &) {
+  } catch (const std::bad_alloc&) {
     return refuse("no memory for a forward of %ld rows of %ld tokens", (long)batch->rows, (long)batch->width);
   }
 }

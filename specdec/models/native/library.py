@@ -104,15 +104,33 @@ def check(refused: int) -> None:
         raise ContractError(f"native execution: {library().specdec_message().decode()}")
 
 
+def checked(what: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor as the library reads it: contiguous, on the CPU, of this format and shape.
+
+    Raises:
+        ContractError: it is another one.
+    """
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
+        raise ContractError(
+            f"native execution: {what} {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}, "
+            f"needed is {shape} in {dtype} on the CPU"
+        )
+    return tensor.contiguous()
+
+
 class PackedMatrix:
     """Rows of one or several weights, (outputs, inputs) each, packed together in the smallest lossless format."""
 
     def __init__(self, *parts: tuple[Tensor, Tensor | None]) -> None:
-        inputs = parts[0][0].shape[1]
-        kept = [(_plain(weight), None if bias is None else _plain(bias)) for weight, bias in parts]
-        rows = [_Part(w.data_ptr(), None if b is None else b.data_ptr(), len(w)) for w, b in kept]
-        self.outputs = sum(len(weight) for weight, _ in kept)
-        self.handle: int | None = library().specdec_pack((_Part * len(rows))(*rows), len(rows), inputs)
+        inputs, kept = parts[0][0].shape[1], []
+        for weight, bias in parts:
+            rows = len(weight)
+            weight = checked("a weight", weight.detach(), torch.float32, (rows, inputs))
+            kept.append((weight, None if bias is None else checked("a bias", bias.detach(), torch.float32, (rows,))))
+        structs = [_Part(w.data_ptr(), None if b is None else b.data_ptr(), len(w)) for w, b in kept]
+        self.inputs, self.outputs = inputs, sum(len(weight) for weight, _ in kept)
+        self._sources = parts  # kept, because callers look for matrices by the addresses of their weights
+        self.handle: int | None = library().specdec_pack((_Part * len(structs))(*structs), len(structs), inputs)
         check(self.handle is None)
         finalize(self, library().specdec_free, self.handle).atexit = False
 
@@ -128,8 +146,8 @@ class PackedMatrix:
 
     def __call__(self, x_MI: Tensor, threads: int) -> Tensor:
         """x W^T + bias, of a matrix of one part."""
+        x_MI = checked("inputs", x_MI, torch.float32, (len(x_MI), self.inputs))
         y_MO = x_MI.new_empty(len(x_MI), self.outputs)
-        x_MI = x_MI.contiguous()
         check(
             library().specdec_product(self.handle, x_MI.data_ptr(), y_MO.data_ptr(), len(x_MI), self.outputs, threads)
         )
@@ -138,6 +156,7 @@ class PackedMatrix:
 
 def rms_norm(x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, per row."""
+    x_MD = checked("inputs", x_MD, torch.float32, (len(x_MD), len(weight_D)))
     y_MD = torch.empty_like(x_MD)
     library().specdec_norm(x_MD.data_ptr(), weight_D.data_ptr(), *x_MD.shape, eps, y_MD.data_ptr())
     return y_MD
@@ -161,9 +180,3 @@ def run_forward(
     """
     states = None if states_BTD is None else states_BTD.data_ptr()
     check(library().specdec_forward(byref(model), byref(batch), *layers, states, byref(wanted), threads))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        raise ContractError(f"native execution: {tensor.dtype} on {tensor.device}, needed is float32 on the CPU")
-    return tensor.detach().contiguous()

@@ -1,7 +1,8 @@
 // Vectors of W floats, written with the compiler's vector extensions so that one source serves AVX2, AVX-512 and Arm.
 //
-// Every rounding is spelled out: a multiply-add is `fma` or it is two operations (the build sets -ffp-contract=off), and
-// sums over the lanes have one fixed tree. So the bits of a result follow from this source and W, not from the compiler.
+// Every rounding is spelled out: a multiply-add is `fma` or it is two operations (the build sets -ffp-contract=off),
+// and sums over the lanes have one fixed tree. So the bits of a result follow from this source and W, not from the
+// compiler.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -13,12 +14,13 @@
 #include <arm_neon.h>
 #endif
 
+// W lanes; a product keeps ROWS rows times VECTORS vectors of sums in the processor's 16 or 32 registers.
 #if defined(__AVX512F__)
-constexpr int W = 16, ROWS = 12;  // lanes; rows of x that a product holds in registers
+constexpr int W = 16, ROWS = 8, VECTORS = 3;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int W = 8, ROWS = 6;
+constexpr int W = 8, ROWS = 6, VECTORS = 2;
 #elif defined(__aarch64__)
-constexpr int W = 4, ROWS = 12;
+constexpr int W = 4, ROWS = 8, VECTORS = 3;
 #else
 #error "the native execution needs AVX2 with FMA, AVX-512 or Arm NEON"
 #endif
@@ -34,30 +36,28 @@ INLINE Ints as_ints(Vec v) { return (Ints)v; }
 INLINE Vec as_floats(Ints v) { return (Vec)v; }
 
 template <class V = Vec>
-INLINE V load(const void *from) {
+INLINE V load(const void* from) {
   V v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
-INLINE void store(float *to, Vec v) { std::memcpy(to, &v, sizeof v); }
+INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
 // The first n floats; the other lanes are zero, and memory past them is not touched.
-INLINE Vec load_first(const float *from, long n) {
+INLINE Vec load_first(const float* from, long n) {
   if (n >= W) return load(from);
   Vec v{};
   std::memcpy(&v, from, 4 * n);
   return v;
 }
-INLINE void store_first(float *to, Vec v, long n) {
+INLINE void store_first(float* to, Vec v, long n) {
   if (n >= W) return store(to, v);
   std::memcpy(to, &v, 4 * n);
 }
 
 // a * b + c, rounded once.
 INLINE Vec fma(Vec a, Vec b, Vec c) {
-#if defined(__clang__)
-  return __builtin_elementwise_fma(a, b, c);
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
   return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
@@ -83,7 +83,7 @@ INLINE Vec paired(Vec a, Vec b, std::integer_sequence<int, I...>) {
 
 // The sums over the lanes of W vectors, as one vector. The tree of a sum is the same for each of them.
 template <int H = 1>
-INLINE Vec sums(Vec *a) {
+INLINE Vec sums(Vec* a) {
   for (int i = 0; i < W / H / 2; i++) a[i] = paired<H>(a[2 * i], a[2 * i + 1], std::make_integer_sequence<int, W>{});
   if constexpr (2 * H < W) return sums<2 * H>(a);
   return a[0];
@@ -100,7 +100,8 @@ INLINE float sum(Vec v) {
 INLINE Vec least(Vec a, Vec b) { return a < b ? a : b; }
 INLINE Vec largest(Vec a, Vec b) { return a > b ? a : b; }
 
-// e^x to about 1e-7 relative: 2^n times a polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2] (coefficients of Cephes' expf).
+// e^x to about 1e-7 relative: 2^n times a polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2] (coefficients of Cephes'
+// expf).
 INLINE Vec exp(Vec x) {
   x = largest(least(x, all(88.0f)), all(-87.0f));
   const Vec shift = all(12582912.0f);  // 1.5 x 2^23: adding it rounds to an integer
