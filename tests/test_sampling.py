@@ -19,10 +19,11 @@ from transformers import (
 
 from specdec.core.random_numbers import DRAFT, DRAW, SCRIPT, TEST, uniforms
 from specdec.core.round import Draft
-from specdec.core.sampling import draw, penalized, processed, round_noise, seen_tokens, settings_of
+from specdec.core.sampling import argmax, draw, penalized, processed, round_noise, seen_tokens, settings_of
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.core.stop_strings import StopText
+from specdec.core.transfer import to_device
 from specdec.errors import ConfigError
 
 VOCAB = 23
@@ -242,3 +243,24 @@ def test_characters_of_several_tokens_are_waited_for():
 def test_empty_stop_strings_are_refused():
     with pytest.raises(ConfigError, match="stop_strings"):
         StopText(("a", ""), text_of)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_argmax_is_torch_s_own_with_ties_and_nans(dtype):
+    scores_NTV = torch.randint(-3, 3, (40, 3, VOCAB), generator=torch.Generator().manual_seed(1)).to(dtype)
+    scores_NTV[7, 1, 5:9] = torch.nan
+    scores_NTV[8] = -torch.inf
+    for view in (scores_NTV, scores_NTV[:, -1], scores_NTV[..., :5], scores_NTV.transpose(0, 1)):
+        assert torch.equal(argmax(view), view.argmax(-1))
+
+
+@pytest.mark.parametrize("values", [[1, 2**40], [[1, 2], [3, 4]], [[], []], [True, False], [[True], [False]]])
+def test_lists_become_the_tensors_that_torch_makes_of_them(values):
+    expected = torch.tensor(values, dtype=torch.bool if values in ([True, False], [[True], [False]]) else torch.long)
+    assert same(to_device(values, torch.device("cpu"), expected.dtype), expected)
+    if expected.numel():
+        assert same(to_device(values, torch.device("cpu")), expected)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -53,7 +53,8 @@ class InplaceAlignment(Alignment):
         if any(contents):
             tokens_BT, counts = padded(contents, self.model.device), [len(content) for content in contents]
             starts = [0] * len(rows)
-            feed_chains(self.model, self._slots.kv, self._slot_of(rows), starts, tokens_BT, counts, num_logits=1)
+            slots = [self._slots.slot[row] for row in rows]
+            feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT, counts, num_logits=1)
         for row, content in zip(rows, contents, strict=True):
             self._contents[row].length = len(content)
 
@@ -69,18 +70,20 @@ class InplaceAlignment(Alignment):
         num_tokens: list[int] | None = None,
         parents: list[list[int]] | None = None,
     ) -> Tensor:
-        """Write each row's tokens from its cursor on. The model runs in slot order, whatever the order of ``rows``."""
+        """Write each row's tokens from its cursor on. The model runs in slot order unless it reads any slots."""
         self._contents.require(rows, "forward")
-        with self.clock.stage("align"):
-            if len(rows) == len(self._contents):
+        if len(rows) == len(self._contents) and self._slots.has_gaps():
+            with self.clock.stage("align"):
                 self._slots.close_up()
         counts = num_tokens or [tokens_BT.shape[1]] * len(rows)
-        order = sorted(range(len(rows)), key=lambda b: self._slots.slot[rows[b]])
-        if order == list(range(len(rows))):
-            return self._feed(rows, tokens_BT, counts, parents)
+        slots = [self._slots.slot[row] for row in rows]
+        if self.model.execution.ragged or slots == sorted(slots):
+            return self._feed(rows, slots, tokens_BT, counts, parents)
+        order = sorted(range(len(rows)), key=slots.__getitem__)
         order_B = to_device(order, self.model.device)
         logits_BTV = self._feed(
             [rows[b] for b in order],
+            [slots[b] for b in order],
             tokens_BT[order_B],
             [counts[b] for b in order],
             [parents[b] for b in order] if parents else None,
@@ -93,7 +96,7 @@ class InplaceAlignment(Alignment):
             self._contents.require(rows, "commit")
             for row, keep in zip(rows, kept, strict=True):
                 stay, nodes = self._contents[row].keep(keep)
-                if nodes != list(range(len(nodes))):
+                if nodes and nodes[-1] >= len(nodes):  # nodes ascend, so only then is one left out
                     data_NHSD = self._slots.kv.data_NBHSD[:, self._slots.slot[row]]
                     columns = to_device(nodes, self.model.device) + stay
                     data_NHSD[:, :, stay : stay + len(nodes)] = data_NHSD[:, :, columns]
@@ -104,13 +107,20 @@ class InplaceAlignment(Alignment):
     def content(self, row: int) -> Tensor:
         return self._slots.kv.data_NBHSD[:, self._slots.slot[row], :, : self._contents[row].length].clone()
 
-    def _feed(self, rows: list[int], tokens_BT: Tensor, counts: list[int], parents: list[list[int]] | None) -> Tensor:
-        """Feed rows that are in slot order."""
+    def _feed(
+        self,
+        rows: list[int],
+        slots: list[int],
+        tokens_BT: Tensor,
+        counts: list[int],
+        parents: list[list[int]] | None,
+    ) -> Tensor:
+        """Feed rows in the model's order."""
         contents = [self._contents[row] for row in rows]
         starts = [content.length + len(content.parents) for content in contents]
         positions = self._contents.feed(rows, counts, parents)
         if all(content.is_chain() for content in contents):
-            return self._feed_chains(rows, starts, tokens_BT, counts)
+            return self._feed_chains(slots, starts, tokens_BT, counts)
         num_new = tokens_BT.shape[1]
         num_columns = max(starts) + num_new
         lengths = [content.length for content in contents]
@@ -122,17 +132,17 @@ class InplaceAlignment(Alignment):
             num_new=num_new,
         )
         positions_BT = padded(positions, self.model.device, num_new)
-        writer = self._slots.kv.scatter(self._slot_of(rows), starts, num_new)
+        writer = self._slots.kv.scatter(slots, starts, num_new)
         real_BT = real_tokens(counts, num_new, self.model.device)
         return self.model.forward(tokens_BT, positions_BT, mask_BTS, writer, real_BT=real_BT)
 
-    def _feed_chains(self, rows: list[int], starts: list[int], tokens_BT: Tensor, counts: list[int]) -> Tensor:
+    def _feed_chains(self, slots: list[int], starts: list[int], tokens_BT: Tensor, counts: list[int]) -> Tensor:
         """Feed chains, with padding tokens for each idle slot between the rows' if that is cheaper than a copy.
 
         The padding goes past the row's cursor, as that of a short row does. Its positions do not exceed those of the
         fed rows, because some rotary embeddings depend on the largest position of a forward.
         """
-        slots, num_new = self._slot_of(rows), tokens_BT.shape[1]
+        num_new = tokens_BT.shape[1]
         span_starts = self._span_starts(slots, starts, num_new)
         if span_starts is None:
             return feed_chains(self.model, self._slots.kv, slots, starts, tokens_BT, counts)
@@ -149,10 +159,10 @@ class InplaceAlignment(Alignment):
 
     def _span_starts(self, slots: list[int], starts: list[int], num_new: int) -> list[int] | None:
         """Cursors of all slots from the first fed one to the last; None if idle slots are better left out."""
-        span = range(slots[0], slots[-1] + 1)
-        num_idle = len(span) - len(slots)
+        num_idle = slots[-1] + 1 - slots[0] - len(slots)
         if not num_idle or self.model.execution.ragged:
             return None
+        span = range(slots[0], slots[-1] + 1)
         start_of = {self._slots.slot[row]: c.length + len(c.parents) for row, c in self._contents.items()}
         start_of.update(zip(slots, starts, strict=True))
         span_starts = [start_of.get(slot, 0) for slot in span]
@@ -161,6 +171,3 @@ class InplaceAlignment(Alignment):
         if grows or not idle_are_cheap(self.model, len(slots), num_idle, num_new, num_columns, with_idle):
             return None
         return span_starts
-
-    def _slot_of(self, rows: list[int]) -> list[int]:
-        return [self._slots.slot[row] for row in rows]

@@ -25,7 +25,9 @@ def consecutive(starts: list[int], lengths: list[int], num_columns: int, device:
 
 def real_tokens(counts: list[int], width: int, device: torch.device) -> Tensor | None:
     """(B, T) bool: each row's first ``counts[b]`` tokens; None if no row has fewer than ``width``."""
-    return None if min(counts) == width else consecutive([0] * len(counts), counts, width, device)
+    if min(counts) == width:
+        return None
+    return to_device([[t < count for t in range(width)] for count in counts], device)
 
 
 def causal(num_columns: int, device: torch.device) -> Tensor:

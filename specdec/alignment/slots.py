@@ -34,6 +34,10 @@ class SlotStorage:
         for row in rows:
             del self.slot[row]
 
+    def has_gaps(self) -> bool:
+        """Whether free slots lie below those in use."""
+        return max(self.slot.values(), default=-1) >= len(self.slot)
+
     def close_up(self) -> None:
         """Move rows from the highest slots into free ones, so that the slots in use are consecutive."""
         count = len(self.slot)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 STAGES = ("prefill", "draft", "verify", "align", "schedule", "other")
 
@@ -38,16 +37,19 @@ class Clock:
         """Subtract the time that an observer of the run took from the innermost open stage."""
         self._since += seconds
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Charge the block to ``name``, not to the enclosing stage."""
+    def stage(self, name: str) -> Clock:
+        """Charge the block to ``name``, not to the enclosing stage: ``with clock.stage("draft"): ...``."""
         self._charge()
         self._stack.append(name)
-        try:
-            yield
-        finally:
-            self._charge()
-            self._stack.pop()
+        return self
+
+    def __enter__(self) -> None:
+        """Nothing to do: ``stage`` has opened the stage."""
+
+    def __exit__(self, *error: object) -> None:
+        """Close the innermost stage."""
+        self._charge()
+        self._stack.pop()
 
     def _charge(self) -> None:
         if self._synchronize is not None:

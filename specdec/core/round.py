@@ -38,6 +38,9 @@ class Draft:
 
     def fetch(self, values_BX: Tensor) -> list[list[int]]:
         """A verifier's integers on the host, and the drafted tokens with them: the round's only wait for the device."""
+        if self.tokens_BG.device.type == "cpu":  # no wait to save
+            values: list[list[int]] = values_BX.tolist()
+            return values
         import torch
 
         width = self.tokens_BG.shape[1]
@@ -65,7 +68,7 @@ class Verdict:
 
     def fed_nodes(self, b: int) -> list[int]:
         """Row b's accepted nodes as the target was fed them: node 0 is the row's last token, the draft follows."""
-        return [0, *(node + 1 for node in self.paths[b])]
+        return [0, *[node + 1 for node in self.paths[b]]]
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ def processed(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
     probs_BTV = warped(scores_BTV, settings).double().softmax(-1)
     if any(s.greedy for s in settings):
         greedy_B11 = to_device([s.greedy for s in settings], probs_BTV.device)[:, None, None]
-        probs_BTV = torch.where(greedy_B11, one_hot(scores_BTV.argmax(-1), scores_BTV.shape[-1]), probs_BTV)
+        probs_BTV = torch.where(greedy_B11, one_hot(argmax(scores_BTV), scores_BTV.shape[-1]), probs_BTV)
     return probs_BTV
 
 
@@ -111,6 +111,16 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     # Rounding may raise u * total to the total itself, which is in no token's interval.
     level = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return (~(cumulative > level)).sum(-1)
+
+
+def argmax(scores: Tensor) -> Tensor:
+    """The first token of the highest score: (..., V) to (...) ids; a NaN counts as the highest.
+
+    numpy's is ten times as fast as torch's on a CPU, and agrees with it on ties and NaNs.
+    """
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(scores.detach().numpy().argmax(-1))
+    return scores.argmax(-1)
 
 
 def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:

@@ -42,6 +42,11 @@ class Sequence:
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
+    def last_token(self) -> int:
+        """The last token of prompt and output."""
+        return self.output_ids[-1] if self.output_ids else self.prompt_ids[-1]
+
+    @property
     def num_remaining(self) -> int:
         """Tokens that may still be emitted."""
         return self.max_new_tokens - len(self.output_ids)
@@ -58,24 +63,25 @@ class Sequence:
             return self.output_ids[start - num_prompt :]
         return self.prompt_ids[start:] + self.output_ids
 
-    def emit(self, tokens: Iterable[int]) -> list[int]:
+    def emit(self, tokens: list[int]) -> list[int]:
         """Append new tokens up to the first stop or the budget; returns those that were kept.
 
         The stop token itself is kept, and so is the token that completes a stop string, as in
         ``transformers.generate``. Only new tokens are checked: the prompt's do not stop a row.
         """
-        kept: list[int] = []
-        for token in tokens:
-            if self.finished:
-                break
-            self.output_ids.append(token)
-            kept.append(token)
+        kept = [] if self.finished else tokens[: self.num_remaining]
+        for place, token in enumerate(kept):
             if token in self.stop_ids:
                 self.stop_reason = "stop"
             elif self.stop_text is not None and self.stop_text.push(token):
                 self.stop_reason = "stop_string"
-            elif self.num_remaining == 0:
-                self.stop_reason = "length"
+            else:
+                continue
+            kept = kept[: place + 1]
+            break
+        self.output_ids += kept
+        if self.num_remaining == 0:
+            self.stop_reason = self.stop_reason or "length"
         return kept
 
 

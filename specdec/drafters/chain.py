@@ -46,12 +46,14 @@ class ChainDrafter(Drafter):
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         drafting = [row for row, gamma in zip(rows, gammas, strict=True) if gamma]
         late = [row for row in drafting if row.length - self._reader.length(row) > MAX_TOGETHER]
-        self._reader.read(late, [_settled(row, row.length) for row in late])
+        if late:
+            self._reader.read(late, [_settled(row, row.length) for row in late])
         # Leaving a few rows out of the forwards would leave idle slots between the others, and save nothing.
         fed = rows if 2 * len(drafting) > len(rows) and all(map(self._reader.admitted, rows)) else drafting
         new = [row for row in fed if not self._reader.admitted(row)]
-        self._reader.read(new, [0] * len(new))
-        places = [b for b, row in enumerate(rows) if row in fed]
+        if new:
+            self._reader.read(new, [0] * len(new))
+        places = [b for b, gamma in enumerate(gammas) if gamma or fed is rows]
         keys = [row.index for row in fed]
         missing = [row.tokens(self._reader.length(row)) for row in fed]
         pick = Picker(fed)
@@ -90,13 +92,20 @@ def extend(
     missing = [tokens if gamma else [] for tokens, gamma in zip(missing, gammas, strict=True)]
     counts = [len(tokens) for tokens in missing]
     logits_BTV = alignment.forward(keys, padded(missing, device), counts)
-    last_B = to_device(counts, device).clamp(min=1) - 1
-    steps = [pick(logits_BTV[torch.arange(len(keys), device=device), last_B])]
+    steps = [pick(_last(logits_BTV, counts))]
     for step in range(1, num_steps):
         counts = [int(gamma > step) for gamma in gammas]
         logits_BTV = alignment.forward(keys, steps[-1][:, None], counts)
         steps.append(pick(logits_BTV[:, -1]))
     return torch.stack(steps, dim=1)
+
+
+def _last(logits_BTV: Tensor, counts: list[int]) -> Tensor:
+    """(B, V): of each row's last fed token; of any token, if it was fed none."""
+    if min(counts) == logits_BTV.shape[1]:
+        return logits_BTV[:, -1]
+    device = logits_BTV.device
+    return logits_BTV[torch.arange(len(counts), device=device), to_device(counts, device).clamp(min=1) - 1]
 
 
 def chosen_chains(chains: list[list[int]], device: torch.device) -> Draft:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specdec.core.random_numbers import DRAFT, uniforms
-from specdec.core.sampling import draw, penalized, processed, seen_tokens, settings_of
+from specdec.core.sampling import argmax, draw, penalized, processed, seen_tokens, settings_of
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.core.transfer import to_device
@@ -30,13 +30,13 @@ class Picker:
     def __call__(self, logits_BV: Tensor) -> Tensor:
         """The next token of each row (B)."""
         if self._settings is None:
-            return logits_BV.argmax(-1)
+            return argmax(logits_BV)
         scores_BTV = logits_BV[:, None]
         if self._seen_BTV is None:
             self._seen_BTV = seen_tokens(self._rows, None, scores_BTV)
         scores_BTV = penalized(scores_BTV, self._settings, self._seen_BTV)
         if all(params.greedy for params in self._settings):
-            tokens_B = scores_BTV[:, 0].argmax(-1)
+            tokens_B = argmax(scores_BTV[:, 0])
         else:
             tokens_B = self._draw(processed(scores_BTV, self._settings)[:, 0], self._settings)
         if self._seen_BTV is not None:

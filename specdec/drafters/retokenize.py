@@ -11,10 +11,9 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-from torch import Tensor
-
 from specdec.alignment.base import Kept
 from specdec.core.round import Draft
+from specdec.core.sampling import argmax
 from specdec.core.sequence import Sequence
 from specdec.core.stop_strings import INCOMPLETE
 from specdec.drafters.base import Drafter
@@ -55,7 +54,7 @@ class RetokenizeDrafter(Drafter):
         steps = [gamma if ids and gamma < free else 0 for ids, gamma, free in zip(encoded, gammas, room, strict=True)]
         missing = [ids[len(self._held[row.index]) :] for row, ids in zip(rows, encoded, strict=True)]
         keys = [row.index for row in rows]
-        drafted = extend(self._alignment, self._model.device, keys, missing, steps, _argmax).tolist()
+        drafted = extend(self._alignment, self._model.device, keys, missing, steps, argmax).tolist()
         drafts = []
         for row, ids, tokens, num_steps, gamma in zip(rows, encoded, drafted, steps, gammas, strict=True):
             tokens = tokens[:num_steps]
@@ -97,10 +96,6 @@ class RetokenizeDrafter(Drafter):
             if with_new[: len(known)] == known:
                 return with_new[len(known) :]
         return list(self._ours.encode(new, add_special_tokens=False))
-
-
-def _argmax(logits_BV: Tensor) -> Tensor:
-    return logits_BV.argmax(-1)
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

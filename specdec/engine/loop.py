@@ -15,6 +15,7 @@ from specdec.core.clock import Clock
 from specdec.core.round import Draft, Round, Verdict
 from specdec.core.sampling import penalized, processed, round_noise, scores_of, seen_tokens, settings_of
 from specdec.core.sequence import Sequence, SequencePool
+from specdec.core.transfer import to_device
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Drafter
 from specdec.engine.prefill import Prefill
@@ -91,18 +92,16 @@ class RoundLoop:
     def _verify(self, rows: list[Sequence], draft: Draft) -> Verdict:
         """One target forward over [last token, drafted tokens] of every row."""
         device = draft.tokens_BG.device
-        last_B1 = padded([row.tokens(row.length - 1) for row in rows], device)
+        tokens_BT = to_device([[row.last_token] for row in rows], device)
+        if draft.tokens_BG.shape[1]:
+            tokens_BT = torch.cat([tokens_BT, draft.tokens_BG], dim=1)
         # Without parents the draft is a chain; in a tree the last committed token becomes node 0.
         parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
-        with self.target.model.call_options("both" if self.drafter.reads_hidden else "logits", self.drafter.probes_MD):
-            logits_BTV = self.target.forward(
-                [row.index for row in rows],
-                torch.cat([last_B1, draft.tokens_BG], dim=1),
-                [1 + count for count in draft.num_drafted],
-                parents,
-            )
+        indices, counts = [row.index for row in rows], [1 + count for count in draft.num_drafted]
         if not self.drafter.reads_hidden:
-            return self._judge(rows, draft, logits_BTV)
+            return self._judge(rows, draft, self.target.forward(indices, tokens_BT, counts, parents))
+        with self.target.model.call_options("both", self.drafter.probes_MD):
+            logits_BTV = self.target.forward(indices, tokens_BT, counts, parents)
         vocab_size = self.target.model.vocab_size
         verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
         self.drafter.observe_hidden(
@@ -126,20 +125,21 @@ class RoundLoop:
 
     def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:
         same_length = len({row.length for row in rows}) == 1
+        num_candidates = draft.num_candidates
         drafted = draft.ids
         emitted, num_accepted = [], []
         now = self.clock.now()
         for b, row in enumerate(rows):
             path = verdict.paths[b]
-            kept = row.emit([*(drafted[b][node] for node in path), verdict.next_tokens[b]])
+            kept = row.emit([*[drafted[b][node] for node in path], verdict.next_tokens[b]])
             accepted = min(len(path), len(kept))
             row.accepted_lengths.append(accepted)
-            row.num_drafted += draft.num_candidates[b]
+            row.num_drafted += num_candidates[b]
             row.num_accepted += accepted
             row.first_token_s = row.first_token_s or now
             emitted.append(kept)
             num_accepted.append(accepted)
-        return Round(rows, draft.num_candidates, num_accepted, emitted, same_length)
+        return Round(rows, num_candidates, num_accepted, emitted, same_length)
 
     def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:
         """Finished rows are released before the commit, so they are not realigned."""

@@ -56,7 +56,9 @@ class Verifier:
             draft: what was proposed; row b has ``num_drafted[b]`` nodes.
             logits_BTV: the target's logits after the rows' repetition penalties; float32 or 16-bit, never float64.
         """
-        return longest_match(draft, logits_BTV.argmax(-1))
+        from specdec.core.sampling import argmax  # torch takes seconds to import
+
+        return longest_match(draft, argmax(logits_BTV))
 
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
         """Decide where at least one row samples.
@@ -80,8 +82,15 @@ def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:
     drafted = draft.ids
     paths, next_tokens = [], []
     for b, num_drafted in enumerate(draft.num_drafted):
-        parents = parents_of(draft, b)
-        path = descend(parents, [drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)])
+        if draft.parents:
+            parents = draft.parents[b]
+            accepts = [drafted[b][child] == chosen[b][parents[child] + 1] for child in range(num_drafted)]
+            path = descend(parents, accepts)
+        else:
+            match = 0
+            while match < num_drafted and drafted[b][match] == chosen[b][match]:
+                match += 1
+            path = list(range(match))
         paths.append(path)
         next_tokens.append(chosen[b][path[-1] + 1 if path else 0])
     return Verdict(paths, next_tokens)

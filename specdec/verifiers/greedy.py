@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specdec.core.round import Draft, Verdict
+from specdec.core.sampling import argmax
 from specdec.verifiers.base import Verifier, longest_match
 
 if TYPE_CHECKING:
@@ -19,4 +20,4 @@ class GreedyVerifier(Verifier):
     """Exact for greedy decoding: each emitted token is the target's argmax, ties broken as in plain decoding."""
 
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        return longest_match(draft, logits_BTV.argmax(-1))
+        return longest_match(draft, argmax(logits_BTV))

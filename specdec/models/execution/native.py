@@ -112,15 +112,16 @@ class NativeExecution(Execution):
         decoder, layers = module.model, module.model.layers[: module.config.num_hidden_layers]
         self.rotation, self._norm = Rotation(decoder.rotary_emb), decoder.norm
         self._embed, self._table = decoder.embed_tokens, _plain_table(module)
-        self._vocab, self._weights = module.lm_head.out_features, self._fingerprint()
+        self._vocab, self._hidden = module.lm_head.out_features, module.config.hidden_size
         self._read = [] if self._table is None else [self._table]  # kept, because the library has their addresses
+        self._norm_D, self._weights = self._norm.weight, self._fingerprint()
         self._matrices: list[PackedMatrix] = []
         structs = [self._layer(layer, window) for layer, window in zip(layers, windows_of(decoder), strict=True)]
         self._head = self._pack(module.lm_head)
         attention = layers[0].self_attn
         self._model = ModelStruct(
             vocab=self._vocab,
-            hidden=module.config.hidden_size,
+            hidden=self._hidden,
             heads=attention.q_proj.out_features // attention.head_dim,
             key_heads=attention.k_proj.out_features // attention.head_dim,
             head_size=attention.head_dim,
@@ -182,20 +183,16 @@ class NativeExecution(Execution):
 
     def run(self, call: Call) -> Tensor:
         B, T = call.tokens_BT.shape[:2]
-        count, sizes = call.num_logits or T, {"logits": self._vocab, "hidden": self._model.hidden}
+        num_logits = 0 if call.output_kind == "hidden" else self._vocab  # per token
+        num_hidden = 0 if call.output_kind == "logits" else self._hidden
+        count, size = call.num_logits or T, num_logits + num_hidden
         if not 0 <= count <= T:
             raise ContractError(f"native execution: logits of {count} tokens are wanted, and {T} are fed")
-        kinds = [kind for kind in sizes if call.output_kind in (kind, "both")]
-        size = sum(sizes[kind] for kind in kinds)
         make = torch.empty if call.real_BT is None else torch.zeros
         output_BTX = make(B, count, size)
         address = output_BTX.data_ptr()
-        wanted = WantedStruct(
-            logits=address if "logits" in kinds else None,
-            hidden=address + 4 * (size - sizes["hidden"]) if "hidden" in kinds else None,
-            count=count,
-            stride=size,
-        )
+        hidden_address = address + 4 * num_logits if num_hidden else None
+        wanted = WantedStruct(address if num_logits else None, hidden_address, count, size)
         self._forward(call, wanted, (0, self._model.num_layers))
         return output_BTX
 
@@ -232,7 +229,7 @@ class NativeExecution(Execution):
         positions_BT = None
         if not (chains and self.rotation.fixed):
             positions_BT = checked("positions", call.positions(), torch.int64, (B, T))
-        cosines, sines = self.rotation.table(self._norm.weight, writer.num_columns, positions_BT)
+        cosines, sines = self.rotation.table(self._norm_D, writer.num_columns, positions_BT)
         if cosines.shape[1] != E:
             raise ContractError(f"native execution: rotations of {cosines.shape[1]} numbers in heads of {E}")
         if not self.rotation.fixed:  # a table of this call's own positions
@@ -259,7 +256,7 @@ class NativeExecution(Execution):
             capacity=capacity,
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
-            num_positions=len(cosines),
+            num_positions=cosines.shape[0],
         )
         run_forward(self._model, batch, wanted, layers, torch.get_num_threads(), states_BTD)
         writer.written()
