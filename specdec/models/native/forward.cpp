@@ -3,11 +3,10 @@
 // Rows have their own numbers of tokens, slots and columns; nothing is padded. Threads share the panels of a product
 // and the (row, key head) pairs of attention: every number is computed whole by one thread, so their number changes no
 // bit.
-#include <cstdio>
 #include <new>
 
-#include "attention.h"
 #include "product.h"
+#include "tokens.h"
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -29,27 +28,6 @@ struct Model {
   float eps;                      // of the last norm
   const Matrix* head;
 };
-
-struct Batch {
-  int64_t rows, width, columns;   // width: tokens of a row; columns: the queries read these of the storage
-  const int64_t* ids;             // (rows, width), or null where there are
-  const float* embedded;          // (rows, width, hidden)
-  const uint8_t* real;            // (rows, width): the others are padding; null: all are real
-  const int64_t *slots, *starts;  // a row's token t is stored in column starts[b] + t of its slot
-  const int64_t* positions;       // (rows, width), or null: the token's column
-  const uint8_t* mask;            // (rows, width, columns), or null: a token sees all columns up to its own
-  float* cache;                   // (2 x layers, slots, key heads, capacity, head size)
-  int64_t num_slots, capacity;
-  const float *cosines, *sines;  // (num_positions, head size)
-  int64_t num_positions;
-};
-
-static thread_local char message[160];
-template <class... A>
-static int refuse(const char* format, A... values) {
-  std::snprintf(message, sizeof message, format, values...);
-  return 1;
-}
 
 // Memory that grows and is kept, so that its pages are not asked for at every forward.
 struct Workspace {
@@ -98,11 +76,6 @@ static void silu_product(float* gate, const float* up, long size) {
 // Rows are a multiple of the cache line apart, plus one line: strides of 4 KiB would share few sets of the L1 cache.
 static long stride_of(long size) { return (size + 15) / 16 * 16 + 16; }
 
-struct Token {
-  long row, place, column, position;  // place: among the rows x width tokens
-  Seen seen;
-};
-
 // What a forward gives for the last `count` tokens of each row: `stride` numbers each, zeros for padding.
 struct Wanted {
   float *logits, *hidden;  // null: not wanted
@@ -111,43 +84,8 @@ struct Wanted {
 
 class Forward {
  public:
-  Forward(const Model& model, const Batch& batch, int threads) : model(model), batch(batch), threads(threads) {}
-
-  // Lists the tokens, after checking every index that Python gave.
-  int plan() {
-    const Batch& b = batch;
-    for (long row = 0; row < b.rows; row++) {
-      const long start = b.starts[row], slot = b.slots[row];
-      if (slot < 0 || slot >= b.num_slots) return refuse("row %ld is in slot %ld of %ld", row, slot, (long)b.num_slots);
-      if (start < 0 || start > b.columns - b.width || b.columns > b.capacity)
-        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width,
-                      (long)std::min(b.columns, b.capacity));
-    }
-    if (!b.mask) {
-      columns.resize(b.columns);
-      for (long s = 0; s < b.columns; s++) columns[s] = s;
-    }
-    std::vector<size_t> offsets;
-    for (long row = 0; row < b.rows; row++)
-      for (long t = 0; t < b.width; t++) {
-        if (b.real && !b.real[row * b.width + t]) continue;
-        const long place = row * b.width + t, column = b.starts[row] + t,
-                   position = b.positions ? b.positions[place] : column;
-        if (b.ids && (b.ids[place] < 0 || b.ids[place] >= model.vocab))
-          return refuse("token %ld is not among %ld", (long)b.ids[place], (long)model.vocab);
-        if (position < 0 || position >= b.num_positions)
-          return refuse("position %ld is not below %ld", position, (long)b.num_positions);
-        const bool follows = !tokens.empty() && tokens.back().row == row;
-        tokens.push_back({row, place, column, position, {nullptr, column + 1}});
-        offsets.push_back(b.mask ? list(row, t, tokens.back().seen.count, follows ? offsets.back() : columns.size())
-                                 : 0);
-      }
-    for (size_t m = 0; m < tokens.size(); m++) {
-      tokens[m].seen.columns = columns.data() + offsets[m];
-      longest = std::max(longest, tokens[m].seen.count);
-    }
-    return 0;
-  }
+  Forward(const Model& model, const Batch& batch, const Tokens& listed, int threads)
+      : model(model), batch(batch), tokens(listed.all), longest(listed.longest), threads(threads) {}
 
   // Layers [first, last), then the last norm and the head; `states` (rows, width, hidden) gets what the layers give.
   void run(long first, long last, float* states, const Wanted& wanted) {
@@ -221,22 +159,6 @@ class Forward {
   struct Item {
     long token, count, key_head;
   };
-
-  // Appends the columns that a query sees; if they continue the list of its row's query before it, only what is new.
-  size_t list(long row, long t, long& count, size_t before) {
-    const uint8_t* mask = batch.mask + (row * batch.width + t) * batch.columns;
-    std::vector<int32_t> seen;
-    for (long s = 0; s < batch.columns; s++)
-      if (mask[s]) seen.push_back(s);
-    count = seen.size();
-    const size_t known = columns.size() - before;
-    if (known && known <= seen.size() && std::equal(columns.begin() + before, columns.end(), seen.begin())) {
-      columns.insert(columns.end(), seen.begin() + known, seen.end());
-      return before;
-    }
-    columns.insert(columns.end(), seen.begin(), seen.end());
-    return columns.size() - seen.size();
-  }
 
   // Tokens of one row are consecutive; an item is a few of them, for one key head.
   void items() {
@@ -318,11 +240,11 @@ class Forward {
 
   const Model& model;
   const Batch& batch;
+  const std::vector<Token>& tokens;
+  const long longest;
   int threads;
-  std::vector<Token> tokens;
-  std::vector<int32_t> columns;
   std::vector<Item> work_items;
-  long longest = 0, tokens_per_item = 1, work_stride = 0;
+  long tokens_per_item = 1, work_stride = 0;
   float *q = nullptr, *normed = nullptr, *joined = nullptr, *gates = nullptr;
   long x_stride = 0, q_stride = 0, normed_stride = 0, joined_stride = 0, gates_stride = 0;
 };
@@ -368,9 +290,9 @@ int specdec_forward(const Model* model, const Batch* batch, int64_t first, int64
     if (first < 0 || last > model->num_layers) return refuse("there are no layers %ld to %ld", (long)first, (long)last);
     if (wanted->count < 0 || wanted->count > batch->width)
       return refuse("%ld of %ld tokens are wanted", (long)wanted->count, (long)batch->width);
-    Forward forward(*model, *batch, threads);
-    if (int refused = forward.plan()) return refused;
-    forward.run(first, last, states, *wanted);
+    Tokens tokens;
+    if (int refused = tokens.list(*batch, model->vocab)) return refused;
+    Forward(*model, *batch, tokens, threads).run(first, last, states, *wanted);
     return 0;
   } catch (const std::bad_alloc&) {
     return refuse("no memory for a forward of %ld rows of %ld tokens", (long)batch->rows, (long)batch->width);

@@ -1,0 +1,92 @@
+// The tokens of a forward, and the columns that each of them sees, from what Python gave; every index is checked here.
+#pragma once
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+#include "attention.h"
+
+struct Batch {
+  int64_t rows, width, columns;   // width: tokens of a row; columns: the queries read these of the storage
+  const int64_t* ids;             // (rows, width), or null where there are
+  const float* embedded;          // (rows, width, hidden)
+  const uint8_t* real;            // (rows, width): the others are padding; null: all are real
+  const int64_t *slots, *starts;  // a row's token t is stored in column starts[b] + t of its slot
+  const int64_t* positions;       // (rows, width), or null: the token's column
+  const uint8_t* mask;            // (rows, width, columns), or null: a token sees all columns up to its own
+  float* cache;                   // (2 x layers, slots, key heads, capacity, head size)
+  int64_t num_slots, capacity;
+  const float *cosines, *sines;  // (num_positions, head size)
+  int64_t num_positions;
+};
+
+static thread_local char message[160];
+template <class... A>
+static int refuse(const char* format, A... values) {
+  std::snprintf(message, sizeof message, format, values...);
+  return 1;
+}
+
+struct Token {
+  long row, place, column, position;  // place: among the rows x width tokens
+  Seen seen;
+};
+
+class Tokens {
+ public:
+  std::vector<Token> all;
+  long longest = 0;  // columns that any token sees
+
+  // Lists the tokens, after checking every index that Python gave.
+  int list(const Batch& b, long vocab) {
+    for (long row = 0; row < b.rows; row++) {
+      const long start = b.starts[row], slot = b.slots[row];
+      if (slot < 0 || slot >= b.num_slots) return refuse("row %ld is in slot %ld of %ld", row, slot, (long)b.num_slots);
+      if (start < 0 || start > b.columns - b.width || b.columns > b.capacity)
+        return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width,
+                      (long)std::min(b.columns, b.capacity));
+    }
+    if (!b.mask) {
+      columns.resize(b.columns);
+      for (long s = 0; s < b.columns; s++) columns[s] = s;
+    }
+    std::vector<size_t> offsets;
+    for (long row = 0; row < b.rows; row++)
+      for (long t = 0; t < b.width; t++) {
+        if (b.real && !b.real[row * b.width + t]) continue;
+        const long place = row * b.width + t, column = b.starts[row] + t,
+                   position = b.positions ? b.positions[place] : column;
+        if (b.ids && (b.ids[place] < 0 || b.ids[place] >= vocab))
+          return refuse("token %ld is not among %ld", (long)b.ids[place], (long)vocab);
+        if (position < 0 || position >= b.num_positions)
+          return refuse("position %ld is not below %ld", position, (long)b.num_positions);
+        const bool follows = !all.empty() && all.back().row == row;
+        all.push_back({row, place, column, position, {nullptr, column + 1}});
+        offsets.push_back(b.mask ? see(b, place, all.back().seen.count, follows ? offsets.back() : columns.size()) : 0);
+      }
+    for (size_t m = 0; m < all.size(); m++) {
+      all[m].seen.columns = columns.data() + offsets[m];
+      longest = std::max(longest, all[m].seen.count);
+    }
+    return 0;
+  }
+
+ private:
+  // Appends the columns that a query sees; if they continue the list of its row's query before it, only what is new.
+  size_t see(const Batch& b, long place, long& count, size_t before) {
+    const uint8_t* mask = b.mask + place * b.columns;
+    std::vector<int32_t> seen;
+    for (long s = 0; s < b.columns; s++)
+      if (mask[s]) seen.push_back(s);
+    count = seen.size();
+    const size_t known = columns.size() - before;
+    if (known && known <= seen.size() && std::equal(columns.begin() + before, columns.end(), seen.begin())) {
+      columns.insert(columns.end(), seen.begin() + known, seen.end());
+      return before;
+    }
+    columns.insert(columns.end(), seen.begin(), seen.end());
+    return columns.size() - seen.size();
+  }
+
+  std::vector<int32_t> columns;
+};
