@@ -1,6 +1,6 @@
-"""Prints a digest of the logits of each small model, and of the products with each format of weights: a script.
+"""A script: prints a digest of what the native execution computes, a line for each small model and format of weights.
 
-Arguments: none. ``NATIVE_THREADS`` is the number of threads.
+``NATIVE_THREADS`` is the number of threads. Memory that torch gives is filled with NaN before it is used.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import hashlib
 import os
 
 import torch
-from test_native import IDS, SHAPES, build, quantised, whole
+from test_native import IDS, SHAPES, build, in_steps, quantised, whole
 
 from specdec.models.native.library import PackedMatrix, library
+
+KINDS = ("bfloat16", "float16", "q8_0", "q4_1")
 
 
 def digest(*parts: torch.Tensor) -> str:
@@ -20,15 +22,20 @@ def digest(*parts: torch.Tensor) -> str:
 
 
 def main() -> None:
-    """Print them, a line each."""
+    """Print them."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan()
     threads = int(os.environ.get("NATIVE_THREADS", "1"))
     torch.set_num_threads(threads)
     print(f"lanes: {library().specdec_lanes()}")
     for shape in SHAPES:
         model = build(shape)
         model.execute("native")
-        print(f"{shape}: {digest(*whole(model, 'inplace', IDS, model.vocab_size))}")
-    for kind in ("bfloat16", "float16", "q8_0", "q4_1"):
+        rows = [[token % model.vocab_size for token in row] for row in IDS]
+        steps, _ = in_steps(model, "inplace", rows, 0)
+        print(f"{shape}: {digest(*whole(model, 'inplace', rows, model.vocab_size), *steps)}")
+    for kind in KINDS:
         packed = PackedMatrix((quantised(kind, 70, 640), None))
         x_MI = torch.randn(33, 640, generator=torch.Generator().manual_seed(1))
         print(f"{packed.format}: {digest(packed(x_MI[:5], threads), packed(x_MI, threads))}")

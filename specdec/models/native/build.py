@@ -113,6 +113,7 @@ def _build(command: list[str], path: Path) -> None:
             _run([*command, *target])
         if error := _load_error(Path(temporary)):
             raise NotBuiltError(f"the library that {command[0]} made cannot be loaded: {error}")
+        os.chmod(temporary, 0o755)  # mkstemp lets only its owner read it, and a cache may be shared
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
