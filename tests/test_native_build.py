@@ -63,13 +63,15 @@ def test_two_processes_at_once_build_once_and_say_so_once(folder, monkeypatch):
 
 
 def test_a_killed_build_leaves_no_library_and_the_next_one_removes_what_it_left(folder, monkeypatch):
-    compiler(folder, monkeypatch, "sleep 60")
+    compiler(folder, monkeypatch, f"echo $$ > {folder}/started; sleep 60")
     process, cache = other_process(folder), folder / "cache" / "native"
-    while not list(cache.glob("*.tmp")):
+    while not ((folder / "started").exists() and (folder / "started").read_text()):
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    assert list(cache.glob("*.tmp"))
+    process.kill()
     process.communicate()
+    os.killpg(int((folder / "started").read_text()), signal.SIGKILL)  # the compiler, which would go on by itself
     assert not list(cache.glob("*.so"))
     compiler(folder, monkeypatch, "")
     path = library_path()
