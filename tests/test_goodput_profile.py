@@ -23,7 +23,9 @@ from specdec.draft_lengths.costs import RoundCosts
 from specdec.draft_lengths.goodput import GoodputLength
 from specdec.draft_lengths.probes import PAUSE
 from specdec.draft_lengths.profile import Profiler, Trial, read_trials
+from specdec.engine.loop import RoundLoop
 from specdec.models.pair import load_pair
+from specdec.run import trial_rounds
 from specdec.run.decode import decode
 from specdec.run.trial_rounds import NUM_TOKENS, NUM_TURNS
 
@@ -194,6 +196,28 @@ def test_a_real_pair_is_measured_once_with_whole_drafts_only(tmp_path, capsys):
     decode(cfg, pair, prompts)
     decode(composed(tmp_path, "batch=3", "draft_length.profile=false"), pair, prompts)
     assert "measuring" not in capsys.readouterr().out
+
+
+def test_a_round_is_timed_after_one_of_the_same_length(tmp_path, monkeypatch):
+    """The round before leaves its weights in the processor's caches, and after a plain one the draft catches up."""
+    lengths, timed = [], []
+    step, add = RoundLoop.step, trial_rounds._Rounds.add
+
+    def recorded_step(engine, pool):
+        lengths.append(engine.draft_length.gamma)
+        return step(engine, pool)
+
+    def recorded_add(rounds, outcome):
+        timed.append(lengths[-2:])
+        add(rounds, outcome)
+
+    monkeypatch.setattr(RoundLoop, "step", recorded_step)
+    monkeypatch.setattr(trial_rounds._Rounds, "add", recorded_add)
+    cfg = composed(tmp_path, "batch=1", "draft_length.max_gamma=2")
+    prompts = [Prompt(0, 0, "c", list(range(9)))]
+    trial_rows = trial_rounds.TrialRows(prompts, 512, frozenset(), None, None)
+    trial_rounds.profiler(cfg, load_pair(cfg), trial_rows).run(1, [0, 1, 2])
+    assert timed == NUM_TURNS * [[2, 2], [1, 1], [0, 0]]
 
 
 def test_what_is_drafted_behind_a_stop_is_not_counted(tmp_path):

@@ -76,17 +76,19 @@ def profiler(
         reads = [start(batch)[-1]]  # warms up new shapes
         engine, pool, seconds = start(batch)
         reads.append(seconds)
-        # Each turn begins with a round that is not counted: after a round without a draft, drafters have to catch up.
-        for gamma in NUM_TURNS * [None, *sorted(gammas, reverse=True)]:
-            length = 1 if gamma is None else gamma
-            if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= length:
-                del engine, pool  # free its memory before the next batch is built
-                engine, pool, seconds = start(batch)
-                reads.append(seconds)
-            engine.draft_length = FixedLength(gamma=length)
-            outcome = engine.step(pool)
-            if gamma is not None:
-                trials[gamma].add(outcome)
+        # Each length's first round is not counted. The draft catches up in it after a plain round; and a processor's
+        # caches hold the weights of the round before, so that a plain round after drafting is slower than one among
+        # plain rounds.
+        for gamma in NUM_TURNS * sorted(gammas, reverse=True):
+            for counted in (False, True):
+                if len(pool.active) < batch or min(row.num_remaining for row in pool.active) <= gamma:
+                    del engine, pool  # free its memory before the next batch is built
+                    engine, pool, seconds = start(batch)
+                    reads.append(seconds)
+                engine.draft_length = FixedLength(gamma=gamma)
+                outcome = engine.step(pool)
+                if counted:
+                    trials[gamma].add(outcome)
         longest = engine.drafter.max_length
         del engine, pool
         gc.collect()
