@@ -34,13 +34,16 @@ class RoundCosts:
         self._medians: Seconds = {}  # of the measured rounds
         self._expected: Seconds = {}  # by the profile, of the measured shapes
         self._known: Seconds = {}
+        self._estimates: Seconds = {}  # made since the last round
 
     def set_prior(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """Add a shape of the profile."""
+        self._estimates.clear()
         self._profile[num_rows, num_steps] = self._known[num_rows, num_steps] = seconds
 
     def observe(self, num_rows: int, num_steps: int, seconds: float) -> None:
         """Add a round of ``num_rows`` rows, the longest draft of which had ``num_steps`` tokens."""
+        self._estimates.clear()
         shape = num_rows, num_steps
         self._measured.setdefault(shape, deque(maxlen=WINDOW)).append(seconds)
         # median_low: of two rounds the faster one, because disturbances only slow rounds down.
@@ -71,7 +74,10 @@ class RoundCosts:
         Raises:
             ValueError: no plain round is known, or a drafting round is asked for and none is known.
         """
-        return _estimate(self._known, num_rows, num_steps)
+        shape = num_rows, num_steps
+        if shape not in self._estimates:
+            self._estimates[shape] = _estimate(self._known, *shape)
+        return self._estimates[shape]
 
 
 def _estimate(known: Seconds, num_rows: int, num_steps: int) -> float:

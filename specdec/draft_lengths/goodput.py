@@ -96,7 +96,8 @@ class GoodputLength(DraftLength):
             self.costs.observe(num_rows, num_steps, seconds)
         self._probes.observe(outcome, seconds, self.costs)
         for row, drafted, accepted in zip(outcome.rows, outcome.num_drafted, outcome.num_accepted, strict=True):
-            self.acceptance.observe(row.index, drafted, accepted)
+            if drafted:
+                self.acceptance.observe(row.index, drafted, accepted)
         for row in outcome.finished:
             self.acceptance.forget(row.index)
 
@@ -138,8 +139,9 @@ class GoodputLength(DraftLength):
         rates = [self.acceptance.rate(row.index) for row in rows]
         goodputs = self._goodputs(rows, rates)
         self._choice = _Choice(len(rows), 0, KEPT_ROUNDS, max(1 / goodputs[0] - 1 / max(goodputs), 0.0))
-        rates = [rate if self._repays(row) else 0.0 for row, rate in zip(rows, rates, strict=True)]
-        goodputs = self._goodputs(rows, rates)
+        repaid = [rate if self._repays(row) else 0.0 for row, rate in zip(rows, rates, strict=True)]
+        if repaid != rates:
+            goodputs = self._goodputs(rows, repaid)
         best = max(range(self.max_gamma + 1), key=goodputs.__getitem__)
         if goodputs[best] > needed * goodputs[0]:
             self._choice.gamma = best
@@ -152,10 +154,11 @@ class GoodputLength(DraftLength):
         """Expected tokens per second of rounds with 0 to ``max_gamma`` drafted steps, catching up excluded."""
         tokens = [0.0] * (self.max_gamma + 1)
         for row, rate in zip(rows, rates, strict=True):
-            emitted = 0.0
+            emitted, chance, num_remaining = 0.0, 1.0, row.num_remaining
             for gamma in range(self.max_gamma + 1):
-                if gamma < row.num_remaining:
-                    emitted += rate**gamma
+                if gamma < num_remaining:
+                    emitted += chance
+                    chance *= rate
                 tokens[gamma] += emitted
         return [emitted / self.costs.estimate(len(rows), gamma) for gamma, emitted in enumerate(tokens)]
 
@@ -165,7 +168,8 @@ class GoodputLength(DraftLength):
         return gamma if rate**gamma >= LEAST_CHANCE else max(int(log(LEAST_CHANCE) / log(max(rate, 1e-9))), 1)
 
     def _should_probe(self, rows: list[Sequence], able: list[Sequence]) -> bool:
-        return self._probes.rested and self._could_pay(rows) and self._probes.affords(self._probe_s(rows, able))
+        affordable = self._probes.rested and self._probes.affords(self._probe_s(rows, able))
+        return affordable and self._could_pay(rows)
 
     def _could_pay(self, rows: list[Sequence]) -> bool:
         """Whether drafting would pay if every drafted token were accepted; if not, there is nothing to probe for."""
