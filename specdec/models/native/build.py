@@ -30,8 +30,6 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 THREADS = "-fopenmp"
 """Left out where the compiler does not know it: the library then runs in one thread."""
-WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
-"""How long threads of GCC's and of LLVM's OpenMP spin: about 50 us, and not at all."""
 MACROS = ("-dM", "-E", "-x", "c++", os.devnull)
 TIMEOUT_S = 300
 KEPT = 16
@@ -131,25 +129,10 @@ def _knows_threads(command: list[str]) -> bool:
 
 def _load_error(path: Path) -> str | None:
     try:
-        load(path)
+        ctypes.CDLL(str(path))
     except OSError as error:
         return str(error)
     return None
-
-
-def load(path: Path) -> ctypes.CDLL:
-    """Load a library, and OpenMP with it, whose threads then wait asleep after a short spin.
-
-    A thread that spins while its partner's core is busy with another process uses up the time in which both could run:
-    by default a forward in two threads took eight times as long on a busy machine. Settings of the user's stay.
-    """
-    wanted = {} if "OMP_WAIT_POLICY" in os.environ else {k: v for k, v in WAITING.items() if k not in os.environ}
-    os.environ.update(wanted)
-    try:
-        return ctypes.CDLL(str(path))
-    finally:
-        for name in wanted:
-            del os.environ[name]
 
 
 def _clean(folder: Path) -> None:

@@ -5,6 +5,7 @@
 // bit.
 #include <new>
 
+#include "barrier.h"
 #include "product.h"
 #include "tokens.h"
 #ifdef _OPENMP
@@ -113,6 +114,7 @@ class Forward {
     joined = at, joined_stride = stride_of(qkv), at += chunk * joined_stride;
     gates = at, gates_stride = stride_of(two), at += chunk * gates_stride;
     items();
+    std::vector<std::atomic<long>> next_item(last - first);  // of each layer, for whichever thread is free
     for (long m = 0; m < M; m++)
       std::memcpy(x + m * x_stride,
                   batch.ids ? model.embedding + batch.ids[tokens[m].place] * model.hidden
@@ -125,15 +127,16 @@ class Forward {
       threads = omp_get_num_threads();  // there may be fewer than were asked for
       for (long l = first; l < last; l++) {
         for (long m = 0; m < M; m += chunk) project(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
-#pragma omp barrier
-#pragma omp for schedule(dynamic)
-        for (long i = 0; i < (long)work_items.size(); i++) attend_item(l, work_items[i], at + thread * item_work);
+        for (long i; (i = next_item[l - first].fetch_add(1)) < (long)work_items.size();)
+          attend_item(l, work_items[i], at + thread * item_work);
+        barrier.wait(threads);
         for (long m = 0; m < M; m += chunk) finish(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
       }
-#pragma omp single
-      for (long i = 0; i < num_ends; i++)
+      for (long i = thread; i < num_ends; i += threads)
         rms_norm(x + (ends[i] - tokens.data()) * x_stride, model.norm, model.hidden, model.eps, final + i * x_stride);
+      barrier.wait(threads);
       if (wanted.logits) head(final, ends, wanted, thread);
+      barrier.wait(threads);
     }
     if (states)
       for (long m = 0; m < M; m++)
@@ -184,7 +187,7 @@ class Forward {
     norm_rows(x, layer.norm_in, layer.eps_in, count, thread);
     product(*layer.qkv, normed, normed_stride, joined, joined_stride, count, layer.qkv->outputs, false, thread,
             threads);
-#pragma omp barrier
+    barrier.wait(threads);
     for (long i = thread; i < count; i += threads) {
       const Token& token = tokens[m + i];
       const float *cosines = batch.cosines + token.position * E, *sines = batch.sines + token.position * E;
@@ -201,7 +204,7 @@ class Forward {
         std::memcpy(cached(2 * l + 1, token.row, j) + token.column * E, values + j * E, 4 * E);
       }
     }
-#pragma omp barrier
+    barrier.wait(threads);
   }
 
   void attend_item(long l, const Item& item, float* work) {
@@ -223,22 +226,22 @@ class Forward {
     const Layer& layer = model.layers[l];
     const long D = model.hidden, up = layer.gate_up->starts[1];
     product(*layer.out, q + m * q_stride, q_stride, x, x_stride, count, D, true, thread, threads);
-#pragma omp barrier
+    barrier.wait(threads);
     norm_rows(x, layer.norm_mlp, layer.eps_mlp, count, thread);
     product(*layer.gate_up, normed, normed_stride, gates, gates_stride, count, layer.gate_up->outputs, false, thread,
             threads);
-#pragma omp barrier
+    barrier.wait(threads);
     for (long i = thread; i < count; i += threads)
       silu_product(gates + i * gates_stride, gates + i * gates_stride + up, model.intermediate);
-#pragma omp barrier
+    barrier.wait(threads);
     product(*layer.down, gates, gates_stride, x, x_stride, count, D, true, thread, threads);
-#pragma omp barrier
+    barrier.wait(threads);
   }
 
   void norm_rows(const float* x, const float* weight, float eps, long count, int thread) {
     for (long i = thread; i < count; i += threads)
       rms_norm(x + i * x_stride, weight, model.hidden, eps, normed + i * normed_stride);
-#pragma omp barrier
+    barrier.wait(threads);
   }
 
   const Model& model;
@@ -246,6 +249,7 @@ class Forward {
   const std::vector<Token>& tokens;
   const long longest;
   int threads;
+  Barrier barrier;
   std::vector<Item> work_items;
   long tokens_per_item = 1, work_stride = 0;
   float *q = nullptr, *normed = nullptr, *joined = nullptr, *gates = nullptr;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specdec.errors import ContractError
-from specdec.models.native.build import library_path, load
+from specdec.models.native.build import library_path
 
 FORMATS = ("float32", "bfloat16", "float16", "q8_0", "q4_1")
 """How the numbers of a matrix are stored."""
@@ -72,7 +73,7 @@ def library() -> Any:
     Raises:
         NotBuiltError: it cannot be built.
     """
-    loaded = load(library_path())
+    loaded = ctypes.CDLL(str(library_path()))
     signatures: dict[str, tuple[Any, ...]] = {
         "message": (c_char_p,),
         "lanes": (c_int,),
