@@ -73,7 +73,9 @@ def test_a_pair_without_a_draft_gives_other_engines_its_gguf_file_and_no_draft(t
     peers = {"hf": {}, "hf-assisted": {"speculative": True}, "hf-lookup": {"lookup": True}}
     study = {"title": "All", "pairs": ["small"], "methods": list(peers), "batches": [1], "min_prompts": 2}
     files = {
-        "pairs.yaml": {"small": [f"pair.target={gguf}", "pair.tokenizer=null", "pair.draft=null", "drafter=prompt_lookup"]},
+        "pairs.yaml": {
+            "small": [f"pair.target={gguf}", "pair.tokenizer=null", "pair.draft=null", "drafter=prompt_lookup"],
+        },
         "peers.yaml": {"hf": {"script": str(FOLDER / "peers" / "peer_hf.py"), "environment": "current"}},
         "methods.yaml": {name: {"peer": "hf", "options": options} for name, options in peers.items()},
         "suite/one.yaml": {
