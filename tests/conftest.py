@@ -22,6 +22,7 @@ from specdec import registry
 from specdec.cli import run as cli
 from specdec.conformance.models import VOCAB, perturbed, small_llama
 from specdec.models.causal_lm import CausalLM
+from specdec.models.native.build import NotBuiltError, library_path
 
 os.environ.setdefault("PYTHONWARNINGS", "error::FutureWarning")  # in the processes that tests start too
 
@@ -43,19 +44,35 @@ def heard() -> None:
     logging.getLogger("transformers").setLevel(logging.WARNING)
 
 
-@pytest.fixture(scope="session", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return getattr(torch, request.param)
+def no_library() -> str | None:
+    """Why there is no native library on this machine; None if there is one."""
+    try:
+        library_path()
+    except NotBuiltError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(
+    scope="session", params=["float64", *(pytest.param(n, marks=pytest.mark.slow) for n in ("float32", "native"))]
+)
+def dtype(request: pytest.FixtureRequest) -> str:
+    """The models' number format; native: float32, in the native execution."""
+    if request.param == "native" and (reason := no_library()):
+        pytest.skip(f"no native library here: {reason}")
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def target(dtype: torch.dtype) -> CausalLM:
+def target(dtype: str) -> CausalLM:
     return _target(dtype)
 
 
-@cache  # tests of both dtypes take turns, and every turn would begin with a new one
-def _target(dtype: torch.dtype) -> CausalLM:
-    return CausalLM(small_llama(0, dtype))
+@cache  # tests of all formats take turns, and every turn would begin with a new one
+def _target(dtype: str) -> CausalLM:
+    model = CausalLM(small_llama(0, getattr(torch, "float32" if dtype == "native" else dtype)))
+    model.execute("native" if dtype == "native" else "eager")
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +82,9 @@ def draft(target: CausalLM) -> CausalLM:
 
 @cache
 def _draft(target: CausalLM) -> CausalLM:
-    return CausalLM(perturbed(target.module, 0.04))
+    model = CausalLM(perturbed(target.module, 0.04))
+    model.execute(target.execution.name)
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ import runpy
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import no_library
 
 from specdec.alignment.checked import InvariantError
 from specdec.conformance import ConformanceError, conformance, examine
@@ -22,6 +24,7 @@ from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler
 from specdec.core.round import Draft
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
+from specdec.models.execution.native import NativeExecution
 from specdec.models.kv import GROWTH_COLUMNS
 from specdec.registry import create
 
@@ -29,8 +32,9 @@ ROOT = Path(__file__).parent.parent
 SCALE = 0.25
 
 
-def broken(group: str, name: str, scale: float = SCALE, **params: object) -> set[str]:
-    return {finding.promise for finding in examine(group, name, params, scale=scale, shrink=False) if not finding.kept}
+def broken(group: str, name: str, scale: float = SCALE, execution: str = "eager", **params: object) -> set[str]:
+    findings = examine(group, name, params, scale=scale, shrink=False, execution=execution)
+    return {finding.promise for finding in findings if not finding.kept}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,31 @@ def broken(group: str, name: str, scale: float = SCALE, **params: object) -> set
 )
 def test_correct_strategies_keep_every_promise(name):
     assert broken("alignment", name) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
+@pytest.mark.parametrize(
+    ("plugin", "settings"),
+    [
+        *((f"alignment={name}", {}) for name in ("inplace", "eqspec", "masked", "rollback", "expansion")),
+        ("drafter=model", {}),
+        ("drafter=medusa", {"untrained": True}),
+        ("scheduler=exspec", {}),
+    ],
+)
+def test_every_promise_is_kept_with_native_forwards(plugin, settings, monkeypatch):
+    runs, run = Counter(), NativeExecution.run
+    monkeypatch.setattr(NativeExecution, "run", lambda self, call: [runs.update(["native"]), run(self, call)][1])
+    group, _, name = plugin.partition("=")
+    assert broken(group, name, execution="native", **settings) == set()
+    assert runs["native"] > 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
+def test_a_defect_is_found_with_native_forwards_too():
+    assert "position" in broken("alignment", "bsp", execution="native", count_padding=True, count_holes=False)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +132,9 @@ def test_known_incorrect_verifier_and_scheduler():
         ("drafter=model", {}),
         ("drafter=scripted", {}),
         pytest.param("drafter=retokenize", {}, marks=pytest.mark.slow),
-        pytest.param("drafter=medusa", {}, marks=pytest.mark.nightly),
-        pytest.param("drafter=eagle", {}, marks=pytest.mark.nightly),
-        pytest.param("drafter=ppd", {}, marks=pytest.mark.nightly),
+        pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
+        pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),
+        pytest.param("drafter=ppd", {"untrained": True}, marks=pytest.mark.nightly),
         pytest.param("drafter=trigram", {}, marks=pytest.mark.nightly),
     ],
 )

@@ -18,7 +18,7 @@ from specdec.draft_lengths.fixed import FixedLength
 from specdec.models.causal_lm import CausalLM
 
 NEW = 24
-DTYPES = ["float64", "float32"]
+DTYPES = ["float64", "float32", "native"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import VOCAB, small_llama
+from conftest import VOCAB, no_library, small_llama
 from tampering import aligned_logits, own_logits
 from test_architectures import SIZES, SPECIAL
 from test_execution import STRATEGIES, logits_of
@@ -25,7 +25,6 @@ from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.native import no_native
 from specdec.models.native import build as building
 from specdec.models.native import library as loading
-from specdec.models.native.build import NotBuiltError, library_path
 from specdec.models.native.library import PackedMatrix
 
 IDS = [[random.Random(length).randrange(VOCAB) for _ in range(length)] for length in (23, 60, 41)]
@@ -40,15 +39,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _available() -> str | None:
-    try:
-        library_path()
-    except NotBuiltError as error:
-        return str(error)
-    return None
-
-
-pytestmark = pytest.mark.skipif(_available() is not None, reason=f"no native library here: {_available()}")
+pytestmark = pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
 
 
 @cache

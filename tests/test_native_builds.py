@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import no_library
 from native_bits import KINDS
-from test_native import SHAPES, _available
+from test_native import SHAPES
 
-pytestmark = pytest.mark.skipif(_available() is not None, reason=f"no native library here: {_available()}")
+pytestmark = pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
 TESTS = Path(__file__).parent
 AVX2 = "-march=x86-64-v3"
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86-64")

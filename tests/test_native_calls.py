@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_llama
+from conftest import no_library, small_llama
 from tampering import aligned_logits, own_logits
-from test_native import IDS, _available, build
+from test_native import IDS, build
 from torch import Tensor, nn
 
 from specdec.errors import ConfigError, ContractError
@@ -19,7 +19,7 @@ from specdec.models.execution.base import Call, Chains, Given
 from specdec.models.kv import KVStorage, Place
 from specdec.models.native.library import PackedMatrix, rms_norm
 
-pytestmark = pytest.mark.skipif(_available() is not None, reason=f"no native library here: {_available()}")
+pytestmark = pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
 
 
 @dataclass

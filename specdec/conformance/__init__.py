@@ -30,6 +30,7 @@ def examine(
     scale: float = DEFAULT_SCALE,
     shrink: bool = True,
     accelerator: str = "cpu",
+    execution: str = "eager",
     progress: Callable[[str], None] = lambda what: None,
 ) -> list[PromiseFinding]:
     """Run the kit on ``group=name``; one finding per promise.
@@ -39,10 +40,12 @@ def examine(
         scale: multiplies the number of drawn cases.
         shrink: look for the smallest failing case.
         accelerator: where models and tensors are: cpu, cuda, or auto (a GPU if there is one).
+        execution: how the models' forwards are executed; all but eager run every case in float32.
         progress: called with the name of each step.
 
     Raises:
-        ConfigError: there is no such group, plug-in or setting, or hypothesis is not installed.
+        ConfigError: there is no such group, plug-in, setting or execution, the execution cannot run the kit's models,
+            or hypothesis is not installed.
     """
     import specdec.config  # noqa: F401  (declares the built-in plug-ins)
     from specdec.config.drafter_weights import check_drafter_weights
@@ -61,19 +64,22 @@ def examine(
     except ImportError:
         raise ConfigError("the conformance kit needs hypothesis: pip install hypothesis") from None
     from specdec.conformance.explore import explore
-    from specdec.conformance.models import on_device
+    from specdec.conformance.models import on_device, small_pair
     from specdec.conformance.promises import BY_GROUP
     from specdec.conformance.suites import not_claimed, suite
     from specdec.models.pair import choose_device
 
-    with on_device(choose_device(accelerator)):
+    with on_device(choose_device(accelerator), execution):
+        small_pair(0, "float32")  # an execution that cannot run it is refused here, not reported as a broken promise
         families = suite(group, name, params or {}, scale)
         findings = explore(families, BY_GROUP[group], shrink=shrink, progress=progress)
     unclaimed = not_claimed(group, name, params or {})
     return [replace(finding, claimed=finding.promise not in unclaimed) for finding in findings]
 
 
-def conformance(*, scale: float = DEFAULT_SCALE, params: dict[str, Any] | None = None, **plugin: str) -> None:
+def conformance(
+    *, scale: float = DEFAULT_SCALE, params: dict[str, Any] | None = None, execution: str = "eager", **plugin: str
+) -> None:
     """Assert that a plug-in keeps every promise: ``conformance(alignment="mine")``.
 
     Raises:
@@ -84,6 +90,6 @@ def conformance(*, scale: float = DEFAULT_SCALE, params: dict[str, Any] | None =
     from specdec.conformance.report import describe
 
     ((group, name),) = plugin.items()
-    findings = examine(group, name, params, scale=scale)
+    findings = examine(group, name, params, scale=scale, execution=execution)
     if broken := [finding.promise for finding in findings if not finding.kept]:
         raise ConformanceError("\n".join([f"{group}={name} breaks {', '.join(broken)}", *describe(findings)]))

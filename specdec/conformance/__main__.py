@@ -28,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         default="cpu",
         help="where models and tensors are; auto: a GPU if there is one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--execution",
+        default="eager",
+        help="of the models; all but eager run every case in float32 (default: %(default)s)",
+    )
     parser.add_argument("--no-shrink", action="store_true", help="do not look for the smallest failing case")
     arguments = parser.parse_args(argv)
     try:
@@ -56,6 +61,7 @@ def _examine(group: str, name: str, params: dict[str, dict[str, object]], argume
             scale=arguments.scale,
             shrink=not arguments.no_shrink,
             accelerator=arguments.accelerator,
+            execution=arguments.execution,
             progress=lambda what: status.update(f"{group}={name}: {what}"),
         )
     settings = "".join(f" {group}.{key}={value}" for key, value in params.get(group, {}).items())

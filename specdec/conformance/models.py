@@ -24,6 +24,7 @@ LETTERS = (string.ascii_letters + string.digits)[:VOCAB]
 Model = TypeVar("Model", bound=torch.nn.Module)
 _CPU = torch.device("cpu")
 _DEVICE: ContextVar[torch.device] = ContextVar("_DEVICE")
+_EXECUTION: ContextVar[str] = ContextVar("_EXECUTION", default="eager")
 
 
 def device() -> torch.device:
@@ -32,13 +33,14 @@ def device() -> torch.device:
 
 
 @contextmanager
-def on_device(place: torch.device) -> Iterator[None]:
-    """Make models and tensors of the block on this device."""
-    token = _DEVICE.set(place)
+def on_device(place: torch.device, execution: str = "eager") -> Iterator[None]:
+    """Make models and tensors of the block on this device; other executions than eager run all cases in float32."""
+    tokens = _DEVICE.set(place), _EXECUTION.set(execution)
     try:
         yield
     finally:
-        _DEVICE.reset(token)
+        _DEVICE.reset(tokens[0])
+        _EXECUTION.reset(tokens[1])
 
 
 def small_llama(seed: int, dtype: torch.dtype, layers: int = 3, **settings: Any) -> LlamaForCausalLM:
@@ -76,16 +78,20 @@ def perturbed(module: Model, scale: float, seed: int = 7) -> Model:
 
 def small_pair(seed: int, dtype: str) -> tuple[CausalLM, CausalLM]:
     """A small target, and a draft that often agrees with it."""
-    return _pair(seed, dtype, device())
+    execution = _EXECUTION.get()
+    return _pair(seed, dtype if execution == "eager" else "float32", device(), execution)
 
 
 @cache
-def _pair(seed: int, dtype: str, place: torch.device) -> tuple[CausalLM, CausalLM]:
+def _pair(seed: int, dtype: str, place: torch.device, execution: str) -> tuple[CausalLM, CausalLM]:
     target = small_llama(seed, getattr(torch, dtype), layers=2)
     draft = perturbed(target, 0.04, seed + 100)
     for module in (target, draft):
         torch.nn.Module.to(module, place)
-    return CausalLM(target), CausalLM(draft)
+    models = CausalLM(target), CausalLM(draft)
+    for model in models:
+        model.execute(execution)
+    return models
 
 
 @cache
