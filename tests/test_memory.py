@@ -78,6 +78,7 @@ def plan(**changes: object) -> MemoryPlan:
         (("pair=tiny",), "expansion", 4, 200),
         (SYNTHETIC, "masked", 12, 250),
         (SYNTHETIC, "inplace", 12, 250),
+        ((*SYNTHETIC, "execution=eager"), "inplace", 12, 250),
     ],
 )
 def test_what_a_run_takes_is_what_was_predicted(pair, alignment, batch, length):
@@ -126,6 +127,7 @@ def test_a_plan_grows_with_what_it_should():
     logits_of_8_rows = 8 * 6 * SIZE.vocab_size * SIZE.dtype.itemsize
     assert by_slot - by_copy > logits_of_8_rows, "idle slots between the rows of a group take memory too"
     assert plan(sampled=True).run_bytes >= usual
+    assert plan(ragged=True).run_bytes < usual, "no padding, masks or repeated keys"
     kv_of_a_token = 2 * 32 * 4096 * 2
     assert usual > 2 * 8 * (1024 + 128) * kv_of_a_token, "Vicuna-7B takes half a megabyte per token, here twice"
 

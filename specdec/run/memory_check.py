@@ -80,6 +80,7 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan
         gamma=int(getattr(config.draft_length, "max_gamma", config.gamma)) if drafts else 0,
         sampled=config.temperature > 0,
         prefill_chunk=config.runner.prefill_chunk,
+        ragged=all(model.execution.ragged for model in models),
     )
 
 

@@ -18,6 +18,7 @@ SLACK = 1.1  # factor for the allocator's rounding and small tensors, on everyth
 SMALLEST_CHUNK = 16
 LIVE_HIDDEN = 6  # hidden states per token that exist at once: residual, norm, queries and their rotations, output
 LIVE_MLP = 3  # gate, up and their product
+RAGGED_TOKENS = 256  # whose MLP a ragged execution computes at once, at most
 SAMPLING_COPIES = 4  # float64 copies of the logits while a distribution is computed
 
 
@@ -36,6 +37,7 @@ class MemoryPlan:
     gamma: int
     sampled: bool
     prefill_chunk: int | None
+    ragged: bool = False  # whether forwards compute no padding and copy no keys (the native execution)
 
     @property
     def run_bytes(self) -> int:
@@ -50,10 +52,11 @@ class MemoryPlan:
                 continue
             total += model.token_bytes * self.alignment.peak_rows(in_flight, self.batch, fed) * columns
             # At the start all rows are admitted at once.
-            forwards.append(forward_bytes(model, in_flight, chunk, columns, 1 if whole else chunk, sampled=False))
+            num_logits = 1 if whole else chunk
+            forwards.append(forward_bytes(model, in_flight, chunk, columns, num_logits, False, self.ragged))
             step = fed if model is self.target else 2
             fed_rows = self.alignment.fed_rows(in_flight, self.batch)
-            forwards.append(forward_bytes(model, fed_rows, step, columns, step, self.sampled))
+            forwards.append(forward_bytes(model, fed_rows, step, columns, step, self.sampled, self.ragged))
         return int(SLACK * (total + max(forwards)))
 
     @property
@@ -97,16 +100,31 @@ class MemoryPlan:
 
 
 def forward_bytes(
-    model: Architecture, num_rows: int, num_new: int, num_columns: int, num_logits: int, sampled: bool
+    model: Architecture,
+    num_rows: int,
+    num_new: int,
+    num_columns: int,
+    num_logits: int,
+    sampled: bool,
+    ragged: bool = False,
 ) -> float:
-    """Memory of one forward, without weights and cache: one layer, the mask, and the logits."""
+    """Memory of one forward, without weights and cache: one layer, the mask, and the logits.
+
+    A ragged execution keeps the residual and the queries of all tokens, and the rest of a layer for a few at a time.
+    """
     tokens, itemsize = num_rows * num_new, model.dtype.itemsize
+    per_logit = itemsize + (8 * SAMPLING_COPIES if sampled else 0)
+    logits = num_rows * num_logits * model.vocab_size * per_logit
+    if ragged:
+        queries = model.num_heads * model.head_dim
+        kept = tokens * (model.hidden_size + queries)
+        passing = min(tokens, RAGGED_TOKENS) * (LIVE_HIDDEN * model.hidden_size + LIVE_MLP * model.intermediate_size)
+        return (kept + passing) * itemsize + 3 * tokens * num_columns + logits
     hidden = tokens * (LIVE_HIDDEN * model.hidden_size + LIVE_MLP * model.intermediate_size) * itemsize
     mask = tokens * num_columns * (3 + itemsize)
     repeated = 2 * num_rows * model.num_heads * num_columns * model.head_dim * itemsize
     scores = 2 * tokens * num_columns * model.num_heads * itemsize if model.eager_attention else 0
-    per_logit = itemsize + (8 * SAMPLING_COPIES if sampled else 0)
-    return hidden + mask + repeated + scores + num_rows * num_logits * model.vocab_size * per_logit
+    return hidden + mask + repeated + scores + logits
 
 
 def require_weights(weight_bytes: dict[str, int], free_bytes: int | None, remedy: str) -> None:
