@@ -177,3 +177,17 @@ def test_costs_are_medians_and_a_line_between_what_was_measured():
 def test_wrong_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=f"draft_length.{next(iter(settings))}="):
         GoodputLength(**settings)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("finds", [0.2, 0.4])
+@pytest.mark.parametrize(("rate", "step_s", "pays"), [(0.3, 0.005, False), (0.2, 0.0035, False), (0.9, 0.0015, True)])
+def test_rounds_without_a_draft_do_not_make_drafting_look_cheap(rate, step_s, pays, finds, batch):
+    """Prompt lookup proposes nothing for most rows: such a round costs a plain one, whatever was asked for."""
+
+    def speed(policy: DraftLength) -> float:
+        world = World(lambda turn: rate, lambda rows: 0.01, lambda rows: step_s, noise=0.1, finds=finds, read_s=0.0)
+        return world.run(policy, batch, 400)
+
+    gain = speed(GoodputLength(profile=False)) / speed(Always(0))
+    assert gain > (1.1 if pays else 0.97)

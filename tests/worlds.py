@@ -25,6 +25,7 @@ class World:
     length: int = 64
     stop_at: int | None = None  # output tokens after which a row ends by itself
     read_s: float = READ_S
+    finds: float = 1.0  # chance that the drafter has anything to propose for a row
     numbers: int = 0  # of the first row
     random: random.Random = field(default_factory=lambda: random.Random(0))
     seconds: float = 0.0
@@ -49,8 +50,9 @@ class World:
                 number += 1
             wished = policy.choose(rows)
             asked = [min(gamma, row.num_remaining - 1) for gamma, row in zip(wished, rows, strict=True)]
+            drafted = [gamma if self.finds == 1 or self.random.random() < self.finds else 0 for gamma in asked]
             accepted, emitted, reading = [], [], 0
-            for row, gamma in zip(rows, asked, strict=True):
+            for row, gamma in zip(rows, drafted, strict=True):
                 if gamma:
                     reading += row.length - read_to[row.index]
                 right = next((i for i in range(gamma) if self.random.random() > self.rate(turn)), gamma)
@@ -58,15 +60,15 @@ class World:
                 emitted.append(row.emit(self.words(len(row.output_ids), right + 1)))
                 if gamma:
                     read_to[row.index] = row.length
-            steps = max(asked)
-            drafting = sum(map(bool, asked)) / len(asked)
+            steps = max(drafted)
+            drafting = sum(map(bool, drafted)) / len(drafted)
             noise = 1 + self.noise * self.random.random() ** 4
             stages = {
                 "draft": self.read_s * reading + steps * self.step_s(len(rows)) * (0.5 + 0.5 * drafting) * noise,
                 "verify": self.plain_s(len(rows)) * noise,
                 "prefill": seconds,
             }
-            outcome = Round(list(rows), asked, accepted, emitted, False, stages, [r for r in rows if r.finished])
+            outcome = Round(list(rows), drafted, accepted, emitted, False, stages, [r for r in rows if r.finished])
             policy.observe(outcome)
             rows = [row for row in rows if not row.finished]
             self.seconds += sum(stages.values())

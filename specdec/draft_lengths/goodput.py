@@ -65,6 +65,7 @@ class GoodputLength(DraftLength):
         self.catch_up = CatchUpCosts(usual=max_gamma + 1)
         self._probes = Probes(probe_share)
         self._choice = _Choice()
+        self._num_asked = self._num_drafting = 0  # rows, in rounds in which at least one row drafted
         self._asked: list[int] = []  # draft lengths of the round, cut to what the rows may still emit
 
     def prepare(self, profiler: Profiler, batch: int) -> None:
@@ -75,7 +76,8 @@ class GoodputLength(DraftLength):
         trials = profile.of(batch, self.max_gamma)
         for size, by_gamma in trials.items():
             for gamma, trial in by_gamma.items():
-                self.costs.set_prior(size, gamma, trial.draft_s + trial.verify_s)
+                if not gamma or any(trial.tried):  # otherwise it was a plain round
+                    self.costs.set_prior(size, gamma, trial.draft_s + trial.verify_s)
         self.catch_up.set_prior(trials[batch][0].read_s)
         tried, accepted = by_place(trials, "tried"), by_place(trials, "accepted")
         if sum(tried):  # a drafter may have had nothing to propose
@@ -89,7 +91,11 @@ class GoodputLength(DraftLength):
         return wished
 
     def observe(self, outcome: Round) -> None:
-        num_rows, num_steps = len(outcome.rows), max(self._asked, default=0)
+        # A drafter may have nothing to propose: what it drafted decides the cost, not what it was asked for.
+        num_rows, num_steps = len(outcome.rows), min(max(self._asked), max(outcome.num_drafted))
+        if num_steps:
+            self._num_asked += sum(map(bool, self._asked))
+            self._num_drafting += sum(map(bool, outcome.num_drafted))
         seconds = sum(value for stage, value in outcome.seconds.items() if stage != "prefill")
         usual_s = self.costs.estimate(num_rows, num_steps if self.costs.explored else 0) if num_steps else 0.0
         if not self.catch_up.observe(outcome, self._asked, seconds - usual_s):
@@ -160,7 +166,11 @@ class GoodputLength(DraftLength):
                     emitted += chance
                     chance *= rate
                 tokens[gamma] += emitted
-        return [emitted / self.costs.estimate(len(rows), gamma) for gamma, emitted in enumerate(tokens)]
+        share = self._num_drafting / self._num_asked if self._num_asked else 1.0
+        return [
+            (tokens[0] + share * (emitted - tokens[0])) / self.costs.estimate(len(rows), gamma)
+            for gamma, emitted in enumerate(tokens)
+        ]
 
     def _reachable(self, row: Sequence, gamma: int) -> int:
         """As many of ``gamma`` tokens as have a fair chance to be reached and accepted, at least one."""

@@ -14,7 +14,7 @@ from specdec.core.lock import locked
 from specdec.draft_lengths.costs import interpolated
 
 FOLDER = "draft_tables"
-FORM = 3  # version of the file: its fields, and how they are measured
+FORM = 4  # version of the file: its fields, and how they are measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,11 +107,16 @@ class _Rounds:
     def __init__(self, stop_ids: frozenset[int]) -> None:
         self.seconds: list[dict[str, float]] = []
         self._stop_ids = stop_ids
+        self._drafted = False  # whether any round had a draft
         self._drafts: list[tuple[int, int]] = []  # drafted and accepted tokens, of a row in a round
 
     def add(self, outcome: Round) -> None:
         """Add a round's times, and the acceptance of rows that have not passed a stop token of the run."""
-        self.seconds.append(outcome.seconds)
+        if any(outcome.num_drafted) and not self._drafted:  # rounds without a draft say nothing of its cost
+            self._drafted = True
+            self.seconds.clear()
+        if any(outcome.num_drafted) or not self._drafted:
+            self.seconds.append(outcome.seconds)
         counts = zip(outcome.rows, outcome.emitted, outcome.num_drafted, outcome.num_accepted, strict=True)
         for row, emitted, drafted, accepted in counts:
             if self._stop_ids.isdisjoint(row.output_ids[: len(row.output_ids) - len(emitted)]):
