@@ -19,6 +19,7 @@ from specdec.conformance.promises import BY_GROUP, SCHEDULER, Broken
 from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler_suite, verifier_suite
 from specdec.conformance.verdicts import VerdictCase, check_verdict
 from specdec.core.round import Draft
+from specdec.core.siblings import CHAIN
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError, ContractError
 from specdec.models.kv import KVStorage
@@ -125,7 +126,7 @@ def test_a_verifier_that_reads_chains_only_must_say_so_and_decide_greedy_trees()
             return super().verify_sampled(draft, probs_BTV, noise)
 
     class Declared(Silent):
-        chains_only = True
+        judges = (CHAIN,)
 
     class Greedy(Declared):
         def verify(self, draft, logits_BTV):

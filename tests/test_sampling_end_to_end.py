@@ -172,7 +172,7 @@ class RecoveredFromTarget(RejectionVerifier):
         return probs_BTV[torch.arange(len(tau_B)), tau_B]
 
 
-def noise_by_position(rows, num_columns, device):
+def noise_by_position(rows, num_columns, device, num_tests=None):
     """Wrong: block verification looks at tests behind what it accepts, and would meet them again in the next round."""
     keys = [(row.sampling.seed, row.index) for row in rows]
     places = [range(row.length, row.length + num_columns - 1) for row in rows]
@@ -180,7 +180,7 @@ def noise_by_position(rows, num_columns, device):
     return Noise(round_noise(rows, num_columns, device).draws_BT, tests)
 
 
-def shared_noise(rows, num_columns, device):
+def shared_noise(rows, num_columns, device, num_tests=None):
     """Wrong: one stream for the batch, so that rows of a batch do the same."""
     first = round_noise(rows[:1], num_columns, device)
     return Noise(first.draws_BT.repeat(len(rows), 1), first.tests_BG.repeat(len(rows), 1))

@@ -24,6 +24,7 @@ from specdec.core.round import Draft
 from specdec.core.sampling import Noise
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
+from specdec.core.siblings import CHOSEN
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.registry import create
@@ -134,7 +135,7 @@ def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
 
     Where a round emits only one token, the target's distribution of the second is counted instead.
     """
-    if not verifier.samples or (case.tree and verifier.chains_only):
+    if not verifier.samples or (case.tree and CHOSEN not in verifier.judges):
         return []  # the verifier does not decide such rounds
     generator = torch.Generator().manual_seed(case.seed)
     target, drafting = (_Distributions.random(case.vocab, generator) for _ in range(2))

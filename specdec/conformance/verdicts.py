@@ -20,6 +20,7 @@ from specdec.conformance.models import device
 from specdec.conformance.promises import Broken
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
+from specdec.core.siblings import CHOSEN
 from specdec.verifiers.base import Verifier
 
 SMALL_VOCAB = 7
@@ -76,7 +77,7 @@ def deep_cases() -> list[VerdictCase]:
 def check_verdict(case: VerdictCase, verifier: Verifier) -> list[Broken]:
     """All promises that the verdicts of one case break; those found before an exception stay reported."""
     kinds = [False]
-    if verifier.samples and not (verifier.chains_only and _inputs(case)[0].parents):
+    if verifier.samples and (CHOSEN in verifier.judges or not _inputs(case)[0].parents):
         kinds.append(True)
     broken: list[Broken] = []
     for sampled in kinds:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Draft:
-    """Proposed tokens of a round. B rows, G the largest number of nodes, V vocabulary."""
+    """Proposed tokens of a round. B rows, G the largest number of nodes, V vocabulary.
+
+    In a tree parents come before their children, siblings have different tokens and stand in the order in which they
+    were drawn. Column 0 stands for the last committed token, column g + 1 for node g.
+    """
 
     tokens_BG: Tensor  # ids on the target's device; those after num_drafted[b] are padding
     num_drafted: list[int]  # nodes per row, 0 to G
     parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
-    probs_BGV: Tensor | None = None  # the distribution each token was sampled from; None: not sampled
+    probs_BGV: Tensor | None = None  # by column: the distribution its children were sampled from; None: not sampled
+    draws: list[list[int]] | None = None  # i.i.d. siblings: the nodes as they were drawn, in order, repeats included
     num_probes: list[int] | None = None  # last nodes of each row that are probes (``probe_ids``), not proposals
     _ids: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -31,7 +31,7 @@ class Noise:
     """A round's random numbers, each row's own, in [0, 1), float64."""
 
     draws_BT: Tensor  # column d picks the token at depth d after the last committed one, with ``draw``
-    tests_BG: Tensor  # column g tests drafted node g
+    tests_BG: Tensor  # column g tests drafted node g, or the draft's draw number g
 
 
 def settings_of(rows: list[Sequence]) -> list[SamplingParams] | None:
@@ -41,12 +41,16 @@ def settings_of(rows: list[Sequence]) -> list[SamplingParams] | None:
     return [row.sampling or GREEDY for row in rows]
 
 
-def round_noise(rows: list[Sequence], num_columns: int, device: torch.device) -> Noise:
-    """The numbers of a round over T = ``num_columns`` positions. A row's numbers do not depend on T."""
+def round_noise(rows: list[Sequence], num_columns: int, device: torch.device, num_tests: int | None = None) -> Noise:
+    """The numbers of a round over T = ``num_columns`` positions. By default one test per node of a chain.
+
+    A row's numbers do not depend on how many there are.
+    """
+    num_tests = num_columns - 1 if num_tests is None else num_tests
     keys = [(row.sampling.seed if row.sampling else 0, row.index) for row in rows]
     draws = uniforms(keys, [range(row.length, row.length + num_columns) for row in rows], DRAW, [0] * num_columns)
-    starts = [[row.length] * (num_columns - 1) for row in rows]
-    tests = uniforms(keys, starts, TEST, range(num_columns - 1))
+    starts = [[row.length] * num_tests for row in rows]
+    tests = uniforms(keys, starts, TEST, range(num_tests))
     return Noise(to_device(draws, device), to_device(tests, device))
 
 

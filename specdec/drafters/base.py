@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
+from specdec.core.siblings import CHAIN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,9 @@ class Drafter(ABC):
 
     max_length: int | None = None
     """Longest chain (or deepest tree) that it can draft; None means any."""
+
+    siblings: str = CHAIN
+    """The kind of siblings that its drafts have (`specdec.core.siblings`)."""
 
     reads_hidden: bool = False
     """Whether the engine passes the target's last hidden states to ``observe_hidden``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from specdec.alignment.layout import padded
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
+from specdec.core.siblings import CHOSEN
 from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
@@ -37,6 +38,7 @@ class PpdDrafter(Drafter):
     """Drafts the target's own guesses of the previous round."""
 
     reads_hidden = True
+    siblings = CHOSEN  # prompt tokens after every candidate make a tree, although the candidates are a chain
 
     def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool, num_tokens: int) -> None:
         if num_tokens < 1:

@@ -13,8 +13,9 @@ from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
 from specdec.core.clock import Clock
 from specdec.core.round import Draft, Round, Verdict
-from specdec.core.sampling import penalized, processed, round_noise, scores_of, seen_tokens, settings_of
+from specdec.core.sampling import penalized, round_noise, scores_of, seen_tokens, settings_of
 from specdec.core.sequence import Sequence, SequencePool
+from specdec.core.target_law import TargetLaw
 from specdec.core.transfer import to_device
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Drafter
@@ -117,8 +118,9 @@ class RoundLoop:
         scores_BTV = penalized(logits_BTV, settings, seen_tokens(rows, draft, logits_BTV))
         if all(row_settings.greedy for row_settings in settings):
             return self.verifier.verify(draft, scores_BTV)
-        noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device)
-        verdict = self.verifier.verify_sampled(draft, processed(scores_BTV, settings), noise)
+        num_tests = max([logits_BTV.shape[1] - 1, *map(len, draft.draws or ())])
+        noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device, num_tests)
+        verdict = self.verifier.verify_law(draft, TargetLaw(scores_BTV, settings), noise)
         if max(verdict.next_tokens) >= logits_BTV.shape[-1]:
             raise PairError("NaN among the logits of the target or the draft: try runner.dtype=bfloat16 or float32")
         return verdict

@@ -50,7 +50,7 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
     verifier: Verifier = plugin(config, "verifier")
     check_samples(config, verifier.samples)  # a plug-in may not have declared it
     drafter: Drafter = plugin(config, "drafter", context)
-    if config.temperature > 0 and drafter.probe_ids and verifier.chains_only:
+    if config.temperature > 0 and drafter.siblings not in verifier.judges:
         raise ConfigError(
             f"drafter={config.drafter.name} drafts trees, but verifier={config.verifier.name} samples along "
             "chains only: set verifier=naive, or temperature=0"

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specdec.core.round import Draft, Verdict
+from specdec.core.siblings import CHAIN
 from specdec.errors import ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from specdec.core.sampling import Noise
+    from specdec.core.target_law import TargetLaw
 
 __all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_of"]
 
@@ -33,8 +35,9 @@ class Verifier:
     where it is registered (see `specdec.registry.Entry`): ``lossy``, ``samples``, ``follows_plain``.
     """
 
-    chains_only: bool = False
-    """Whether sampled rows must be drafted as chains; greedy rows may be drafted as trees under any verifier."""
+    judges: tuple[str, ...] = (CHAIN,)
+    """The kinds of siblings (`specdec.core.siblings`) that it can judge in sampled rows. Greedy rows may be drafted as
+    trees of any kind under any verifier: a drafted token is right or not."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Refuse a class that decides nothing, for example because a method's name is misspelt."""
@@ -68,9 +71,17 @@ class Verifier:
             probs_BTV: the target's distributions after temperature, top-p and the like, which the output must have;
                 float64, one-hot for a greedy row. A token of probability 0 must never be emitted.
             noise: each row's uniform random numbers for this round: ``draws_BT`` decide the token after each depth of
-                the draft, ``tests_BG`` test each drafted node.
+                the draft, ``tests_BG`` test each drafted node (each draw, if the draft has ``draws``).
         """
         raise ContractError(f"{type(self).__name__} decides greedy rows only: set temperature=0, or another verifier")
+
+    def verify_law(self, draft: Draft, law: TargetLaw, noise: Noise) -> Verdict:
+        """The same, by a law that computes the distribution of a column when it is asked for.
+
+        The engine calls this one. A verifier that needs few columns of a large tree overrides it; by default all are
+        computed.
+        """
+        return self.verify_sampled(draft, law.whole(), noise)
 
 
 def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:

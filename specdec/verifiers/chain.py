@@ -31,8 +31,6 @@ class AcceptanceProbs:
 class ChainVerifier(Verifier, ABC):
     """Independent tests of the drafted tokens, and a residual distribution for the token that ends the round."""
 
-    chains_only = True
-
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
         acceptance = self.acceptance(draft, probs_BTV)
         tau_B = self.num_accepted(noise.tests_BG < acceptance.accept_BG)

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw
+from specdec.core.siblings import KINDS
 from specdec.core.transfer import to_device
 from specdec.verifiers.base import Verifier, longest_match
 
 
 class NaiveVerifier(Verifier):
     """Lossless for every draft, and the same tokens as plain sampling."""
+
+    judges = KINDS
 
     def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
         return longest_match(draft, draw(probs_BTV, noise.draws_BT.gather(1, depths(draft, probs_BTV))))
