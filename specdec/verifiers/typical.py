@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise, draw
+from specdec.core.siblings import KINDS
 from specdec.core.transfer import to_device
 from specdec.errors import ConfigError
 from specdec.verifiers.base import Verifier, descend, parents_of
@@ -18,6 +19,8 @@ from specdec.verifiers.base import Verifier, descend, parents_of
 
 class TypicalVerifier(Verifier):
     """Biased towards the draft; exact at temperature 0 only."""
+
+    judges = KINDS
 
     def __init__(self, *, epsilon: float, delta: float) -> None:
         for name, value in (("epsilon", epsilon), ("delta", delta)):
