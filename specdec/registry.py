@@ -66,6 +66,7 @@ class Entry:
     lossy: bool = False  # samples from another distribution than the target's; a run needs allow_lossy=true
     samples: bool = True  # False: supports greedy decoding only
     follows_plain: bool = False  # sampled tokens equal those of plain sampling with the same random numbers
+    judges: tuple[str, ...] = ("chain",)  # kinds of siblings (`specdec.core.siblings`) that it can judge
     # draft_length
     per_row: bool = False  # depends on the row alone, so it chooses the same length at batch 1
     reads_clock: bool = True  # False: measures no time, so all processes of a run choose the same length
@@ -104,7 +105,7 @@ def register(
     target: str | None = None,
     *,
     preset: bool = False,
-    **properties: bool,
+    **properties: bool | tuple[str, ...],
 ) -> Callable[[type[T]], type[T]]:
     """Register a plug-in under ``group=name``; returns the decorated class unchanged.
 
@@ -133,7 +134,9 @@ def register(
             namespace={"__reduce__": lambda self: (_config, (group, name, vars(self)))},  # its class is in no module
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)
+        if kinds := getattr(cls, "judges", None):  # the short form: a verifier says it once, in its class
+            properties.setdefault("judges", kinds)
+        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)  # type: ignore[arg-type]
         where = f"{group}/schema" if preset else group
         ConfigStore.instance().store(group=where, name=name, node=node, provider=cls.__module__)
         return cls

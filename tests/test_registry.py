@@ -117,6 +117,13 @@ def test_properties_are_known_before_the_class_is_imported():
         registry.register("drafter", "test_misspelt", draft=False)(dataclass(type("Misspelt", (), {})))
 
 
+def test_a_verifier_that_is_registered_itself_says_what_it_judges_once():
+    registry.register("verifier", "test_wide")(type("Wide", (), {"judges": ("iid", "beam")}))
+    assert registry.lookup("verifier", "test_wide").judges == ("iid", "beam")
+    registry.register("verifier", "test_silent")(type("Silent", (), {}))
+    assert registry.lookup("verifier", "test_silent").judges == ("chain",)
+
+
 def test_a_lazy_target_is_imported_only_when_it_is_built():
     @registry.register("drafter", "test_lazy", target="no.such.module:Thing")
     @dataclass
@@ -146,7 +153,8 @@ def test_duplicates_and_unknown_names_are_refused():
 
 def test_declared_properties_agree_with_the_classes():
     for name in (name for name in registry.names("verifier") if not name.startswith("test_")):
-        assert registry.lookup("verifier", name).samples == registry.create("verifier", name).samples, name
+        entry, verifier = registry.lookup("verifier", name), registry.create("verifier", name)
+        assert (entry.samples, set(entry.judges)) == (verifier.samples, set(verifier.judges)), name
     for name in (name for name in registry.names("drafter") if not name.startswith("test_")):
         entry = registry.lookup("drafter", name)
         assert entry.drafts == (entry.load().max_length != 0), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specdec.core.settings import setting
+from specdec.core.siblings import KINDS
 from specdec.registry import register
 
 
@@ -121,13 +122,13 @@ class BlockConfig:
     """Block verification: the draft is tested as a whole; lossless, never accepts less than rejection."""
 
 
-@register("verifier", "naive", target="specdec.verifiers.naive:NaiveVerifier", follows_plain=True)
+@register("verifier", "naive", target="specdec.verifiers.naive:NaiveVerifier", follows_plain=True, judges=KINDS)
 @dataclass
 class NaiveConfig:
     """Samples from the target while the draft agrees: lossless for any draft, with the tokens of plain sampling."""
 
 
-@register("verifier", "typical", target="specdec.verifiers.typical:TypicalVerifier", lossy=True)
+@register("verifier", "typical", target="specdec.verifiers.typical:TypicalVerifier", lossy=True, judges=KINDS)
 @dataclass
 class TypicalConfig:
     """Typical acceptance, LOSSY (allow_lossy=true): keeps what the target finds plausible."""

@@ -32,12 +32,14 @@ class Verifier:
     state are left alone.
 
     The constructor of a plug-in gets its settings by keyword, and nothing by position. Properties that are declared
-    where it is registered (see `specdec.registry.Entry`): ``lossy``, ``samples``, ``follows_plain``.
+    where it is registered (see `specdec.registry.Entry`): ``lossy``, ``samples``, ``follows_plain``,
+    ``judges``.
     """
 
     judges: tuple[str, ...] = (CHAIN,)
     """The kinds of siblings (`specdec.core.siblings`) that it can judge in sampled rows. Greedy rows may be drafted as
-    trees of any kind under any verifier: a drafted token is right or not."""
+    trees of any kind under any verifier: a drafted token is right or not. Declared where it is registered too, unless
+    the class itself is registered."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Refuse a class that decides nothing, for example because a method's name is misspelt."""
