@@ -147,6 +147,9 @@ def _shape_problem(draft: Draft, gammas: list[int]) -> str:
         parents = list(draft.parents[b][:count]) if draft.parents else list(range(-1, count - 1))
         if len(parents) < count or any(not -1 <= parent < node for node, parent in enumerate(parents)):
             return f"parents {parents} of {count} nodes: each must be -1 or a node that comes before"
+        siblings = list(zip(parents, draft.ids[b], strict=False))[: draft.num_candidates[b]]
+        if len(set(siblings)) < len(siblings):
+            return f"siblings with the same token: (parent, token) {siblings}; repeats belong to Draft.draws"
         depths: list[int] = []
         for parent in parents[: draft.num_candidates[b]]:
             depths.append(1 if parent < 0 else depths[parent] + 1)
@@ -158,13 +161,18 @@ def _shape_problem(draft: Draft, gammas: list[int]) -> str:
     return ""
 
 
+def _paths(draft: Draft, b: int) -> list[list[int]]:
+    return [draft.path(b, node) for node in range(draft.num_candidates[b])]
+
+
 def _probs_problem(draft: Draft) -> str:
     assert draft.probs_BGV is not None
     expected, found = [*draft.tokens_BG.shape, VOCAB], list(draft.probs_BGV.shape)
     if found != expected:
         return f"probabilities of shape {found}, expected {expected}"
-    for b, count in enumerate(draft.num_candidates):
-        probs_GV = draft.probs_BGV[b, :count].double()
+    for b in range(len(draft.num_drafted)):
+        columns = sorted({path[-2] + 1 if len(path) > 1 else 0 for path in _paths(draft, b)})
+        probs_GV = draft.probs_BGV[b, columns].double()
         if not bool((probs_GV >= 0).all()) or not bool(((probs_GV.sum(-1) - 1).abs() < 1e-3).all()):
             return f"probabilities of row {b} that are negative or do not add up to 1"
     return ""

@@ -19,12 +19,13 @@ from specdec.conformance.checked_drafter import draft_at_once, shape_problem
 from specdec.conformance.decoding import drafter_context
 from specdec.conformance.models import device, small_pair
 from specdec.conformance.promises import Broken, construct, reporting_errors
+from specdec.conformance.sampled_drafts import Distributions, sampled_drafts
 from specdec.core.clock import Clock
-from specdec.core.round import Draft
+from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
-from specdec.core.siblings import CHOSEN
+from specdec.core.siblings import BEAM, CHAIN, CHOSEN, IID, WITHOUT_REPLACEMENT
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.registry import create
@@ -75,12 +76,36 @@ def check_drawn(case: DrawnCase, make: Callable[[DrafterContext], Drafter]) -> l
         return [Broken("shape", problem)]
     if draft.probs_BGV is None:
         return []  # tokens are chosen, not drawn
-    counts_R = torch.tensor(draft.num_candidates, device=draft.tokens_BG.device)
-    for g in range(draft.tokens_BG.shape[1]):
-        drawn = counts_R > g
-        if detail := _unlikely(draft.tokens_BG[drawn, g], draft.probs_BGV[drawn, g].double()):
-            return [Broken("distribution", f"drafted token {g + 1} of {len(rows)} rows: {detail}")]
+    for place, drawn in _drawn_tokens(draft).items():
+        rows_R, columns_R, tokens_R, before = zip(*drawn, strict=True)
+        probs_RV = draft.probs_BGV[list(rows_R), list(columns_R)].double()
+        for r, siblings in enumerate(before):
+            probs_RV[r, siblings] = 0
+        probs_RV = probs_RV / probs_RV.sum(-1, keepdim=True)
+        if detail := _unlikely(torch.tensor(tokens_R, device=probs_RV.device), probs_RV):
+            depth, rank = place
+            where = f"drafted token {depth}" if draft.parents is None else f"depth {depth}, sibling {rank}"
+            return [Broken("distribution", f"{where} of {len(rows)} rows: {detail}")]
     return []
+
+
+def _drawn_tokens(draft: Draft) -> dict[tuple[int, int], list[tuple[int, int, int, list[int]]]]:
+    """What was drawn, by depth and number of the sibling: row, column of the parent, token, tokens it cannot be.
+
+    Independent draws may repeat a sibling; otherwise each node is drawn without its siblings before it.
+    """
+    found: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = {}
+    for b, count in enumerate(draft.num_candidates):
+        siblings: dict[int, list[int]] = {}
+        for node in draft.draws[b] if draft.draws else range(count):
+            path = draft.path(b, node)
+            column = path[-2] + 1 if len(path) > 1 else 0
+            before = siblings.setdefault(column, [])
+            token = draft.ids[b][node]
+            excluded = [] if draft.draws else list(before)
+            found.setdefault((len(path), len(before) + 1), []).append((b, column, token, excluded))
+            before.append(token)
+    return found
 
 
 def _unlikely(tokens_R: Tensor, probs_RV: Tensor) -> str:
@@ -112,19 +137,22 @@ class EmittedCase:
     """A round of many rows with the same random distributions, each with its own draft and random numbers."""
 
     seed: int
-    with_probs: bool = False
-    tree: bool = False
+    siblings: str
+    with_probs: bool = True
     vocab: int = 4
 
     def __str__(self) -> str:
-        shape = "two siblings and a child of the first" if self.tree else "two tokens"
+        shape = "two tokens" if self.siblings == CHAIN else f"two siblings ({self.siblings}) and children"
         kind = "with the probabilities they were drawn from" if self.with_probs else "without probabilities"
         return f"{NUM_DECIDED} rows, {shape} drafted {kind}, vocabulary {self.vocab}, seed {self.seed}"
 
 
 EMITTED_CASES = tuple(
-    EmittedCase(seed, with_probs, tree)
-    for with_probs, tree in ((True, False), (False, False), (False, True))
+    EmittedCase(seed, siblings, with_probs)
+    for siblings, with_probs in (
+        *((CHAIN, True), (CHAIN, False), (CHOSEN, False)),
+        *((siblings, True) for siblings in (IID, WITHOUT_REPLACEMENT, BEAM)),
+    )
     for seed in range(2)
 )
 
@@ -133,27 +161,30 @@ EMITTED_CASES = tuple(
 def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
     """Compare the first two emitted tokens with the target's joint distribution of them.
 
-    Where a round emits only one token, the target's distribution of the second is counted instead.
+    Where a round emits only one token, the target's distribution of the second is counted instead. Only kinds of
+    siblings that the verifier judges are tried.
     """
-    if not verifier.samples or (case.tree and CHOSEN not in verifier.judges):
-        return []  # the verifier does not decide such rounds
+    if not verifier.samples or case.siblings not in verifier.judges:
+        return []
     generator = torch.Generator().manual_seed(case.seed)
-    target, drafting = (_Distributions.random(case.vocab, generator) for _ in range(2))
-    draft = _drafts(case, drafting, generator)
-    first_R, second_R, *_ = draft.tokens_BG.unbind(1)
-    columns = [target.first_V.expand(NUM_DECIDED, -1), target.second_VV[first_R]]
-    if case.tree:
-        columns += [target.second_VV[second_R], target.third_VVV[first_R, draft.tokens_BG[:, 2]]]
-    else:
-        columns += [target.third_VVV[first_R, second_R]]
-    probs_BTV = torch.stack(columns, dim=1)
-    draws_BT, tests_BT = torch.rand(2, *probs_BTV.shape[:2], generator=generator, dtype=torch.float64)
+    target, drafting = (Distributions.random(case.vocab, generator) for _ in range(2))
+    drafts = sampled_drafts(case.siblings, drafting, NUM_DECIDED, generator, case.with_probs)
+    probs_BTV, draft = target.after(drafts.texts), drafts.draft
+    draws_BT = torch.rand(probs_BTV.shape[:2], generator=generator, dtype=torch.float64)
+    num_tests = max([probs_BTV.shape[1] - 1, *map(len, draft.draws or ())])
+    tests_BG = torch.rand(NUM_DECIDED, num_tests, generator=generator, dtype=torch.float64)
     there = replace(draft, tokens_BG=draft.tokens_BG.to(device()))
     if draft.probs_BGV is not None:
         there.probs_BGV = draft.probs_BGV.to(device())
-    noise = Noise(draws_BT.to(device()), tests_BT[:, 1:].to(device()))
-    verdict = verifier.verify_sampled(there, probs_BTV.to(device()), noise)
-    joint_VV = torch.zeros(case.vocab, case.vocab, dtype=torch.float64)
+    verdict = verifier.verify_sampled(
+        there, probs_BTV.to(device()), Noise(draws_BT.to(device()), tests_BG.to(device()))
+    )
+    return _compare_joint(draft, verdict, target)
+
+
+def _compare_joint(draft: Draft, verdict: Verdict, target: Distributions) -> list[Broken]:
+    vocab = len(target.first_V)
+    joint_VV = torch.zeros(vocab, vocab, dtype=torch.float64)
     for tokens, path, following in zip(draft.tokens_BG.tolist(), verdict.paths, verdict.next_tokens, strict=True):
         emitted = [*(tokens[node] for node in path), following]
         if len(emitted) > 1:
@@ -165,37 +196,6 @@ def check_emitted(case: EmittedCase, verifier: Verifier) -> list[Broken]:
     worst = _far_off(joint_VV.flatten(), expected_N, variance_N)
     if worst is None:
         return []
-    pair = divmod(worst, case.vocab)
+    pair = divmod(worst, vocab)
     detail = f"the pair of tokens {list(pair)} {_compared(joint_VV[pair], expected_N[worst])}"
     return [Broken("distribution", detail)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Distributions:
-    """Distributions of a first token, of the second after each first, and of the third after each pair."""
-
-    first_V: Tensor
-    second_VV: Tensor
-    third_VVV: Tensor
-
-    @staticmethod
-    def random(vocab: int, generator: torch.Generator) -> _Distributions:
-        def draw(*contexts: int) -> Tensor:
-            weights = -torch.rand(*contexts, vocab, generator=generator, dtype=torch.float64).log()
-            return weights / weights.sum(-1, keepdim=True)
-
-        return _Distributions(draw(), draw(vocab), draw(vocab, vocab))
-
-
-def _drafts(case: EmittedCase, drafting: _Distributions, generator: torch.Generator) -> Draft:
-    """Every row's own draft: two tokens, or a first token, its sibling and a child of the first."""
-    first_R = torch.multinomial(drafting.first_V, NUM_DECIDED, replacement=True, generator=generator)
-    next_RV = drafting.second_VV[first_R]
-    next_R = torch.multinomial(next_RV, 1, generator=generator)[:, 0]
-    if case.tree:
-        other_R = (first_R + torch.randint(1, case.vocab, (NUM_DECIDED,), generator=generator)) % case.vocab
-        tokens_RG = torch.stack([first_R, other_R, next_R], dim=1)
-        return Draft(tokens_RG, [3] * NUM_DECIDED, [[-1, -1, 0]] * NUM_DECIDED)
-    probs_RGV = torch.stack([drafting.first_V.expand(NUM_DECIDED, -1), next_RV], dim=1)
-    tokens_RG = torch.stack([first_R, next_R], dim=1)
-    return Draft(tokens_RG, [2] * NUM_DECIDED, probs_BGV=probs_RGV if case.with_probs else None)
