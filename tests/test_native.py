@@ -174,6 +174,34 @@ def test_bits_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_last_layer_of_a_prompt_computes_only_what_is_read(threads):
+    """With logits of the last few places only, they and the cache have the bits of a forward that gives them all."""
+    model, width = build("mistral, sliding"), max(map(len, IDS))
+    model.execute("native")
+    tokens_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids in IDS])
+    counts = [len(ids) for ids in IDS]
+    real_BT = torch.arange(width) < torch.tensor(counts)[:, None]
+
+    def forward(num_logits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        kv = model.empty_storage(len(IDS), 64)
+        kv.data_NBHSD.zero_()
+        writer = kv.scatter([0, 1, 2], [0] * 3, width)
+        return model.forward_chains(tokens_BT, writer, num_logits, real_BT), kv.data_NBHSD
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        every, cache = forward(0)
+        for num_logits in (1, 3, width - 1):
+            some, own_cache = forward(num_logits)
+            wanted = real_BT[:, -num_logits:]
+            assert torch.equal(some[wanted], every[:, -num_logits:][wanted])
+            assert torch.equal(own_cache, cache)
+    finally:
+        torch.set_num_threads(before)
+
+
 def quantised(kind: str, rows: int, inputs: int) -> torch.Tensor:
     """Random numbers of one format as float32; small ones, and a block of zeros, among them."""
     generator = torch.Generator().manual_seed(3)

@@ -98,8 +98,11 @@ class Forward {
     const long qkv = model.num_layers ? model.layers[0].qkv->outputs : 0, two = model.layers[0].gate_up->outputs;
     std::vector<const Token*> ends;
     for (const Token& token : tokens)
-      if (token.place % batch.width >= batch.width - wanted.count) ends.push_back(&token);
-    const long num_ends = wanted.logits || wanted.hidden ? ends.size() : 0;
+      if ((wanted.logits || wanted.hidden) && token.place % batch.width >= batch.width - wanted.count)
+        ends.push_back(&token);
+    const long num_ends = ends.size();
+    // Nothing reads what the last layer makes of the other tokens: of a prompt it only stores keys and values.
+    const bool ends_only = !states && first < last && last == model.num_layers && num_ends < M;
     tokens_per_item = std::max<long>(1, QUERIES / group);
     work_stride = (longest + W - 1) / W * W + 16;
     const long item_work = std::min<long>(tokens_per_item, M) * group * work_stride;
@@ -113,7 +116,8 @@ class Forward {
     normed = at, normed_stride = stride_of(model.hidden), at += chunk * normed_stride;
     joined = at, joined_stride = stride_of(qkv), at += chunk * joined_stride;
     gates = at, gates_stride = stride_of(two), at += chunk * gates_stride;
-    items();
+    for (const Token& token : tokens) add_item(token, all_items);
+    for (const Token* token : ends) add_item(*token, end_items);
     std::vector<std::atomic<long>> next_item(last - first);  // of each layer, for whichever thread is free
     for (long m = 0; m < M; m++)
       std::memcpy(x + m * x_stride,
@@ -127,13 +131,19 @@ class Forward {
       threads = omp_get_num_threads();  // there may be fewer than were asked for
       for (long l = first; l < last; l++) {
         for (long m = 0; m < M; m += chunk) project(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
-        for (long i; (i = next_item[l - first].fetch_add(1)) < (long)work_items.size();)
-          attend_item(l, work_items[i], at + thread * item_work);
+        const bool some = ends_only && l == last - 1;
+        const std::vector<Item>& items = some ? end_items : all_items;
+        for (long i; (i = next_item[l - first].fetch_add(1)) < (long)items.size();)
+          attend_item(l, items[i], at + thread * item_work);
         barrier.wait(threads);
-        for (long m = 0; m < M; m += chunk) finish(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
+        if (some && thread == 0) gather_ends(ends, x);
+        if (some) barrier.wait(threads);
+        const long count = some ? num_ends : M;
+        for (long m = 0; m < count; m += chunk) finish(l, x + m * x_stride, m, std::min(chunk, count - m), thread);
       }
       for (long i = thread; i < num_ends; i += threads)
-        rms_norm(x + (ends[i] - tokens.data()) * x_stride, model.norm, model.hidden, model.eps, final + i * x_stride);
+        rms_norm(x + (ends_only ? i : ends[i] - tokens.data()) * x_stride, model.norm, model.hidden, model.eps,
+                 final + i * x_stride);
       barrier.wait(threads);
       if (wanted.logits) head(final, ends, wanted, thread);
       barrier.wait(threads);
@@ -166,12 +176,23 @@ class Forward {
     long token, count, key_head;
   };
 
-  // Tokens of one row are consecutive; an item is a few of them, for one key head.
-  void items() {
-    for (long m = 0, next; m < (long)tokens.size(); m = next) {
-      for (next = m + 1; next < (long)tokens.size() && next - m < tokens_per_item && tokens[next].row == tokens[m].row;)
-        next++;
-      for (long j = 0; j < model.key_heads; j++) work_items.push_back({m, next - m, j});
+  // An item is a few consecutive tokens of one row, for one key head: the token joins the last items, or begins others.
+  void add_item(const Token& token, std::vector<Item>& items) const {
+    const long m = &token - tokens.data(), J = model.key_heads;
+    if (!items.empty() && items.back().token + items.back().count == m && items.back().count < tokens_per_item &&
+        tokens[m - 1].row == token.row) {
+      for (long j = 0; j < J; j++) items[items.size() - J + j].count++;
+    } else {
+      for (long j = 0; j < J; j++) items.push_back({m, 1, j});
+    }
+  }
+
+  // Move the hidden states and attention outputs of the ends to the front, in order.
+  void gather_ends(const std::vector<const Token*>& ends, float* x) const {
+    for (size_t i = 0; i < ends.size(); i++) {
+      const long m = ends[i] - tokens.data();
+      std::memmove(x + i * x_stride, x + m * x_stride, 4 * model.hidden);
+      std::memmove(q + i * q_stride, q + m * q_stride, 4 * model.heads * model.head_size);
     }
   }
 
@@ -250,7 +271,7 @@ class Forward {
   const long longest;
   int threads;
   Barrier barrier;
-  std::vector<Item> work_items;
+  std::vector<Item> all_items, end_items;
   long tokens_per_item = 1, work_stride = 0;
   float *q = nullptr, *normed = nullptr, *joined = nullptr, *gates = nullptr;
   long x_stride = 0, q_stride = 0, normed_stride = 0, joined_stride = 0, gates_stride = 0;
