@@ -45,6 +45,7 @@ GROUP_TEXT = {
     "batching": "In what order prompts are admitted, and how many are in flight.",
     "alignment": "How a batch stays rectangular while its rows advance unevenly.",
     "drafter": "What proposes tokens.",
+    "tree": "How a drafter that steps by a model spends its nodes: [trees](trees.md).",
     "verifier": "What is accepted, and the next token.",
     "draft_length": "How many tokens are drafted.",
     "arrivals": "When requests come.",

@@ -22,6 +22,7 @@ from specdec.config.drafter_weights import UNTRAINED
 from specdec.config.labels import tell_apart
 from specdec.config.schema import RunConfig
 from specdec.core.files import flatten, read_lines
+from specdec.core.siblings import CHAIN
 from specdec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _COUNTED_AS = {"samples.jsonl": "num_prompts", "rounds.jsonl": "num_verify_calls
 """The key of the summary that says how many lines a file has."""
 REFERENCE = "eqspec"
 DISTINGUISHING = (
-    *("drafter", "verifier", "draft_length", "batching", "window", "lengths", "gamma", "temperature", "dtype"),
+    *("drafter", "tree", "verifier", "draft_length", "batching", "window", "lengths", "gamma", "temperature", "dtype"),
     *("weights", "max_new_tokens", "num_prompts"),
 )
 """Keys that enter a method's name where points of one scheduler differ in them, in this order."""
@@ -148,7 +149,9 @@ def name_methods(found: list[Record]) -> None:
         for point in family:
             alignment = point.get("alignment", REFERENCE)
             words = [] if alignment in unsaid else [alignment]
-            words += [_word(key, point[key]) for key in differing if key in point]
+            if point.get("tree", CHAIN) != CHAIN and "tree" not in differing:
+                words.append(point["tree"])
+            words += [_word(key, point[key]) for key in differing if (key, point.get(key, CHAIN)) != ("tree", CHAIN)]
             if UNTRAINED in str(point.get("drafter")) and "drafter" not in differing:
                 words.append(UNTRAINED)
             point["method"] = " ".join([scheduler, *words])

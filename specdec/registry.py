@@ -36,6 +36,7 @@ PLUGIN_GROUPS = (
     "batching",
     "alignment",
     "drafter",
+    "tree",
     "verifier",
     "draft_length",
     "arrivals",
@@ -62,6 +63,10 @@ class Entry:
     drafts: bool = True  # False: proposes nothing, so the run is plain decoding
     by_text: bool = False  # draft and target exchange text, so their vocabularies may differ
     replays: bool = False  # proposes the reference outputs, and nothing past their end
+    grows: bool = False  # steps by a model, so that it can draft any `tree`
+    trees: str = ""  # where it has trees of its own: their settings, for error messages
+    # drafter, tree
+    siblings: str = "chain"  # the kind of siblings (`specdec.core.siblings`) of sampled rows
     # verifier
     lossy: bool = False  # samples from another distribution than the target's; a run needs allow_lossy=true
     samples: bool = True  # False: supports greedy decoding only
@@ -105,7 +110,7 @@ def register(
     target: str | None = None,
     *,
     preset: bool = False,
-    **properties: bool | tuple[str, ...],
+    **properties: Any,
 ) -> Callable[[type[T]], type[T]]:
     """Register a plug-in under ``group=name``; returns the decorated class unchanged.
 
@@ -134,9 +139,10 @@ def register(
             namespace={"__reduce__": lambda self: (_config, (group, name, vars(self)))},  # its class is in no module
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-        if kinds := getattr(cls, "judges", None):  # the short form: a verifier says it once, in its class
-            properties.setdefault("judges", kinds)
-        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)  # type: ignore[arg-type]
+        for key in ("judges", "siblings"):  # the short form: a class says it once
+            if said := getattr(cls, key, None):
+                properties.setdefault(key, said)
+        _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)
         where = f"{group}/schema" if preset else group
         ConfigStore.instance().store(group=where, name=name, node=node, provider=cls.__module__)
         return cls

@@ -24,7 +24,7 @@ ORDER = (
     ("core",),
     ("config",),
     ("schedulers", "verifiers", "draft_lengths", "analysis"),
-    ("models", "report"),
+    ("models", "report", "trees"),
     ("alignment", "equivalence"),
     ("drafters",),
     ("engine",),
@@ -109,7 +109,7 @@ def test_rooms_form_no_cycle():
 
 def test_the_stable_faces_and_what_help_needs_import_no_torch():
     rooms = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-    contracts = ("alignment", "drafters", "verifiers", "schedulers", "draft_lengths")
+    contracts = ("alignment", "drafters", "verifiers", "schedulers", "draft_lengths", "trees")
     light = [*rooms, *(f"{name}.base" for name in contracts), "errors", "registry", "analysis", "core.sequence"]
     light += ["cli.run", "cli.help", "cli.train", "config.schema"]
     lines = ["import sys", *(f"import specdec.{name}" for name in light)]

@@ -14,19 +14,20 @@ from rich.table import Table
 from specdec.config.labels import tell_apart
 from specdec.core.columns import columns
 from specdec.core.files import flatten
+from specdec.core.siblings import CHAIN
 from specdec.core.tables import record_table
 
 WIDTH = 180  # where the output is no terminal
 USUAL = "pretrained"  # weights that need no mention
 _TITLE = (
     *("pair", "weights", "data", "num_prompts", "max_new_tokens", "temperature", "dtype"),
-    *("alignment", "drafter", "verifier"),
+    *("alignment", "drafter", "tree", "verifier"),
 )
 _VARIED = ("execution", "draft_length", "lengths", "batching", "window")  # shown where the points differ in them
 _COLUMNS = [
     replace(column, pattern=".0%") if column.pattern == ".1%" else column
     for column in columns(
-        *("scheduler", "pair", "weights", "alignment", "drafter", "verifier", *_VARIED, "batch", "gamma"),
+        *("scheduler", "pair", "weights", "alignment", "drafter", "tree", "verifier", *_VARIED, "batch", "gamma"),
         *("temperature", "tokens_per_s", "served_tokens_per_s", "speedup_vs_ar", "acceptance_rate"),
         *("mean_acceptance_length", "draft_share", "verify_share", "align_share", "grouping_rate", "latency_s.p50"),
         *("latency_s.p99", "ttft_s.p99", "wait_rounds.max", "queue_length.mean", "num_exact"),
@@ -42,6 +43,8 @@ def print_table(outcomes: list[dict[str, Any]], preset: str | None = None) -> No
     shared = {key: outcomes[0].get(key) for key in _TITLE if len({str(o.get(key)) for o in outcomes}) == 1}
     if shared.get("weights") in (USUAL, shared.get("pair")):
         shared["weights"] = None  # nothing that needs to be said
+    if shared.get("tree") == CHAIN:
+        shared["tree"] = None
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items() if value)
     console.print()
     console.print(f"{preset}: {title}" if preset else title, style="bold", soft_wrap=True)

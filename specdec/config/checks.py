@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specdec.config.drafter_weights import check_drafter_weights
+from specdec.config.judging import check_tree
 from specdec.config.plugins import declared
 from specdec.config.processes import launched_from_outside, num_processes, world_size
 from specdec.config.reference import follows_plain, has_reference, sampling_params
@@ -33,6 +34,7 @@ def check(config: RunConfig) -> None:
     _check_runner(config)
     _check_serving(config)
     check_drafter_weights(config.drafter)
+    check_tree(config)
     _refuse_incorrect(config)
     _check_sampling(config)
     _check_replay(config)

@@ -32,6 +32,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del settings["data"]["subset"]
     if not declared(config, "drafter").drafts:  # the draft length has no effect
         del settings["draft_length"], settings["gamma"]
+    if not declared(config, "drafter").grows or config.tree.name == "chain":  # chains keep their hash
+        del settings["tree"]
     return settings
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specdec.core.settings import setting
-from specdec.core.siblings import KINDS
+from specdec.core.siblings import CHOSEN, KINDS
 from specdec.registry import register
 
 
-@register("drafter", "model", target="specdec.drafters.model:ModelDrafter")
+@register("drafter", "model", target="specdec.drafters.model:ModelDrafter", grows=True)
 @dataclass
 class ModelDrafterConfig:
     """The pair's draft model, with a KV cache that is aligned like the target's."""
@@ -21,7 +21,7 @@ class RetokenizeDrafterConfig:
     """The pair's draft model with a tokenizer of its own: tokens are translated by way of their text."""
 
 
-@register("drafter", "self", target="specdec.drafters.early_exit:SelfDrafter")
+@register("drafter", "self", target="specdec.drafters.early_exit:SelfDrafter", grows=True)
 @dataclass
 class SelfDrafterConfig:
     """The target's own first layers, norm and head: early exit, no further weights."""
@@ -29,7 +29,7 @@ class SelfDrafterConfig:
     num_layers: int = setting(2, "layers of the target that draft")
 
 
-@register("drafter", "early_exit", target="specdec.drafters.early_exit:EarlyExitDrafter")
+@register("drafter", "early_exit", target="specdec.drafters.early_exit:EarlyExitDrafter", grows=True)
 @dataclass
 class EarlyExitDrafterConfig:
     """The target's own first layers with a trained norm and head after them (train.py task=heads)."""
@@ -49,7 +49,7 @@ class MedusaConfig:
     num_heads: int = setting(4, "if path is null: heads, and so the most tokens of a draft")
 
 
-@register("drafter", "eagle", target="specdec.drafters.eagle:EagleDrafter")
+@register("drafter", "eagle", target="specdec.drafters.eagle:EagleDrafter", grows=True)
 @dataclass
 class EagleConfig:
     """One decoder layer over the target's hidden states and the next tokens, as in EAGLE (train.py task=heads)."""
@@ -58,7 +58,7 @@ class EagleConfig:
     untrained: bool = setting(False, "allow path=null: drafts badly, with an untrained layer")
 
 
-@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter")
+@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter", siblings=CHOSEN)
 @dataclass
 class PpdConfig:
     """Trained prompt tokens after every candidate: the target drafts while it verifies (train.py task=heads)."""

@@ -38,7 +38,8 @@ def plain(config: RunConfig) -> RunConfig:
     """The same point with speculation off."""
     # Without drafts all verifiers are equivalent: with one of them, a sweep over verifiers has one baseline.
     verifier = plugin_config("verifier", "greedy" if config.temperature == 0 else "naive")
-    return replace(config, drafter=plugin_config("drafter", "none"), verifier=verifier)
+    nothing = {group: plugin_config(group, name) for group, name in (("drafter", "none"), ("tree", "chain"))}
+    return replace(config, **nothing, verifier=verifier)
 
 
 def baseline_run(config: RunConfig) -> RunConfig:
@@ -95,6 +96,8 @@ def method_settings(config: RunConfig) -> dict[str, Any]:
         settings["stop_strings"] = list(config.stop_strings)
     if not follows_plain(config):
         settings["method"] = [asdict(getattr(config, part)) for part in ("drafter", "verifier", "draft_length")]
+        if config.tree.name != "chain":
+            settings["method"].append(asdict(config.tree))
         settings["inputs"] = input_hashes(config)
     return settings
 

@@ -91,6 +91,7 @@ class RunConfig:
     batching: Any = MISSING
     alignment: Any = MISSING
     drafter: Any = MISSING
+    tree: Any = MISSING
     verifier: Any = MISSING
     draft_length: Any = MISSING
     arrivals: Any = MISSING

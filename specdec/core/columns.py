@@ -36,7 +36,7 @@ _COLUMNS = (
     Column("method", "scheduler", "", "the scheduler"),
     Column("results", "label", "", "the results folder"),
     *(Column(key, key, "", f"the point's {key}") for key in ("pair", "weights", "data", "dtype")),
-    *(Column(key, key, "", f"the point's {key}") for key in ("alignment", "drafter", "verifier", "execution")),
+    *(Column(key, key, "", f"the point's {key}") for key in ("alignment", "drafter", "tree", "verifier", "execution")),
     *(Column(key, key, "", f"the point's {key}") for key in ("draft_length", "lengths", "batching", "window")),
     Column("category", "category", "", "the prompts' category"),
     Column("batch", "batch", "d", "rows per round"),

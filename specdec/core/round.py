@@ -53,6 +53,19 @@ class Draft:
         self._ids = [row[:width] for row in both]
         return [row[width:] for row in both]
 
+    def path_of(self, b: int, tokens: list[int]) -> list[int]:
+        """Row b's nodes that hold these tokens, one after the other from the last committed token on."""
+        if self.parents is None:
+            return list(range(len(tokens)))
+        path, node = list[int](), -1
+        for child, parent in enumerate(self.parents[b]):  # parents come before children: one pass goes down
+            if len(path) == len(tokens):
+                break
+            if parent == node and self.ids[b][child] == tokens[len(path)]:
+                path.append(child)
+                node = child
+        return path
+
     def path(self, b: int, node: int) -> list[int]:
         """Row b's nodes on the path from the last committed token to ``node``."""
         if self.parents is None:

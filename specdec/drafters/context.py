@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from specdec.alignment.base import Alignment
 from specdec.core.clock import Clock
+from specdec.trees.base import Tree
+from specdec.trees.chain import ChainTree
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,7 @@ class DrafterContext:
     tokenizer: Any = None  # the target's; None where only ids are known
     draft_tokenizer: Any = None  # the draft's own, where it differs
     known_output: KnownOutput | None = None  # the reference, where there is one
+    tree: Tree = field(default_factory=ChainTree)  # for a drafter that steps by a model
 
     @property
     def device(self) -> torch.device:

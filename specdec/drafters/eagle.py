@@ -2,9 +2,10 @@
 
 Entry t of the draft's own cache is made of (token t + 1, the target's hidden state of token t); its output predicts the
 target's next hidden state, from which the target's own head gives token t + 2. Past what the target has verified, the
-draft continues from its own outputs. A commit drops the entries of drafted tokens; the next round feeds the true ones.
-Source: Li et al. 2024, arXiv 2401.15077 (EAGLE); trained on its own outputs as in arXiv 2503.01840 (EAGLE-3); a chain.
-Shape letters: B rows, T entries fed, G drafted tokens, D hidden size, V vocabulary.
+draft continues from its own outputs, each node from its parent's. A commit drops the entries of drafted tokens; the
+next round feeds the true ones.
+Source: Li et al. 2024, arXiv 2401.15077 (EAGLE); trained on its own outputs as in arXiv 2503.01840 (EAGLE-3).
+Shape letters: B rows, T entries fed, N nodes of a level, D hidden size, V vocabulary, X = V + D.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.picker import Picker
+from specdec.drafters.model_tree import last_fed
 from specdec.drafters.trained import loaded, read_settings
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
+from specdec.trees.frontier import by_place
+from specdec.trees.growth import Growth
 
 
 class EagleLayer(nn.Module):
@@ -61,7 +64,7 @@ class EagleLayer(nn.Module):
 
 
 class EagleDrafter(Drafter):
-    """Chains of any length, one forward of the layer per token."""
+    """Trees of any depth, one forward of the layer per level."""
 
     reads_hidden = True
 
@@ -75,6 +78,8 @@ class EagleDrafter(Drafter):
         self._model.execute("eager" if context.target.execution.name == "eager" else "auto")
         self._embed = context.target.module.get_input_embeddings()
         self._device = context.device
+        self._tree = context.tree
+        self.siblings, self.max_length = context.tree.siblings, context.tree.max_depth
         # Always inplace, whatever the target's alignment: other strategies may feed tokens again, and need their ids.
         self._cache: Alignment = create("alignment", "inplace", self._model, context.clock)
         self._unread: dict[int, list[Tensor]] = {}  # (T, D) hidden states that the cache has no entry of yet
@@ -108,15 +113,13 @@ class EagleDrafter(Drafter):
         hidden_BTD = nn.utils.rnn.pad_sequence([some[:0] if part is None else part for part in new], batch_first=True)
         # Entry t holds token t + 1: the tokens that go with the new hidden states are the row's last ones.
         tokens_BT = padded([row.tokens(row.length - n) for row, n in zip(rows, fed, strict=True)], self._device)
-        pick, steps = Picker(rows), []
-        for step in range(max(counts)):
-            hidden_BD, logits_BV = self._forward(keys, tokens_BT, hidden_BTD, fed)
-            if step == 0:
-                self._true = {key: self._cache.length(key) + n for key, n in zip(keys, fed, strict=True) if n}
-            steps.append(pick(logits_BV))
-            tokens_BT, hidden_BTD = steps[-1][:, None], hidden_BD[:, None]
-            fed = [int(count > step + 1) for count in counts]
-        return Draft(torch.stack(steps, dim=1), counts, probs_BGV=pick.probs_BGV)
+        growth = Growth(self._tree, rows, counts, fed)
+        outputs_BNX = last_fed(self._forward(keys, tokens_BT, hidden_BTD, fed), fed)[:, None]
+        self._true = {key: self._cache.length(key) + n for key, n in zip(keys, fed, strict=True) if n}
+        while (feed := growth.add(outputs_BNX[..., : self._model.vocab_size])) is not None:
+            hidden_BND = by_place(outputs_BNX[..., self._model.vocab_size :], feed.places_BN)
+            outputs_BNX = self._forward(keys, feed.tokens_BN, hidden_BND, feed.counts, feed.parents)
+        return growth.draft()
 
     def commit(self, rows: list[Sequence]) -> None:
         fed = [row.index for row in rows if row.index in self._true]
@@ -135,15 +138,18 @@ class EagleDrafter(Drafter):
         self._unread[row.index] = []
         return torch.cat(unread)
 
-    def _forward(self, keys: list[int], tokens_BT: Tensor, hidden_BTD: Tensor, fed: list[int]) -> tuple[Tensor, Tensor]:
-        """Feed entries; returns the hidden state (B, D) and the logits (B, V) of each row's last one."""
+    def _forward(
+        self,
+        keys: list[int],
+        tokens_BT: Tensor,
+        hidden_BTD: Tensor,
+        fed: list[int],
+        parents: list[list[int]] | None = None,
+    ) -> Tensor:
+        """Feed entries; returns the logits and the hidden state (B, T, V + D) of each."""
         inputs_BTD = self._layer.inputs(self._embed(tokens_BT), hidden_BTD)
         with self._model.call_options("both"):
-            output_BTX = self._cache.forward(keys, inputs_BTD, fed)
-        last_B = to_device(fed, self._device).clamp(min=1) - 1
-        output_BX = output_BTX[torch.arange(len(keys), device=self._device), last_B]
-        vocab_size = self._model.vocab_size
-        return output_BX[:, vocab_size:], output_BX[:, :vocab_size]
+            return self._cache.forward(keys, inputs_BTD, fed, parents)
 
 
 def as_causal(layer: EagleLayer, target: CausalLM) -> CausalLM:

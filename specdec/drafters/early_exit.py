@@ -11,20 +11,20 @@ from typing import Any
 
 from torch import nn
 
-from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.model_tree import ModelTreeDrafter
 from specdec.drafters.trained import loaded, plain_head, read_settings
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 
 
-class SelfDrafter(ChainDrafter):
-    """Chain drafts from the target's first ``num_layers`` layers."""
+class SelfDrafter(ModelTreeDrafter):
+    """Drafts from the target's first ``num_layers`` layers."""
 
     def __init__(self, context: DrafterContext, *, num_layers: int) -> None:
         _check_layers(num_layers, context.target)
         draft = CausalLM(first_layers(context.target.module, num_layers), context.target.architecture.mask_form)
-        super().__init__(draft, context.align(draft))
+        super().__init__(draft, context.align(draft), context.tree)
 
 
 class EarlyExit(nn.Module):
@@ -39,8 +39,8 @@ class EarlyExit(nn.Module):
         self.head.load_state_dict(theirs.state_dict())
 
 
-class EarlyExitDrafter(ChainDrafter):
-    """Chain drafts from the first layers and a trained norm and head: better drafts for the memory of one head."""
+class EarlyExitDrafter(ModelTreeDrafter):
+    """Drafts from the first layers and a trained norm and head: better drafts for the memory of one head."""
 
     def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool, num_layers: int) -> None:
         target = context.target
@@ -48,7 +48,7 @@ class EarlyExitDrafter(ChainDrafter):
         _check_layers(num_layers, target)
         exit_head = loaded(EarlyExit(target.module), path, target)
         draft = CausalLM(with_exit_head(target.module, num_layers, exit_head), target.architecture.mask_form)
-        super().__init__(draft, context.align(draft))
+        super().__init__(draft, context.align(draft), context.tree)
 
 
 def _check_layers(num_layers: int, target: CausalLM) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.model_tree import ModelTreeDrafter
 from specdec.errors import ConfigError
 
 
-class ModelDrafter(ChainDrafter):
-    """Chain drafts from ``context.draft``."""
+class ModelDrafter(ModelTreeDrafter):
+    """Drafts from ``context.draft``."""
 
     def __init__(self, context: DrafterContext) -> None:
         if context.draft is None:
             raise ConfigError(
                 "drafter=model needs a draft model: set pair.draft, or choose drafter=prompt_lookup, trigram or self"
             )
-        super().__init__(context.draft, context.align(context.draft))
+        super().__init__(context.draft, context.align(context.draft), context.tree)

@@ -11,14 +11,18 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
+import torch
+
 from specdec.alignment.base import Kept
+from specdec.alignment.layout import padded
 from specdec.core.round import Draft
 from specdec.core.sampling import argmax
 from specdec.core.sequence import Sequence
 from specdec.core.stop_strings import INCOMPLETE
 from specdec.drafters.base import Drafter
-from specdec.drafters.chain import chosen_chains, extend
+from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.model_tree import last_fed
 from specdec.errors import ConfigError
 from specdec.models.vocabulary import check_fit
 
@@ -54,7 +58,7 @@ class RetokenizeDrafter(Drafter):
         steps = [gamma if ids and gamma < free else 0 for ids, gamma, free in zip(encoded, gammas, room, strict=True)]
         missing = [ids[len(self._held[row.index]) :] for row, ids in zip(rows, encoded, strict=True)]
         keys = [row.index for row in rows]
-        drafted = extend(self._alignment, self._model.device, keys, missing, steps, argmax).tolist()
+        drafted = self._extend(keys, missing, steps)
         drafts = []
         for row, ids, tokens, num_steps, gamma in zip(rows, encoded, drafted, steps, gammas, strict=True):
             tokens = tokens[:num_steps]
@@ -78,6 +82,21 @@ class RetokenizeDrafter(Drafter):
         self._alignment.release([row.index for row in rows])
         for row in rows:
             del self._held[row.index]
+
+    def _extend(self, keys: list[int], missing: list[list[int]], steps: list[int]) -> list[list[int]]:
+        """Feed what each row's cache lacks, then draft; a row whose draft is complete feeds nothing more."""
+        if not any(steps):
+            return [[] for _ in keys]
+        missing = [tokens if count else [] for tokens, count in zip(missing, steps, strict=True)]
+        counts = [len(tokens) for tokens in missing]
+        logits_BTV = self._alignment.forward(keys, padded(missing, self._model.device), counts)
+        drafted = [argmax(last_fed(logits_BTV, counts))]
+        for step in range(1, max(steps)):
+            counts = [int(count > step) for count in steps]
+            logits_BTV = self._alignment.forward(keys, drafted[-1][:, None], counts)
+            drafted.append(argmax(logits_BTV[:, -1]))
+        tokens: list[list[int]] = torch.stack(drafted, dim=1).tolist()
+        return tokens
 
     def _encode(self, row: Sequence) -> list[int]:
         text = _decode(self._ours, row.tokens(0)).rstrip(INCOMPLETE)

@@ -11,7 +11,7 @@ from specdec.report.published import published_tables
 
 SHARED = (
     *("pair", "data", "num_prompts", "max_new_tokens", "temperature", "dtype", "weights"),
-    *("gamma", "drafter", "verifier"),
+    *("gamma", "drafter", "tree", "verifier"),
 )
 COLUMNS = columns(
     *("method", "label", "pair", "data", "dtype", "batch", "gamma", "num_exact", "tokens_per_s", "speedup_vs_ar"),

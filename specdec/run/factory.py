@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec.alignment.base import Alignment
 from specdec.config.checks import check_samples
+from specdec.config.judging import check_siblings
 from specdec.config.plugins import declared, plugin
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
@@ -17,12 +18,12 @@ from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.engine.loop import RoundLoop
-from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM, ModelObserver
 from specdec.models.pair import Pair
 from specdec.models.vocabulary import check_ids
 from specdec.run.serving.base import Arrivals
 from specdec.schedulers.order import BatchingPolicy
+from specdec.trees.base import Tree
 from specdec.verifiers.base import Verifier
 
 
@@ -46,15 +47,12 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
         return alignment
 
     check_ids("stop_tokens", config.stop_tokens or (), pair.target.vocab_size)
-    context = DrafterContext(pair.target, pair.draft, align, clock, pair.tokenizer, pair.draft_tokenizer, known_output)
+    tools = (clock, pair.tokenizer, pair.draft_tokenizer, known_output)
+    context = DrafterContext(pair.target, pair.draft, align, *tools, build_tree(config))
     verifier: Verifier = plugin(config, "verifier")
     check_samples(config, verifier.samples)  # a plug-in may not have declared it
     drafter: Drafter = plugin(config, "drafter", context)
-    if config.temperature > 0 and drafter.siblings not in verifier.judges:
-        raise ConfigError(
-            f"drafter={config.drafter.name} drafts trees, but verifier={config.verifier.name} samples along "
-            "chains only: set verifier=naive, or temperature=0"
-        )
+    check_siblings(config, drafter.siblings, verifier.judges)  # the same
     return RoundLoop(
         target=align(pair.target),
         drafter=drafter,
@@ -83,6 +81,19 @@ def build_draft_length(config: RunConfig) -> DraftLength:
     drafts = declared(config, "drafter").drafts
     policy: DraftLength = plugin(config, "draft_length") if drafts else FixedLength(gamma=0)
     return policy
+
+
+def max_depth(config: RunConfig) -> int:
+    """The longest draft, or the deepest tree, that the draft-length policy may choose."""
+    drafts = declared(config, "drafter").drafts
+    return int(getattr(config.draft_length, "max_gamma", config.gamma)) if drafts else 0
+
+
+def build_tree(config: RunConfig) -> Tree:
+    """The tree of a config, which is refused if it cannot be drafted at any depth of the run."""
+    tree: Tree = plugin(config, "tree")
+    tree.check(max_depth(config))
+    return tree
 
 
 def executions(config: RunConfig, pair: Pair) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from specdec.models.gguf import checked_header, is_gguf
 from specdec.models.memory import free_bytes, used_bytes
 from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
-from specdec.run.factory import build_batching
+from specdec.run.factory import build_batching, max_depth
 from specdec.run.memory_plan import MemoryPlan, require_weights
 
 _REMEDY = {
@@ -77,7 +77,7 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan
         window=build_batching(config).window if declared(config, "scheduler").windowed else None,
         longest_prompt=max(len(prompt.ids) for prompt in prompts),
         max_new_tokens=config.max_new_tokens,
-        gamma=int(getattr(config.draft_length, "max_gamma", config.gamma)) if drafts else 0,
+        gamma=max_depth(config),
         sampled=config.temperature > 0,
         prefill_chunk=config.runner.prefill_chunk,
         ragged=all(model.execution.ragged for model in models),

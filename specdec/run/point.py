@@ -20,7 +20,7 @@ from specdec.models.pair import Pair, load_pair
 from specdec.run.decode_rows import decode_rows
 from specdec.run.distributed import Ranks
 from specdec.run.divergences import classify_divergences
-from specdec.run.factory import build_arrivals, build_engine, execution_notes, executions
+from specdec.run.factory import build_arrivals, build_engine, build_tree, execution_notes, executions
 from specdec.run.folder import RunFolder
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.none import NoLogger
@@ -52,6 +52,7 @@ def prepare(config: RunConfig, folder: RunFolder, overrides: list[str], ranks: R
     threads = config.runner.threads or config.pair.threads
     if threads is not None:
         torch.set_num_threads(threads)
+    build_tree(config)  # its settings may be wrong
     check_weights_fit(config)
     pair = load_pair(config)
     prompts, notes = _prompts(config, pair)

@@ -105,7 +105,7 @@ def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any
 def _choices(run: Run) -> dict[str, Any]:
     """The models, data and methods of the run."""
     config, folder, env = run.config, run.folder, run.env
-    groups = ("alignment", "drafter", "verifier", "batching", "draft_length")
+    groups = ("alignment", "drafter", "tree", "verifier", "batching", "draft_length")
     return {
         "hash": folder.hash,
         "path": str(folder.path),

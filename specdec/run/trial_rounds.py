@@ -32,6 +32,7 @@ NUM_TURNS = 5  # through all draft lengths
 _DECISIVE = (
     "alignment",
     "drafter",
+    "tree",
     "verifier",
     "execution",
     "temperature",

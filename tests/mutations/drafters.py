@@ -9,12 +9,13 @@ import torch
 from mutations.planting import Patch, planted, wrapped
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.reader import Reader
-from specdec.drafters import chain, picker
-from specdec.drafters.chain import ChainDrafter
+from specdec.drafters import model_tree
 from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.medusa import MedusaDrafter
 from specdec.drafters.model import ModelDrafter
-from specdec.drafters.picker import Picker
+from specdec.drafters.model_tree import ModelTreeDrafter
+from specdec.trees import chain, frontier
+from specdec.trees.growth import Growth
 
 MODEL = "drafter=model"
 RUNS = "decoding runs"
@@ -22,13 +23,7 @@ RUNS = "decoding runs"
 
 @planted(MODEL, "draft cache not rolled back", "calls", RUNS)
 def not_rolled_back(patch: Patch):
-    def commit(self, rows):
-        alive = [row for row in self._fed if not row.finished]
-        if alive:
-            self._alignment.commit([row.index for row in alive], [row.length for row in alive])
-        self._fed = []
-
-    patch.setattr(ChainDrafter, "commit", commit)
+    patch.setattr(model_tree._Fed, "kept", lambda self: self.row.length)
 
 
 @planted(MODEL, "draft cache keeps rejected tokens when gamma has changed", "state", RUNS)
@@ -48,9 +43,9 @@ def rejected_kept_when_gamma_changes(patch: Patch):
             return super().propose(rows, gammas)
 
         def commit(self, rows):
-            fed = [row for row in self._fed if not row.finished]
+            fed = [of_row.row for of_row in self._fed if not of_row.row.finished]
             if fed:
-                kept = [max(min(self.kept[row.index], row.length), row.length - chain.LAG, 0) for row in fed]
+                kept = [max(min(self.kept[row.index], row.length), row.length - model_tree.LAG, 0) for row in fed]
                 self._alignment.commit([row.index for row in fed], kept)
             self._fed = []
 
@@ -63,37 +58,23 @@ def rejected_kept_when_gamma_changes(patch: Patch):
 def idle_row_cut(patch: Patch):
     def propose(original, self, rows, gammas):
         draft = original(self, rows, gammas)
-        self._fed = list(rows)
+        self._fed = [model_tree._Fed(row, row.length, 0, draft, b, None) for b, row in enumerate(rows)]
         return draft
 
-    wrapped(patch, ChainDrafter, "propose", propose)
-
-
-class ReadingTheLast:
-    """An alignment whose answer for a row's last token is that for the last column."""
-
-    def __init__(self, inner) -> None:
-        self._inner = inner
-
-    def forward(self, rows, tokens_BT, counts):
-        """Feed, and answer for the wrong column."""
-        logits_BTV = self._inner.forward(rows, tokens_BT, counts).clone()
-        for b, count in enumerate(counts):
-            logits_BTV[b, max(count, 1) - 1] = logits_BTV[b, max(counts) - 1]
-        return logits_BTV
+    wrapped(patch, ModelTreeDrafter, "propose", propose)
 
 
 @planted(MODEL, "the draft reads the last column of a ragged feed", "neighbours", RUNS)
 def last_column_read(patch: Patch):
-    wrapped(patch, chain, "extend", lambda original, alignment, *rest: original(ReadingTheLast(alignment), *rest))
+    patch.setattr(model_tree, "last_fed", lambda logits_BTV, counts: logits_BTV[:, max(counts) - 1])
 
 
 @planted(MODEL, "only one token of the lag is fed", "state", RUNS)
 def one_token_of_the_lag(patch: Patch):
-    def extend(original, alignment, device, keys, missing, *rest):
-        return original(alignment, device, keys, [tokens[-1:] for tokens in missing], *rest)
+    def grow(original, self, keys, missing, growth):
+        original(self, keys, [tokens[-1:] for tokens in missing], growth)
 
-    wrapped(patch, chain, "extend", extend)
+    wrapped(patch, ModelTreeDrafter, "_grow", grow)
 
 
 @planted(MODEL, "the draft's cache loses what it held when it gets more columns", "state", "growth of the cache")
@@ -115,24 +96,24 @@ def draft_cache_growth(patch: Patch):
 
 @planted(MODEL, "offers the probabilities of another step", "distribution", "drawn drafts")
 def probabilities_of_another_step(patch: Patch):
-    original = Picker.probs_BGV
-    patch.setattr(
-        Picker,
-        "probs_BGV",
-        property(lambda self: None if original.fget(self) is None else original.fget(self).roll(1, 1)),
-    )
+    def draft(original, self):
+        draft = original(self)
+        return draft if draft.probs_BGV is None else replace(draft, probs_BGV=draft.probs_BGV.roll(1, 1))
+
+    wrapped(patch, Growth, "draft", draft)
 
 
 @planted(MODEL, "takes the most probable token, and says that it was drawn", "distribution", "drawn drafts")
 def chosen_but_called_drawn(patch: Patch):
-    patch.setattr(picker, "draw", lambda probs_BV, uniforms_B: probs_BV.argmax(-1))
+    patch.setattr(chain, "draw", lambda probs_BV, uniforms_B: probs_BV.argmax(-1))
 
 
 @planted(MODEL, "draws every step with the number of the first", "distribution", "drawn drafts")
 def one_number_for_all_steps(patch: Patch):
-    wrapped(
-        patch, picker, "uniforms", lambda original, keys, places, purpose, offsets: original(keys, places, purpose, [0])
-    )
+    def uniforms(original, keys, places, purpose, offsets):
+        return original(keys, places, purpose, [0] * len(offsets))
+
+    wrapped(patch, frontier, "uniforms", uniforms)
 
 
 @planted(MODEL, "in batches of three or more a row draws as its neighbour does", "neighbours", "sampled runs")
@@ -141,7 +122,7 @@ def neighbours_probabilities(patch: Patch):
         probs_BTV = original(scores_BTV, settings)
         return probs_BTV if len(probs_BTV) < 3 else torch.cat([probs_BTV[:2], probs_BTV[1:2], probs_BTV[3:]])
 
-    wrapped(patch, picker, "processed", processed)
+    wrapped(patch, frontier, "processed", processed)
 
 
 @planted(MODEL, "drafts for fewer rows than asked, and the round breaks down", "shape", RUNS)

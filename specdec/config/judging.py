@@ -1,0 +1,62 @@
+"""Which verifier can judge which drafts, and why others are refused. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from specdec.config.plugins import declared
+from specdec.config.schema import RunConfig
+from specdec.core.siblings import BEAM, CHAIN, CHOSEN, IID, WITHOUT_REPLACEMENT
+from specdec.errors import ConfigError
+from specdec.registry import Entry, lookup, names
+
+JUDGED = {
+    CHAIN: "chains",
+    IID: "i.i.d. children",
+    WITHOUT_REPLACEMENT: "children drawn without replacement",
+    BEAM: "stochastic beams",
+    CHOSEN: "chosen children",
+}
+"""What a verifier judges."""
+
+_DRAFTED = {
+    CHAIN: "drafts chains",
+    IID: "draws children i.i.d.",
+    WITHOUT_REPLACEMENT: "draws children without replacement",
+    BEAM: "keeps a stochastic beam",
+    CHOSEN: "chooses children and draws none, so there are no probabilities to compare",
+}
+
+
+def check_tree(config: RunConfig) -> None:
+    """Refuse a tree that the drafter does not grow, or that the verifier cannot judge.
+
+    Raises:
+        ConfigError: with the reason, and what would be valid.
+    """
+    drafter, tree = declared(config, "drafter"), declared(config, "tree")
+    if tree.name != CHAIN and not drafter.grows:
+        growing = ", ".join(name for name in names("drafter") if lookup("drafter", name).grows)
+        raise ConfigError(
+            f"tree={tree.name} with drafter={drafter.name}: only drafters that step by a model grow trees ({growing}); "
+            + (drafter.trees or "set tree=chain")
+        )
+    check_siblings(config, (tree if drafter.grows else drafter).siblings, declared(config, "verifier").judges)
+
+
+def check_siblings(config: RunConfig, siblings: str, judges: Iterable[str]) -> None:
+    """Refuse to sample with a verifier whose rule would be biased for drafts of this kind."""
+    if config.temperature == 0 or siblings in judges:
+        return
+    source = f"tree={config.tree.name}" if config.tree.name != CHAIN else f"drafter={config.drafter.name}"
+    able = [entry.name for entry in lossless() if siblings in entry.judges]
+    raise ConfigError(
+        f"verifier={config.verifier.name} judges {' and '.join(JUDGED[kind] for kind in judges)} only; {source} "
+        f"{_DRAFTED[siblings]}: set verifier={'|'.join(able)}, or temperature=0"
+    )
+
+
+def lossless() -> list[Entry]:
+    """The verifiers that sample from the target's distribution."""
+    entries = [lookup("verifier", name) for name in names("verifier")]
+    return [entry for entry in entries if entry.samples and not (entry.lossy or entry.known_incorrect)]

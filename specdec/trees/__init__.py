@@ -1,0 +1,1 @@
+"""Trees: how a drafter that steps by a model spends its nodes: a chain, several paths, a beam."""

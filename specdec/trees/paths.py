@@ -1,0 +1,89 @@
+"""Independent paths: K chains of i.i.d. draws, merged where they agree, after a trunk that all of them share.
+
+Shape letters: B rows, N nodes, K paths, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specdec.core.siblings import IID
+from specdec.errors import ConfigError
+from specdec.trees.base import Children, Tree, at_least
+from specdec.trees.chain import chain_of, first_tokens
+from specdec.trees.frontier import Frontier
+
+
+class PathsTree(Tree):
+    """K paths from the last committed token on.
+
+    Source: the drafts of SpecTr (Sun et al. 2023, arXiv 2310.15141) and SpecInfer (Miao et al. 2023).
+    """
+
+    siblings = IID
+
+    def __init__(self, *, num_paths: int) -> None:
+        self.num_paths = at_least("num_paths", num_paths)
+
+    def num_nodes(self, depth: int) -> int:
+        return self.num_paths * depth
+
+    def grow(self, frontier: Frontier) -> Children:
+        return branch(frontier, self.num_paths) if frontier.samples else chain_of(frontier)
+
+
+class DelayedTree(PathsTree):
+    """A trunk of drawn tokens, then K paths: drafts agree with the target most at the root, where branches are wasted.
+
+    Source: Thomas et al. 2026, arXiv 2602.16994, (K, L1, L2)-delayed trees; L2 is what the row's depth leaves.
+    """
+
+    def __init__(self, *, num_paths: int, trunk: int) -> None:
+        super().__init__(num_paths=num_paths)
+        self.trunk = at_least("trunk", trunk, 0)
+
+    def check(self, depth: int) -> None:
+        if 0 < depth <= self.trunk:
+            raise ConfigError(f"tree.trunk={self.trunk} leaves no depth for paths: set gamma above it (now {depth})")
+
+    def num_nodes(self, depth: int) -> int:
+        return min(depth, self.trunk) + self.num_paths * max(depth - self.trunk, 0)
+
+    def grow(self, frontier: Frontier) -> Children:
+        if not frontier.samples:
+            return chain_of(frontier)
+        if frontier.depth < self.trunk:
+            tokens_B1 = first_tokens(frontier)
+            return _drawn_once(tokens_B1)
+        return branch(frontier, self.num_paths)
+
+
+def _drawn_once(tokens_B1: Tensor) -> Children:
+    zeros_B1 = torch.zeros(len(tokens_B1), 1, dtype=torch.long)
+    return Children(tokens_B1, zeros_B1, torch.ones(len(tokens_B1), 1, dtype=torch.bool), draws_BJ=zeros_B1)
+
+
+def branch(frontier: Frontier, num_paths: int) -> Children:
+    """Every path draws a token after its node; paths of one node that draw the same token stay together.
+
+    The state ``paths`` says which paths lead to a node; without it all of them fork at the row's one node.
+    """
+    probs_BNV = frontier.probs()
+    num_rows, num_nodes, vocab_size = probs_BNV.shape
+    through_BNK = frontier.state.get("paths")
+    if through_BNK is None:
+        through_BNK = torch.ones(num_rows, num_nodes, num_paths, dtype=torch.bool, device=probs_BNV.device)
+    through_BNK = through_BNK & frontier.real_BN[..., None]
+    places_BK = through_BNK.long().argmax(1)
+    cumulative_BNV = probs_BNV.cumsum(-1)
+    total_BN1 = cumulative_BNV[..., -1:]
+    level_BNK = frontier.numbers(num_paths)[:, None] * total_BN1
+    level_BNK = torch.minimum(level_BNK, torch.nextafter(total_BN1, torch.zeros_like(total_BN1)))
+    tokens_BNK = torch.searchsorted(cumulative_BNV, level_BNK.contiguous(), right=True)
+    tokens_BK = tokens_BNK.gather(1, places_BK[:, None])[:, 0].clamp(max=vocab_size - 1)
+    same_BKK = (tokens_BK[..., None] == tokens_BK[:, None]) & (places_BK[..., None] == places_BK[:, None])
+    first_BK = same_BKK.long().argmax(-1)  # the first path with the same node and token
+    real_BK = first_BK == torch.arange(num_paths, device=first_BK.device)
+    paths_BKK = first_BK[:, None] == torch.arange(num_paths, device=first_BK.device)[:, None]
+    return Children(tokens_BK, places_BK, real_BK, draws_BJ=first_BK, state={"paths": paths_BKK})
