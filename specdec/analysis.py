@@ -59,6 +59,12 @@ def rounds(*results: Source) -> pd.DataFrame:
     return lines("rounds.jsonl", points(*results))
 
 
+def per_round(rounds: pd.DataFrame, key: str) -> pd.Series[Any]:
+    """A column of ``rounds`` about depths; results from before there were trees count tokens of chains instead."""
+    chains = rounds["num_drafted"]
+    return rounds[key].where(rounds[key].notna(), chains) if key in rounds else chains
+
+
 def lines(name: str, found: Iterable[Record]) -> pd.DataFrame:
     """The lines of a JSONL file of every finished point of :func:`points`, with the point's `ON_EVERY_LINE`."""
     return _frame(_lines(name, found))

@@ -34,6 +34,12 @@ def test_the_map_of_the_packages_is_up_to_date():
     assert all(purpose.strip() for purpose in re.findall(r"^\| `\w+(?:/|\.py)` \|(.*)\|$", page, re.MULTILINE))
 
 
+def test_the_table_of_verifiers_and_trees_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "scripts" / "make_trees_table.py"))["page"]()
+    assert (DOCS / "trees.md").read_text() == page, "run `python scripts/make_trees_table.py`"
+    assert "| `naive` | yes | yes |" in page
+
+
 def test_every_setting_of_a_run_is_explained():
     """A setting without a comment has a row without a meaning; a few names say all there is to say."""
     page = (DOCS / "config.md").read_text().partition("## Training")[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.alignment.content import Content
@@ -58,14 +60,24 @@ def attention_mask(
     """
     first_new = committed_BS.shape[1] - num_new
     mask_BTS = committed_BS[:, None].repeat(1, num_new, 1)
-    index: list[tuple[int, int, int]] = []
-    for b, content in enumerate(contents):
-        first = len(content.parents) - num_tokens[b]
-        for t in range(num_new):
-            if t < num_tokens[b]:
-                index.extend((b, t, node_columns[b][node]) for node in content.ancestors(first + t))
-            else:
-                index.append((b, t, first_new + t))
-    rows, queries, seen = to_device(index, committed_BS.device).unbind(-1)
-    mask_BTS[rows, queries, seen] = True
+    index: list[NDArray[np.int64]] = []
+    for b, (content, columns, count) in enumerate(zip(contents, node_columns, num_tokens, strict=True)):
+        first = len(content.parents) - count
+        queries, nodes = ancestry(content.parents)[first:].nonzero()
+        queries = np.concatenate([queries, np.arange(count, num_new)])
+        seen = np.concatenate([np.array(columns, dtype=np.int64)[nodes], first_new + np.arange(count, num_new)])
+        index.append(np.stack([np.full(len(seen), b), queries, seen]))
+    rows_I, queries_I, seen_I = to_device(np.concatenate(index, axis=1), committed_BS.device)
+    mask_BTS[rows_I, queries_I, seen_I] = True
     return mask_BTS
+
+
+def ancestry(parents: list[int]) -> NDArray[np.bool_]:
+    """(M, M) bool: which nodes each node may see: itself and its ancestors. Parents come before children."""
+    place = np.array(parents, dtype=np.int64)
+    above = np.eye(len(parents), dtype=bool)
+    nodes, up = np.arange(len(parents)), place
+    while (alive := up >= 0).any():
+        above[nodes[alive], up[alive]] = True
+        up = np.where(alive, place[up], -1)
+    return above

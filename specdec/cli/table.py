@@ -28,7 +28,7 @@ _COLUMNS = [
     replace(column, pattern=".0%") if column.pattern == ".1%" else column
     for column in columns(
         *("scheduler", "pair", "weights", "alignment", "drafter", "tree", "verifier", *_VARIED, "batch", "gamma"),
-        *("temperature", "tokens_per_s", "served_tokens_per_s", "speedup_vs_ar", "acceptance_rate"),
+        *("temperature", "tokens_per_s", "served_tokens_per_s", "speedup_vs_ar", "acceptance_rate", "nodes_per_round"),
         *("mean_acceptance_length", "draft_share", "verify_share", "align_share", "grouping_rate", "latency_s.p50"),
         *("latency_s.p99", "ttft_s.p99", "wait_rounds.max", "queue_length.mean", "num_exact"),
     )
@@ -66,12 +66,14 @@ def _table(outcomes: list[dict[str, Any]], shared: dict[str, Any]) -> Table:
     """Every column that says something which the title does not."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     is_online = any("wait_rounds.max" in outcome for outcome in outcomes)
+    has_trees = any(outcome.get("tree", CHAIN) != CHAIN for outcome in outcomes)
+    left_out = {*shared, *(() if is_online else ("ttft_s.p99",)), *(() if has_trees else ("tree", "nodes_per_round"))}
     whole = record_table(_COLUMNS, outcomes)
     kept = []
     for column, *cells in zip(whole.columns, *whole.rows, strict=True):
         texts = [cell.text for cell in cells]
         says_nothing = set(texts) <= {"", "-"} or (column.name in _VARIED and len(set(texts)) == 1)
-        if column.name in shared or says_nothing or (column.name == "ttft_s.p99" and not is_online):
+        if column.name in left_out or says_nothing:
             continue
         shown.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=True)
         kept.append(texts)

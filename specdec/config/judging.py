@@ -46,13 +46,17 @@ def check_tree(config: RunConfig) -> None:
 
 def check_siblings(config: RunConfig, siblings: str, judges: Iterable[str]) -> None:
     """Refuse to sample with a verifier whose rule would be biased for drafts of this kind."""
-    if config.temperature == 0 or siblings in judges:
-        return
-    source = f"tree={config.tree.name}" if config.tree.name != CHAIN else f"drafter={config.drafter.name}"
+    if config.temperature > 0 and siblings not in judges:
+        source = f"tree={config.tree.name}" if config.tree.name != CHAIN else f"drafter={config.drafter.name}"
+        raise ConfigError(f"{why_not(config.verifier.name, judges, source, siblings)}, or temperature=0")
+
+
+def why_not(verifier: str, judges: Iterable[str], source: str, siblings: str) -> str:
+    """Why a verifier cannot judge the drafts of ``source``, and which ones can."""
     able = [entry.name for entry in lossless() if siblings in entry.judges]
-    raise ConfigError(
-        f"verifier={config.verifier.name} judges {' and '.join(JUDGED[kind] for kind in judges)} only; {source} "
-        f"{_DRAFTED[siblings]}: set verifier={'|'.join(able)}, or temperature=0"
+    return (
+        f"verifier={verifier} judges {' and '.join(JUDGED[kind] for kind in judges)} only; {source} "
+        f"{_DRAFTED[siblings]}: set verifier={'|'.join(able)}"
     )
 
 

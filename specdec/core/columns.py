@@ -72,6 +72,7 @@ _COLUMNS = (
     Column("vs baseline", "ratio", ".2f", "speed-up over the study's baseline in the same turns", unit="x"),
     Column("over own batch 1", "speedup_vs_own_batch_1", ".2f", "speed-up over the method's own batch 1", unit="x"),
     Column("accept", "acceptance_rate", ".2f", "accepted / drafted tokens"),
+    Column("nodes/round", "nodes_per_round", ".1f", "drafted tokens per row and round; of a tree, all its nodes"),
     Column("tokens/call", "mean_acceptance_length", ".2f", "emitted tokens per row and verify call"),
     Column("verify calls", "num_verify_calls", ",.0f", "target forwards that verified a batch"),
     Column(

@@ -52,6 +52,7 @@ class Tally:
             "num_same_length_batches": self.num_same_length_batches,
             "accepted_histogram": [self.accepted[length] for length in range(longest + 1)],
             "acceptance_rate": self.acceptance_rate,
+            "nodes_per_round": ratio(self.num_drafted, self.num_row_rounds),
             "mean_acceptance_length": ratio(self.num_output_tokens, self.num_row_rounds),
             "grouping_rate": ratio(self.num_same_length_batches, self.num_verify_calls),
         }

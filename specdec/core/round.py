@@ -66,6 +66,23 @@ class Draft:
                 node = child
         return path
 
+    def end_depth(self, b: int, path: list[int]) -> int:
+        """Depth of row b's deepest candidate on a path or below it: the length of a path that is accepted in full."""
+        if self.parents is None:
+            return self.num_candidates[b]
+        depths = {path[-1] if path else -1: len(path)}
+        for node, parent in enumerate(self.parents[b][: self.num_candidates[b]]):
+            if parent in depths:
+                depths[node] = depths[parent] + 1
+        return max(depths.values())
+
+    def ranks(self, b: int, path: list[int]) -> list[int]:
+        """Places among their siblings, from 0, of the nodes of a path of row b."""
+        if self.parents is None:
+            return [0] * len(path)
+        parents = self.parents[b]
+        return [parents[:node].count(parents[node]) for node in path]
+
     def path(self, b: int, node: int) -> list[int]:
         """Row b's nodes on the path from the last committed token to ``node``."""
         if self.parents is None:
@@ -94,9 +111,17 @@ class Round:
     """What one round did: raw counts, from which every ratio is derived."""
 
     rows: list[Sequence]
-    num_drafted: list[int]
+    num_drafted: list[int]  # candidates: all nodes of a tree
     num_accepted: list[int]  # accepted tokens that were emitted (a stop may cut them off)
     emitted: list[list[int]]
     same_length: bool
     seconds: dict[str, float] = field(default_factory=dict)  # per stage of the clock
     finished: list[Sequence] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)  # of the drafts: the most tokens that could have been accepted
+    end_depths: list[int] = field(default_factory=list)  # the same below the accepted path: no more than that if full
+    ranks: list[list[int]] | None = None  # trees: the place of each accepted node among its siblings
+
+    def __post_init__(self) -> None:
+        """The drafts are chains unless their depths are given."""
+        self.depths = self.depths or list(self.num_drafted)
+        self.end_depths = self.end_depths or list(self.depths)

@@ -20,8 +20,8 @@ class _Counts:
 class Acceptance:
     """Acceptance rates of rows, each shrunk towards the rate of the whole run.
 
-    A round that drafts g tokens and accepts a of them makes a + 1 trials, or g if all are accepted: tokens after the
-    first rejected one are not tried.
+    A round whose draft is g tokens deep and that accepts a of them makes a + 1 trials, or g if all are accepted: tokens
+    after the first rejected one are not tried.
     """
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class Acceptance:
         trials = min(num_tried, PROFILE_TRIALS)
         self._run = _Counts(trials * num_accepted / num_tried, trials)
 
-    def observe(self, row: int, num_drafted: int, num_accepted: int) -> None:
+    def observe(self, row: int, depth: int, num_accepted: int) -> None:
         """Count one round of one row."""
-        trials = min(num_accepted + 1, num_drafted)
+        trials = min(num_accepted + 1, depth)
         kept = max(1 - trials / MEMORY, 0.0)
         self._run = _Counts(kept * self._run.accepted + num_accepted, kept * self._run.trials + trials)
         own = self._rows.setdefault(row, _Counts())

@@ -92,7 +92,7 @@ class GoodputLength(DraftLength):
 
     def observe(self, outcome: Round) -> None:
         # A drafter may have nothing to propose: what it drafted decides the cost, not what it was asked for.
-        num_rows, num_steps = len(outcome.rows), min(max(self._asked), max(outcome.num_drafted))
+        num_rows, num_steps = len(outcome.rows), min(max(self._asked), max(outcome.depths))
         if num_steps:
             self._num_asked += sum(map(bool, self._asked))
             self._num_drafting += sum(map(bool, outcome.num_drafted))
@@ -101,9 +101,9 @@ class GoodputLength(DraftLength):
         if not self.catch_up.observe(outcome, self._asked, seconds - usual_s):
             self.costs.observe(num_rows, num_steps, seconds)
         self._probes.observe(outcome, seconds, self.costs)
-        for row, drafted, accepted in zip(outcome.rows, outcome.num_drafted, outcome.num_accepted, strict=True):
-            if drafted:
-                self.acceptance.observe(row.index, drafted, accepted)
+        for row, depth, accepted in zip(outcome.rows, outcome.depths, outcome.num_accepted, strict=True):
+            if depth:
+                self.acceptance.observe(row.index, depth, accepted)
         for row in outcome.finished:
             self.acceptance.forget(row.index)
 

@@ -7,7 +7,7 @@ the rounds that emit them. `Engine` keeps its checks and caches between calls. A
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.base import Alignment
 from specdec.alignment.inplace import InplaceAlignment
+from specdec.config.judging import why_not
 from specdec.core.clock import Clock
 from specdec.core.sequence import SequencePool
 from specdec.drafters.base import Drafter
@@ -33,6 +34,7 @@ from specdec.engine.wrapping import (
     check_unmoved,
     choose_drafter,
     choose_gamma,
+    choose_tree,
     evaluating,
     wrapped,
 )
@@ -52,6 +54,8 @@ def generate(
     draft_tokenizer: Any = None,
     gamma: int | None = None,
     verifier: str = "block",
+    tree: str = "chain",
+    tree_settings: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> Tensor | SpeculativeOutput:
     """``target.generate(inputs, ...)`` by speculative decoding, for any batch.
@@ -59,7 +63,9 @@ def generate(
     See `Engine` for the models and `Engine.generate` for everything else. Each call checks by short forwards that both
     models can be run in aligned batches; an `Engine` checks once.
     """
-    engine = Engine(target, draft, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer, gamma=gamma, verifier=verifier)
+    tokenizers = {"tokenizer": tokenizer, "draft_tokenizer": draft_tokenizer}
+    methods = {"gamma": gamma, "verifier": verifier, "tree": tree, "tree_settings": tree_settings}
+    engine = Engine(target, draft, **tokenizers, **methods)
     return engine.generate(inputs, generation_config, **call)
 
 
@@ -73,10 +79,14 @@ def stream(
     draft_tokenizer: Any = None,
     gamma: int | None = None,
     verifier: str = "block",
+    tree: str = "chain",
+    tree_settings: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> Iterator[Event]:
     """Like `generate`, as an iterator of events: the new tokens of one row in one round."""
-    engine = Engine(target, draft, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer, gamma=gamma, verifier=verifier)
+    tokenizers = {"tokenizer": tokenizer, "draft_tokenizer": draft_tokenizer}
+    methods = {"gamma": gamma, "verifier": verifier, "tree": tree, "tree_settings": tree_settings}
+    engine = Engine(target, draft, **tokenizers, **methods)
     return engine.stream(inputs, generation_config, **call)
 
 
@@ -99,6 +109,8 @@ class Engine:
         tokenizer: needed for texts and stop strings. draft_tokenizer: the draft's own, if it differs.
         gamma: drafted tokens per row and round; None chooses by the draft's cost.
         verifier: how sampled rows are verified ("block", "rejection", "naive"); it does not matter for greedy rows.
+        tree: what a draft model, or "self", drafts ("chain", "paths", "beam", "confidence"), gamma levels deep.
+            tree_settings: the tree's own, such as ``{"width": 8}``.
 
     Raises:
         PairError: a model cannot be run in aligned batches, or the two do not fit together. ConfigError: a setting.
@@ -113,6 +125,8 @@ class Engine:
         draft_tokenizer: Any = None,
         gamma: int | None = None,
         verifier: str = "block",
+        tree: str = "chain",
+        tree_settings: Mapping[str, Any] | None = None,
     ) -> None:
         if gamma is not None:
             whole_number("gamma", gamma, 0)
@@ -128,6 +142,9 @@ class Engine:
         self._by_text = lookup("drafter", self._drafter).by_text
         check_fit(self.target, self.draft, tokenizer, draft_tokenizer, by_text=self._by_text, settings=False)
         self.gamma = choose_gamma(self.target, self.draft) if gamma is None else gamma
+        self._tree = choose_tree(self._drafter, tree, tree_settings or {}, self.gamma)
+        kind = self._tree.siblings
+        self._refusal = "" if kind in entry.judges else why_not(verifier, entry.judges, f"tree={tree}", kind)
         self._sampling_verifier = create("verifier", verifier)
         self._greedy_verifier = create("verifier", "greedy")
         self._idle: list[_Parts] = [self._parts()]
@@ -196,16 +213,18 @@ class Engine:
         models = [model for model in (self.target, self.draft) if model is not None]
         check_unmoved(models)
         readers = models[:1] if self._by_text else models
-        return make_plan(readers, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
+        plan = make_plan(readers, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
+        if plan.samples and self._refusal:
+            raise ConfigError(self._refusal)
+        return plan
 
     def _run(self, plan: Plan) -> Iterator[Event]:
         """Rounds until the last row ends. Only a call that runs to its end leaves empty caches, which are reused."""
         parts = self._idle.pop() if self._idle else self._parts()
-        samples = any(row.sampling is not None and not row.sampling.greedy for row in plan.rows)
         rounds = RoundLoop(
             parts.target,
             parts.drafter,
-            self._sampling_verifier if samples else self._greedy_verifier,
+            self._sampling_verifier if plan.samples else self._greedy_verifier,
             create("scheduler", "continuous", plan.batch, plan.batch),
             create("draft_length", "fixed", gamma=self.gamma),
             parts.clock,
@@ -224,7 +243,8 @@ class Engine:
         def align(model: CausalLM) -> Alignment:
             return InplaceAlignment(model, clock)
 
-        context = DrafterContext(self.target, self.draft, align, clock, self.tokenizer, self._draft_tokenizer)
+        tools = (clock, self.tokenizer, self._draft_tokenizer)
+        context = DrafterContext(self.target, self.draft, align, *tools, tree=self._tree)
         return _Parts(align(self.target), create("drafter", self._drafter, context), clock)
 
 

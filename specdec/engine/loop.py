@@ -141,7 +141,17 @@ class RoundLoop:
             row.first_token_s = row.first_token_s or now
             emitted.append(kept)
             num_accepted.append(accepted)
-        return Round(rows, num_candidates, num_accepted, emitted, same_length)
+        places = range(len(rows))
+        return Round(
+            rows,
+            num_candidates,
+            num_accepted,
+            emitted,
+            same_length,
+            depths=[draft.end_depth(b, []) for b in places],
+            end_depths=[draft.end_depth(b, verdict.paths[b]) for b in places],
+            ranks=[draft.ranks(b, verdict.paths[b][: num_accepted[b]]) for b in places] if draft.parents else None,
+        )
 
     def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:
         """Finished rows are released before the commit, so they are not realigned."""

@@ -22,13 +22,14 @@ class Event:
     row: int  # number of the prompt in the call
     tokens: list[int]  # at least one; the accepted ones come first
     num_accepted: int  # tokens of the draft among them
-    num_drafted: int
+    num_drafted: int  # of a tree, all its nodes
     stop_reason: str | None  # "stop", "stop_string" or "length" in the row's last event
+    end_depth: int  # accepted tokens at which the draft ended below them; equal to num_accepted at full acceptance
 
     @property
     def kinds(self) -> list[str]:
         """For each token: accepted, recovered (after a rejection), bonus (after full acceptance), or plain."""
-        last = "plain" if not self.num_drafted else "bonus" if self.num_accepted == self.num_drafted else "recovered"
+        last = "plain" if not self.num_drafted else "bonus" if self.num_accepted == self.end_depth else "recovered"
         return ["accepted"] * self.num_accepted + [last] * (len(self.tokens) - self.num_accepted)
 
 
@@ -59,7 +60,8 @@ class SpeculativeOutput(ModelOutput):  # type: ignore[misc]
 def events_of(outcome: Round) -> Iterator[Event]:
     """A round as one event per row."""
     for b, row in enumerate(outcome.rows):
-        yield Event(row.index, outcome.emitted[b], outcome.num_accepted[b], outcome.num_drafted[b], row.stop_reason)
+        counts = (outcome.num_accepted[b], outcome.num_drafted[b])
+        yield Event(row.index, outcome.emitted[b], *counts, row.stop_reason, outcome.end_depths[b])
 
 
 def sequences(block: Block, rows: list[Sequence], pad_token_id: int | None, device: torch.device) -> Tensor:

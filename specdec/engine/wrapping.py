@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from specdec.config.drafter_weights import UNTRAINED
+from specdec.core.siblings import CHAIN
 from specdec.errors import ConfigError, PairError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.compatibility import supported
-from specdec.registry import lookup
+from specdec.registry import create, lookup, unknown
+from specdec.trees.base import Tree
 
 Model = Any
 """A causal language model of `transformers`, or a specdec.models.causal_lm.CausalLM."""
@@ -49,6 +51,23 @@ def choose_drafter(draft: Model | str | None, draft_tokenizer: Any) -> str:
             "choose prompt_lookup, trigram or self, or pass a draft model"
         )
     return draft
+
+
+def choose_tree(drafter: str, name: str, settings: Mapping[str, Any], depth: int) -> Tree:
+    """The tree of a call's drafts.
+
+    Raises:
+        ConfigError: the drafter grows none, or a setting is unknown or out of range.
+    """
+    entry = lookup("tree", name)
+    if name != CHAIN and not lookup("drafter", drafter).grows:
+        raise ConfigError(f"tree={name}: drafter={drafter} grows no trees; pass a draft model, or draft='self'")
+    for key in settings:
+        if key not in entry.defaults:
+            raise ConfigError(unknown(f"setting of tree={name}", key, entry.defaults))
+    tree: Tree = create("tree", name, **settings)
+    tree.check(depth)
+    return tree
 
 
 def check_device(target: CausalLM, draft: CausalLM | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from specdec.analysis import Record, is_plain
+from specdec.analysis import Record, is_plain, per_round
 from specdec.core.columns import COLUMNS
 from specdec.core.files import read_lines
 from specdec.core.tables import Column
@@ -125,9 +125,9 @@ def _by_position(content: ReportContent, group: Group) -> Canvas | None:
     found, all_rounds = [], group.rows_of(content.rounds)
     for index, method in enumerate(group.methods):
         rounds = all_rounds[all_rounds["series"] == method]
-        accepted, drafted = rounds["num_accepted"].explode(), rounds["num_drafted"].explode()
-        places = range(1, int(drafted.max() or 0) + 1) if len(drafted) else ()
-        values: plots.Values = {n: (float((accepted[drafted >= n] >= n).mean()), None) for n in places}
+        accepted, depths = rounds["num_accepted"].explode(), per_round(rounds, "depth").explode()
+        places = range(1, int(depths.max() or 0) + 1) if len(depths) else ()
+        values: plots.Values = {n: (float((accepted[depths >= n] >= n).mean()), None) for n in places}
         found += [MethodCurve(index, method, values)] if values else []
     return plots.curves(found, _ACCEPTED, "drafted token") if found else None
 

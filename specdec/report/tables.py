@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from specdec.core.columns import columns
+from specdec.core.siblings import CHAIN
 from specdec.core.tables import Cell, Table, latex_float, markdown
 from specdec.report.content import Group, ReportContent
 from specdec.report.published import published_tables
@@ -15,8 +16,8 @@ SHARED = (
 )
 COLUMNS = columns(
     *("method", "label", "pair", "data", "dtype", "batch", "gamma", "num_exact", "tokens_per_s", "speedup_vs_ar"),
-    *("acceptance_rate", "mean_acceptance_length", "draft_share", "verify_share", "align_share", "grouping_rate"),
-    *("latency_s.p50", "latency_s.p99", "served_tokens_per_s", "token_s.p99", "wait_rounds.p99"),
+    *("acceptance_rate", "nodes_per_round", "mean_acceptance_length", "draft_share", "verify_share", "align_share"),
+    *("grouping_rate", "latency_s.p50", "latency_s.p99", "served_tokens_per_s", "token_s.p99", "wait_rounds.p99"),
     *("queue_length.mean", "ttft_s.p50", "peak_memory_bytes", "partial_match"),
 )
 _ONLY_IF_DIFFERENT = ("label", "pair", "data", "dtype", "gamma", "partial_match")
@@ -43,6 +44,8 @@ def caption(group: Group) -> str:
 
 def _is_worth_showing(name: str, cells: list[Cell], group: Group) -> bool:
     """Whether a column says something; that gamma is 0 in plain decoding does not count."""
+    if name == "nodes_per_round" and all(point.get("tree", CHAIN) == CHAIN for point in group.points):
+        return False
     texts = {
         cell.text
         for cell, point in zip(cells, group.points, strict=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec import assets
-from specdec.analysis import Record
+from specdec.analysis import Record, per_round
 from specdec.assets import local_path
 from specdec.errors import SpecdecError
 from specdec.report.content import Group, ReportContent, place
@@ -77,7 +77,7 @@ def prompts(content: ReportContent, group: Group, limit: int) -> list[ShownPromp
         list(samples.groupby(["pair", "index", "question_id", "num_prompt_tokens"]))
     )
     chosen = sorted(by_prompt, key=lambda key: -by_prompt[key]["exact"].eq(False).sum())[:limit]
-    drafted = _drafted(group.rows_of(content.rounds), {int(index) for _, index, _, _ in chosen})
+    end_depths = _end_depths(group.rows_of(content.rounds), {int(index) for _, index, _, _ in chosen})
     some = {str(point["pair"]): point for point in reversed(group.done)}
     tokenizers = {pair: local_tokenizer(point) for pair, point in some.items()}
     texts = {pair: _prompt_texts(point, tokenizers[pair]) for pair, point in some.items()}
@@ -85,20 +85,20 @@ def prompts(content: ReportContent, group: Group, limit: int) -> list[ShownPromp
     for pair, index, question_id, num_tokens in chosen:
         rows = by_prompt[pair, index, question_id, num_tokens].to_dict("records")
         text = texts[pair].get((index, num_tokens))
-        renderings = _renderings(rows, names, drafted, tokenizers[pair])
+        renderings = _renderings(rows, names, end_depths, tokenizers[pair])
         found.append(ShownPrompt(str(question_id), rows[0]["category"], num_tokens, text, renderings))
     return found
 
 
-def kinds(output_ids: Sequence[int], accepted_lengths: Sequence[int], drafted: Sequence[int] | None) -> list[str]:
-    """What each token was; ``drafted`` is per round of the row, None where it is not known ("added" then)."""
+def kinds(output_ids: Sequence[int], accepted_lengths: Sequence[int], end_depths: Sequence[int] | None) -> list[str]:
+    """What each token was; ``end_depths`` is per round of the row, None where it is not known ("added" then)."""
     found: list[str] = []
     for turn, accepted in enumerate(accepted_lengths):
         found += ["accepted"] * accepted
-        if drafted is None or turn >= len(drafted):
+        if end_depths is None or turn >= len(end_depths):
             found.append("added")
         else:
-            found.append("plain" if not drafted[turn] else "bonus" if accepted == drafted[turn] else "recovered")
+            found.append("plain" if not end_depths[turn] else "bonus" if accepted == end_depths[turn] else "recovered")
     return found[: len(output_ids)]
 
 
@@ -123,13 +123,13 @@ def local_tokenizer(point: Record) -> Any | None:
 def _renderings(
     rows: list[Record],
     names: dict[str, tuple[str, int]],
-    drafted: dict[tuple[str, int], list[int]],
+    end_depths: dict[tuple[str, int], list[int]],
     tokenizer: Any | None,
 ) -> list[Rendering]:
     found: dict[tuple[Any, ...], Rendering] = {}
     for row in sorted(rows, key=lambda row: row["num_drafted"] == 0):  # plain decoding last
         tokens = tuple(row["output_ids"])
-        of_row = kinds(tokens, row["accepted_lengths"], drafted.get((row["place"], row["index"])))
+        of_row = kinds(tokens, row["accepted_lengths"], end_depths.get((row["place"], row["index"])))
         key = (tokens, tuple(of_row))
         if not row["num_drafted"]:
             key = next((other for other in found if other[0] == tokens), key)
@@ -156,11 +156,12 @@ def _pieces(row: Record, of_row: Sequence[str], first: int | None, tokenizer: An
     return found
 
 
-def _drafted(rounds: pd.DataFrame, chosen: set[int]) -> dict[tuple[str, int], list[int]]:
-    """Drafted tokens per round of a row, by (place, index)."""
+def _end_depths(rounds: pd.DataFrame, chosen: set[int]) -> dict[tuple[str, int], list[int]]:
+    """Depth at which the draft ended below what was accepted, per round of a row, by (place, index)."""
     found: dict[tuple[str, int], list[int]] = {}
-    for place_of_round, rows, drafted in zip(rounds["place"], rounds["rows"], rounds["num_drafted"], strict=True):
-        for index, count in zip(rows, drafted, strict=True):
+    ends = per_round(rounds, "end_depth")
+    for place_of_round, rows, depths in zip(rounds["place"], rounds["rows"], ends, strict=True):
+        for index, count in zip(rows, depths, strict=True):
             if index in chosen:
                 found.setdefault((place_of_round, index), []).append(count)
     return found

@@ -109,7 +109,7 @@ class _Rounds:
         self.seconds: list[dict[str, float]] = []
         self._stop_ids = stop_ids
         self._drafted = False  # whether any round had a draft
-        self._drafts: list[tuple[int, int]] = []  # drafted and accepted tokens, of a row in a round
+        self._drafts: list[tuple[int, int]] = []  # depth and accepted tokens, of a row in a round
 
     def add(self, outcome: Round) -> None:
         """Add a round's times, and the acceptance of rows that have not passed a stop token of the run."""
@@ -118,15 +118,15 @@ class _Rounds:
             self.seconds.clear()
         if any(outcome.num_drafted) or not self._drafted:
             self.seconds.append(outcome.seconds)
-        counts = zip(outcome.rows, outcome.emitted, outcome.num_drafted, outcome.num_accepted, strict=True)
-        for row, emitted, drafted, accepted in counts:
+        counts = zip(outcome.rows, outcome.emitted, outcome.depths, outcome.num_accepted, strict=True)
+        for row, emitted, depth, accepted in counts:
             if self._stop_ids.isdisjoint(row.output_ids[: len(row.output_ids) - len(emitted)]):
-                self._drafts.append((drafted, accepted))
+                self._drafts.append((depth, accepted))
 
     def trial(self, length: int, read_s: float) -> Trial:
         """Median times, and drafted tokens tried and accepted at each of the first ``length`` places."""
         rest = (sum(stages.values()) - stages["draft"] - stages["prefill"] for stages in self.seconds)
-        tries = [(min(accepted + 1, drafted), accepted) for drafted, accepted in self._drafts]
+        tries = [(min(accepted + 1, depth), accepted) for depth, accepted in self._drafts]
         return Trial(
             draft_s=median_low(stages["draft"] for stages in self.seconds),
             verify_s=median_low(rest),

@@ -33,13 +33,13 @@ class AcceptanceCounts:
     reached: Counter[int] = field(default_factory=Counter)  # by position in the draft: drafted, all before it accepted
     accepted: Counter[int] = field(default_factory=Counter)  # by position in the draft: accepted
 
-    def add(self, drafted: int, accepted: int, emitted: int) -> None:
-        """Count one row's round."""
+    def add(self, drafted: int, depth: int, accepted: int, emitted: int) -> None:
+        """Count one row's round: nodes drafted, the depth of their tree, tokens accepted and emitted."""
         self.num_rounds += 1
         self.num_drafted += drafted
         self.num_accepted += accepted
         self.num_tokens += emitted
-        self.reached.update(range(min(accepted + 1, drafted)))
+        self.reached.update(range(min(accepted + 1, depth)))
         self.accepted.update(range(accepted))
 
     def record(self) -> dict[str, Any]:
@@ -70,9 +70,8 @@ def measure_acceptance(
     overall, categories = AcceptanceCounts(), dict[str, AcceptanceCounts]()
 
     def count(outcome: Round) -> None:
-        for row, *counts in zip(
-            outcome.rows, outcome.num_drafted, outcome.num_accepted, map(len, outcome.emitted), strict=True
-        ):
+        accepted, emitted = outcome.num_accepted, map(len, outcome.emitted)
+        for row, *counts in zip(outcome.rows, outcome.num_drafted, outcome.depths, accepted, emitted, strict=True):
             overall.add(*counts)
             categories.setdefault(prompts[row.index].category, AcceptanceCounts()).add(*counts)
 
