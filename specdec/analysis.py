@@ -59,10 +59,11 @@ def rounds(*results: Source) -> pd.DataFrame:
     return lines("rounds.jsonl", points(*results))
 
 
-def per_round(rounds: pd.DataFrame, key: str) -> pd.Series[Any]:
+def per_round(rounds: pd.DataFrame, key: str) -> pd.Series:
     """A column of ``rounds`` about depths; results from before there were trees count tokens of chains instead."""
-    chains = rounds["num_drafted"]
-    return rounds[key].where(rounds[key].notna(), chains) if key in rounds else chains
+    chains: pd.Series = rounds["num_drafted"]
+    found: pd.Series = rounds[key].where(rounds[key].notna(), chains) if key in rounds else chains
+    return found
 
 
 def lines(name: str, found: Iterable[Record]) -> pd.DataFrame:

@@ -63,9 +63,16 @@ def generate(
     See `Engine` for the models and `Engine.generate` for everything else. Each call checks by short forwards that both
     models can be run in aligned batches; an `Engine` checks once.
     """
-    tokenizers = {"tokenizer": tokenizer, "draft_tokenizer": draft_tokenizer}
-    methods = {"gamma": gamma, "verifier": verifier, "tree": tree, "tree_settings": tree_settings}
-    engine = Engine(target, draft, **tokenizers, **methods)
+    engine = Engine(
+        target,
+        draft,
+        tokenizer=tokenizer,
+        draft_tokenizer=draft_tokenizer,
+        gamma=gamma,
+        verifier=verifier,
+        tree=tree,
+        tree_settings=tree_settings,
+    )
     return engine.generate(inputs, generation_config, **call)
 
 
@@ -84,9 +91,16 @@ def stream(
     **call: Any,
 ) -> Iterator[Event]:
     """Like `generate`, as an iterator of events: the new tokens of one row in one round."""
-    tokenizers = {"tokenizer": tokenizer, "draft_tokenizer": draft_tokenizer}
-    methods = {"gamma": gamma, "verifier": verifier, "tree": tree, "tree_settings": tree_settings}
-    engine = Engine(target, draft, **tokenizers, **methods)
+    engine = Engine(
+        target,
+        draft,
+        tokenizer=tokenizer,
+        draft_tokenizer=draft_tokenizer,
+        gamma=gamma,
+        verifier=verifier,
+        tree=tree,
+        tree_settings=tree_settings,
+    )
     return engine.stream(inputs, generation_config, **call)
 
 
