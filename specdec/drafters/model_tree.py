@@ -17,6 +17,7 @@ from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
+from specdec.drafters.chain import chosen_chains
 from specdec.models.causal_lm import CausalLM
 from specdec.trees.base import Tree
 from specdec.trees.growth import Growth, spread
@@ -49,6 +50,8 @@ class ModelTreeDrafter(Drafter):
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         drafting = [row for row, gamma in zip(rows, gammas, strict=True) if gamma]
+        if not drafting:
+            return chosen_chains([[] for _ in rows], self._device)
         late = [row for row in drafting if row.length - self._reader.length(row) > MAX_TOGETHER]
         if late:
             self._reader.read(late, [_settled(row, row.length) for row in late])
