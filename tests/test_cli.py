@@ -176,8 +176,15 @@ def test_csv_logger(run, tmp_path):
         ("drafter=model pair.draft=null", "drafter=model needs a draft model"),
         (
             "drafter=ppd drafter.untrained=true verifier=rejection temperature=0.5",
-            "drafter=ppd drafts trees, but verifier=rejection samples",
+            "verifier=rejection judges chains only; drafter=ppd chooses children",
         ),
+        (
+            "tree=gumbel verifier=rejection temperature=0.5",
+            "verifier=rejection judges chains only; tree=gumbel draws children without replacement: set verifier=",
+        ),
+        ("tree=beam drafter=trigram", "tree=beam with drafter=trigram: only drafters that step by a model grow trees"),
+        ("tree=paths tree.num_paths=0", "tree.num_paths=0: it must be at least 1"),
+        ("tree=delayed tree.trunk=5", "tree.trunk=5 leaves no depth for paths: set gamma above it (now 5)"),
         ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
     ],
 )
