@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specdec.core.settings import setting
-from specdec.core.siblings import CHOSEN, KINDS
+from specdec.core.siblings import BEAM, CHAIN, CHOSEN, IID, KINDS, WITHOUT_REPLACEMENT
 from specdec.registry import register
 
 
@@ -126,6 +126,52 @@ class BlockConfig:
 @dataclass
 class NaiveConfig:
     """Samples from the target while the draft agrees: lossless for any draft, with the tokens of plain sampling."""
+
+
+@register("verifier", "specinfer", target="specdec.verifiers.specinfer:SpecInferVerifier", judges=(CHAIN, IID))
+@dataclass
+class SpecInferConfig:
+    """Multi-round rejection of independently drawn siblings, one after the other; lossless."""
+
+
+@register("verifier", "naive_tree", target="specdec.verifiers.naive_tree:NaiveTreeVerifier", judges=(CHAIN, IID))
+@dataclass
+class NaiveTreeConfig:
+    """Rejection of the first sibling; the token that replaces it may be one of the others; lossless."""
+
+
+@register("verifier", "spectr", target="specdec.verifiers.spectr:SpecTrVerifier", judges=(CHAIN, IID))
+@dataclass
+class SpecTrConfig:
+    """K-SEQ: independently drawn siblings are tested alike, at the division factor that accepts most; lossless."""
+
+
+@register(
+    "verifier",
+    "recursive",
+    target="specdec.verifiers.recursive:RecursiveVerifier",
+    judges=(CHAIN, IID, WITHOUT_REPLACEMENT, BEAM),
+)
+@dataclass
+class RecursiveConfig:
+    """Recursive rejection of siblings drawn without replacement, as in RSD-C and RSD-S; lossless."""
+
+
+@register(
+    "verifier",
+    "traversal",
+    target="specdec.verifiers.traversal:TraversalVerifier",
+    judges=(CHAIN, IID, WITHOUT_REPLACEMENT),
+)
+@dataclass
+class TraversalConfig:
+    """Judges a tree from its leaves, so that a parent stays usable after its children failed; lossless."""
+
+
+@register("verifier", "gbv", target="specdec.verifiers.gbv:GbvVerifier", judges=(CHAIN, IID))
+@dataclass
+class GbvConfig:
+    """Block verification of the best of several independent paths; lossless."""
 
 
 @register("verifier", "typical", target="specdec.verifiers.typical:TypicalVerifier", lossy=True, judges=KINDS)

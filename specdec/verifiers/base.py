@@ -7,6 +7,7 @@ are padding.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from specdec.core.round import Draft, Verdict
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from specdec.core.sampling import Noise
     from specdec.core.target_law import TargetLaw
 
-__all__ = ["Draft", "Verdict", "Verifier", "descend", "longest_match", "parents_of"]
+__all__ = ["Draft", "LawVerifier", "Verdict", "Verifier", "descend", "longest_match", "parents_of"]
 
 
 class Verifier:
@@ -84,6 +85,18 @@ class Verifier:
         computed.
         """
         return self.verify_sampled(draft, law.whole(), noise)
+
+
+class LawVerifier(Verifier):
+    """Asks for the distributions that it needs, through ``verify_law``."""
+
+    def verify_sampled(self, draft: Draft, probs_BTV: Tensor, noise: Noise) -> Verdict:
+        from specdec.core.target_law import TargetLaw  # torch takes seconds to import
+
+        return self.verify_law(draft, TargetLaw.of(probs_BTV), noise)
+
+    @abstractmethod
+    def verify_law(self, draft: Draft, law: TargetLaw, noise: Noise) -> Verdict: ...
 
 
 def longest_match(draft: Draft, chosen_BT: Tensor) -> Verdict:

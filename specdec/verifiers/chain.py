@@ -69,7 +69,13 @@ def ratios(draft: Draft, probs_BTV: Tensor) -> Tensor:
         ContractError: the draft is a tree.
     """
     if draft.parents and any(row != list(range(-1, len(row) - 1)) for row in draft.parents):
-        raise ContractError("this verifier reads chains only: set verifier=naive (or greedy) for a drafter of trees")
+        if draft.probs_BGV is None:
+            able = "verifier=naive"
+        elif draft.draws is None:
+            able = "verifier=naive or recursive (or traversal, if the tree is no beam)"
+        else:
+            able = "verifier=naive, specinfer, naive_tree, spectr, recursive, traversal or gbv"
+        raise ContractError(f"this verifier reads chains only, and the draft is a tree: set {able}")
     tokens_BG1 = draft.tokens_BG[..., None]
     ratio_BG = probs_BTV[:, :-1].gather(-1, tokens_BG1)[..., 0]
     if draft.probs_BGV is not None:
