@@ -179,6 +179,11 @@ def test_csv_logger(run, tmp_path):
             "verifier=rejection judges chains only; drafter=ppd chooses children",
         ),
         (
+            "drafter=prompt_lookup drafter.matches=3 verifier=block temperature=0.5",
+            "verifier=block judges chains only; drafter=prompt_lookup chooses children",
+        ),
+        ("drafter=trigram tree=gumbel", "set tree=chain, and drafter.nodes for a tree of its own"),
+        (
             "tree=gumbel verifier=rejection temperature=0.5",
             "verifier=rejection judges chains only; tree=gumbel draws children without replacement: set verifier=",
         ),

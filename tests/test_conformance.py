@@ -136,6 +136,10 @@ def test_known_incorrect_verifier_and_scheduler():
         pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),
         pytest.param("drafter=ppd", {"untrained": True}, marks=pytest.mark.nightly),
         pytest.param("drafter=trigram", {}, marks=pytest.mark.nightly),
+        ("drafter=prompt_lookup", {"matches": 3}),
+        pytest.param("drafter=medusa", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
+        pytest.param("drafter=ppd", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
+        pytest.param("drafter=trigram", {"nodes": 9}, marks=pytest.mark.nightly),
     ],
 )
 def test_other_groups_pass(plugin, settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler
 from specdec.conformance.verdicts import VerdictCase, check_verdict
 from specdec.core.round import Draft
 from specdec.core.siblings import CHAIN
+from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError, ContractError
 from specdec.models.kv import KVStorage
@@ -71,6 +73,8 @@ def test_the_outcome_of_a_case_does_not_change_with_the_next():
         lambda draft: replace(draft, tokens_BG=draft.tokens_BG[0]),
         lambda draft: replace(draft, parents=[[0] * count for count in draft.num_drafted]),
         lambda draft: replace(draft, parents=[[] for _ in draft.num_drafted]),
+        lambda draft: replace(draft, parents=[[1, -1][:count] + [0] * (count - 2) for count in draft.num_drafted]),
+        lambda draft: replace(draft, tokens_BG=draft.tokens_BG * 0, parents=[[-1] * n for n in draft.num_drafted]),
         lambda draft: replace(draft, num_probes=[]),
         lambda draft: replace(draft, tokens_BG=draft.tokens_BG + 61),
         lambda draft: replace(draft, probs_BGV=torch.ones(*draft.tokens_BG.shape, 60) / 60),
@@ -88,6 +92,22 @@ def test_a_malformed_draft_breaks_its_shape_whatever_becomes_of_the_round(change
     well_formed = Draft(torch.zeros(2, 3, dtype=torch.long), [3, 3])
     assert shape_problem(well_formed, [3, 3]) == ""
     assert shape_problem(change(well_formed), [3, 3])
+
+
+def test_parents_that_depend_on_the_neighbours_are_found():
+    """The same tokens under other parents are another draft."""
+
+    class Leaning(PromptLookupDrafter):
+        def propose(self, rows, gammas):
+            draft = super().propose(rows, gammas)
+            counts = [min(count, 2) for count in draft.num_drafted]
+            second = 0 if len(rows) == 1 else -1
+            return Draft(draft.tokens_BG, counts, [[-1, second][:count] for count in counts])
+
+    make = partial(Leaning, max_ngram=2, min_ngram=1, matches=3)
+    runs = next(family for family in drafter_suite(make) if family.name == "decoding runs")
+    looping = ((1, 2, 3, 1, 2, 3, 1), (6, 7, 8, 6))
+    assert "neighbours" in {broken.promise for broken in runs.run(DecodingCase(looping, (6, 6), 2, (3,), ()))}
 
 
 def test_what_a_verifier_breaks_before_it_raises_is_reported():

@@ -19,7 +19,6 @@ from specdec.core.sequence import SequencePool
 PENALIZED = SamplingParams(temperature=0.0, repetition_penalty=1.3)
 MORE = {
     "retokenize": 2,  # drafts are translated through text, which is on the host
-    "ppd": 2,  # guesses are read after the verdict and become the next draft's tree, which is built on the host
     "bigram": 2,  # the example plug-in uploads its drafts as a list
     "typical": 2,  # the token after the accepted ones is drawn once their number is known on the host
 }

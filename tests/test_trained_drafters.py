@@ -181,7 +181,7 @@ def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
             seen = torch.tensor([row.tokens(0)[:-1]])
             embeds = torch.cat([model.module.get_input_embeddings()(seen), drafter.probes_MD[None]], dim=1)
             logits = model.module(inputs_embeds=embeds).logits[0, -3:]
-            assert drafter._guesses[row.index] == logits.argmax(-1).tolist()
+            assert drafter._guesses[row.index].tolist() == logits.argmax(-1).tolist()
 
 
 def test_folders_that_do_not_fit_are_one_line(model, folders, tmp_path):

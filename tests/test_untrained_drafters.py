@@ -72,6 +72,13 @@ def test_untrained_weights_draft_when_asked_for(kind):
 def test_results_of_trained_weights_keep_their_names():
     settings = identity(composed("drafter=eagle", "drafter.path=somewhere"))
     assert settings["drafter"] == {"path": "somewhere", "name": "eagle"}
+    assert identity(composed("drafter=medusa", "drafter.path=somewhere"))["drafter"].keys() == {
+        "path",
+        "name",
+        "num_heads",
+    }
+    tree = identity(composed("drafter=medusa", "drafter.path=somewhere", "drafter.nodes=9"))
+    assert tree["drafter"]["nodes"] == 9
     untrained = identity(composed("drafter=eagle", "drafter.untrained=true"))
     assert digest(untrained) != digest(settings)
 

@@ -89,6 +89,11 @@ def _check_tensor_parallel(config: RunConfig, size: int) -> None:
             f"runner.tensor_parallel=true with draft_length={config.draft_length.name}: it measures time, which "
             "differs between processes; set draft_length=fixed"
         )
+    if getattr(config.drafter, "fit_nodes", False):
+        raise ConfigError(
+            "runner.tensor_parallel=true with drafter.fit_nodes=true: it measures time, which differs between "
+            "processes; set drafter.fit_nodes=false"
+        )
     share = getattr(config.scheduler, "prefill_share", 1)
     if share < 1:
         raise ConfigError(

@@ -18,6 +18,9 @@ _HASHED_INPUT_BYTES = 64 * 1024 * 1024
 CODE_AND_MACHINE = ("git_revision", "versions", "python", "device", "processor", "threads", "pair_fingerprint")
 """Keys of env.json that affect speeds besides the settings."""
 
+TREE_SETTINGS = {"nodes": None, "fit_nodes": False, "matches": 1, "searches": 150}
+"""Settings of drafters with trees of their own, and the values at which they draft chains as before."""
+
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The settings that decide what a point computes; their hash names its folder."""
@@ -28,6 +31,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
         settings["invariants_every"] = config.debug.invariants_every
     if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their hash
         del settings["drafter"][UNTRAINED]
+    for key, default in TREE_SETTINGS.items():  # so that results from before there were trees keep their hash
+        if settings["drafter"].get(key, not default) == default:
+            del settings["drafter"][key]
     if settings["data"]["subset"] is None:  # so that results from before there were subsets keep their hash
         del settings["data"]["subset"]
     if not declared(config, "drafter").drafts:  # the draft length has no effect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
@@ -41,7 +42,13 @@ def check_tree(config: RunConfig) -> None:
             f"tree={tree.name} with drafter={drafter.name}: only drafters that step by a model grow trees ({growing}); "
             + (drafter.trees or "set tree=chain")
         )
-    check_siblings(config, (tree if drafter.grows else drafter).siblings, declared(config, "verifier").judges)
+    own = CHOSEN if drafts_own_trees(config.drafter) else drafter.siblings
+    check_siblings(config, tree.siblings if drafter.grows else own, declared(config, "verifier").judges)
+
+
+def drafts_own_trees(drafter: Any) -> bool:
+    """Whether a drafter that knows its guesses at once is to arrange them in a tree."""
+    return getattr(drafter, "nodes", None) is not None or getattr(drafter, "matches", 1) > 1
 
 
 def check_siblings(config: RunConfig, siblings: str, judges: Iterable[str]) -> None:

@@ -8,6 +8,9 @@ from specdec.core.settings import setting
 from specdec.core.siblings import BEAM, CHAIN, CHOSEN, IID, KINDS, WITHOUT_REPLACEMENT
 from specdec.registry import register
 
+_NODES = "set tree=chain, and drafter.nodes for a tree of its own"
+_MATCHES = "set tree=chain, and drafter.matches for a tree of its own"
+
 
 @register("drafter", "model", target="specdec.drafters.model:ModelDrafter", grows=True)
 @dataclass
@@ -39,14 +42,15 @@ class EarlyExitDrafterConfig:
     num_layers: int = setting(2, "if path is null: layers of the target that draft")
 
 
-@register("drafter", "medusa", target="specdec.drafters.medusa:MedusaDrafter")
+@register("drafter", "medusa", target="specdec.drafters.medusa:MedusaDrafter", trees=_NODES)
 @dataclass
 class MedusaConfig:
     """Independent heads on the target's last hidden state, each for one token further ahead (train.py task=heads)."""
 
     path: str | None = setting(None, "folder that train.py wrote; null needs untrained=true")
     untrained: bool = setting(False, "allow path=null: drafts badly, with untrained heads")
-    num_heads: int = setting(4, "if path is null: heads, and so the most tokens of a draft")
+    num_heads: int = setting(4, "if path is null: heads, and so the deepest draft")
+    nodes: int | None = setting(None, "tokens of a tree of the heads' most probable tokens, per row; null: a chain")
 
 
 @register("drafter", "eagle", target="specdec.drafters.eagle:EagleDrafter", grows=True)
@@ -58,26 +62,29 @@ class EagleConfig:
     untrained: bool = setting(False, "allow path=null: drafts badly, with an untrained layer")
 
 
-@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter", siblings=CHOSEN)
+@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter", siblings=CHOSEN, trees=_NODES)
 @dataclass
 class PpdConfig:
     """Trained prompt tokens after every candidate: the target drafts while it verifies (train.py task=heads)."""
 
     path: str | None = setting(None, "folder that train.py wrote; null needs untrained=true")
     untrained: bool = setting(False, "allow path=null: drafts badly, with untrained prompt tokens")
-    num_tokens: int = setting(3, "if path is null: prompt tokens, and so the most tokens of a draft")
+    num_tokens: int = setting(3, "if path is null: prompt tokens, and so the deepest draft")
+    nodes: int | None = setting(None, "drafted and prompt tokens of a dynamic sparse tree, per row; null: a chain")
+    fit_nodes: bool = setting(False, "of trees of up to nodes, the one with the most tokens per second, measured")
 
 
-@register("drafter", "prompt_lookup", target="specdec.drafters.lookup:PromptLookupDrafter")
+@register("drafter", "prompt_lookup", target="specdec.drafters.lookup:PromptLookupDrafter", trees=_MATCHES)
 @dataclass
 class PromptLookupConfig:
     """Copies what followed an earlier occurrence of the last few tokens in the row's own prompt and output."""
 
     max_ngram: int = setting(3, "most tokens to match")
     min_ngram: int = setting(1, "fewest tokens to match")
+    matches: int = setting(1, "different continuations that are copied; from 2 on they make a tree")
 
 
-@register("drafter", "trigram", target="specdec.drafters.trigram:TrigramDrafter")
+@register("drafter", "trigram", target="specdec.drafters.trigram:TrigramDrafter", trees=_NODES)
 @dataclass
 class TrigramConfig:
     """Adaptive trigrams: weights from a corpus, with an overlay of the row's own text."""
@@ -87,6 +94,8 @@ class TrigramConfig:
     window: int = setting(16, "last tokens whose trigrams gain weight at every step")
     gain: float = setting(0.04, "weight that they gain")
     cap: float = setting(3.0, "largest weight")
+    nodes: int | None = setting(None, "tokens of a tree found by Monte-Carlo search, per row; null: a chain")
+    searches: int = setting(150, "with nodes: paths that the search follows, per row and round")
 
 
 @register("drafter", "scripted", target="specdec.drafters.scripted:ScriptedDrafter", replays=True)

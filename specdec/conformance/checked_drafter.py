@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
+from specdec.verifiers.base import parents_of
 
 
 class CheckedDrafter(Drafter):
@@ -66,11 +67,16 @@ class CheckedDrafter(Drafter):
                 detail = f"row {row.index} drafts {together[b]} beside others and {alone} alone"
                 self.notes.append(Broken("neighbours", detail))
             elif not found.agrees(alone, tolerance):
-                # A drafter may treat prompt and output alike or not: one of the two fresh drafts must be the same.
-                if found.agrees(self._draft_afresh([row], [gammas[b]], merge=True)[0], tolerance):
+                if any(found.agrees(other, tolerance) for other in self._also_right(row, gammas[b])):
                     continue
                 detail = f"row {row.index} drafts {found} after {len(row.output_ids)} tokens, {alone} afresh"
                 self.notes.append(Broken("state", detail))
+
+    def _also_right(self, row: Sequence, gamma: int) -> Iterator[_Drafted]:
+        """A drafter may treat prompt and output alike; one with probes may have fed too few for all places."""
+        yield self._draft_afresh([row], [gamma], merge=True)[0]
+        if self.probe_ids:
+            yield from (self._draft_afresh([row], [shorter])[0] for shorter in range(1, gamma))
 
     def _draft_afresh(self, rows: list[Sequence], gammas: list[int], merge: bool = False) -> list[_Drafted]:
         """What a new drafter proposes for the rows as they are, or with ``merge`` as if their outputs were prompt."""
@@ -99,20 +105,22 @@ class _Drafted:
     """One row's draft, and the distributions that its tokens were drawn from, if they were drawn."""
 
     tokens: list[int]
+    parents: list[int]
     probs_GV: Tensor | None
 
     @classmethod
     def of(cls, draft: Draft, b: int) -> _Drafted:
         count = draft.num_candidates[b]
         probs_GV = None if draft.probs_BGV is None else draft.probs_BGV[b, :count].double()
-        return cls(draft.tokens_BG[b, :count].tolist(), probs_GV)
+        return cls(draft.tokens_BG[b, :count].tolist(), parents_of(draft, b)[:count], probs_GV)
 
     def agrees(self, other: _Drafted, tolerance: float) -> bool:
         """Whether both say the same. What is drawn may differ, but not the distribution that it is drawn from."""
         if not self.tokens and not other.tokens:
             return True  # whether probabilities come along with nothing may depend on the neighbours
         if self.probs_GV is None or other.probs_GV is None:
-            return self.tokens == other.tokens and (self.probs_GV is None) == (other.probs_GV is None)
+            same = (self.tokens, self.parents) == (other.tokens, other.parents)
+            return same and (self.probs_GV is None) == (other.probs_GV is None)
         for g, (ours, theirs) in enumerate(zip(self.tokens, other.tokens, strict=False)):
             if float((self.probs_GV[g] - other.probs_GV[g]).abs().max()) > tolerance:
                 return False
@@ -122,9 +130,12 @@ class _Drafted:
 
     def __str__(self) -> str:
         if self.probs_GV is None:
-            return str(self.tokens)
+            return str(self.tokens) if self.parents == list(range(-1, len(self.tokens) - 1)) else self._as_tree()
         chances = [round(float(p_V[token]), 4) for p_V, token in zip(self.probs_GV, self.tokens, strict=True)]
         return f"{self.tokens} with probabilities {chances}"
+
+    def _as_tree(self) -> str:
+        return f"{self.tokens} under {self.parents}"
 
 
 def shape_problem(draft: Draft, gammas: list[int]) -> str:

@@ -10,6 +10,7 @@ key is used twice:
   the position is that of the round's start, and the offset is the token's index in the draft.
 - ``DRAFT``: the token that a draft model samples; keyed like the tests, for the same reason.
 - ``SCRIPT``: whether the scripted drafter is right at a position.
+- ``SEARCH``: a drafter's search for a tree. What it finds is only proposed, so one number per step of a round's search.
 
 The hash is a chain of splitmix64 finalisers (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
 generators"), each a bijection of 64 bits. Shape letters: B rows, N numbers per row.
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DRAW, TEST, DRAFT, SCRIPT = range(4)
+DRAW, TEST, DRAFT, SCRIPT, SEARCH = range(5)
 
 
 def uniforms(

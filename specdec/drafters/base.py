@@ -40,6 +40,12 @@ class Drafter(ABC):
     probes_MD: Tensor | None = None
     """Embeddings (M, D) of ``probe_ids``: row i belongs to the id ``vocab_size + i``."""
 
+    def prepare(self, batch: int) -> None:  # noqa: B027
+        """Called before the clock of a run of up to ``batch`` rows starts, for drafters that measure the target first.
+
+        By default nothing is done. It is not called by every user of the class.
+        """
+
     def admit(self, rows: list[Sequence]) -> None:  # noqa: B027
         """Take new rows in (their prompts are known, nothing is emitted yet); by default nothing is done."""
 

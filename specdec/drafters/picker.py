@@ -54,3 +54,8 @@ class Picker:
     def probs_BGV(self) -> Tensor | None:  # noqa: N802
         """The distributions that the tokens were drawn from; None where every token was an argmax."""
         return torch.stack(self._probs, dim=1) if self._probs else None
+
+
+def top_tokens(scores: Tensor, count: int) -> Tensor:
+    """The ids of the ``count`` highest scores, the highest first: (..., V) to (..., count)."""
+    return argmax(scores)[..., None] if count == 1 else scores.topk(count, dim=-1).indices

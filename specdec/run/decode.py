@@ -131,6 +131,7 @@ def decode(
     clock = build_arrivals(config).open_clock(synchronize)
     engine = build_engine(config, pair, clock, known_output)
     engine.draft_length = draft_length
+    engine.drafter.prepare(config.batch)
     if watch.witness is not None:
         engine.verifier = watch.witness.wrap(engine.verifier)
     queue, pool = _queue(config, pair, prompts, clock), SequencePool([])

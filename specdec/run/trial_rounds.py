@@ -61,6 +61,7 @@ def profiler(
         )
         gc.collect()  # reference cycles may hold the previous batch
         engine = build_engine(alone, pair, Clock(synchronize), trial_rows.known_output)
+        engine.drafter.prepare(batch)
         rows = trial_rows.rows(batch, NUM_TOKENS)
         if declared(config, "drafter").replays:
             known = min(len(trial_rows.known_output(row) or []) for row in rows)

@@ -75,7 +75,7 @@ def measure_acceptance(
             overall.add(*counts)
             categories.setdefault(prompts[row.index].category, AcceptanceCounts()).add(*counts)
 
-    rows = _rows(target, prompts, cfg.new_tokens)
+    rows = rows_of(target, prompts, cfg.new_tokens)
     seconds = decode(
         target,
         rows,
@@ -87,7 +87,7 @@ def measure_acceptance(
         observe=count,
     )
     round_s = seconds["draft"] + seconds["verify"]
-    few = _rows(target, prompts[: cfg.batch], min(cfg.new_tokens, 16))
+    few = rows_of(target, prompts[: cfg.batch], min(cfg.new_tokens, 16))
     plain_s = decode(target, few, cfg.batch, gamma=cfg.gamma, execution="auto")["verify"]
     record = overall.record()
     return {
@@ -103,7 +103,8 @@ def measure_acceptance(
     }
 
 
-def _rows(target: CausalLM, prompts: list[HeldoutPrompt], new_tokens: int) -> list[Sequence]:
+def rows_of(target: CausalLM, prompts: list[HeldoutPrompt], new_tokens: int) -> list[Sequence]:
+    """Greedy rows with the target's own stop tokens."""
     stops = stop_ids_of(target)
     return [Sequence(i, prompt.ids, new_tokens, stops) for i, prompt in enumerate(prompts)]
 

@@ -33,6 +33,7 @@ class HeadsKind:
     build: Callable[[Any, HeadsConfig], nn.Module]
     loss: Callable[[Any, Any, Batch, HeadsConfig, int], Tensor]  # module, target, batch, settings, seed of this batch
     settings: Callable[[HeadsConfig], dict[str, Any]]
+    guesses: Callable[[Any, Any, Tensor, int], Tensor] | None = None  # of kinds that guess several places at once
 
 
 class HeadsObjective:
@@ -62,6 +63,13 @@ def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig
         values = forward_kl(student_BTV, teacher_BTV[:, ahead:-1])
         total = total + cfg.decay**k * masked_mean(values, counted)
     return total
+
+
+def medusa_guesses(module: MedusaHeads, target: Any, ids_BT: Tensor, start: int) -> Tensor:
+    """Logits (B, T - start, G, V): the g-th of token t are for token t + 2 + g."""
+    hidden_BTD, _ = _read(target, ids_BT, ids_BT.shape[1] - 1)
+    logits_BTGV: Tensor = module(hidden_BTD[:, start:])
+    return logits_BTGV
 
 
 def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
@@ -143,10 +151,29 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
     places_BK = places_BK.to(ids_BT.device)
     with torch.no_grad():
         teacher_BTV = target(input_ids=ids_BT, use_cache=False, logits_to_keep=width - start).logits.float()
+    student_BKMV = _inserted(module, target, ids_BT, places_BK)
+    positions_BKM = places_BK[..., None] + 1 + torch.arange(num_probes, device=ids_BT.device)
+    rows_B11 = torch.arange(num_rows, device=ids_BT.device)[:, None, None]
+    values_BKM = forward_kl(student_BKMV, teacher_BTV[rows_B11, positions_BKM - start])
+    counted_BKM = batch.counted_BT[rows_B11, positions_BKM + 1]
+    weights = [cfg.decay**i * masked_mean(values_BKM[..., i], counted_BKM[..., i]) for i in range(num_probes)]
+    return torch.stack(weights).sum()
+
+
+def ppd_guesses(module: PromptTokens, target: Any, ids_BT: Tensor, start: int) -> Tensor:
+    """Logits (B, T - start, M, V): the i-th of token t are for token t + 2 + i."""
+    places_K = torch.arange(start, ids_BT.shape[1], device=ids_BT.device)
+    return _inserted(module, target, ids_BT, places_K.expand(len(ids_BT), -1))
+
+
+def _inserted(module: PromptTokens, target: Any, ids_BT: Tensor, places_BK: Tensor) -> Tensor:
+    """The target's logits (B, K, M, V) of all prompt tokens, inserted after each of the places."""
+    num_rows, width = ids_BT.shape
+    num_probes, places = len(module.embeddings_MD), places_BK.shape[1]
+    with torch.no_grad():
         embeds_BTD = target.get_input_embeddings()(ids_BT)
     probes_BSD = module.embeddings_MD.to(embeds_BTD.dtype).repeat(places, 1).expand(num_rows, -1, -1)
-    ahead_M = torch.arange(num_probes, device=ids_BT.device)
-    positions_BKM = places_BK[..., None] + 1 + ahead_M
+    positions_BKM = places_BK[..., None] + 1 + torch.arange(num_probes, device=ids_BT.device)
     text_positions_BT = torch.arange(width, device=ids_BT.device).expand(num_rows, -1)
     output = target(
         inputs_embeds=torch.cat([embeds_BTD, probes_BSD], dim=1),
@@ -155,12 +182,8 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
         use_cache=False,
         logits_to_keep=places * num_probes,
     )
-    student_BKMV = output.logits.float().unflatten(1, (places, num_probes))
-    rows_B11 = torch.arange(num_rows, device=ids_BT.device)[:, None, None]
-    values_BKM = forward_kl(student_BKMV, teacher_BTV[rows_B11, positions_BKM - start])
-    counted_BKM = batch.counted_BT[rows_B11, positions_BKM + 1]
-    weights = [cfg.decay**i * masked_mean(values_BKM[..., i], counted_BKM[..., i]) for i in range(num_probes)]
-    return torch.stack(weights).sum()
+    logits_BKMV: Tensor = output.logits.float().unflatten(1, (places, num_probes))
+    return logits_BKMV
 
 
 def _probe_mask(places_BK: Tensor, width: int, num_probes: int) -> Tensor:
@@ -190,12 +213,14 @@ KINDS: dict[str, HeadsKind] = {
         lambda target, cfg: MedusaHeads(cfg.num_heads, target.get_output_embeddings()),
         medusa_loss,
         lambda cfg: {"num_heads": cfg.num_heads},
+        medusa_guesses,
     ),
     "eagle": HeadsKind(lambda target, cfg: EagleLayer(target), eagle_loss, lambda cfg: {}),
     "ppd": HeadsKind(
         lambda target, cfg: PromptTokens(cfg.num_heads, target.get_input_embeddings()),
         ppd_loss,
         lambda cfg: {"num_tokens": cfg.num_heads},
+        ppd_guesses,
     ),
     "early_exit": HeadsKind(lambda target, cfg: EarlyExit(target), early_exit_loss, lambda cfg: {"layer": cfg.layer}),
 }

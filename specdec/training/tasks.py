@@ -11,11 +11,13 @@ from typing import Any
 import torch
 import transformers
 
+from specdec.drafters.ranked_trees import ACCURACIES
 from specdec.drafters.trained import save_heads
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
+from specdec.training.accuracies import measure_accuracies
 from specdec.training.blocks import BlockStream, Stream, fixed_blocks
 from specdec.training.budget import Budget
 from specdec.training.config import TrainConfig, deciding, output_folder
@@ -112,6 +114,8 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     record = fit_stage(f"heads.{cfg.heads.kind}", module, objective, stream, cfg, measure, folder)
     module.load_state_dict(torch.load(folder / "fit/module.pt"))
     acceptance = measure(module.eval())
+    if kind.guesses is not None:
+        settings[ACCURACIES] = measure_accuracies(kind.guesses, module, target, prompts, cfg.validation)
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
     destination = export_heads(cfg, settings, module, target, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
