@@ -189,7 +189,8 @@ def test_csv_logger(run, tmp_path):
         ),
         ("tree=beam drafter=trigram", "tree=beam with drafter=trigram: only drafters that step by a model grow trees"),
         ("tree=paths tree.num_paths=0", "tree.num_paths=0: it must be at least 1"),
-        ("tree=delayed tree.trunk=5", "tree.trunk=5 leaves no depth for paths: set gamma above it (now 5)"),
+        ("tree=paths tree.num_paths=500", "tree=paths: 2500 nodes per row at a depth of 5 are more than the context"),
+        ("tree=delayed tree.trunk=5", "tree.trunk=5 leaves no depth for paths: set gamma above it"),
         ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
     ],
 )

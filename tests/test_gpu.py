@@ -33,7 +33,7 @@ from specdec.run.reference_outputs import generate_alone
 ROOT = Path(__file__).parent.parent
 PROMPTS = [(3, 1, 4, 1, 5, 9), (2,), (7, 1, 8, 2, 8, 1, 8, 2, 8), (5, 5), (1, 6, 1, 8)]
 NUM_NEW = 14
-USUAL = {"alignment": "inplace", "drafter": "model", "verifier": "greedy", "scheduler": "continuous"}
+USUAL = {"alignment": "inplace", "drafter": "model", "tree": "chain", "verifier": "greedy", "scheduler": "continuous"}
 SAMPLED = SamplingParams(temperature=1.3, seed=5)
 registry.load_entry_points()
 PLUGINS = [(group, name) for group in GROUPS for name in registry.names(group)]
@@ -57,7 +57,7 @@ def engine_of(
         model.execute(execution)
     clock = Clock(torch.cuda.synchronize if place.type == "cuda" else None)
     align = partial(registry.create, "alignment", names["alignment"])
-    context = drafter_context(target, draft, clock, align, truth)
+    context = replace(drafter_context(target, draft, clock, align, truth), tree=registry.create("tree", names["tree"]))
     return RoundLoop(
         (wrap or (lambda alignment, model: alignment))(align(target, clock), target),
         registry.create("drafter", names["drafter"], context, **settings_of("drafter", names["drafter"])),

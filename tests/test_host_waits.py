@@ -50,6 +50,17 @@ def test_one_wait_per_round(drafter, sampling, verifier, batch):
     assert set(counts) == {1}, places
 
 
+@pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("tree", registry.names("tree"))
+def test_a_tree_waits_once_per_level_where_its_shape_is_not_known(tree, sampling):
+    """Three levels deep. Greedy paths are chains, and the children of a greedy gumbel tree all exist."""
+    known = {"chain", "static"} if sampling else {"chain", "static", "paths", "delayed", "gumbel"}
+    verifier = "naive" if sampling else "greedy"
+    counts, places = waits_per_round(2, sampling, drafter="model", tree=tree, verifier=verifier)
+    forks_at = 2 if tree == "delayed" else 0  # the trunk is one node per level
+    assert max(counts) == 1 + (0 if tree in known else 3 - forks_at), places
+
+
 @pytest.mark.parametrize(
     ("group", "name"), [(group, name) for group in ("drafter", "verifier") for name in registry.names(group)]
 )

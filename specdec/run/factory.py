@@ -18,6 +18,7 @@ from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.engine.loop import RoundLoop
+from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM, ModelObserver
 from specdec.models.pair import Pair
 from specdec.models.vocabulary import check_ids
@@ -47,8 +48,14 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
         return alignment
 
     check_ids("stop_tokens", config.stop_tokens or (), pair.target.vocab_size)
+    tree = build_tree(config)
+    if (nodes := most_nodes(config, tree)) > pair.context_length:
+        raise ConfigError(
+            f"tree={config.tree.name}: {nodes} nodes per row at a depth of {max_depth(config)} are more than the "
+            f"context of {pair.context_length} tokens; choose fewer"
+        )
     tools = (clock, pair.tokenizer, pair.draft_tokenizer, known_output)
-    context = DrafterContext(pair.target, pair.draft, align, *tools, build_tree(config))
+    context = DrafterContext(pair.target, pair.draft, align, *tools, tree)
     verifier: Verifier = plugin(config, "verifier")
     check_samples(config, verifier.samples)  # a plug-in may not have declared it
     drafter: Drafter = plugin(config, "drafter", context)
@@ -87,6 +94,12 @@ def max_depth(config: RunConfig) -> int:
     """The longest draft, or the deepest tree, that the draft-length policy may choose."""
     drafts = declared(config, "drafter").drafts
     return int(getattr(config.draft_length, "max_gamma", config.gamma)) if drafts else 0
+
+
+def most_nodes(config: RunConfig, tree: Tree) -> int:
+    """Nodes of a row's draft, at most."""
+    depth = max_depth(config)
+    return tree.num_nodes(min(depth, tree.max_depth or depth)) if declared(config, "drafter").grows else depth
 
 
 def build_tree(config: RunConfig) -> Tree:

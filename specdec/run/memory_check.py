@@ -17,7 +17,7 @@ from specdec.models.gguf import checked_header, is_gguf
 from specdec.models.memory import free_bytes, used_bytes
 from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
-from specdec.run.factory import build_batching, max_depth
+from specdec.run.factory import build_batching, build_tree, max_depth, most_nodes
 from specdec.run.memory_plan import MemoryPlan, require_weights
 
 _REMEDY = {
@@ -67,7 +67,7 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan
     """The predicted memory of a point whose models are loaded and whose prompts are known."""
     models = [model for model in (pair.target, pair.draft) if model is not None]
     weights = {part.data_ptr(): part.nbytes for model in models for part in model.module.parameters()}
-    drafts = declared(config, "drafter").drafts
+    drafts, depth, tree = declared(config, "drafter").drafts, max_depth(config), build_tree(config)
     return MemoryPlan(
         target=pair.target.architecture,
         draft=pair.draft.architecture if drafts and pair.draft is not None else None,
@@ -77,9 +77,11 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan
         window=build_batching(config).window if declared(config, "scheduler").windowed else None,
         longest_prompt=max(len(prompt.ids) for prompt in prompts),
         max_new_tokens=config.max_new_tokens,
-        gamma=max_depth(config),
+        num_nodes=most_nodes(config, tree),
         sampled=config.temperature > 0,
         prefill_chunk=config.runner.prefill_chunk,
+        num_fed=tree.num_fed(depth) + 1 if depth else 0,
+        widest=max((tree.num_fed(d + 1) - tree.num_fed(d) for d in range(1, depth)), default=1),
         ragged=all(model.execution.ragged for model in models),
     )
 

@@ -34,27 +34,30 @@ class MemoryPlan:
     window: int | None  # rows in flight where they are more than the batch (exspec)
     longest_prompt: int
     max_new_tokens: int
-    gamma: int
+    num_nodes: int  # of a row's draft, at most: its length, or all nodes of its tree
     sampled: bool
     prefill_chunk: int | None
+    num_fed: int | None = None  # of these, those that the draft model is fed; None: all
+    widest: int = 1  # most of those in one forward
     ragged: bool = False  # whether forwards compute no padding and copy no keys (the native execution)
 
     @property
     def run_bytes(self) -> int:
         """Memory of the run, without the loaded models."""
         in_flight = max(self.batch, self.window or 0)
-        columns = self.longest_prompt + self.max_new_tokens + self.gamma + 1 + GROWTH_COLUMNS
+        columns = self.longest_prompt + self.max_new_tokens + self.num_nodes + 1 + GROWTH_COLUMNS
         chunk = min(self.prefill_chunk or self.longest_prompt, self.longest_prompt)
         whole = chunk >= self.longest_prompt
         total, forwards = 0.0, []
-        for model, fed in ((self.target, self.gamma + 1), (self.draft, self.gamma)):
+        num_fed = self.num_nodes if self.num_fed is None else self.num_fed
+        target = (self.target, self.num_nodes + 1, self.num_nodes + 1)
+        for model, fed, step in (target, (self.draft, num_fed, max(self.widest, 2))):
             if model is None:
                 continue
             total += model.token_bytes * self.alignment.peak_rows(in_flight, self.batch, fed) * columns
             # At the start all rows are admitted at once.
             num_logits = 1 if whole else chunk
             forwards.append(forward_bytes(model, in_flight, chunk, columns, num_logits, False, self.ragged))
-            step = fed if model is self.target else 2
             fed_rows = self.alignment.fed_rows(in_flight, self.batch)
             forwards.append(forward_bytes(model, fed_rows, step, columns, step, self.sampled, self.ragged))
         return int(SLACK * (total + max(forwards)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from specdec.core.siblings import CHOSEN
+from specdec.core.transfer import to_device
 from specdec.trees.base import Children, Tree, at_least
 from specdec.trees.distinct import most_probable
 from specdec.trees.frontier import Frontier
@@ -38,7 +39,7 @@ class StaticTree(Tree):
         best_BNJ = most_probable(frontier.scores_BNV, max(level.ranks) + 1)
         count, num_rows = best_BNJ.shape[-1], len(best_BNJ)
         ranks, parents = torch.tensor(level.ranks), torch.tensor(level.parents)
-        flat_C = (parents * count + ranks.clamp(max=count - 1)).to(best_BNJ.device)
+        flat_C = to_device(parents * count + ranks.clamp(max=count - 1), best_BNJ.device)
         return Children(
             best_BNJ.flatten(1)[:, flat_C],
             parents.expand(num_rows, -1),
