@@ -173,6 +173,11 @@ def _config(group: str, name: str, settings: dict[str, Any]) -> Any:
     return lookup(group, name).config(**settings)
 
 
+def declared_so_far(group: str) -> list[Entry]:
+    """The entries of a group, without those of installed packages that were not loaded yet."""
+    return list(_ENTRIES[group].values())
+
+
 def names(group: str) -> list[str]:
     """Names registered in a group, sorted."""
     return sorted(_ENTRIES[group])

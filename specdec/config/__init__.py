@@ -5,6 +5,7 @@ Importing it declares every setting and every built-in plug-in.
 
 import specdec.config.labels
 import specdec.config.methods
+import specdec.config.multipath
 import specdec.config.running
 import specdec.config.trees  # noqa: F401  (these four declare ${pair_name:...} and the built-in plug-ins)
 from specdec.config.schema import RunConfig
