@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from specdec.cli.help import GROUPS, option_descriptions
 from specdec.config.schema import RunConfig
@@ -96,11 +96,11 @@ def _defaults() -> dict[str, str]:
 def _also(group: str, option: str) -> str:
     """What a preset chooses in other groups."""
     path = CONF / group / f"{option}.yaml"
-    entries = OmegaConf.load(path).get("defaults", []) if path.exists() else []
+    preset: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.exists() else {}
     chosen = [
         f"`{key.removeprefix('override /')}={value}`"
-        for entry in entries
-        if isinstance(entry, DictConfig)
+        for entry in preset.get("defaults", [])
+        if isinstance(entry, dict)
         for key, value in entry.items()
         if key.startswith("override /")
     ]
