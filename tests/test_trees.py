@@ -22,7 +22,7 @@ from specdec.engine.loop import RoundLoop
 from specdec.errors import ConfigError
 from specdec.registry import create, names
 from specdec.trees.base import Tree
-from specdec.trees.distinct import draw_distinct, most_probable
+from specdec.trees.drawing import draw_distinct
 from specdec.trees.growth import Growth
 from specdec.trees.measured import chances_of
 from specdec.trees.shape import Shape, best_shape, expected_accepted, read_shape
@@ -66,7 +66,7 @@ def test_an_ordered_sample_without_replacement_has_its_law(probs):
     grid = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     numbers = torch.cartesian_prod(*[grid] * count)
     probs_NV = torch.tensor(probs, dtype=torch.float64).expand(len(numbers), -1)
-    sample = draw_distinct(probs_NV, most_probable(probs_NV, count), numbers)
+    sample = draw_distinct(probs_NV, numbers)
     found = Counter(
         tuple(tokens[:length]) for tokens, length in zip(sample.tokens.tolist(), sample.real.sum(-1), strict=True)
     )
@@ -80,7 +80,7 @@ def test_a_sample_without_replacement_keeps_its_digits_where_one_token_has_nearl
     probs_1V = torch.tensor([[2e-15, 1 - 1e-14, 8e-15]], dtype=torch.float64)
     for number, token in ((0.19, 0), (0.21, 2)):
         numbers = torch.tensor([[0.5, number, 0.5]], dtype=torch.float64)
-        sample = draw_distinct(probs_1V, most_probable(probs_1V, 3), numbers)
+        sample = draw_distinct(probs_1V, numbers)
         assert sample.tokens[0, :2].tolist() == [1, token]
         assert sample.real.all()
 

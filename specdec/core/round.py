@@ -22,7 +22,9 @@ class Draft:
     tokens_BG: Tensor  # ids on the target's device; those after num_drafted[b] are padding
     num_drafted: list[int]  # nodes per row, 0 to G
     parents: list[list[int]] | None = None  # trees: parent node of each node, -1 for the last committed token
-    probs_BGV: Tensor | None = None  # by column: the distribution its children were sampled from; None: not sampled
+    # By column: the distribution its children were sampled from; anything where there are none. None: not sampled.
+    # It is valid until the drafter's next draft.
+    probs_BGV: Tensor | None = None
     draws: list[list[int]] | None = None  # i.i.d. siblings: the nodes as they were drawn, in order, repeats included
     num_probes: list[int] | None = None  # last nodes of each row that are probes (``probe_ids``), not proposals
     _ids: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)

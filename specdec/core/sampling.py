@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from specdec.core.sequence import Sequence
 
 S = TypeVar("S")
+SOFTMAX_BYTES = 1 << 20  # of a part of a softmax, which a processor's caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,29 @@ def penalized(logits_BTV: Tensor, settings: list[SamplingParams], seen_BTV: Tens
     return torch.where(seen_BTV, lowered_BTV, scores_BTV)
 
 
-def processed(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:
-    """Probabilities (B, T, V), float64, of penalised scores; a greedy row's are one-hot at its argmax."""
+def processed(scores_BTV: Tensor, settings: list[SamplingParams], out_BTV: Tensor | None = None) -> Tensor:
+    """Probabilities (B, T, V), float64, of penalised scores; a greedy row's are one-hot at its argmax.
+
+    Args:
+        out_BTV: contiguous memory for the result.
+    """
     scores_BTV = scores_BTV.float()
-    probs_BTV = warped(scores_BTV, settings).double().softmax(-1)
+    probs_BTV = torch.empty_like(scores_BTV, dtype=torch.float64) if out_BTV is None else out_BTV
+    _softmax(warped(scores_BTV, settings).flatten(0, 1), probs_BTV.view(-1, probs_BTV.shape[-1]))
     if any(s.greedy for s in settings):
         greedy_B11 = to_device([s.greedy for s in settings], probs_BTV.device)[:, None, None]
-        probs_BTV = torch.where(greedy_B11, one_hot(argmax(scores_BTV), scores_BTV.shape[-1]), probs_BTV)
+        best_BT1 = argmax(scores_BTV)[..., None]
+        ones_BT1 = torch.where(greedy_B11, 1.0, probs_BTV.gather(-1, best_BT1))
+        probs_BTV.masked_fill_(greedy_B11, 0.0).scatter_(-1, best_BT1, ones_BT1)
     return probs_BTV
+
+
+def _softmax(scores_MV: Tensor, probs_MV: Tensor) -> None:
+    """Write the softmax in float64. On a CPU in parts: whole, its float64 copy would be new memory at every call."""
+    step = len(scores_MV) if scores_MV.device.type != "cpu" else max(SOFTMAX_BYTES // (8 * scores_MV.shape[1]), 1)
+    for first in range(0, len(scores_MV), max(step, 1)):
+        part = slice(first, first + step)
+        torch.softmax(scores_MV[part].double(), -1, out=probs_MV[part])
 
 
 def warped(scores_BTV: Tensor, settings: list[SamplingParams]) -> Tensor:

@@ -28,7 +28,7 @@ from specdec.drafters.model_tree import last_fed
 from specdec.drafters.trained import loaded, read_settings
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
-from specdec.trees.frontier import by_place
+from specdec.trees.frontier import Workspace, by_place
 from specdec.trees.growth import Growth
 
 
@@ -79,6 +79,7 @@ class EagleDrafter(Drafter):
         self._embed = context.target.module.get_input_embeddings()
         self._device = context.device
         self._tree = context.tree
+        self._memory = Workspace()
         self.siblings, self.max_length = context.tree.siblings, context.tree.max_depth
         # Always inplace, whatever the target's alignment: other strategies may feed tokens again, and need their ids.
         self._cache: Alignment = create("alignment", "inplace", self._model, context.clock)
@@ -113,7 +114,7 @@ class EagleDrafter(Drafter):
         hidden_BTD = nn.utils.rnn.pad_sequence([some[:0] if part is None else part for part in new], batch_first=True)
         # Entry t holds token t + 1: the tokens that go with the new hidden states are the row's last ones.
         tokens_BT = padded([row.tokens(row.length - n) for row, n in zip(rows, fed, strict=True)], self._device)
-        growth = Growth(self._tree, rows, counts, fed)
+        growth = Growth(self._tree, rows, counts, fed, self._memory)
         outputs_BNX = last_fed(self._forward(keys, tokens_BT, hidden_BTD, fed), fed)[:, None]
         self._true = {key: self._cache.length(key) + n for key, n in zip(keys, fed, strict=True) if n}
         while (feed := growth.add(outputs_BNX[..., : self._model.vocab_size])) is not None:

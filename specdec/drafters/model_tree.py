@@ -20,6 +20,7 @@ from specdec.drafters.base import Drafter
 from specdec.drafters.chain import chosen_chains
 from specdec.models.causal_lm import CausalLM
 from specdec.trees.base import Tree
+from specdec.trees.frontier import Workspace
 from specdec.trees.growth import Growth, spread
 
 LAG = 2  # tokens that the cache of a row that drafts lacks between rounds
@@ -40,6 +41,7 @@ class ModelTreeDrafter(Drafter):
         self.siblings = tree.siblings
         self.max_length = tree.max_depth
         self._tree = tree
+        self._memory = Workspace()
         self._device = model.device
         self._alignment = alignment
         self._reader = Reader(alignment)
@@ -65,7 +67,7 @@ class ModelTreeDrafter(Drafter):
         missing = [
             row.tokens(self._reader.length(row)) if depth else [] for row, depth in zip(fed, depths, strict=True)
         ]
-        growth = Growth(self._tree, fed, depths, [len(tokens) for tokens in missing])
+        growth = Growth(self._tree, fed, depths, [len(tokens) for tokens in missing], self._memory)
         self._grow([row.index for row in fed], missing, growth)
         draft = growth.draft()
         fed_nodes = growth.fed() if draft.parents else None

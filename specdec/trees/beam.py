@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specdec.core.siblings import BEAM
 from specdec.trees.base import Children, Tree, at_least
-from specdec.trees.distinct import draw_distinct, most_probable
+from specdec.trees.drawing import draw_distinct, most_probable
 from specdec.trees.frontier import Frontier, by_place
 
 
@@ -33,36 +33,40 @@ class BeamTree(Tree):
         return self.width * depth
 
     def grow(self, frontier: Frontier) -> Children:
-        best_BNJ = most_probable(frontier.scores_BNV, self.width)
         phi_BN, value_BN = (self._state(frontier, name) for name in ("phi", "value"))
-        own_BNJ = frontier.log_probs().gather(-1, best_BNJ).double() + phi_BN[..., None]
-        tokens_BNJ, phi_BNJ, value_BNJ = best_BNJ, own_BNJ, own_BNJ
-        if frontier.samples:
-            drawn = self._drawn(frontier, best_BNJ, phi_BN, value_BN)
+        if not frontier.samples:
+            found = self._chosen(frontier, phi_BN)
+        elif not frontier.chooses:
+            found = self._drawn(frontier, phi_BN, value_BN)
+        else:
             greedy_B11 = frontier.greedy_B[:, None, None]
-            tokens_BNJ, phi_BNJ, value_BNJ = (
-                torch.where(greedy_B11, ours, theirs)
-                for ours, theirs in zip((best_BNJ, own_BNJ, own_BNJ), drawn, strict=True)
-            )
+            both = zip(self._chosen(frontier, phi_BN), self._drawn(frontier, phi_BN, value_BN), strict=True)
+            found = tuple(torch.where(greedy_B11, chosen, drawn) for chosen, drawn in both)
+        tokens_BNJ, phi_BNJ, value_BNJ = found
         value_BNJ = torch.where(frontier.real_BN[..., None], value_BNJ, -torch.inf)
         return self._largest(tokens_BNJ, phi_BNJ, value_BNJ)
+
+    def _chosen(self, frontier: Frontier, phi_BN: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, J) most probable tokens, and their phi twice: it is their value."""
+        tokens_BNJ = most_probable(frontier.scores_BNV, self.width)
+        phi_BNJ = frontier.log_probs().gather(-1, tokens_BNJ).double() + phi_BN[..., None]
+        return tokens_BNJ, phi_BNJ, phi_BNJ
 
     def _state(self, frontier: Frontier, name: str) -> Tensor:
         """(B, N): phi or value; zeros at the root, whose shift does not matter."""
         zeros_BN = torch.zeros(frontier.real_BN.shape, dtype=torch.float64, device=frontier.real_BN.device)
         return frontier.state.get(name, zeros_BN)
 
-    def _drawn(
-        self, frontier: Frontier, best_BNJ: Tensor, phi_BN: Tensor, value_BN: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _drawn(self, frontier: Frontier, phi_BN: Tensor, value_BN: Tensor) -> tuple[Tensor, ...]:
         """(B, N, J) tokens, their phi and their values in descending order; -inf where there is no child."""
-        count, width = best_BNJ.shape[-1], self.width
+        width = self.width
+        count = min(width, frontier.scores_BNV.shape[-1])
         places = 1 if frontier.depth == 0 else width
         numbers_B2WJ = frontier.numbers(2 * places * width).unflatten(1, (2, places, width))
         slots_BN = frontier.state.get("slot", torch.zeros_like(frontier.real_BN, dtype=torch.long))
         token_numbers_BNJ, value_numbers_BNJ = (by_place(numbers_B2WJ[:, i], slots_BN)[..., :count] for i in (0, 1))
         probs_BNV = frontier.probs()
-        sample = draw_distinct(probs_BNV, best_BNJ, token_numbers_BNJ)
+        sample = draw_distinct(probs_BNV, token_numbers_BNJ)
         places_BNJ = phi_BN[..., None] + (sample.masses / sample.masses[..., :1]).log()
         values = [value_BN]
         for j in range(1, count):

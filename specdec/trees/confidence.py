@@ -9,7 +9,7 @@ import torch
 
 from specdec.core.siblings import CHOSEN
 from specdec.trees.base import Children, Tree, at_least
-from specdec.trees.distinct import most_probable
+from specdec.trees.drawing import most_probable
 from specdec.trees.frontier import Frontier
 
 

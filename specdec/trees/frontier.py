@@ -6,6 +6,7 @@ Shape letters: B rows, N nodes of a row (those after its ``counts`` hold nothing
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -20,6 +21,20 @@ OFFSETS_PER_NUMBER = 1 << 16
 """Number n of a level of depth d has the offset d + n * this; so number 0 is that of a chain."""
 
 
+class Workspace:
+    """Memory for distributions, kept between rounds: a system takes long to hand out so much of it."""
+
+    def __init__(self) -> None:
+        self._flat: dict[int, Tensor] = {}
+
+    def take(self, place: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """A float64 tensor of this shape that holds anything; one that was taken at this place before is void."""
+        size, flat = prod(shape), self._flat.get(place)
+        if flat is None or len(flat) < size:
+            flat = self._flat[place] = torch.zeros(size, dtype=torch.float64, device=device)
+        return flat[:size].view(shape)
+
+
 @dataclass(slots=True)
 class Frontier:
     """What a tree knows when it chooses the children of a level's nodes."""
@@ -30,12 +45,18 @@ class Frontier:
     scores_BNV: Tensor  # logits after the rows' repetition penalties
     real_BN: Tensor  # bool, on the device: which places hold a node
     state: dict[str, Tensor]  # (B, N, ...): what `Children.state` said of these nodes; empty at depth 0
+    memory: Workspace = field(default_factory=Workspace)  # for the distributions
     _probs_BNV: Tensor | None = field(default=None, init=False)
 
     @property
     def samples(self) -> bool:
         """Whether any row samples."""
         return self.settings is not None and not all(row.greedy for row in self.settings)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether any row is greedy."""
+        return self.settings is None or any(row.greedy for row in self.settings)
 
     @property
     def greedy_B(self) -> Tensor:  # noqa: N802
@@ -47,7 +68,8 @@ class Frontier:
         """(B, N, V) float64: each row's distributions by its own settings; one-hot in greedy rows."""
         if self._probs_BNV is None:
             assert self.settings is not None
-            self._probs_BNV = processed(self.scores_BNV, self.settings)
+            out_BNV = self.memory.take(self.depth, tuple(self.scores_BNV.shape), self.scores_BNV.device)
+            self._probs_BNV = processed(self.scores_BNV, self.settings, out_BNV)
         return self._probs_BNV
 
     @property

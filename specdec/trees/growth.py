@@ -22,7 +22,7 @@ from specdec.core.sequence import Sequence
 from specdec.core.siblings import IID
 from specdec.core.transfer import to_device
 from specdec.trees.base import Children, Tree
-from specdec.trees.frontier import Frontier, by_place
+from specdec.trees.frontier import Frontier, Workspace, by_place
 
 Array = NDArray[Any]
 
@@ -64,10 +64,19 @@ class Growth:
     Args:
         gammas: the depth of each row's tree; 0: none.
         num_missing: tokens of each row that are fed in the first forward, before all nodes.
+        memory: what the draft's distributions are in, until the next draft in the same memory.
     """
 
-    def __init__(self, tree: Tree, rows: list[Sequence], gammas: list[int], num_missing: list[int]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        rows: list[Sequence],
+        gammas: list[int],
+        num_missing: list[int],
+        memory: Workspace | None = None,
+    ) -> None:
         self._tree = tree
+        self._memory = memory or Workspace()
         self._rows = rows
         self._settings = settings_of(rows)
         self._depths_B = np.minimum(gammas, tree.max_depth or max(gammas))
@@ -87,7 +96,9 @@ class Growth:
         depth, extended = len(self._levels), self._extended
         real_BN = np.arange(logits_BNV.shape[1]) < extended.counts_B[:, None]
         scores_BNV, device = self._scores(logits_BNV), logits_BNV.device
-        frontier = Frontier(depth, self._rows, self._settings, scores_BNV, to_device(real_BN, device), self._state)
+        frontier = Frontier(
+            depth, self._rows, self._settings, scores_BNV, to_device(real_BN, device), self._state, self._memory
+        )
         children = self._tree.grow(frontier)
         if frontier.drawn_from is not None:
             self._laws.append((frontier.drawn_from, extended))
@@ -178,11 +189,11 @@ class Growth:
         return real_BT & (order_BT.argsort(axis=1) < self._tree.num_kept)
 
     def _probs(self, nodes_BT: Array, num_nodes: int) -> Tensor | None:
-        """(B, G, V): the distributions at the columns of the nodes that have children; 0 at the others."""
+        """(B, G, V): the distributions at the columns of the nodes that have children; anything at the others."""
         if not self._laws:
             return None
         first = self._laws[0][0]
-        probs_BGV = first.new_zeros(len(first), num_nodes, first.shape[-1])
+        probs_BGV = self._memory.take(-1, (len(first), num_nodes, first.shape[-1]), first.device)
         for law_BNV, extended in self._laws:
             for b, count in enumerate(extended.counts_B.tolist()):
                 if count:  # drawn trees extend all nodes of a depth, and so columns that follow each other

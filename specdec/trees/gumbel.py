@@ -13,7 +13,7 @@ from torch import Tensor
 from specdec.core.siblings import WITHOUT_REPLACEMENT
 from specdec.errors import ConfigError
 from specdec.trees.base import Children, Tree
-from specdec.trees.distinct import draw_distinct, most_probable
+from specdec.trees.drawing import draw_distinct, most_probable
 from specdec.trees.frontier import Frontier, by_place
 
 
@@ -35,13 +35,12 @@ class GumbelTree(Tree):
         return sum(prod(self.branches[: d + 1]) for d in range(min(depth, len(self.branches))))
 
     def grow(self, frontier: Frontier) -> Children:
-        count = self.branches[frontier.depth]
+        count = min(self.branches[frontier.depth], frontier.scores_BNV.shape[-1])
         num_nodes = frontier.real_BN.shape[1]
         slots_BN = frontier.state.get("slots")
         if slots_BN is None:
             slots_BN = torch.zeros_like(frontier.real_BN, dtype=torch.long)
         tokens_BNJ, real_BNJ = self._tokens(frontier, count, slots_BN)
-        count = tokens_BNJ.shape[-1]  # the vocabulary may be smaller
         # A child's number in the full tree, in which nothing is missing, is that of its draw.
         children_BNJ = slots_BN[..., None] * self.branches[frontier.depth] + torch.arange(count, device=slots_BN.device)
         return Children(
@@ -53,11 +52,13 @@ class GumbelTree(Tree):
 
     def _tokens(self, frontier: Frontier, count: int, slots_BN: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, J) tokens, and which of them exist."""
-        best_BNJ = most_probable(frontier.scores_BNV, count)
         if not frontier.samples:
+            best_BNJ = most_probable(frontier.scores_BNV, count)
             return best_BNJ, torch.ones(best_BNJ.shape, dtype=torch.bool)
         num_slots = prod(self.branches[: frontier.depth])
         numbers_BSJ = frontier.numbers(num_slots * count).unflatten(1, (num_slots, count))
-        sample = draw_distinct(frontier.probs(), best_BNJ, by_place(numbers_BSJ, slots_BN))
-        greedy_B11 = frontier.greedy_B[:, None, None]
+        sample = draw_distinct(frontier.probs(), by_place(numbers_BSJ, slots_BN))
+        if not frontier.chooses:
+            return sample.tokens, sample.real
+        best_BNJ, greedy_B11 = most_probable(frontier.scores_BNV, count), frontier.greedy_B[:, None, None]
         return torch.where(greedy_B11, best_BNJ, sample.tokens), greedy_B11 | sample.real

@@ -12,6 +12,7 @@ from specdec.core.siblings import IID
 from specdec.errors import ConfigError
 from specdec.trees.base import Children, Tree, at_least
 from specdec.trees.chain import chain_of, first_tokens
+from specdec.trees.drawing import draw_each
 from specdec.trees.frontier import Frontier
 
 
@@ -70,18 +71,15 @@ def branch(frontier: Frontier, num_paths: int) -> Children:
     The state ``paths`` says which paths lead to a node; without it all of them fork at the row's one node.
     """
     probs_BNV = frontier.probs()
-    num_rows, num_nodes, vocab_size = probs_BNV.shape
+    num_rows, num_nodes, _ = probs_BNV.shape
     through_BNK = frontier.state.get("paths")
     if through_BNK is None:
         through_BNK = torch.ones(num_rows, num_nodes, num_paths, dtype=torch.bool, device=probs_BNV.device)
     through_BNK = through_BNK & frontier.real_BN[..., None]
     places_BK = through_BNK.long().argmax(1)
-    cumulative_BNV = probs_BNV.cumsum(-1)
-    total_BN1 = cumulative_BNV[..., -1:]
-    level_BNK = frontier.numbers(num_paths)[:, None] * total_BN1
-    level_BNK = torch.minimum(level_BNK, torch.nextafter(total_BN1, torch.zeros_like(total_BN1)))
-    tokens_BNK = torch.searchsorted(cumulative_BNV, level_BNK.contiguous(), right=True)
-    tokens_BK = tokens_BNK.gather(1, places_BK[:, None])[:, 0].clamp(max=vocab_size - 1)
+    at_BK = places_BK + torch.arange(num_rows, device=places_BK.device)[:, None] * num_nodes
+    numbers_BK = frontier.numbers(num_paths)
+    tokens_BK = draw_each(probs_BNV.flatten(0, 1), at_BK.flatten(), numbers_BK.flatten()).view(numbers_BK.shape)
     same_BKK = (tokens_BK[..., None] == tokens_BK[:, None]) & (places_BK[..., None] == places_BK[:, None])
     first_BK = same_BKK.long().argmax(-1)  # the first path with the same node and token
     real_BK = first_BK == torch.arange(num_paths, device=first_BK.device)

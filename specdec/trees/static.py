@@ -10,7 +10,7 @@ import torch
 from specdec.core.siblings import CHOSEN
 from specdec.core.transfer import to_device
 from specdec.trees.base import Children, Tree, at_least
-from specdec.trees.distinct import most_probable
+from specdec.trees.drawing import most_probable
 from specdec.trees.frontier import Frontier
 from specdec.trees.shape import ASSUMED, Shape, best_shape, read_shape
 
