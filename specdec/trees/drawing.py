@@ -76,7 +76,7 @@ def draw_each(probs_MV: Tensor, at_D: Tensor, uniforms_D: Tensor) -> Tensor:
 def block_sums(probs_MV: Tensor) -> Tensor:
     """(M, N): the probability of every block of tokens; the last block may be smaller."""
     whole = probs_MV.shape[1] // BLOCK * BLOCK
-    sums_MN = probs_MV[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(-1)
+    sums_MN: Tensor = probs_MV[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(-1)
     if whole < probs_MV.shape[1]:
         sums_MN = torch.cat([sums_MN, probs_MV[:, whole:].sum(-1, keepdim=True)], dim=1)
     return sums_MN
