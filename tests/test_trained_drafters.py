@@ -12,12 +12,14 @@ from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.trained import save_heads
+from specdec.drafters.trained import loaded, save_heads
 from specdec.errors import ConfigError, ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
+from specdec.training.acceptance import HeldoutPrompt
+from specdec.training.accuracies import measure_accuracies
 from specdec.training.blocks import Batch
-from specdec.training.config import HeadsConfig
+from specdec.training.config import HeadsConfig, ValidationConfig
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier
@@ -217,3 +219,40 @@ def test_typical_acceptance_overlooks_probes(model, folders, prompts):
     """Their ids are beyond the vocabulary, so no law has a place for them."""
     engine = engine_for(model, "inplace", "ppd", verifier=create("verifier", "typical"), path=folders["ppd"][0])
     assert all(len(output) == 8 for output in sampled(engine, prompts[:3], seed=1))
+
+
+def test_accuracies_count_the_guesses_of_output_tokens_alone(model, prompts):
+    """The first place is always guessed right by the first guess, the second by the second where the token is even."""
+
+    def guesses(module, target, ids_BT, start):
+        logits_BTGV = torch.zeros(1, ids_BT.shape[1] - start, 2, VOCAB)
+        for t in range(start, ids_BT.shape[1]):
+            for g in range(2):
+                true = int(ids_BT[0, t + 2 + g]) if t + 2 + g < ids_BT.shape[1] else 0
+                logits_BTGV[0, t - start, g, true] = 1.0
+                if g == 1:
+                    logits_BTGV[0, t - start, g, (true + 1) % VOCAB] = 2.0 if true % 2 == 0 else 0.5
+        return logits_BTGV
+
+    some, cfg = [HeldoutPrompt(ids, "") for ids in prompts[:4]], ValidationConfig(new_tokens=9, batch=2)
+    outputs = [greedy_alone(model, prompt.ids, 9, frozenset()) for prompt in some]
+    table = measure_accuracies(guesses, None, model, some, cfg)
+    # The prompt of one token has no entry before it, so that its first output token is guessed by none.
+    known = [output[1 + (len(prompt.ids) < 2) :] for prompt, output in zip(some, outputs, strict=True)]
+    even = sum(token % 2 == 0 for tokens in known for token in tokens) / sum(map(len, known))
+    assert table[0][0] == 1.0
+    assert table[1][:2] == pytest.approx([1 - even, even], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["medusa", "ppd"])
+def test_measured_accuracies_are_those_of_drafting(model, own_text, folders, kind):
+    """The first guesses of the first place, against the first drafted tokens of an engine."""
+    module = loaded(KINDS[kind].build(model.module, HeadsConfig(kind=kind, num_heads=3)), folders[kind][0], model)
+    some = [HeldoutPrompt(ids[:3].tolist(), "") for ids in own_text[:8]]
+    table = measure_accuracies(KINDS[kind].guesses, module, model, some, ValidationConfig(new_tokens=20, batch=4))
+    engine = engine_for(model, "inplace", kind, path=folders[kind][0])
+    engine.draft_length = FixedLength(gamma=1)
+    rows, _ = run_all(engine, [prompt.ids for prompt in some], 20)
+    accepted, drafted = (sum(getattr(row, name) for row in rows) for name in ("num_accepted", "num_drafted"))
+    assert len(table) == 3
+    assert table[0][0] == pytest.approx(accepted / drafted, abs=0.12)  # drafting skips the token after an accepted one
