@@ -76,6 +76,8 @@ def plan(**changes: object) -> MemoryPlan:
         (("pair=tiny",), "eqspec", 16, 300),
         (("pair=tiny",), "inplace", 16, 300),
         (("pair=tiny",), "expansion", 4, 200),
+        (("pair=tiny", "tree=beam", "tree.width=8"), "inplace", 16, 300),
+        (("pair=tiny", "tree=paths", "tree.num_paths=6", "temperature=1", "verifier=naive"), "inplace", 8, 300),
         (SYNTHETIC, "masked", 12, 250),
         (SYNTHETIC, "inplace", 12, 250),
         ((*SYNTHETIC, "execution=eager"), "inplace", 12, 250),

@@ -19,6 +19,7 @@ from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.draft_lengths.base import DraftLength
 from specdec.engine.loop import RoundLoop
+from specdec.engine.output import Event
 from specdec.errors import ConfigError
 from specdec.registry import create, names
 from specdec.trees.base import Tree
@@ -263,6 +264,33 @@ def test_a_row_drafts_the_same_alone_and_in_a_batch(tree):
     assert [(r.accepted_lengths, r.num_drafted) for r in alone] == [
         (r.accepted_lengths, r.num_drafted) for r in together
     ]
+
+
+def test_full_acceptance_of_a_tree_is_a_path_that_ends_in_a_leaf():
+    draft = Draft(torch.tensor([[5, 6, 7, 8]]), [4], [[-1, -1, 0, 2]])
+    assert [draft.end_depth(0, path) for path in ([], [0], [1], [0, 2], [0, 2, 3])] == [3, 3, 1, 3, 3]
+    assert draft.ranks(0, [0, 2]) == [0, 0]
+    assert draft.ranks(0, [1]) == [1]
+    kinds = [Event(0, [1] * (n + 1), n, 4, None, end).kinds[-1] for n, end in ((0, 3), (1, 1), (2, 3), (3, 3))]
+    assert kinds == ["recovered", "bonus", "recovered", "bonus"]
+
+
+def test_a_round_knows_nodes_depths_and_ranks():
+    target, draft = small_pair(0, "float64")
+    clock = Clock()
+    context = drafter_context(target, draft, clock, ALIGNMENTS["inplace"], [[]])
+    context = replace(context, draft=target, tree=create("tree", "gumbel", branches=[2, 2]))
+    loop = RoundLoop(
+        ALIGNMENTS["inplace"](target, clock),
+        create("drafter", "model", context),
+        create("verifier", "greedy"),
+        create("scheduler", "continuous", 1, 1),
+        create("draft_length", "fixed", gamma=5),
+        clock,
+    )
+    outcome = loop.step(SequencePool([Sequence(0, [3, 1, 4], 9)]))
+    assert (outcome.num_drafted, outcome.depths, outcome.end_depths, outcome.num_accepted) == ([6], [2], [2], [2])
+    assert outcome.ranks == [[0, 0]], "the draft is the target"
 
 
 # --- shapes and settings ------------------------------------------------------------------------------------------

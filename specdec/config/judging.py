@@ -62,9 +62,13 @@ def why_not(verifier: str, judges: Iterable[str], source: str, siblings: str) ->
     """Why a verifier cannot judge the drafts of ``source``, and which ones can."""
     able = [entry.name for entry in lossless() if siblings in entry.judges]
     return (
-        f"verifier={verifier} judges {' and '.join(JUDGED[kind] for kind in judges)} only; {source} "
+        f"verifier={verifier} judges {_listed([JUDGED[kind] for kind in judges])} only; {source} "
         f"{_DRAFTED[siblings]}: set verifier={'|'.join(able)}"
     )
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def lossless() -> list[Entry]:
