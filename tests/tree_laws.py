@@ -7,13 +7,13 @@ all laws. Shape letters: R drafts, G nodes, C columns, V vocabulary, X texts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy
 import torch
-from branches import branches
+from branches import Leaves, branches
 from enumeration import Context, Laws
 
 from specdec.core.round import Draft
@@ -21,6 +21,7 @@ from specdec.verifiers.base import Verifier
 
 Array = numpy.ndarray
 Node = tuple[int, Context]  # parent, text up to the node
+Prune = Callable[[list[Context]], list[int]]
 
 
 def number(text: Context, vocab: int) -> int:
@@ -90,13 +91,33 @@ def _independent(vocab: int, trunk: int, paths: int, length: int) -> Independent
     return Independent(made.nodes, made.draws, numpy.array(made.drawn_after), numpy.array(made.drawn_tokens))
 
 
-def without_replacement(laws: Laws, widths: tuple[int, ...]) -> Drafts:
-    """So many children per node and level, or as many as q supports."""
-    grown = list(_grown(laws, widths, [((), 0)], []))
-    return drafts_of(laws.vocab, [nodes for nodes, _ in grown], None, numpy.array([weight for _, weight in grown]))
+def without_replacement(
+    laws: Laws, widths: tuple[int, ...], in_order: bool = True, prune: Prune | None = None
+) -> Drafts:
+    """So many children per node and level, or as many as q supports.
+
+    Args:
+        in_order: siblings stand as they were drawn (False: by token, which is wrong).
+        prune: given the texts of all nodes, the leaves to drop.
+    """
+    grown = list(_grown(laws, widths, [((), 0)], [], in_order))
+    trees = [nodes for nodes, _ in grown]
+    if prune is not None:
+        dropped = [prune([text for _, text in nodes]) for nodes in trees]
+        trees = [renumbered(nodes, leaves) for nodes, leaves in zip(trees, dropped, strict=True)]
+    return drafts_of(laws.vocab, trees, None, numpy.array([weight for _, weight in grown]))
 
 
-def _grown(laws: Laws, widths: tuple[int, ...], front: list, nodes: list[Node]) -> Iterator[tuple[list[Node], float]]:
+def renumbered(nodes: list[Node], dropped: list[int]) -> list[Node]:
+    """The tree without some leaves."""
+    kept = [node for node in range(len(nodes)) if node not in dropped]
+    names = {-1: -1, **{node: place for place, node in enumerate(kept)}}
+    return [(names[nodes[node][0]], nodes[node][1]) for node in kept]
+
+
+def _grown(
+    laws: Laws, widths: tuple[int, ...], front: list, nodes: list[Node], in_order: bool
+) -> Iterator[tuple[list[Node], float]]:
     """Every tree that continues ``nodes`` below the nodes of ``front`` (text, column), with its probability."""
     if not widths:
         yield nodes, 1.0
@@ -106,10 +127,10 @@ def _grown(laws: Laws, widths: tuple[int, ...], front: list, nodes: list[Node]) 
         more, below, weight = list(nodes), [], 1.0
         for (text, column), (tokens, chance) in zip(front, chosen, strict=True):
             weight *= chance
-            for token in tokens:
+            for token in tokens if in_order else sorted(tokens):
                 below.append(((*text, token), len(more) + 1))
                 more.append((column - 1, (*text, token)))
-        for tree, chance in _grown(laws, widths[1:], below, more):
+        for tree, chance in _grown(laws, widths[1:], below, more, in_order):
             yield tree, weight * chance
 
 
@@ -154,16 +175,30 @@ class Result:
 
 def judge(verifier: Verifier, laws: Laws, drafts: Drafts, seed: int = 0) -> Result:
     """The exact law of one round."""
-    p_XV, q_XV = table(laws.p, laws.vocab), table(laws.q, laws.vocab)
-    draft = drafts.draft
-    draft.probs_BGV = torch.from_numpy(q_XV[drafts.texts_RC[:, :-1]])
-    leaves = branches(verifier, draft, torch.from_numpy(p_XV[drafts.texts_RC]), int(drafts.depths_RC.max()) + 1, seed)
+    p_XV, leaves = table(laws.p, laws.vocab), leaves_of(verifier, laws, drafts, seed)
     masses_R = leaves.masses() * drafts.weights_R[leaves.drafts_R]
     depths_R = drafts.depths_RC[leaves.drafts_R, leaves.ends_R]
     emitted_XV = numpy.zeros_like(p_XV)
     numpy.add.at(emitted_XV, (drafts.texts_RC[leaves.drafts_R, leaves.ends_R], leaves.tokens_R), masses_R)
     distance = 0.5 * numpy.abs(completed(emitted_XV, p_XV, laws) - target(p_XV, laws)).sum()
     return Result(distance, masses_R.sum(), (masses_R * depths_R).sum(), masses_R[depths_R > 0].sum())
+
+
+def leaves_of(verifier: Verifier, laws: Laws, drafts: Drafts, seed: int = 0) -> Leaves:
+    """All branches of all drafts."""
+    p_XV, q_XV = table(laws.p, laws.vocab), table(laws.q, laws.vocab)
+    drafts.draft.probs_BGV = torch.from_numpy(q_XV[drafts.texts_RC[:, :-1]])
+    probs_RCV = torch.from_numpy(p_XV[drafts.texts_RC])
+    return branches(verifier, drafts.draft, probs_RCV, int(drafts.depths_RC.max()) + 1, seed)
+
+
+def emitted_by_draft(verifier: Verifier, laws: Laws, drafts: Drafts) -> Array:
+    """(R, X, V): the probability of each text and the token after it, given the draft."""
+    leaves = leaves_of(verifier, laws, drafts)
+    emitted_RXV = numpy.zeros((len(drafts.weights_R), *table(laws.p, laws.vocab).shape))
+    texts = drafts.texts_RC[leaves.drafts_R, leaves.ends_R]
+    numpy.add.at(emitted_RXV, (leaves.drafts_R, texts, leaves.tokens_R), leaves.masses())
+    return emitted_RXV
 
 
 def completed(emitted_XV: Array, p_XV: Array, laws: Laws) -> Array:

@@ -143,7 +143,12 @@ class SpecInferConfig:
     """Multi-round rejection of independently drawn siblings, one after the other; lossless."""
 
 
-@register("verifier", "naive_tree", target="specdec.verifiers.naive_tree:NaiveTreeVerifier", judges=(CHAIN, IID))
+@register(
+    "verifier",
+    "naive_tree",
+    target="specdec.verifiers.naive_tree:NaiveTreeVerifier",
+    judges=(CHAIN, IID, WITHOUT_REPLACEMENT, BEAM),
+)
 @dataclass
 class NaiveTreeConfig:
     """Rejection of the first sibling; the token that replaces it may be one of the others; lossless."""
@@ -170,7 +175,7 @@ class RecursiveConfig:
     "verifier",
     "traversal",
     target="specdec.verifiers.traversal:TraversalVerifier",
-    judges=(CHAIN, IID, WITHOUT_REPLACEMENT),
+    judges=(CHAIN, IID, WITHOUT_REPLACEMENT, BEAM),
 )
 @dataclass
 class TraversalConfig:

@@ -96,6 +96,16 @@ class GbvVerifier(LawVerifier):
         """p / q, with 0 for 0 / 0: what the order goes by, never clamped."""
         return torch.where(p_BV > 0, p_BV / q_BV, 0.0)
 
+    def preference(self, site: Site, skewed: SkewedLaw) -> Tensor:
+        """(B, W): the child with the largest value is on the best path."""
+        return skewed.rank_BV.gather(1, site.tokens_BW.clamp(min=0))
+
+    def chance(self, place: Place, surplus_B: Tensor) -> Tensor:
+        """(B): h, of a node that is no leaf."""
+        mass_B = surplus_B + 1 - place.weight
+        # 0 / 0: there w = 1 and p = q^G, so the node is accepted for certain.
+        return torch.where(mass_B > 0, surplus_B / mass_B, 1.0)
+
     def residual(self, place: Place, p_BV: Tensor, skewed_BV: Tensor) -> tuple[Tensor, Tensor]:
         """(w p - q^G)+ and its mass."""
         rest_BV = (place.weight[:, None] * p_BV - skewed_BV).clamp(min=0)
@@ -130,7 +140,7 @@ class Winner:
         if site.tokens_BW.shape[1] == 0:
             return torch.full_like(site.columns_B, -1)
         x_BW = site.tokens_BW.clamp(min=0)
-        best_B1 = torch.where(drawn_BW, skewed.rank_BV.gather(1, x_BW), -1).argmax(1, keepdim=True)
+        best_B1 = torch.where(drawn_BW, self._verifier.preference(site, skewed), -1).argmax(1, keepdim=True)
         x_B1 = x_BW.gather(1, best_B1)
         high_B1, low_B1 = skewed.high_BV.gather(1, x_B1), skewed.low_BV.gather(1, x_B1)
         self._num_made = (drawn_BW & (x_BW == x_B1)).sum(1)
@@ -144,10 +154,7 @@ class Winner:
     def _pass(self, site: Site, place: Place, skewed_BV: Tensor) -> Tensor:
         if site.depth == 0:
             return site.open_B
-        surplus_B = self._verifier.residual(place, site.p_BV, skewed_BV)[1]
-        mass_B = surplus_B + 1 - place.weight
-        # 0 / 0: there w = 1 and p = q^G, so the node is accepted for certain.
-        chance_B = torch.where(mass_B > 0, surplus_B / mass_B, 1.0)
+        chance_B = self._verifier.chance(place, self._verifier.residual(place, site.p_BV, skewed_BV)[1])
         return decisions.passes(site.open_B, self._test, torch.where(place.is_leaf, place.weight, chance_B))
 
     def place_at(self, depth_B1: Tensor) -> Place:

@@ -4,7 +4,8 @@ With beta(rho) = sum_v min(p(v) / rho, q(v)) and pacc(rho) = 1 - (1 - beta(rho))
 of pacc = rho beta on [1, K], K the node's own number of candidates.
 Rule: accept the first candidate x that passes with probability min(1, p(x) / (rho q(x))); if none does, draw from
 norm((p - min(p / rho, q) pacc / beta)+), and descend if that is among the children. Lossless for every rho from the
-root to K (there pacc <= rho beta, so the residual is nowhere negative); the root accepts most.
+root to K (there pacc <= rho beta, so the residual is nowhere negative). The root passes most tests; where the residual
+may hit another child, a larger factor may accept more in all.
 Source: Sun et al. 2023, arXiv 2310.15141, algorithm 2.
 """
 
@@ -35,11 +36,15 @@ class SpecTrVerifier(WalkVerifier):
         first_BW = passed_BW & (passed_BW.cumsum(1) == 1)
         token_B = torch.where(first_BW, x_BW, 0).sum(1)
         open_B = site.open_B & ~passed_BW.any(1)
+        rest_BV = self.residual(p_BV, q_BV, rho_B, num_B)
+        return decisions.draws(open_B, decisions.with_mass(rest_BV, rest_BV.sum(1), p_BV), site.draw_B, token_B)
+
+    def residual(self, p_BV: Tensor, q_BV: Tensor, rho_B: Tensor, num_B: Tensor) -> Tensor:
+        """(B, V): what is drawn from after ``num_B`` candidates have failed, up to a factor."""
         kept_BV = torch.minimum(p_BV / rho_B[:, None], q_BV)
         beta_B = kept_BV.sum(1)
         share_B = torch.where(beta_B > 0, any_passes(beta_B, num_B) / beta_B, 0.0)
-        rest_BV = (p_BV - share_B[:, None] * kept_BV).clamp(min=0)
-        return decisions.draws(open_B, decisions.with_mass(rest_BV, rest_BV.sum(1), p_BV), site.draw_B, token_B)
+        return (p_BV - share_B[:, None] * kept_BV).clamp(min=0)
 
     def division_factor(self, p_BV: Tensor, q_BV: Tensor, num_B: Tensor, most: int) -> Tensor:
         """(B): the upper end of the last bracket around the root, where pacc <= rho beta.

@@ -5,8 +5,11 @@ child x: the first leaf in depth-first order (siblings in drawing order) is acce
 next token is drawn from the leaf's p. Otherwise the leaf x is deleted, and at its parent m
     p <- norm((w p - q)+),   w <- s / (s + 1 - w) with s = sum (w p - q)+ and the old w,   q <- norm(q without x);
 the weights of the remaining descendants of m follow, those of its ancestors stay. Siblings must be an ordered sample
-without replacement; independent draws are, once repeats are merged in order of first appearance. A stochastic beam is
-not: see the note in ``judges``. With one child per node it is block verification.
+without replacement; independent draws are, once repeats are merged in order of first appearance. So is a stochastic
+beam: averaged over what is drawn below it, something in the subtree of x is accepted with probability w(x), whichever
+of its nodes were kept and why, as long as no node's own token had a say in it. So that x's subtree failed says nothing
+about x's siblings, though the values of their children decided what was kept of it. With one child per node it is block
+verification.
 Source: Weng et al. 2025, arXiv 2505.12398.
 
 No copies are kept. With w0 the weight of m when it was entered, w p stays (w0 p - c q)+ / (T + 1 - w0) and w stays
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
 from specdec.core.sampling import Noise
-from specdec.core.siblings import CHAIN, IID, WITHOUT_REPLACEMENT
+from specdec.core.siblings import BEAM, CHAIN, IID, WITHOUT_REPLACEMENT
 from specdec.core.target_law import TargetLaw
 from specdec.core.transfer import to_device
 from specdec.verifiers import decisions
@@ -34,7 +37,7 @@ from specdec.verifiers.walk import draft_law
 class TraversalVerifier(LawVerifier):
     """Lossless; with one path it is block."""
 
-    judges = (CHAIN, IID, WITHOUT_REPLACEMENT)
+    judges = (CHAIN, IID, WITHOUT_REPLACEMENT, BEAM)
 
     def verify_law(self, draft: Draft, law: TargetLaw, noise: Noise) -> Verdict:
         trees = Trees(draft, law)
