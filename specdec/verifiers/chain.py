@@ -72,7 +72,7 @@ def ratios(draft: Draft, probs_BTV: Tensor) -> Tensor:
         if draft.probs_BGV is None:
             able = "verifier=naive"
         elif draft.draws is None:
-            able = "verifier=naive or recursive (or traversal, if the tree is no beam)"
+            able = "verifier=naive, naive_tree, recursive or traversal"
         else:
             able = "verifier=naive, specinfer, naive_tree, spectr, recursive, traversal or gbv"
         raise ContractError(f"this verifier reads chains only, and the draft is a tree: set {able}")
