@@ -23,6 +23,15 @@ def test_importing_the_package_imports_no_torch():
         specdec.genrate  # noqa: B018
 
 
+@pytest.mark.parametrize("room", ["alignment", "drafters", "verifiers", "schedulers", "draft_lengths", "trees"])
+def test_what_a_plugin_imports_imports_no_torch(room):
+    """A plug-in is imported when it is announced, and `--help` must answer at once."""
+    more = ", specdec.drafters.context" if room == "drafters" else ""
+    script = f"import sys, specdec.{room}.base{more}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "False"
+
+
 def test_the_drop_in_script(capsys):
     scope = runpy.run_path(str(ROOT / "experiments" / "drop_in.py"))
     theirs = scope["target"].generate(**scope["inputs"], max_new_tokens=40)

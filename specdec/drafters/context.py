@@ -1,4 +1,4 @@
-"""What a drafter is built from."""
+"""What a drafter is built from. Imports no torch: plug-ins import this module when they are announced."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 from specdec.alignment.base import Alignment
 from specdec.core.clock import Clock
 from specdec.trees.base import Tree
-from specdec.trees.chain import ChainTree
 
 if TYPE_CHECKING:
     import torch
 
     from specdec.core.sequence import KnownOutput
     from specdec.models.causal_lm import CausalLM
+
+
+def _chain() -> Tree:
+    from specdec.trees.chain import ChainTree
+
+    return ChainTree()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class DrafterContext:
     tokenizer: Any = None  # the target's; None where only ids are known
     draft_tokenizer: Any = None  # the draft's own, where it differs
     known_output: KnownOutput | None = None  # the reference, where there is one
-    tree: Tree = field(default_factory=ChainTree)  # for a drafter that steps by a model
+    tree: Tree = field(default_factory=_chain)  # for a drafter that steps by a model
 
     @property
     def device(self) -> torch.device:
