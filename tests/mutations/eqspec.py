@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mutations.planting import Patch, planted, wrapped
-from specdec.alignment import eqspec
+from specdec.alignment import eqspec, layout
 from specdec.alignment.content import Content
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.models.kv import KVStorage
@@ -90,7 +92,7 @@ mask_too_wide = planted(PLUGIN, "mask one column too wide: a stale column is vis
 
 @planted(PLUGIN, "siblings see each other", "visibility", "trees")
 def siblings_see_each_other(patch: Patch):
-    patch.setattr(Content, "ancestors", lambda self, node: list(range(node, -1, -1)))
+    patch.setattr(layout, "ancestry", lambda parents: np.tri(len(parents), dtype=bool))
 
 
 @planted(PLUGIN, "padding of the prompt is attended", "visibility")
