@@ -118,8 +118,8 @@ def one_number_for_all_steps(patch: Patch):
 
 @planted(MODEL, "in batches of three or more a row draws as its neighbour does", "neighbours", "sampled runs")
 def neighbours_probabilities(patch: Patch):
-    def processed(original, scores_BTV, settings):
-        probs_BTV = original(scores_BTV, settings)
+    def processed(original, scores_BTV, settings, *memory):
+        probs_BTV = original(scores_BTV, settings, *memory)
         return probs_BTV if len(probs_BTV) < 3 else torch.cat([probs_BTV[:2], probs_BTV[1:2], probs_BTV[3:]])
 
     wrapped(patch, frontier, "processed", processed)
@@ -146,10 +146,11 @@ def shared_index(patch: Patch):
             super().commit(rows)
             for row in rows:
                 tokens = self._tokens[row.index]
-                self._all.update({gram: tokens[place:] for gram, place in self._following[row.index].items()})
+                self._all.update({gram: tokens[places[-1] :] for gram, places in self._following[row.index].items()})
 
-        def _copy(self, key, gamma):
-            return self._all.get(tuple(self._tokens[key][-1:]), [])[:gamma] or super()._copy(key, gamma)
+        def _copies(self, key, gamma):
+            copy = self._all.get(tuple(self._tokens[key][-1:]), [])[:gamma]
+            return [copy] if copy else super()._copies(key, gamma)
 
     return Shared
 
