@@ -46,6 +46,7 @@ GROUP_TEXT = {
     "alignment": "How a batch stays rectangular while its rows advance unevenly.",
     "drafter": "What proposes tokens.",
     "tree": "How a drafter that steps by a model spends its nodes: [trees](trees.md).",
+    "selector": "The shape of each row's tree, with tree=delayed: [trees](trees.md#a-shape-for-each-row).",
     "verifier": "What is accepted, and the next token.",
     "draft_length": "How many tokens are drafted.",
     "arrivals": "When requests come.",

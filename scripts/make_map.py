@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- map: written by scripts/make_map.py -->\n", "<!-- end of the map -->\n"
-ENTRIES = {"__init__", "__main__", "demo"}  # import other packages, and are imported by none
+ENTRIES = {"__init__", "__main__", "demo", "merge"}  # import other packages, and are imported by none
 
 
 def imports() -> dict[str, set[str]]:

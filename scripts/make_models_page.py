@@ -45,12 +45,14 @@ continued by {NEW} tokens, {BATCH} rows at a time, with a draft (the same model,
 
 - *exact*: every row got the tokens of the unmodified model's own `generate` on that row alone.
 - *refused*: specdec said no before it decoded, with the reason.
+- *exact* under `inplace` alone: models with [recurrent states](recurrent_states.md), which the other strategies refuse.
 - *not built*: `transformers` itself could not build the model here, or not generate with it.
 - *what bites*: settings that change the outputs of the same weights when they are lifted; ignoring them would show.
 
 A random model shows that positions, masks and caches are right. It says nothing of a checkpoint's quality or speed.
 """
-ORDER = (TRACEBACK, WRONG, UNBUILT, REFUSED, EXACT)
+IN_PLACE = "exact under inplace alone"
+ORDER = (TRACEBACK, WRONG, UNBUILT, REFUSED, IN_PLACE, EXACT)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -109,7 +111,10 @@ def _late(entry: Entry, limit_s: float) -> Result:
 
 
 def verdict(result: Result) -> str:
-    """The worst of its strategies."""
+    """The worst of its strategies; where all but inplace refuse, that of inplace."""
+    others = {outcome for strategy, outcome in result.outcomes.items() if strategy != "inplace"}
+    if others == {REFUSED} and result.outcomes["inplace"] == EXACT:
+        return IN_PLACE
     return min(result.outcomes.values(), key=ORDER.index)
 
 

@@ -77,7 +77,7 @@ class AlignedEngine(specdec.Engine):
             return alignment
 
         context = DrafterContext(self.target, self.draft, align, clock, self.tokenizer, self._draft_tokenizer)
-        return _Parts(align(self.target), create("drafter", self._drafter, context), clock)
+        return _Parts(align(self.target), create("drafter", self._drafter, context), clock, alignments=[])
 
 
 def decode(models: tuple[Any, Any], rows: list[list[int]], strategy: str) -> tuple[list[list[int]], float]:

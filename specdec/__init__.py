@@ -12,6 +12,8 @@ from specdec.registry import register
 
 if TYPE_CHECKING:
     from specdec.engine.api import Engine, generate, stream
+    from specdec.engine.custom import custom_generate
+    from specdec.engine.loading import load
     from specdec.engine.output import Event, SpeculativeOutput
 
 __version__ = "0.1.0"
@@ -21,7 +23,9 @@ __all__ = [
     "SpecdecError",
     "SpeculativeOutput",
     "__version__",
+    "custom_generate",
     "generate",
+    "load",
     "register",
     "stream",
 ]
@@ -30,6 +34,8 @@ _LAZY = {
     "Engine": "specdec.engine.api",
     "generate": "specdec.engine.api",
     "stream": "specdec.engine.api",
+    "custom_generate": "specdec.engine.custom",
+    "load": "specdec.engine.loading",
     "Event": "specdec.engine.output",
     "SpeculativeOutput": "specdec.engine.output",
 }

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.config.drafter_weights import UNTRAINED
 from specdec.config.labels import tell_apart
-from specdec.config.schema import RunConfig
+from specdec.config.schema import NOT_IDENTITY, RunConfig
 from specdec.core.files import flatten, read_lines
 from specdec.core.siblings import CHAIN
 from specdec.errors import ConfigError, DataError
@@ -31,14 +31,27 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str]
 Record = dict[str, Any]
-SETTINGS = frozenset(RunConfig.__dataclass_fields__)
+SETTINGS = frozenset(RunConfig.__dataclass_fields__) - {"turn", *NOT_IDENTITY}
+"""What tells points apart."""
 ON_EVERY_LINE = ("hash", "label", "method", "batch", "pair", "data")
 """What `samples` and `rounds` carry of their point."""
 _COUNTED_AS = {"samples.jsonl": "num_prompts", "rounds.jsonl": "num_verify_calls"}
 """The key of the summary that says how many lines a file has."""
 REFERENCE = "eqspec"
 DISTINGUISHING = (
-    *("drafter", "tree", "verifier", "draft_length", "batching", "window", "lengths", "gamma", "temperature", "dtype"),
+    *(
+        "drafter",
+        "tree",
+        "verifier",
+        "draft_length",
+        "budget",
+        "batching",
+        "window",
+        "lengths",
+        "gamma",
+        "temperature",
+        "dtype",
+    ),
     *("weights", "max_new_tokens", "num_prompts"),
 )
 """Keys that enter a method's name where points of one scheduler differ in them, in this order."""

@@ -37,8 +37,10 @@ PLUGIN_GROUPS = (
     "alignment",
     "drafter",
     "tree",
+    "selector",
     "verifier",
     "draft_length",
+    "budget",
     "arrivals",
     "logger",
 )
@@ -65,14 +67,17 @@ class Entry:
     replays: bool = False  # proposes the reference outputs, and nothing past their end
     grows: bool = False  # steps by a model, so that it can draft any `tree`
     trees: str = ""  # where it has trees of its own: their settings, for error messages
+    # tree
+    shaped: bool = False  # its rows may have different shapes, so that a selector can choose them
     # drafter, tree
     siblings: str = "chain"  # the kind of siblings (`specdec.core.siblings`) of sampled rows
     # verifier
     lossy: bool = False  # samples from another distribution than the target's; a run needs allow_lossy=true
     samples: bool = True  # False: supports greedy decoding only
     follows_plain: bool = False  # sampled tokens equal those of plain sampling with the same random numbers
+    averages_losers: bool = False  # its rule integrates over drafted paths that were not chosen
     judges: tuple[str, ...] = ("chain",)  # kinds of siblings (`specdec.core.siblings`) that it can judge
-    # draft_length
+    # draft_length, budget
     per_row: bool = False  # depends on the row alone, so it chooses the same length at batch 1
     reads_clock: bool = True  # False: measures no time, so all processes of a run choose the same length
     # arrivals
@@ -139,7 +144,7 @@ def register(
             namespace={"__reduce__": lambda self: (_config, (group, name, vars(self)))},  # its class is in no module
         )
         doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-        for key in ("judges", "siblings"):  # the short form: a class says it once
+        for key in ("judges", "siblings", "shaped"):  # the short form: a class says it once
             if said := getattr(cls, key, None):
                 properties.setdefault(key, said)
         _ENTRIES[group][name] = Entry(group, name, implementation, node, doc, **properties)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import random
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: further threads would only get in the way
 
@@ -23,6 +25,7 @@ from specdec.cli import run as cli
 from specdec.conformance.models import VOCAB, perturbed, small_llama
 from specdec.models.causal_lm import CausalLM
 from specdec.models.native.build import NotBuiltError, library_path
+from specdec.training import shared_outputs
 
 os.environ.setdefault("PYTHONWARNINGS", "error::FutureWarning")  # in the processes that tests start too
 
@@ -42,6 +45,14 @@ logging.getLogger("transformers").addHandler(Deprecations())
 def heard() -> None:
     """Loading a model silences the logger, for all later tests too."""
     logging.getLogger("transformers").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Outputs that targets made for training are not taken from the user's cache, nor left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_outputs, "cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+        yield
 
 
 def no_library() -> str | None:
@@ -117,6 +128,18 @@ def command(main: Callable[[], None], *arguments: str) -> int:
         except SystemExit as stop:
             return int(stop.code or 0)
     return 0
+
+
+def last_document(out: str) -> dict[str, Any]:
+    """The outcome of a run, or the points of a sweep: the last line, and the whole file that it names."""
+    line = json.loads(out.strip().splitlines()[-1])
+    if "points" in line:
+        return json.loads(Path(line["document"]).read_text())
+    return (
+        json.loads((Path(line["path"]) / "summary.json").read_text())
+        | {"path": line["path"]}
+        | {"skipped": line.get("skipped", False)}
+    )
 
 
 @pytest.fixture

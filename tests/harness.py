@@ -63,6 +63,7 @@ def make_engine(
     verifier: Verifier | None = None,
     draft_length: str = "fixed",
     clock: Clock | None = None,
+    prefill_chunk: int | None = None,
     **settings: object,
 ) -> RoundLoop:
     """An engine; ``settings`` are the scheduler's own."""
@@ -77,6 +78,7 @@ def make_engine(
         SCHEDULERS[scheduler](batch, max(window, batch), **settings),
         DRAFT_LENGTHS[draft_length](gamma=gamma),
         clock,
+        prefill_chunk=prefill_chunk,
     )
 
 

@@ -11,6 +11,8 @@ import os
 import torch
 from test_native import IDS, SHAPES, build, in_steps, quantised, whole
 
+from specdec.alignment.inplace import InplaceAlignment
+from specdec.core.clock import Clock
 from specdec.models.native.library import PackedMatrix, library
 
 KINDS = ("bfloat16", "float16", "q8_0", "q4_1")
@@ -34,7 +36,10 @@ def main() -> None:
         model.execute("native")
         rows = [[token % model.vocab_size for token in row] for row in IDS]
         steps, _ = in_steps(model, "inplace", rows, 0)
-        print(f"{shape}: {digest(*whole(model, 'inplace', rows, model.vocab_size), *steps)}")
+        alignment, names = InplaceAlignment(model, Clock(), shared_prefix=8), list(range(len(rows)))
+        alignment.admit(names, [[*rows[0], *row] for row in rows])
+        shared = alignment.forward(names, torch.tensor([[1, 2, 3, 4]] * len(rows)), parents=[[-1, 0, 0, 2]] * len(rows))
+        print(f"{shape}: {digest(*whole(model, 'inplace', rows, model.vocab_size), *steps, shared)}")
     for kind in KINDS:
         packed = PackedMatrix((quantised(kind, 70, 640), None))
         x_MI = torch.randn(33, 640, generator=torch.Generator().manual_seed(1))

@@ -40,7 +40,7 @@ RESULTS |= {"nonzero", "argwhere", "unique", "unique_consecutive", "masked_selec
 HOST_ONLY = {"numpy", "__array__"}
 INDEXING = {"__getitem__", "__setitem__"}
 FROM_LISTS = {"tensor", "as_tensor", "new_tensor"}
-ACROSS = {"copy_", "set_", "_has_compatible_shallow_copy_type"}
+ACROSS = {"copy_", "set_", "_has_compatible_shallow_copy_type", "__deepcopy__"}  # whose memo holds other tensors
 """Calls that may take tensors of both devices."""
 HERE = str(Path(specdec.__file__).parent)
 
@@ -110,7 +110,7 @@ class PretendCuda(TorchFunctionMode):
                 _tagged(args[0], on_gpu(args[1]))
             return None
         if name == "device":
-            return GPU if on_gpu(args[0]) else CPU
+            return GPU if on_gpu(args[0]) else func(*args)
         if name in ("is_cuda", "is_cpu"):
             return on_gpu(args[0]) == (name == "is_cuda")
         return _tagged(func(*args), on_gpu(args[0]))
@@ -125,9 +125,9 @@ class PretendCuda(TorchFunctionMode):
             if isinstance(value, torch.Tensor):
                 after = on_gpu(value)
             elif isinstance(value, torch.device | str):
-                after, rest[place] = _is_gpu(value), CPU
+                after, rest[place] = _is_gpu(value), _real(value)
         if kwargs.get("device") is not None:
-            after, kwargs["device"] = _is_gpu(kwargs["device"]), CPU
+            after, kwargs["device"] = _is_gpu(kwargs["device"]), _real(kwargs["device"])
         waiting = not (kwargs.get("non_blocking") and (before or getattr(tensor, "_pinned", False)))
         if before != after and (waiting or before):
             self._wait(f"{'upload' if after else 'download'} by {name}")
@@ -139,10 +139,11 @@ class PretendCuda(TorchFunctionMode):
     def _place(self, func: Any, kwargs: dict[str, Any]) -> bool | None:
         """Whether the call names the GPU as the place of its result; None if it names none."""
         if kwargs.get("device") is not None:
-            place, kwargs["device"] = _is_gpu(kwargs["device"]), CPU
+            place, kwargs["device"] = _is_gpu(kwargs["device"]), _real(kwargs["device"])
             return place
         if _device.CURRENT_DEVICE is not None and func in _device._device_constructors():
-            kwargs["device"] = CPU  # else torch's own mode, which lies below this one, would ask for a GPU
+            # Set here, or torch's own mode, which lies below this one, would ask for a GPU.
+            kwargs["device"] = _real(_device.CURRENT_DEVICE)
             return _is_gpu(_device.CURRENT_DEVICE)
         return None
 
@@ -187,6 +188,11 @@ def on_gpu(tensor: torch.Tensor) -> bool:
 
 def _is_gpu(device: Any) -> bool:
     return isinstance(device, int) or torch.device(device).type == "cuda"
+
+
+def _real(device: Any) -> torch.device:
+    """Where the values of a tensor on this device are. "meta" has none: a model that is built there is filled later."""
+    return CPU if _is_gpu(device) else torch.device(device)
 
 
 def _leaves(values: Any) -> Iterator[torch.Tensor]:

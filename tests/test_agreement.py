@@ -20,6 +20,7 @@ from test_execution import logits_of
 from transformers.models.llama import modeling_llama
 
 from specdec.core.clock import Clock
+from specdec.core.outputs import NORMED, Outputs
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.early_exit import first_layers
 from specdec.errors import ConfigError
@@ -32,7 +33,7 @@ from specdec.registry import create
 
 def test_transformers_own_hooks_do_not_stand_in_the_way():
     model = CausalLM(small_llama(3, torch.float32))
-    with model.call_options("hidden"):
+    with model.call_options(Outputs(logits=False, hidden=(NORMED,))):
         aligned_logits(model, IDS)
     assert model.execute("auto").name in FAST
 
@@ -145,7 +146,7 @@ def test_heads_are_no_copies_of_a_head_that_is_more_than_its_matrix(drafter, nam
 
 def test_an_eagle_layer_over_an_adapted_head_is_not_fused():
     for name, is_fast in (("adapter on the head", False), ("wrapped attention", True)):
-        model = create("drafter", "eagle", context_of(tampered(name)), untrained=True)._model
+        model = create("drafter", "eagle", context_of(tampered(name)), untrained=True).head.model
         assert model.execute("auto").name in (FAST if is_fast else ("eager",))
 
 

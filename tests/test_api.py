@@ -20,6 +20,7 @@ from transformers import (
 import specdec
 from specdec.assets import resolve
 from specdec.core.sampling_params import SamplingParams
+from specdec.drafters.trigram import TrigramDrafter
 from specdec.engine.options import read_options
 from specdec.engine.wrapping import choose_gamma
 from specdec.errors import ConfigError, DataError, PairError
@@ -178,8 +179,11 @@ def test_the_targets_own_generation_config_is_followed(draft):
     target.generation_config.update(max_new_tokens=4, temperature=0.6, top_p=0.9, cache_implementation="hybrid")
     target.generation_config.chat_format = "chatml"  # Hub files hold such fields, which transformers never reads
     assert specdec.generate(target, draft, [row], do_sample=False).tolist() == [row + expected]
-    target.generation_config.no_repeat_ngram_size = 3
-    with pytest.raises(ConfigError, match="no_repeat_ngram_size=3 is not supported"):
+    target.generation_config.suppress_tokens = expected[:1]
+    other = alone(target, row, do_sample=False, max_new_tokens=4)
+    assert specdec.generate(target, draft, [row], do_sample=False).tolist() == [row + other] != [row + expected]
+    target.generation_config.typical_p = 0.5
+    with pytest.raises(ConfigError, match=r"typical_p=0\.5 is not supported"):
         specdec.generate(target, draft, [row])
 
 
@@ -266,6 +270,15 @@ def test_an_engine_keeps_its_caches_and_survives_an_abandoned_call(llama, draft)
     assert parts in engine._idle or len(engine._idle) == 1
     assert torch.equal(specdec.generate(llama, None, rows, max_new_tokens=NEW), first), "plain batched decoding"
     assert torch.equal(specdec.generate(llama, "prompt_lookup", rows, max_new_tokens=NEW), first)
+
+
+def test_a_drafter_may_measure_before_the_first_rows_and_for_another_batch(llama, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(TrigramDrafter, "prepare", lambda self, batch: prepared.append(batch))
+    engine = specdec.Engine(llama, "trigram", gamma=2)
+    for rows in (2, 2, 3):
+        engine.generate([[1, 2, 3]] * rows, max_new_tokens=2, pad_token_id=0)
+    assert prepared == [2, 3]
 
 
 def test_models_are_left_as_they_were(llama):

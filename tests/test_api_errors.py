@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-import transformers
 from conftest import VOCAB, perturbed, small_llama
 from transformers import GenerationConfig
 
@@ -50,12 +49,14 @@ SETTINGS = {
     "eos_token_id=-1": {"eos_token_id": -1},
     "stop_strings.*pass tokenizer=": {"stop_strings": "w1"},
     "num_beams=4 is not supported": {"num_beams": 4},
-    "num_return_sequences=2 is not supported": {"num_return_sequences": 2},
-    "output_scores=True is not supported": {"output_scores": True},
-    "logits_processor=LogitsProcessorList is not": {"logits_processor": transformers.LogitsProcessorList()},
-    "stopping_criteria=object is not": {"stopping_criteria": object()},
-    "assistant_model=object is not": {"assistant_model": object()},
-    "num_assistant_tokens=3 is not": {"num_assistant_tokens": 3},
+    "output_attentions=True is not supported": {"output_attentions": True},
+    "synced_gpus=True is not supported": {"synced_gpus": True},
+    "assistant_model=object is not.*pass it as draft": {"assistant_model": object()},
+    "num_assistant_tokens=3 is not.*set gamma=": {"num_assistant_tokens": 3},
+    "inputs_embeds=Tensor is not.*token ids or texts": {"inputs_embeds": torch.zeros(1, 2, 8)},
+    "generator is no option.*set seed=": {"generator": torch.Generator()},
+    "messages is no option.*apply_chat_template": {"messages": []},
+    "unknown option.*attention_mask.*gamma.*seed": {"no_such_option": 1},
     "use_cache=False is not": {"use_cache": False},
     "cache_implementation='static' is not": {"cache_implementation": "static"},
     "force_words_ids=list is not": {"force_words_ids": [[3]]},

@@ -115,8 +115,8 @@ def test_the_window_of_sliding_layers_matters(prompts):
 @pytest.mark.parametrize(
     ("name", "config", "reason"),
     [
-        ("Mamba", {"state_size": 4}, "recurrent state"),
-        ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "recurrent state"),
+        ("Rwkv", {}, "takes no position ids"),
+        ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "state outside of the cache"),
         ("Bloom", {"n_head": 4, "n_layer": 2}, "takes no position ids"),
         ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "takes no position ids"),
         ("Falcon", {"alibi": True}, r"biases \(ALiBi\) from the columns"),

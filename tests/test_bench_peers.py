@@ -22,6 +22,7 @@ def test_a_peer_that_dies_is_told_in_one_line(tmp_path):
     assert peer._process.poll() is not None
 
 
+@pytest.mark.slow
 def test_a_peer_that_says_nothing_is_ended(tmp_path):
     script = tmp_path / "silent.py"
     script.write_text("import time\ntime.sleep(600)\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import last_document
 
 from specdec.cli import run as cli
 from specdec.errors import SpecdecError
@@ -30,15 +31,11 @@ SMALL = [
 ]
 
 
-def last_json(out: str):
-    return json.loads(out.strip().splitlines()[-1])
-
-
 def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
     arguments = [*SMALL, "scheduler=plain,eqspec,exspec", "batch=1,3", "-m"]
     code, out, _ = run(*arguments)
     assert code == 0
-    points = last_json(out)["points"]
+    points = last_document(out)["points"]
     assert [(p["scheduler"], p["batch"]) for p in points] == [
         (name, batch) for name in ("plain", "eqspec", "exspec") for batch in (1, 3)
     ]
@@ -55,10 +52,14 @@ def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
             "rounds.jsonl",
             "summary.json",
         }
+    brief = json.loads(out.strip().splitlines()[-1])["points"]
+    assert len(out.strip().splitlines()[-1]) < 2400, "to be read by people too"
+    assert [(p["path"], p["batch"]) for p in brief] == [(p["path"], p["batch"]) for p in points]
+    assert all(p["tokens_per_s"] == float(f"{full['tokens_per_s']:.4g}") for p, full in zip(brief, points, strict=True))
     code, again, _ = run(*arguments)
     assert code == 0
     assert again.count("finished already, skipped") == 6
-    assert [p["tokens_per_s"] for p in last_json(again)["points"]] == [p["tokens_per_s"] for p in points]
+    assert [p["tokens_per_s"] for p in last_document(again)["points"]] == [p["tokens_per_s"] for p in points]
 
 
 def test_a_pair_is_loaded_once_per_sweep(run, monkeypatch):
@@ -76,7 +77,7 @@ def test_a_pair_is_loaded_once_per_sweep(run, monkeypatch):
 def test_summary_is_consistent_with_samples_and_rounds(run):
     code, out, _ = run(*SMALL, "scheduler=exspec", "batch=2", "batching=sorted", "gamma=3")
     assert code == 0
-    summary = last_json(out)
+    summary = last_document(out)
     folder = Path(summary["path"])
     samples = pd.read_json(folder / "samples.jsonl", lines=True)
     rounds = pd.read_json(folder / "rounds.jsonl", lines=True)
@@ -109,7 +110,7 @@ def test_summary_is_consistent_with_samples_and_rounds(run):
 def test_a_failing_point_is_recorded_and_the_sweep_goes_on(run):
     code, out, err = run(*SMALL, "batch=2", "max_new_tokens=4,100000", "-m")
     assert code == 1
-    done, failed = last_json(out)["points"]
+    done, failed = last_document(out)["points"]
     assert done["status"] == "done"
     assert failed["status"] == "failed"
     assert "tokens_per_s" not in failed
@@ -119,7 +120,7 @@ def test_a_failing_point_is_recorded_and_the_sweep_goes_on(run):
 
 def test_an_unfinished_folder_is_computed_again(run, tmp_path):
     code, out, _ = run(*SMALL, "baseline=false")
-    folder = Path(last_json(out)["path"])
+    folder = Path(last_document(out)["path"])
     (folder / "summary.json").unlink()
     (folder / "samples.jsonl").write_text('{"index": 0, "torn')
     code, out, _ = run(*SMALL, "baseline=false")
@@ -156,6 +157,8 @@ def test_csv_logger(run, tmp_path):
         ("scheduler=exspc", "unknown scheduler 'exspc': choose from .*did you mean 'exspec'"),
         ("drafter=modle", "unknown drafter 'modle'.*did you mean 'model'"),
         ("schedular=exspec", "unknown setting 'schedular'.*did you mean 'scheduler'"),
+        ("num_prompts=4", r"unknown setting 'num_prompts': did you mean data\.num_prompts\?"),
+        ("batch=1,2", "batch=1,2: add -m for a sweep"),
         ("bach=3", "unknown setting 'bach'.*did you mean 'batch'"),
         ("batching.windw=3", r"unknown setting 'windw'.*did you mean 'window'\? \(in batching\)"),
         ("+anything=1", "unknown setting 'anything'"),
@@ -245,7 +248,7 @@ def test_run_py_works_from_the_shell_and_ends_with_json(tmp_path):
         text=True,
         check=True,
     )
-    assert last_json(result.stdout)["num_exact"] == 5
+    assert last_document(result.stdout)["num_exact"] == 5
     assert result.stderr.strip() == ""
     assert time.perf_counter() - started < 120
 
@@ -257,7 +260,7 @@ def test_the_flag_of_a_sweep_may_stand_anywhere():
 
 def test_a_baseline_of_other_code_or_another_machine_is_measured_again(run):
     _, out, _ = run(*SMALL, "batch=2", "scheduler=static")
-    baseline = Path(last_json(out)["path"]).parent / last_json(out)["baseline"]
+    baseline = Path(last_document(out)["path"]).parent / last_document(out)["baseline"]
     rounds = (baseline / "rounds.jsonl").read_text()
     assert "measuring the baseline" not in run(*SMALL, "batch=2", "scheduler=exspec")[1]
     assert (baseline / "rounds.jsonl").read_text() == rounds
@@ -278,7 +281,7 @@ def test_random_weights_share_a_baseline(run):
     small += ["max_new_tokens=4", "data.max_input_tokens=16", "data.overlong=truncate"]
     code, out, _ = run(*small, "scheduler=plain,static", "-m")
     assert code == 0
-    plain, static = last_json(out)["points"]
+    plain, static = last_document(out)["points"]
     assert plain["num_prompts"] == static["num_prompts"] == 8
     assert static["baseline"] == plain["hash"]
 

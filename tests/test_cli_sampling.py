@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_llama
-from test_cli import SMALL, last_json
+from conftest import last_document, small_llama
+from test_cli import SMALL
 
 from specdec import registry
 from specdec.conformance.models import letter_tokenizer
@@ -56,10 +56,11 @@ def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
     assert re.search(expected, err), err
 
 
+@pytest.mark.slow
 def test_a_sweep_over_verifiers_shows_what_sampling_costs_and_gains(run):
     code, out, _ = run(*SAMPLED, "verifier=rejection,block,naive", "batch=1,4", "data.num_prompts=6", "-m")
     assert code == 0
-    points = {(p["verifier"], p["batch"]): p for p in last_json(out)["points"]}
+    points = {(p["verifier"], p["batch"]): p for p in last_document(out)["points"]}
     assert len(points) == 6
     for (verifier, batch), point in points.items():
         assert point["exact_match"] == 1.0, "the same method, or plain sampling, at batch 1"
@@ -79,7 +80,7 @@ def test_naive_is_compared_with_plain_sampling_and_other_verifiers_with_themselv
     for method in ("drafter=none verifier=naive", "verifier=naive", "verifier=block"):
         code, out, _ = run(*arguments, *method.split())
         assert code == 0
-        point = last_json(out)
+        point = last_document(out)
         references[method] = point["reference"]
         outputs[method] = output_ids(point)
     assert references["drafter=none verifier=naive"] == references["verifier=naive"] != references["verifier=block"]
@@ -90,10 +91,10 @@ def test_a_draft_length_that_looks_at_the_batch_has_no_reference_when_it_samples
     arguments = [*SAMPLED, "verifier=block", "draft_length=lockstep", "baseline=false"]
     code, out, _ = run(*arguments)
     assert code == 0
-    assert last_json(out)["exact_match"] is None
+    assert last_document(out)["exact_match"] is None
     assert " exact" not in out
     code, out, _ = run(*arguments)
-    assert last_json(out)["skipped"], "no reference is asked for, so the result answers"
+    assert last_document(out)["skipped"], "no reference is asked for, so the result answers"
 
 
 def test_another_seed_samples_other_tokens(run):
@@ -102,7 +103,7 @@ def test_another_seed_samples_other_tokens(run):
         # The synthetic pair's weights follow the seed too, so the pair that is loaded from disk is used here.
         code, out, _ = run(*SMALL[3:], "temperature=1", "verifier=block", "baseline=false", f"seed={seed}")
         assert code == 0
-        texts.append(output_ids(last_json(out)))
+        texts.append(output_ids(last_document(out)))
     assert texts[0] != texts[1]
 
 
@@ -110,7 +111,7 @@ def test_another_seed_samples_other_tokens(run):
 def test_every_drafter_runs_and_is_exact(run, drafter):
     code, out, err = run(*SMALL, "runner.dtype=float64", f"drafter={drafter}", "scheduler=exspec")
     assert code == 0, err
-    point = last_json(out)
+    point = last_document(out)
     assert point["exact_match"] == 1.0
     assert point["drafter"] == drafter
 
@@ -119,7 +120,7 @@ def test_every_drafter_runs_and_is_exact(run, drafter):
 def test_chosen_drafts_are_plain_samplings_own_tokens_under_naive(run, drafter):
     code, out, err = run(*SAMPLED, f"drafter={drafter}", "verifier=naive", "baseline=false")
     assert code == 0, err
-    point = last_json(out)
+    point = last_document(out)
     assert point["exact_match"] == 1.0
     assert drafter == "trigram" or point["acceptance_rate"] > 0.4
 
@@ -127,14 +128,14 @@ def test_chosen_drafts_are_plain_samplings_own_tokens_under_naive(run, drafter):
 def test_typical_runs_when_it_is_asked_for(run):
     code, out, _ = run(*SAMPLED, "verifier=typical", "allow_lossy=true", "baseline=false")
     assert code == 0
-    assert last_json(out)["status"] == "done"
+    assert last_document(out)["status"] == "done"
 
 
 def test_stop_strings_end_rows_and_reach_the_reference(run):
     arguments = [*SMALL, "runner.dtype=float64", "baseline=false", "max_new_tokens=40"]
     code, out, _ = run(*arguments, "stop_strings=[e,a]", "scheduler=exspec")
     assert code == 0
-    point = last_json(out)
+    point = last_document(out)
     assert point["exact_match"] == 1.0
     stopped = [row for row in samples(point) if row["stop_reason"] == "stop_string"]
     assert stopped
@@ -148,7 +149,7 @@ def test_greedy_with_a_repetition_penalty_is_exact_and_differs(run):
         arguments = [*SMALL, "runner.dtype=float64", "baseline=false", f"repetition_penalty={penalty}"]
         code, out, _ = run(*arguments)
         assert code == 0
-        point = last_json(out)
+        point = last_document(out)
         assert point["exact_match"] == 1.0
         outputs.append(output_ids(point))
     assert outputs[0] != outputs[1]
@@ -164,7 +165,7 @@ def test_a_draft_with_another_vocabulary_runs_by_way_of_text(run, tmp_path):
     assert re.search("vocabulary sizes differ: target [0-9]+, draft 61.*or drafter=retokenize", err), err
     code, out, err = run(*arguments, "drafter=retokenize")
     assert code == 0, err
-    point = last_json(out)
+    point = last_document(out)
     assert point["exact_match"] == 1.0
     assert point["num_drafted"] > 0
 

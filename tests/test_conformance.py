@@ -124,7 +124,7 @@ def test_known_incorrect_verifier_and_scheduler():
         ("verifier=greedy", {}),
         ("verifier=rejection", {}),
         ("verifier=block", {}),
-        ("verifier=naive", {}),
+        pytest.param("verifier=naive", {}, marks=pytest.mark.slow),
         ("verifier=typical", {}),
         ("scheduler=static", {}),
         ("scheduler=exspec", {}),
@@ -134,12 +134,20 @@ def test_known_incorrect_verifier_and_scheduler():
         pytest.param("drafter=retokenize", {}, marks=pytest.mark.slow),
         pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
         pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),
-        pytest.param("drafter=ppd", {"untrained": True}, marks=pytest.mark.nightly),
+        *(
+            pytest.param(f"drafter={name}", {"untrained": True}, marks=pytest.mark.nightly)
+            for name in ("ppd", "eagle3", "peagle", "specblock", "dflash", "dspark", "mtp", "longspec")
+        ),
         pytest.param("drafter=trigram", {}, marks=pytest.mark.nightly),
         ("drafter=prompt_lookup", {"matches": 3}),
         pytest.param("drafter=medusa", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
         pytest.param("drafter=ppd", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
+        pytest.param("drafter=specblock", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
         pytest.param("drafter=trigram", {"nodes": 9}, marks=pytest.mark.nightly),
+        pytest.param("drafter=suffix", {"nodes": 9}, marks=pytest.mark.slow),
+        pytest.param("drafter=suffix", {}, marks=pytest.mark.nightly),
+        pytest.param("drafter=recycling", {"nodes": 9}, marks=pytest.mark.nightly),
+        pytest.param("drafter=recycling", {}, marks=pytest.mark.slow),
     ],
 )
 def test_other_groups_pass(plugin, settings):
@@ -254,9 +262,10 @@ def test_help_answers_at_once():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "alignment=NAME" in result.stdout
     assert " torch\n" not in result.stderr
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20, "a second on an idle machine"
 
 
+@pytest.mark.slow
 def test_assertion_for_plug_in_authors():
     conformance(scheduler="static", scale=0.1)
     with pytest.raises(ConformanceError, match="scheduler=lockstep breaks progress") as failure:

@@ -20,6 +20,7 @@ from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.masked import MaskedAlignment
 from specdec.alignment.rollback import RollbackAlignment
 from specdec.core.clock import Clock
+from specdec.core.outputs import LOGITS, NORMED, Outputs
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.linear import PACK_FROM_WEIGHTS, Linear, joined
@@ -35,12 +36,19 @@ STRATEGIES = {
 PROMPTS = [[random.Random(length).randrange(VOCAB) for _ in range(length)] for length in (1, 9, 4, 17, 9, 2)]
 
 
+GIVEN = {
+    "logits": LOGITS,
+    "hidden": Outputs(logits=False, hidden=(1, NORMED, 0)),
+    "both": Outputs(hidden=(NORMED,)),
+}
+
+
 def logits_of(model: CausalLM, execution: str, gives: str = "logits") -> list[torch.Tensor]:
     """Logits of ragged forwards, with rejected tokens and rows in another order."""
     model.execute(execution)
     alignment = InplaceAlignment(model, Clock())
     alignment.admit([0, 1, 2], PROMPTS[1:4])
-    with model.call_options(gives):
+    with model.call_options(GIVEN[gives]):
         first = alignment.forward([0, 1, 2], torch.arange(15).view(3, 5))
         alignment.commit([0, 1, 2], [10, 9, 19])
         second = alignment.forward([2, 0], torch.arange(4).view(2, 2))
@@ -49,13 +57,14 @@ def logits_of(model: CausalLM, execution: str, gives: str = "logits") -> list[to
     return [first, second, alone]
 
 
-@pytest.mark.parametrize("gives", ["logits", "hidden", "both"])
+@pytest.mark.parametrize("gives", GIVEN)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("family", FUSED)
 def test_fused_logits_equal_eager_logits(family, dtype, tolerance, gives):
     model = CausalLM(build(family).module.to(dtype))
     for eager, fused in zip(logits_of(model, "eager", gives), logits_of(model, "fused", gives), strict=True):
-        torch.testing.assert_close(fused, eager, atol=tolerance, rtol=tolerance)
+        size = float(eager.abs().max())  # of hidden states before a norm: far above 1
+        torch.testing.assert_close(fused, eager, atol=tolerance * size, rtol=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import last_document
 from gguf_files import BOS, EOS, gguf, gguf_llama, tensors, write_gguf
 from test_pair import composed
 
@@ -71,7 +72,7 @@ def test_a_target_and_a_draft_of_files_decode_exactly(run, tmp_path):
         *("max_new_tokens=12", "batch=2", "baseline=false"),
     )
     assert code == 0, err
-    summary = json.loads(out.splitlines()[-1])
+    summary = last_document(out)
     assert (summary["pair"], summary["num_exact"]) == ("big+small", 3)
     assert summary["num_accepted"] > 0
     assert len(list(read_lines(Path(summary["path"]) / "samples.jsonl"))) == 3

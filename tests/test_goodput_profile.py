@@ -253,6 +253,7 @@ def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
     assert sorted(json.loads(path.read_text())["trials"]) == ["1", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", ["prompt_lookup", "scripted", "self"])
 def test_other_drafters_are_measured_too(drafter, tmp_path):
     cfg = composed(tmp_path, "batch=3", f"drafter={drafter}")

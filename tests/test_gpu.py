@@ -10,6 +10,7 @@ import runpy
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from pretend_cuda import GPU, NAME, PretendCuda, on_gpu
 import specdec
 from specdec import registry
 from specdec.alignment.checked import CheckedAlignment
+from specdec.bench.checks import OF_A_PAIR
 from specdec.conformance import GROUPS, examine
+from specdec.conformance.costs import assumed_costs
 from specdec.conformance.decoding import drafter_context
 from specdec.conformance.models import greedy, letter_tokenizer, on_device, small_llama, small_pair
 from specdec.core.clock import Clock
@@ -33,16 +36,34 @@ from specdec.run.reference_outputs import generate_alone
 ROOT = Path(__file__).parent.parent
 PROMPTS = [(3, 1, 4, 1, 5, 9), (2,), (7, 1, 8, 2, 8, 1, 8, 2, 8), (5, 5), (1, 6, 1, 8)]
 NUM_NEW = 14
-USUAL = {"alignment": "inplace", "drafter": "model", "tree": "chain", "verifier": "greedy", "scheduler": "continuous"}
+USUAL = {
+    "alignment": "inplace",
+    "drafter": "model",
+    "tree": "chain",
+    "verifier": "greedy",
+    "scheduler": "continuous",
+} | {
+    "draft_length": "fixed",
+    "budget": "none",
+}
 SAMPLED = SamplingParams(temperature=1.3, seed=5)
 registry.load_entry_points()
-PLUGINS = [(group, name) for group in GROUPS for name in registry.names(group)]
+PLUGINS = [(g, name) for g in GROUPS for name in registry.names(g) if f"{g}={name}" not in OF_A_PAIR]
 
 
 def settings_of(group: str, name: str) -> dict[str, bool]:
     """Heads need no training to be run."""
     untrained = any(part.name == "untrained" for part in fields(registry.lookup(group, name).config))
     return {"untrained": True} if untrained else {}
+
+
+def prepared(group: str, name: str, batch: int, gamma: int) -> Any:
+    """A policy that has measured assumed costs."""
+    settings = {part.name for part in fields(registry.lookup(group, name).config)}
+    policy = registry.create(group, name, **({"gamma": gamma} if "gamma" in settings else {}))
+    with assumed_costs() as profiler:
+        policy.prepare(profiler, batch)
+    return policy
 
 
 def engine_of(
@@ -63,9 +84,10 @@ def engine_of(
         registry.create("drafter", names["drafter"], context, **settings_of("drafter", names["drafter"])),
         registry.create("verifier", names["verifier"]),
         registry.create("scheduler", names["scheduler"], batch, batch + 1),
-        registry.create("draft_length", "fixed", gamma=gamma),
+        prepared("draft_length", names["draft_length"], batch, gamma),
         clock,
         prefill_chunk=chunk,
+        budget=prepared("budget", names["budget"], batch, gamma),
     )
 
 

@@ -18,6 +18,7 @@ from specdec.core.sequence import SequencePool
 
 PENALIZED = SamplingParams(temperature=0.0, repetition_penalty=1.3)
 MORE = {
+    "recycling": 2,  # the successors that it learns are kept on the host
     "retokenize": 2,  # drafts are translated through text, which is on the host
     "bigram": 2,  # the example plug-in uploads its drafts as a list
     "typical": 2,  # the token after the accepted ones is drawn once their number is known on the host
@@ -69,3 +70,11 @@ def test_every_drafter_and_verifier(group, name):
     counts, places = waits_per_round(2, SAMPLED if sampled else None, **{group: name})
     assert max(counts) <= MORE.get(name, 1), places
     assert max(counts) == MORE.get(name, 1)
+
+
+@pytest.mark.parametrize("name", registry.names("budget"))
+def test_a_budget_waits_once_more(name):
+    """The host lays out the verifying forward, so it must know what is kept."""
+    budget = registry.create("budget", name)
+    counts, places = waits_per_round(2, None, budget=name)
+    assert max(counts) == 1 + budget.reads_certainty, places

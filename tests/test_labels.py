@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, perturbed, small_llama
+from conftest import VOCAB, last_document, perturbed, small_llama
 from hydra import compose, initialize_config_module
 from test_pair import save_tokenizer
 
@@ -114,7 +114,7 @@ def test_two_pairs_of_other_folders_have_names_of_their_own(run, tmp_path, data)
         code, out, err = run(*save_pair(tmp_path / name, len(name)), *SMALL, "data=jsonl", f"data.path={data}")
         assert code == 0, err
         assert f"pair {name}, " in out
-        assert json.loads(out.strip().splitlines()[-1])["pair"] == name
+        assert last_document(out)["pair"] == name
     assert sorted(analysis.load(results)["pair"]) == ["one", "two"]
 
 
@@ -183,7 +183,7 @@ def test_the_table_of_a_sweep_tells_them_apart(run, tmp_path, data):
     outcomes = []
     for place in ("a", "b"):
         arguments = [*save_pair(tmp_path / place / "mine", ord(place)), *SMALL, "data=jsonl", f"data.path={data}"]
-        outcomes.append(json.loads(run(*arguments)[1].strip().splitlines()[-1]))
+        outcomes.append(last_document(run(*arguments)[1]))
     assert [outcome["pair"] for outcome in outcomes] == ["mine", "mine"]
     print_table(outcomes)
     marks = [f"{o['target_fingerprint'][:6]}+{o['draft_fingerprint'][:6]}" for o in outcomes]

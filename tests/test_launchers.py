@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import last_document
 from hydra import compose, initialize_config_module
 from hydra.plugins.launcher import Launcher
 from hydra.utils import get_class
@@ -24,7 +24,7 @@ SWEEP = [
 def sweep(results: Path, *overrides: str) -> tuple[int, list[dict], str]:
     command = [sys.executable, "run.py", *SWEEP, *overrides, f"results_dir={results}", "-m"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return result.returncode, json.loads(result.stdout.strip().splitlines()[-1])["points"], result.stdout
+    return result.returncode, last_document(result.stdout)["points"], result.stdout
 
 
 LAUNCHERS = {

@@ -113,6 +113,8 @@ def test_an_offline_wandb_run_holds_everything_but_secrets(logged, tmp_path):
     shares = [value for name, value in steps[-1].items() if name.startswith("time/")]
     assert sum(shares) == pytest.approx(1.0)
     assert merged(history)["accepted_lengths.values"] == summary["accepted_histogram"]
+    places = next(iter(tmp_path.rglob("media/table/acceptance_by_place*.json")))
+    assert [row[1] for row in json.loads(places.read_text())["data"]] == summary["acceptance_by_place"]
     final = merged(items(records, "summary", "update"))
     for name in ("exact_match", "num_divergences", "tokens_per_s", "status"):
         assert final[name] == summary[name]
@@ -169,14 +171,20 @@ def test_a_logger_must_record_what_is_finished():
 
 
 def test_wandb_is_offline_unless_a_key_is_there(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     credentials = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(credentials))
     assert WandbLogger()._mode == "offline"
-    credentials.write_text("machine api.wandb.ai\n  login user\n  password 0123\n")
-    credentials.chmod(0o600)
+    for host in ("api.wandb.ai", "api.forge.coreweave.com"):
+        credentials.write_text(f"machine {host}\n  login user\n  password 0123\n")
+        credentials.chmod(0o600)
+        assert WandbLogger()._mode == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+    assert WandbLogger()._mode == "offline"
+    credentials.write_text("machine wandb.example.org:8080\n  login user\n  password 0123\n")
     assert WandbLogger()._mode == "online"
+    monkeypatch.delenv("WANDB_BASE_URL")
     assert WandbLogger(mode="offline")._mode == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert WandbLogger()._mode == "disabled"

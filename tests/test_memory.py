@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import ctypes
-import gc
+import json
 import mmap
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from memory_of_runs import SYNTHETIC, TINY, composed, prompts_of
 
 from specdec.alignment.eqspec import EqspecAlignment
 from specdec.alignment.expansion import ExpansionAlignment
 from specdec.alignment.inplace import InplaceAlignment
-from specdec.config.resolve import resolve
 from specdec.core.clock import Clock
-from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
 from specdec.models.architecture import Architecture
 from specdec.models.masks import FULL, MaskForm
-from specdec.models.memory import PeakMemory, free_bytes, resident_bytes, used_bytes
-from specdec.models.pair import Pair, load_pair
+from specdec.models.memory import PeakMemory, free_bytes, resident_bytes
+from specdec.models.pair import load_pair
 from specdec.run import memory_check as fitting
-from specdec.run.decode import decode
 from specdec.run.factory import build_engine
 from specdec.run.memory_plan import MemoryPlan
+from specdec.run.model_memory import EAGER, RAGGED, ModelMemory, RunSize
 
 CPU = torch.device("cpu")
-FACTOR_ABOVE, FACTOR_BELOW = 1.25, 4.0
-"""What a run takes is at most 1.25 times, and at least a quarter of, what was predicted."""
-SYNTHETIC = ("pair=synthetic", "pair.hidden_size=256", "pair.num_layers=4")
+FACTOR_ABOVE, FACTOR_BELOW = 1.05, 1.3
+"""What a run takes is at most 1.05 times what was predicted, and at least 1 / 1.3 of it (measured: 0.98, 1 / 1.25)."""
 
 SIZE = Architecture(
     num_layers=32,
@@ -47,54 +47,29 @@ SIZE = Architecture(
     mask_form=MaskForm(((None, FULL),), additive=False),
 )
 
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
-        return resolve(compose("config", ["runner.accelerator=cpu", "warmup=false", "data.num_prompts=4", *overrides]))
-
-
-def prompts_of(pair: Pair, count: int, length: int) -> list[Prompt]:
-    ids = [(7 * i) % (pair.target.vocab_size - 1) for i in range(length)]
-    return [Prompt(index, str(index), "", [*ids[:-1], index]) for index in range(count)]
-
-
-def give_back() -> None:
-    """Return what earlier tests have freed to the system, so that the resident set says what is in use."""
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+SIXTEEN = RunSize(batch=8, in_flight=16, prompt=1024, chunk=1, max_new_tokens=128, sampled=True)
 
 
 def plan(**changes: object) -> MemoryPlan:
-    usual = MemoryPlan(SIZE, None, EqspecAlignment, 0, 8, None, 1024, 128, 5, False, None)
-    return replace(usual, **changes)
+    target = ModelMemory(SIZE, EqspecAlignment, num_fed=6, step=6, num_logits=6)
+    of_target = {name: changes.pop(name) for name in ("alignment", "kind") if name in changes}
+    return replace(MemoryPlan(replace(target, **of_target), None, 0, 8, None, 1024, 128, False, None), **changes)
 
 
-@pytest.mark.parametrize(
-    ("pair", "alignment", "batch", "length"),
-    [
-        (("pair=tiny",), "eqspec", 16, 300),
-        (("pair=tiny",), "inplace", 16, 300),
-        (("pair=tiny",), "expansion", 4, 200),
-        (("pair=tiny", "tree=beam", "tree.width=8"), "inplace", 16, 300),
-        (("pair=tiny", "tree=paths", "tree.num_paths=6", "temperature=1", "verifier=naive"), "inplace", 8, 300),
-        (SYNTHETIC, "masked", 12, 250),
-        (SYNTHETIC, "inplace", 12, 250),
-        ((*SYNTHETIC, "execution=eager"), "inplace", 12, 250),
-    ],
-)
-def test_what_a_run_takes_is_what_was_predicted(pair, alignment, batch, length):
-    cfg = composed(*pair, "scheduler=continuous", f"alignment={alignment}", f"batch={batch}", "max_new_tokens=8")
-    loaded = load_pair(cfg)
-    build_engine(cfg, loaded, Clock())
-    prompts = prompts_of(loaded, batch, length)
-    decode(cfg, loaded, prompts[:1])  # what the first forwards of a process load is not the run's
-    give_back()
-    predicted, before = fitting.plan_run(cfg, loaded, prompts), used_bytes(CPU)
-    memory = decode(cfg, loaded, prompts).memory
-    taken = memory.bytes - before
-    assert taken > 10e6, "enough to be told from noise"
-    assert predicted.run_bytes / FACTOR_BELOW < taken < predicted.run_bytes * FACTOR_ABOVE
+@pytest.mark.slow
+def test_what_a_run_takes_is_what_was_predicted():
+    """In a process of its own: what earlier work has freed or kept would be counted, or hide the run's."""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("this system's allocator has no setting for pages of their own")
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # every large tensor has pages of its own
+    script = Path(__file__).parent / "memory_of_runs.py"
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) >= 13
+    assert all(case["taken"] > 10e6 for case in found), "enough to be told from noise"
+    off = [c for c in found if not c["predicted"] / FACTOR_BELOW < c["taken"] < c["predicted"] * FACTOR_ABOVE]
+    assert not off
 
 
 @contextmanager
@@ -121,15 +96,17 @@ def test_a_plan_grows_with_what_it_should():
     usual = plan().run_bytes
     assert plan(batch=16).run_bytes > 1.8 * usual
     assert plan(alignment=ExpansionAlignment).run_bytes > 2 * usual
-    assert plan(draft=SIZE).run_bytes > 1.5 * usual
+    assert plan(draft=plan().target).run_bytes > 1.5 * usual
     assert plan(window=48).run_bytes > 2 * usual
     assert plan(prefill_chunk=64).run_bytes < usual
-    grouped = {"window": 16, "prefill_chunk": 1, "sampled": True}
-    by_copy, by_slot = (plan(alignment=each, **grouped).run_bytes for each in (EqspecAlignment, InplaceAlignment))
+    idle = plan(alignment=InplaceAlignment).target.step_bytes(SIXTEEN) - plan().target.step_bytes(SIXTEEN)
     logits_of_8_rows = 8 * 6 * SIZE.vocab_size * SIZE.dtype.itemsize
-    assert by_slot - by_copy > logits_of_8_rows, "idle slots between the rows of a group take memory too"
+    assert idle > logits_of_8_rows, "idle slots between the rows of a group take memory too"
     assert plan(sampled=True).run_bytes >= usual
-    assert plan(ragged=True).run_bytes < usual, "no padding, masks or repeated keys"
+    short = {"alignment": InplaceAlignment, "max_new_tokens": 64}  # the storage does not grow between rounds
+    assert plan(kind=RAGGED, **short).run_bytes < plan(kind=EAGER, **short).run_bytes, (
+        "no padding, masks or repeated keys"
+    )
     kv_of_a_token = 2 * 32 * 4096 * 2
     assert usual > 2 * 8 * (1024 + 128) * kv_of_a_token, "Vicuna-7B takes half a megabyte per token, here twice"
 
@@ -183,18 +160,27 @@ def test_shrinking_reads_prompts_in_chunks_where_that_is_enough(monkeypatch):
     cfg = composed(*SYNTHETIC, "batch=2", "max_new_tokens=8", "runner.on_out_of_memory=shrink")
     loaded = load_pair(cfg)
     prompts = prompts_of(loaded, 2, 600)
-    whole = fitting.plan_run(cfg, loaded, prompts)
+    drafter = build_engine(cfg, loaded, Clock()).drafter
+    whole = fitting.plan_run(cfg, loaded, prompts, drafter)
     free = replace(whole, prefill_chunk=128).run_bytes
     assert free < whole.run_bytes
     monkeypatch.setattr(fitting, "free_bytes", lambda device: free)
-    chunked, cfg, notes = fitting.check_run_fits(cfg, loaded, prompts)
+    chunked, cfg, notes = fitting.check_run_fits(cfg, loaded, prompts, drafter)
     assert cfg.runner.prefill_chunk == chunked.prefill_chunk == 128
     assert "chunks of 128 tokens" in notes[0]
     cfg.runner.on_out_of_memory, cfg.runner.prefill_chunk = "fail", None
     with pytest.raises(ConfigError, match=r"runner\.prefill_chunk=128 fits"):
-        fitting.check_run_fits(cfg, loaded, prompts)
+        fitting.check_run_fits(cfg, loaded, prompts, drafter)
 
 
 def test_free_memory_is_known_here():
     free = free_bytes(CPU)
     assert free is None or 0 < free < 1 << 50
+
+
+def test_a_head_is_executed_as_its_target_is_from_the_first_engine_on():
+    cfg = composed(*TINY, "drafter=eagle", "execution=fused")
+    loaded = load_pair(cfg)
+    loaded.target.execute("eager")  # as every model is loaded
+    drafter = build_engine(cfg, loaded, Clock()).drafter
+    assert drafter.memory.model.execution.name != "eager"

@@ -71,6 +71,7 @@ def test_a_near_tie_is_decided_in_float64(misled, monkeypatch):
     assert "float64" in result.remark
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_or_dies_costs_its_own_row(monkeypatch):
     check = model_check.check
 

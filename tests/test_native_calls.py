@@ -13,11 +13,13 @@ from tampering import aligned_logits, own_logits
 from test_native import IDS, build
 from torch import Tensor, nn
 
+from specdec.core.outputs import LOGITS
 from specdec.errors import ConfigError, ContractError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.base import Call, Chains, Given
 from specdec.models.kv import KVStorage, Place
 from specdec.models.native.library import PackedMatrix, rms_norm
+from specdec.models.shared import SharedColumns
 
 pytestmark = pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
 
@@ -28,6 +30,7 @@ class Writer:
 
     place: Place
     num_columns: int
+    shared: SharedColumns | None = None
 
     def written(self) -> None:
         pass
@@ -46,6 +49,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "columns": 6,
         "storage": model.empty_storage(3, 8).data_NBHSD,
         "num_logits": 0,
+        "shared": None,
     }
     return {**usual, **changes}
 
@@ -54,15 +58,31 @@ def run(chains: bool = False, **changes: Any) -> Tensor:
     given, model = arguments(**changes), build("llama")
     storage = given["storage"]
     writer = Writer(Place(KVStorage(storage, 8, ()), given["slots"], given["starts"]), given["columns"])
+    if (shared := given["shared"]) is not None:
+        storages = tuple(KVStorage(part, 4, ()) for part in shared[0])
+        writer.shared = SharedColumns(storages, shared[1], torch.tensor(shared[2]))
     T = given["tokens"].shape[1] if given["tokens"].ndim > 1 else 0
     layout = Chains(writer, T, 100, model.device) if chains else Given(given["positions"], given["mask"])
-    call = Call(given["tokens"], layout, writer, given["num_logits"], "logits", given["real"])
+    call = Call(given["tokens"], layout, writer, given["num_logits"], LOGITS, given["real"])
     with torch.inference_mode():
         return model.execute("native").run(call)
 
 
 def embeddings(ids: Tensor, width: int) -> Tensor:
     return ids[..., None].float().expand(*ids.shape, width)
+
+
+def shares(
+    storages: Callable[[Tensor], list[Tensor]], of: list[int], lengths: list[int], message: str
+) -> tuple[dict[str, Callable[[Any], Any]], str]:
+    """A call whose rows read columns of prefixes of four before their own; the mask is as wide as it says."""
+    width = 6 + max(lengths)
+    changes: dict[str, Callable[[Any], Any]] = {
+        "shared": lambda _: (storages(build("llama").empty_storage(1, 4).data_NBHSD), of, lengths),
+        "columns": lambda _: width,
+        "mask": lambda x: x.new_ones(2, 3, width),
+    }
+    return changes, message
 
 
 WRONG: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
@@ -95,6 +115,12 @@ WRONG: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
     "a storage of fewer heads": ({"storage": lambda x: x[:, :, :1].clone()}, "a storage .*"),
     "a storage of narrower heads": ({"storage": lambda x: x[..., :4].clone()}, "a storage .*, 4\\)"),
     "a storage with gaps": ({"storage": lambda x: x.repeat(1, 1, 1, 2, 1)[..., :8, :]}, "is not contiguous"),
+    "a prefix that there is not": shares(lambda x: [x], [1, 0], [2, 1], "row 0 shares 2 columns of prefix 1"),
+    "a prefix of a negative number": shares(lambda x: [x], [-1, 0], [2, 1], "row 0 shares 2 columns of prefix -1"),
+    "more than the prefix holds": shares(lambda x: [x], [0, 0], [4, 6], "row 1 shares 6 columns of prefix 0"),
+    "fewer shared columns than none": shares(lambda x: [x], [0, 0], [4, -1], "row 1 shares -1 of 4 columns"),
+    "shared columns of one row": shares(lambda x: [x], [0], [4], r"prefixes \(1,\)"),
+    "a prefix of several rows": shares(lambda x: [x.repeat(1, 2, 1, 1, 1)], [0, 0], [1, 1], "a storage .*"),
     "more logits than tokens": ({"num_logits": lambda x: 4}, "logits of 4 tokens are wanted, and 3 are fed"),
     "fewer logits than none": ({"num_logits": lambda x: -1}, "logits of -1 tokens"),
 }  # fmt: skip

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, greedy_alone, small_llama
+from conftest import VOCAB, greedy_alone, last_document, small_llama
 from model_zoo import Entry, build
 
 from specdec.cli import main
@@ -95,7 +94,7 @@ def run(monkeypatch, capsys, *arguments):
     except SystemExit as stop:
         code = stop.code
     out, err = capsys.readouterr()
-    return code, json.loads(out.strip().splitlines()[-1]), err
+    return code, last_document(out), err
 
 
 COMMON = ("data.num_prompts=4", "max_new_tokens=24", "baseline=false", "progress=false", "warmup=false", "strict=true")

@@ -134,13 +134,13 @@ def test_folders_that_cannot_be_loaded(checkpoint, tmp_path):
     refused(PairError, "does not hold a checkpoint", f"pair.target={torn}")
 
 
-def test_recurrent_models_are_refused(tmp_path):
-    from transformers import MambaConfig, MambaForCausalLM
+def test_recurrent_states_outside_of_the_cache_are_refused(tmp_path):
+    from transformers import RwkvConfig, RwkvForCausalLM
 
-    folder = tmp_path / "mamba"
-    MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2)).save_pretrained(folder)
+    folder = tmp_path / "rwkv"
+    RwkvForCausalLM(RwkvConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2)).save_pretrained(folder)
     save_tokenizer(folder, [f"w{i}" for i in range(VOCAB)])
-    refused(PairError, "mamba.*recurrent", "pair=vicuna", f"pair.target={folder}", "pair.draft=null")
+    refused(PairError, "rwkv.*recurrent", "pair=vicuna", f"pair.target={folder}", "pair.draft=null")
 
 
 @pytest.mark.parametrize(("name", "width"), [("vicuna", 256), ("qwen3", 512), ("glm4", 4096)])

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 import pytest
+from conftest import last_document
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -111,11 +112,12 @@ def sweep(run, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_presets_run_one_after_the_other_each_with_its_own_sweep(sweep, tmp_path):
     """The command of the README, in a debug size, with one batch size and one window."""
     code, out = sweep("experiment=paper_table1,paper_table2,paper_figure5c", "batch=2", "batching.window=16")
     assert code == 0, out
-    points = json.loads(out.strip().splitlines()[-1])["points"]
+    points = last_document(out)["points"]
     by_preset = {name: [p for p in points if p["preset"] == name] for name in PAPERS}
     assert [p["scheduler"] for p in by_preset["paper_table1"]] == ["plain", "eqspec", "exspec", "bsp", "dsd"]
     assert [p["scheduler"] for p in by_preset["paper_table2"]] == ["eqspec", "exspec"]
@@ -131,7 +133,7 @@ def test_points_that_presets_share_are_computed_once_and_listed_under_all(sweep,
     """paper_table4 runs in test_serving.py."""
     code, out = sweep("experiment=paper_figure1,paper_figure5a,paper_figure5b", "batch=2", "baseline=false")
     assert code == 0, out
-    points = json.loads(out.strip().splitlines()[-1])["points"]
+    points = last_document(out)["points"]
     assert all(p["num_exact"] == p["num_prompts"] == 2 for p in points)
     eqspec = [p for p in points if p["scheduler"] == "eqspec"]
     assert len(eqspec) == 3

@@ -8,6 +8,9 @@ import pytest
 import torch
 from pretend_cuda import CPU, GPU, NAME, MixedDevicesError, PretendCuda, on_gpu
 from torch import nn
+from transformers import AutoModelForCausalLM
+
+from specdec.assets import local_path
 
 
 def test_tensors_are_where_they_were_made_or_moved():
@@ -34,6 +37,22 @@ def test_tensors_are_where_they_were_made_or_moved():
         assert here.device == CPU
     assert torch.ones(1).device == CPU
     assert not torch.cuda.is_available() or torch.cuda.get_device_name() != NAME
+
+
+def test_meta_tensors_stay_without_values():
+    """`transformers` builds a model on "meta" and fills it afterwards, its buffers too."""
+    with PretendCuda():
+        with torch.device("meta"):
+            assert nn.Linear(2, 2).weight.device.type == "meta"
+        assert torch.ones(2, device="meta").device.type == torch.ones(2, device="cuda").to("meta").device.type == "meta"
+        assert torch.empty_like(torch.ones(2, device="meta"), device="cuda").device == GPU
+        # Filled with NaN, memory that nobody writes shows.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            module = AutoModelForCausalLM.from_pretrained(local_path("asset:tiny/draft")).to("cuda")
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert all(part.isfinite().all() for part in [*module.parameters(), *module.buffers()])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import last_document
 from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +99,7 @@ def test_two_processes_give_the_same_outputs_as_one(run, monkeypatch, strategy, 
     monkeypatch.chdir(ROOT)
     code, out, err = run(*SIX, f"runner.strategy={strategy}", "runner.devices=1,2", f"baseline={baseline}", "-m")
     assert code == 0, err
-    alone, together = json.loads(out.strip().splitlines()[-1])["points"]
+    alone, together = last_document(out)["points"]
     texts = []
     for summary in (alone, together):
         samples = list(read_lines(Path(summary["path"]) / "samples.jsonl"))
@@ -140,7 +141,7 @@ def test_a_killed_run_takes_its_processes_with_it_and_is_gone_on_with(tmp_path):
     kept = {sample["index"]: sample for path in tmp_path.glob("*/samples*.jsonl") for sample in read_lines(path)}
     assert 0 < len(kept) < 6
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    summary = json.loads(result.stdout.strip().splitlines()[-1])
+    summary = last_document(result.stdout)
     samples = {sample["index"]: sample for sample in read_lines(Path(summary["path"]) / "samples.jsonl")}
     assert samples.keys() == set(range(6))
     assert all(samples[index] == sample for index, sample in kept.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from conftest import last_document
 from omegaconf import OmegaConf, ValidationError
 
 import specdec.config  # noqa: F401
@@ -195,7 +195,7 @@ def sweep(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     """The points of a sweep that nothing went wrong in."""
     result = run(folder, "-m", *arguments, f"results_dir={folder}/results")
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.strip().splitlines()[-1])["points"]
+    return last_document(result.stdout)["points"]
 
 
 def listed(page: str, group: str) -> list[str]:
@@ -265,6 +265,7 @@ class Stubborn(BatchingPolicy):
 """
 
 
+@pytest.mark.slow
 def test_schedulers_and_policies_of_one_class_run_in_a_sweep(installed):
     """They bring neither the label that tables call them by, nor a window of their own."""
     (installed / "specdec_bigram.py").write_text(PLUGIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,14 +17,18 @@ from conftest import command
 from specdec import analysis
 from specdec.cli import run as cli
 from specdec.core.files import append_line
+from specdec.core.tables import Column
 from specdec.errors import ConfigError
-from specdec.report.__main__ import main
-from specdec.report.content import ReportContent, collect
+from specdec.report import plots
+from specdec.report.__main__ import main, parser, write
+from specdec.report.content import USUAL_SLOTS, Group, ReportContent, collect
 from specdec.report.intervals import of_ratio
-from specdec.report.page import tiles, verdicts
+from specdec.report.page import render, tiles, verdicts
+from specdec.report.plots import MethodCurve
 from specdec.report.published import published_tables
 from specdec.report.texts import kinds, local_tokenizer, prompts
 
+SHARE = Column("accepted", "accepted", ".1%")
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=5", "data.max_input_tokens=30"]
 
 
@@ -152,7 +157,7 @@ def test_latex_has_as_many_cells_in_each_row_and_escapes(written):
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(alignment)}
     assert r"paper\_table1" in text
-    assert not re.search(r"(?<!\\)[%_#]", re.sub(r"{%", "", text))
+    assert not re.search(r"(?<!\\)[%_#]", re.sub(r"{%|^% .*", "", text, flags=re.MULTILINE))
 
 
 def test_csv_has_every_figure(written, results):
@@ -260,3 +265,41 @@ def test_what_cannot_be_done_is_said_in_one_line(results, tmp_path, capsys, argu
 def test_a_missing_package_is_named_with_the_remedy():
     with pytest.raises(ConfigError, match=r"no_such_package is not installed: pip install 'specdec\[analysis\]'"):
         analysis.require("no_such_package.part")
+
+
+def test_a_method_keeps_its_colour_in_other_reports():
+    def group(*methods: str) -> Group:
+        common = {"status": "done", "label": "r", "batch": 1, "drafter": "model"}
+        return Group({}, [{**common, "method": method} for method in methods])
+
+    whole = group("plain", "eqspec", "static masked", "continuous inplace gamma=3").slots
+    assert (whole["plain"], whole["eqspec"]) == (USUAL_SLOTS["plain"], USUAL_SLOTS["eqspec"])
+    fewer = group("static masked", "plain").slots
+    assert all(whole[name] == slot for name, slot in fewer.items())
+    many = group(*(f"m{number}" for number in range(20))).slots
+    assert len(set(many.values())) == 20, "beyond eight, colours repeat with other markers"
+
+
+def test_curves_that_coincide_are_drawn_apart_and_named():
+    values = {1: (0.5, None), 2: (0.7, None)}
+    apart = {1: (0.1, None), 2: (0.3, (0.2, 0.4))}
+    drawn = plots.curves(
+        [MethodCurve(0, "a", values), MethodCurve(1, "b", dict(values)), MethodCurve(2, "c", apart)], SHARE
+    )
+    assert drawn.notes == ["Bands: 95% intervals.", "Curves that coincide (larger hollow markers, gaps): b on a."]
+    assert "fill-opacity: 0; stroke: var(--s1)" in drawn.svg()
+    assert plots.curves([MethodCurve(0, "a", {4: (0.5, (0.4, 0.6))})], SHARE).notes == ["Lines: 95% intervals."]
+
+
+def test_a_watched_page_reloads_itself_and_shows_what_runs(results, tmp_path):
+    running = tmp_path / "results" / "0123"
+    shutil.copytree(next(path.parent for path in results.glob("*/summary.json")), running)
+    (running / "summary.json").unlink()
+    samples = (running / "samples.jsonl").read_text().splitlines(keepends=True)
+    (running / "samples.jsonl").write_text("".join(samples[:2]))
+    page = render(collect([tmp_path / "results"]), 0, refresh_s=7)
+    assert '<meta http-equiv="refresh" content="7">' in page
+    assert "2 of 5" in Page(page).text
+    assert "http-equiv" not in render(collect([results]), 0)
+    with pytest.raises(ConfigError, match="--watch 0: give the seconds between two pages"):
+        write(parser().parse_args([str(results), "--watch", "0"]))

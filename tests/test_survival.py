@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import last_document
 
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.cli.exit import errors_in_one_line
@@ -43,7 +44,7 @@ class HungryAlignment(InplaceAlignment):
 
 
 def summary_of(out: str) -> dict:
-    return json.loads(out.strip().splitlines()[-1])
+    return last_document(out)
 
 
 def samples_of(folder: Path) -> dict[int, dict]:
@@ -59,7 +60,7 @@ def test_killed_processes_lose_nothing_and_double_nothing(tmp_path):
     script = [sys.executable, "scripts/fault_injection.py", "--kills", "4", "--folder", str(tmp_path)]
     result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    findings = summary_of(result.stdout)
+    findings = json.loads(result.stdout.strip().splitlines()[-1])
     assert findings["kills"] >= 4
     assert findings["samples_checked"] >= 12
     assert (findings["lost"], findings["doubled"], findings["problems"]) == (0, 0, 0)
@@ -201,14 +202,15 @@ def test_a_point_that_runs_elsewhere_is_waited_for(run, tmp_path, monkeypatch):
     assert summary_of(out)["skipped"]
 
 
+@pytest.mark.slow
 def test_a_point_that_runs_elsewhere_may_be_left_for_later(run, tmp_path):
     arguments = [*SMALL, "batch=2,3", "runner.on_locked=skip", "-m"]
     code, out, _ = run(*arguments)
-    first = Path(json.loads(out.strip().splitlines()[-1])["points"][0]["path"])
+    first = Path(last_document(out)["points"][0]["path"])
     shutil.rmtree(first)
     with locked(tmp_path / "results", first.name):
         code, out, err = run(*arguments)
-    points = json.loads(out.strip().splitlines()[-1])["points"]
+    points = last_document(out)["points"]
     assert [done["status"] for done in points] == ["running elsewhere", "done"]
     assert code == 1
     assert "1 points run elsewhere: run the same command again" in err

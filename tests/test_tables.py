@@ -42,6 +42,9 @@ def test_markdown_and_latex_escape_and_align():
     assert r"a|b & x\_\% \\" in latex(table)
     assert "\\begin{tabular}{lr}" in latex(table)
     assert r"\caption{T\_1. 5\%.}" in latex_float(Table(table.columns, table.rows, "T_1", "5%"))
+    float_ = latex_float(Table(table.columns, table.rows, "pair T_1", "pair T_1, 5%"))
+    assert r"\caption{pair T\_1, 5\%.}" in float_, "the title is not said twice"
+    assert r"\label{tab:pair-t-1}" in float_
     rows = text_table(["m", "n"], [["a", "1"], ["a", "2"], ["b", "3"]])
     assert latex(rows, spaced=True).count(r"\addlinespace") == 1
     assert latex(rows).count(r"\addlinespace") == 0

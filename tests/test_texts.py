@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from conftest import last_document
+
 from specdec.core.files import read_lines
 from specdec.run.texts import ROWS, print_texts
 
@@ -15,12 +17,12 @@ def test_the_first_rows_are_shown_also_of_a_finished_point(run, tmp_path):
     code, plain, err = run(*SMALL, results=tmp_path)
     assert code == 0, err
     _, shown, _ = run(*SMALL, "show_text=true", results=tmp_path)
-    first, second = (json.loads(out.splitlines()[-1]) for out in (plain, shown))
+    first, second = (last_document(out) for out in (plain, shown))
     assert second["skipped"]
     assert first["hash"] == second["hash"], "what is shown does not identify a run"
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     _, shown_there, _ = run(*SMALL, "show_text=true", results=moved)
-    third = json.loads(shown_there.splitlines()[-1])
+    third = last_document(shown_there)
     assert (third["path"], third["skipped"]) == (str(moved / first["hash"]), True), "a folder may have been moved"
     first["path"] = third["path"]
     rows = list(read_lines(Path(first["path"]) / "samples.jsonl"))

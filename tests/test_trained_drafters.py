@@ -19,7 +19,7 @@ from specdec.registry import create
 from specdec.training.acceptance import HeldoutPrompt
 from specdec.training.accuracies import measure_accuracies
 from specdec.training.blocks import Batch
-from specdec.training.config import HeadsConfig, ValidationConfig
+from specdec.training.config import HeadsConfig, LossConfig, ValidationConfig
 from specdec.training.heads import KINDS, HeadsObjective
 from specdec.verifiers.naive import NaiveVerifier
 from specdec.verifiers.rejection import RejectionVerifier
@@ -49,13 +49,15 @@ def folders(model, own_text, tmp_path_factory):
         cfg = HeadsConfig(kind=kind, num_heads=3, layer=2, num_insertions=8)
         torch.manual_seed(0)
         module = KINDS[kind].build(model.module, cfg).double().train()
-        objective = HeadsObjective(KINDS[kind], model.module, cfg, seed=0)
+        objective = HeadsObjective(
+            KINDS[kind], model.module, cfg, seed=0, losses=LossConfig(argmax=0.0, forward_kl=1.0)
+        )
         trained = [weight for weight in module.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-1 if kind == "ppd" else 1e-2)
         counted = torch.ones_like(own_text, dtype=torch.bool)
         losses = []
         for step in range(60):
-            loss = objective(module, Batch(own_text, counted, {"batches": step}), step)
+            loss = objective(module, Batch(own_text, counted, {"batches": step}), step).mean
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -147,7 +149,7 @@ def test_drafts_come_with_the_law_they_were_drawn_from(model, folders, kind):
     prompt, num_draws, counts = [5, 9, 2, 40], 3000, torch.zeros(VOCAB)
     context, _ = context_for(model, "inplace")
     drafter = create("drafter", kind, context, path=folders[kind][0])
-    reader = Reader(context.align(model), drafter.observe_hidden)
+    reader = Reader(context.align(model), drafter.observe_hidden, drafter.hidden_layers)
     rows = [Sequence(i, prompt, 8, sampling=SamplingParams(temperature=1.3, seed=i // 100)) for i in range(num_draws)]
     drafter.admit(rows)
     reader.read(rows, [len(prompt) - 1] * num_draws)
@@ -210,7 +212,7 @@ def test_what_eagle_keeps_while_nothing_is_drafted_holds_no_logits(model, folder
     pool = SequencePool([Sequence(i, list(prompt), NEW_TOKENS) for i, prompt in enumerate(prompts[1:4])])
     for _ in range(6):
         engine.step(pool)
-    kept = [part for parts in engine.drafter._unread.values() for part in parts]
+    kept = [part for parts in engine.drafter._unread._parts.values() for part in parts]
     assert len(kept) >= 18
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in kept[-6:])
 

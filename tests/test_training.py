@@ -21,17 +21,11 @@ from specdec.training import TrainingError, run_recipe
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.budget import Budget
 from specdec.training.card import model_card
-from specdec.training.config import (
-    CorpusConfig,
-    DeviceConfig,
-    StageConfig,
-    TrainConfig,
-    ValidationConfig,
-    shrink_to_rehearse,
-)
+from specdec.training.config import CorpusConfig, DeviceConfig, StageConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import is_heldout, read_corpus
+from specdec.training.device import precision_of
 from specdec.training.heldout import read_prompts
-from specdec.training.loop import precision_of
+from specdec.training.resolve import shrink_to_rehearse
 from train import RECIPES
 
 ASSETS = Path(specdec.__file__).parent / "assets"
@@ -194,9 +188,11 @@ def test_measured_acceptance_is_that_of_real_rounds():
 def test_budget_ends_by_steps_or_by_the_clock():
     by_steps = Budget(StageConfig(steps=10, minutes=60), step=10)
     by_clock = Budget(StageConfig(steps=10, minutes=1), step=1, earlier_s=61.0)
+    by_clock.start()
     assert by_steps.fraction == by_clock.fraction == 1.0
     assert by_steps.lr_factor(10) == pytest.approx(0.05 * 11 / 100)  # still in warmup: 10 steps of 100
     endless = Budget(StageConfig(steps=10, minutes=None), step=1, earlier_s=1e9)
+    endless.start()
     assert endless.fraction == 0.1
 
 
@@ -244,7 +240,12 @@ def test_a_model_card_without_one_of_its_figures_is_refused(trained):
 
 
 def test_shipped_pair_is_small_and_loads():
-    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) <= 12_000_000
+    def size_of(folder):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    heads = [size_of(head) for head in (TINY / "heads").iterdir()]
+    assert all(0 < size <= 2_000_000 for size in heads)
+    assert size_of(TINY) - sum(heads) <= 12_000_000
     tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     for role in ("target", "draft"):

@@ -7,20 +7,23 @@ from conftest import small_llama
 from torch import nn
 
 from specdec.drafters.eagle import EagleLayer
+from specdec.training import TrainingError
 from specdec.training.blocks import Batch, BlockStream
 from specdec.training.budget import Budget
-from specdec.training.config import HeadsConfig, PhaseConfig, StageConfig
+from specdec.training.config import HeadsConfig, LossConfig, PhaseConfig, StageConfig
 from specdec.training.heads import KINDS, HeadsObjective, unroll
 from specdec.training.losses import (
     SOFT,
+    LossSum,
     cross_entropy,
     forward_kl,
     kept_forward_kl,
-    masked_mean,
+    masked_sum,
     output_mask,
     reverse_kl,
     total_variation,
 )
+from specdec.training.objectives import Distill
 
 
 def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -47,7 +50,8 @@ def test_values_and_gradients(name, temperature, logits):
     draft, target = logits
 
     def reference(values: np.ndarray) -> np.ndarray:
-        return temperature**2 * REFERENCES[name](probabilities(target, temperature), probabilities(values, temperature))
+        scale = temperature if name == "tv" else temperature**2
+        return scale * REFERENCES[name](probabilities(target, temperature), probabilities(values, temperature))
 
     draft_XV = torch.tensor(draft, requires_grad=True)
     found = SOFT[name](draft_XV, torch.tensor(target), temperature)
@@ -85,6 +89,65 @@ def test_divergences_of_equal_distributions_are_zero(logits):
         assert float(loss(draft, draft + 3.0).abs().max()) < 1e-12  # a shift of logits is no change of the distribution
 
 
+@pytest.mark.parametrize("name", SOFT)
+def test_tokens_that_a_target_rules_out_cost_nothing_and_break_nothing(name, logits):
+    """Logits of -inf, as of a padded vocabulary: as if there were no such token, where the draft has none either."""
+    draft, target = (torch.tensor(part) for part in logits)
+    ruled_out = torch.tensor([False] * 6 + [True])
+    low = target.masked_fill(ruled_out, -torch.inf)
+    student = draft.clone().requires_grad_()
+    found = SOFT[name](student, low, 1.0)
+    found.sum().backward()
+    assert bool(found.isfinite().all())
+    assert bool(student.grad.isfinite().all())
+    without = SOFT[name](draft.masked_fill(ruled_out, -torch.inf), low, 1.0)
+    torch.testing.assert_close(without, SOFT[name](draft[..., :6], target[..., :6], 1.0))
+
+
+@pytest.mark.parametrize("kind", ["medusa", "eagle", "early_exit", "ppd"])
+def test_heads_learn_by_the_losses_that_are_set(kind):
+    """Each loss of distill.* alone, and their weighted sum."""
+    target, cfg = small_llama(1, torch.float64), HeadsConfig(kind=kind, num_heads=2, layer=1, feature_weight=0.0)
+    torch.manual_seed(0)
+    module = KINDS[kind].build(target, cfg).double()
+    for weight in module.parameters():
+        nn.init.normal_(weight, std=0.3)
+    ids_BT = torch.randint(0, target.config.vocab_size, (2, 12))
+    batch = Batch(ids_BT, output_mask([3, 4], [12, 10], 12), {"batches": 0})
+
+    def loss(**weights: float) -> float:
+        losses = LossConfig(**{"argmax": 0.0, "forward_kl": 0.0, **weights})
+        return float(HeadsObjective(KINDS[kind], target, cfg, 1, losses)(module, batch, 0).mean.detach())
+
+    names = ("ce", "argmax", "forward_kl", "reverse_kl", "tv")
+    alone = [loss(**{name: 1.0}) for name in names]
+    assert len({round(value, 3) for value in alone}) == len(names)
+    weights = [1.0, 0.5, 0.25, 2.0, 3.0]
+    together = loss(**dict(zip(names, weights, strict=True)))
+    assert together == pytest.approx(sum(w * value for w, value in zip(weights, alone, strict=True)), rel=1e-4)
+    with pytest.raises(TrainingError, match="every loss has weight 0"):
+        loss()
+    with pytest.raises(TrainingError, match=r"distill.on_policy=0.5: only task=distill"):
+        loss(forward_kl=1.0, on_policy=0.5)
+
+
+def test_what_a_draft_samples_counts_up_to_its_stop_and_in_rows_that_go_on():
+    """Rows of cached outputs end at different columns; a target that has stopped is asked for nothing."""
+    target = small_llama(0, torch.float64)
+    target.generation_config.eos_token_id = list(range(1, 61, 4))
+    objective = Distill(target, LossConfig(on_policy=1.0, on_policy_tokens=6), 1)
+    ids_BT = torch.tensor([[3, 5, 7, 2, 9, 9, 9, 9]] * 3)
+    batch = Batch(ids_BT, output_mask([2, 2, 2], [8, 3, 8], 8), {"batches": 1})
+    made = objective._sampled(target, batch)
+    assert made.counted_BT[:, :4].sum() == 0
+    assert made.counted_BT[1].sum() == 0, "it ended before its prompt did"
+    for row in (0, 2):
+        sampled = made.ids_BT[row, 4:].tolist()
+        length = next((n for n, token in enumerate(sampled, 1) if token % 4 == 1), 6)
+        assert made.counted_BT[row, 4:].tolist() == [True] * length + [False] * (6 - length)
+    assert 0 < made.counted_BT[[0, 2], 5:].sum() < 10, "a row stopped, and one went on"
+
+
 def test_total_variation_is_the_chance_of_rejection():
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.1, 0.3, 0.6])
     accepted = torch.minimum(p, q).sum()
@@ -105,9 +168,9 @@ def test_masks_count_outputs_only():
 def test_masked_positions_change_nothing():
     values = torch.arange(6.0).reshape(2, 3)
     mask = torch.tensor([[True, False, True], [False, False, True]])
-    assert float(masked_mean(values, mask)) == pytest.approx((0 + 2 + 5) / 3)
-    assert float(masked_mean(torch.where(mask, values, 1e9), mask)) == pytest.approx((0 + 2 + 5) / 3)
-    assert float(masked_mean(values, torch.zeros_like(mask))) == 0.0
+    assert float(masked_sum(values, mask)) == 0 + 2 + 5
+    assert float(masked_sum(torch.where(mask, values, 1e9), mask)) == 0 + 2 + 5
+    assert float(LossSum(masked_sum(values, torch.zeros_like(mask)), 0).mean) == 0.0
 
 
 @pytest.mark.parametrize("num_batches", [3, 17])
@@ -154,7 +217,7 @@ def test_heads_leave_out_prompts_without_changing_loss_or_gradient(kind, num_pro
     counted_BT = output_mask([num_prompt, num_prompt + 1, num_prompt], [16, 15, 12], 16)
 
     def found() -> list[torch.Tensor]:
-        loss = HeadsObjective(KINDS[kind], target, cfg, 1)(module, Batch(ids_BT, counted_BT, {"batches": 0}), 0)
+        loss = HeadsObjective(KINDS[kind], target, cfg, 1)(module, Batch(ids_BT, counted_BT, {"batches": 0}), 0).mean
         trained = [p for p in module.parameters() if p.requires_grad]
         return [loss, *torch.autograd.grad(loss, trained)]
 
@@ -174,7 +237,7 @@ def test_prompt_tokens_stand_where_their_distribution_is_counted(num_prompt, wid
     module = KINDS["ppd"].build(target, cfg).double()
     counted_BT = output_mask([num_prompt] * 2, [width] * 2, width)
     batch = Batch(torch.randint(0, target.config.vocab_size, (2, width)), counted_BT, {"batches": 0})
-    assert float(HeadsObjective(KINDS["ppd"], target, cfg, 1)(module, batch, 0).detach()) > 0
+    assert float(HeadsObjective(KINDS["ppd"], target, cfg, 1)(module, batch, 0).mean.detach()) > 0
     (places,) = seen
     assert places.shape[1] == min(5, width - 3 - max(0, num_prompt - 2)) >= 1
     assert int(places.min()) >= num_prompt - 2

@@ -36,7 +36,7 @@ def settings(root: Path, name: str) -> TrainConfig:
     cfg.output_dir, cfg.threads, cfg.progress, cfg.device.accelerator = str(root / name), 1, False, "cpu"
     cfg.corpus = CorpusConfig(source="text", path=str(root / "text"), heldout_percent=20)
     cfg.draft_model.num_layers, cfg.draft_model.hidden_size, cfg.draft_model.intermediate_size = 1, 24, 32
-    cfg.draft_model.num_heads, cfg.draft_model.num_kv_heads = 2, 1
+    cfg.draft_model.num_heads, cfg.draft_model.num_kv_heads, cfg.new_draft = 2, 1, "random"
     cfg.fit.steps, cfg.fit.warmup_steps, cfg.fit.checkpoint_every, cfg.fit.accumulate = 40, 4, 5, 2
     cfg.fit.ema, cfg.fit.phases = 0.8, [PhaseConfig(0.6, 24, 3), PhaseConfig(0.4, 40, 2)]
     cfg.distill.data, cfg.distill.on_policy, cfg.distill.on_policy_tokens, cfg.distill.tv = "corpus", 0.5, 4, 1.0
@@ -114,13 +114,18 @@ def same(ours: object, theirs: object) -> bool:
 def test_two_devices_learn_what_one_learns_from_the_same_rows(root):
     """Two processes with half of the batch each: the same losses and weights, up to the order of sums."""
     shape = "draft_model={num_layers: 1, hidden_size: 24, intermediate_size: 32, num_heads: 2, num_kv_heads: 1}"
+    config = AutoModelForCausalLM.from_pretrained(root / "target").config
+    config.eos_token_id = list(range(0, 2048, 16))  # outputs of many lengths: the devices count different tokens
+    LlamaForCausalLM(config).save_pretrained(root / "stopping")
     for devices, rows in ((1, 8), (2, 4)):
         command = [
-            *(sys.executable, "train.py", "task=distill", f"frozen={root / 'target'}", f"tokenizer={TOKENIZER}", shape),
+            *(sys.executable, "train.py", "task=distill", "new_draft=random", shape),
+            *(f"frozen={root / 'stopping'}", f"tokenizer={TOKENIZER}"),
             *("precision=32-true", "threads=1", "progress=false", "keep=last", "validation.every=0", "log.every=1"),
             *("corpus.source=text", f"corpus.path={root / 'text'}", "corpus.heldout_percent=20"),
             *("heldout.max_tokens=40", "heldout.num_prompts=4"),
-            *("validation.num_prompts=2", "validation.new_tokens=4", "distill.data=corpus"),
+            *("validation.num_prompts=2", "validation.new_tokens=4", "distill.data=outputs"),
+            *("greedy.num_batches=2", "greedy.batch=12", "greedy.new_tokens=16", "greedy.max_prompt_tokens=12"),
             *("fit.steps=6", "fit.warmup_steps=1", f"fit.phases=[{{share: 1.0, block: 24, batch: {rows}}}]"),
             *("device.accelerator=cpu", f"device.devices={devices}", "device.strategy=" + ("auto", "ddp")[devices - 1]),
             f"output_dir={root / f'devices{devices}'}",
@@ -134,7 +139,7 @@ def test_two_devices_learn_what_one_learns_from_the_same_rows(root):
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-3, atol=1e-5)
     records = [json.loads((root / f"devices{devices}/fit/record.json").read_text()) for devices in (1, 2)]
-    assert records[0]["tokens"] == records[1]["tokens"] == 6 * 8 * 24
+    assert records[0]["tokens"] == records[1]["tokens"] > 0
 
 
 def test_stops_early_and_keeps_the_best(root):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 from hydra import compose, initialize_config_module
 
 from specdec.training import TrainingError
-from specdec.training.config import HeadsConfig, TrainConfig, output_folder, register_schema, to_dataclass
+from specdec.training.config import HeadsConfig, TrainConfig
+from specdec.training.heads import KINDS
+from specdec.training.limits import check_heads
+from specdec.training.losses import check_losses
+from specdec.training.resolve import output_folder, register_schema, to_dataclass
 from specdec.training.stages import keep_settings
 
 
@@ -16,6 +22,19 @@ def test_the_command_line_names_the_folder_by_the_pair():
         cfg = compose(config_name="train", overrides=["pair=tiny"])
     assert not isinstance(cfg.pair, str), "an option of the group, with its settings"
     assert str(output_folder(to_dataclass(cfg))) == "outputs/train/tiny"
+
+
+def test_every_recipe_trains_heads_of_its_name_and_yields_to_the_command_line():
+    register_schema()
+    recipes = {file.name.removesuffix(".yaml") for file in (files("specdec.conf") / "recipe").iterdir()} - {"none"}
+    assert recipes <= KINDS.keys()
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        for recipe in recipes:
+            cfg = to_dataclass(compose(config_name="train", overrides=[f"recipe={recipe}", "fit.lr=1e-4"]))
+            assert (cfg.task, cfg.heads.kind, cfg.fit.lr) == ("heads", recipe, 1e-4)
+            check_losses(cfg.distill)
+            check_heads(cfg.heads, 2048, reducible=KINDS[recipe].reducible)
+            assert cfg.validation.gamma <= cfg.heads.num_heads  # a block drafts no more
 
 
 def test_settings_may_be_mended_as_long_as_nothing_was_done(tmp_path):

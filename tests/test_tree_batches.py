@@ -183,9 +183,9 @@ class CountingLaw(TargetLaw):
 
     num_columns = 0
 
-    def at(self, columns_BN: Tensor) -> Tensor:
-        self.num_columns += columns_BN.shape[1]
-        return super().at(columns_BN)
+    def at(self, columns_RN: Tensor, rows: list[int] | None = None) -> Tensor:
+        self.num_columns += columns_RN.shape[1]
+        return super().at(columns_RN, rows)
 
 
 @pytest.mark.parametrize("name", ["naive", "naive_tree", "specinfer", "spectr", "recursive", "gbv"])

@@ -26,6 +26,8 @@ PATHS = [
     (2, 3, (1, 3, 2)),
     (3, 2, (0, 3, 2)),
 ]
+SEEDS = [seed if seed < 14 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(42)]
+"""Each shape with flat and peaky laws, with and without zeros; the short tests take a third of them."""
 ORDERED = [(3, 2, (2, 2)), (2, 3, (2, 2, 1)), (4, 2, (2, 1)), (3, 3, (1, 3, 1)), (4, 1, (3,)), (3, 3, (2, 1, 1))]
 
 
@@ -42,7 +44,7 @@ def verifiers(kind: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(42))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", verifiers(IID))
 def test_independent_paths_leave_the_targets_law(name, seed):
     vocab, length, shape = PATHS[seed % len(PATHS)]
@@ -52,7 +54,7 @@ def test_independent_paths_leave_the_targets_law(name, seed):
     assert result.distance < EXACT
 
 
-@pytest.mark.parametrize("seed", range(42))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", verifiers(WITHOUT_REPLACEMENT))
 def test_siblings_without_replacement_leave_the_targets_law(name, seed):
     vocab, length, widths = ORDERED[seed % len(ORDERED)]
@@ -177,6 +179,7 @@ class WholeDivision(SpecTrVerifier):
         return num_B.clamp(min=1)
 
 
+@pytest.mark.slow
 def test_spectr_is_exact_at_every_factor_from_the_root_to_k():
     """The root passes most tests, but a token of the residual may be another child: K may accept more in all."""
     gains = []

@@ -60,6 +60,21 @@ def law_of_order(probs: list[float], count: int) -> dict[tuple[int, ...], float]
     return law
 
 
+def test_draws_are_the_same_wherever_distributions_are_kept():
+    numbers = torch.Generator().manual_seed(0)
+    probs_BNV = torch.rand(3, 4, 700, generator=numbers, dtype=torch.float64).softmax(-1)
+    uniforms_BNJ = torch.rand(3, 4, 5, generator=numbers, dtype=torch.float64)
+    kept_BGV = torch.zeros(3, 9, 700, dtype=torch.float64)
+    part_BNV = kept_BGV[:, 2:6]
+    part_BNV.copy_(probs_BNV)
+    here, there = draw_distinct(probs_BNV.clone(), uniforms_BNJ), draw_distinct(part_BNV, uniforms_BNJ)
+    assert torch.equal(here.tokens, there.tokens)
+    assert torch.equal(here.masses, there.masses)
+    assert torch.equal(part_BNV, probs_BNV), "drawn tokens have their probabilities again"
+    assert not kept_BGV[:, :2].any()
+    assert not kept_BGV[:, 6:].any()
+
+
 @pytest.mark.parametrize("probs", [[0.5, 0.1, 0.0, 0.4], [0.25] * 4, [0.97, 0.01, 0.01, 0.01], [0.0, 0.6, 0.4, 0.0]])
 def test_an_ordered_sample_without_replacement_has_its_law(probs):
     """On a grid of all random numbers: its shares are the probabilities, up to the width of the grid."""
@@ -215,7 +230,7 @@ def decode(
     context = replace(
         drafter_context(target, draft, clock, ALIGNMENTS[alignment], [[]]), tree=create("tree", tree, **TREES[tree])
     )
-    params = {"untrained": True} if drafter == "eagle" else {}
+    params = {"untrained": True} if drafter != "model" else {}
     loop = RoundLoop(
         ALIGNMENTS[alignment](target, clock),
         create("drafter", drafter, context, **params),
@@ -242,7 +257,9 @@ def truth(index: int, mixed: bool, dtype: str = "float64") -> list[int]:
 
 @pytest.mark.parametrize(
     ("tree", "alignment", "batch", "drafter", "mixed"),
-    all_pairs(list(TREES), list(ALIGNMENTS), [1, 4, 8], [("model", False), ("model", True), ("eagle", True)]),
+    all_pairs(
+        list(TREES), list(ALIGNMENTS), [1, 4, 8], [("model", False), ("model", True), ("eagle", True), ("eagle3", True)]
+    ),
 )
 def test_every_tree_decodes_the_tokens_of_plain_decoding(tree, alignment, batch, drafter, mixed):
     """Greedy rows the argmax; sampled rows, under verifier=naive, the tokens of plain sampling."""
@@ -321,6 +338,8 @@ def test_acceptance_by_rank_is_read_from_recorded_rounds():
         ('{"parents": [-1, 0, 0], "ranks": [0, 1, 1]}', "nodes 1 and 2 are the same: rank 1 after node 0"),
         ('{"parents": [-1, 5], "ranks": [0, 0]}', "node 1 has parent 5"),
         ('{"parents": [-1], "ranks": [0, 1]}', "1 parents and 2 ranks"),
+        ('{"parents": [-1, -1], "ranks": [0, 1.5]}', "lists of integers"),
+        ('{"parents": [-1, -1], "ranks": [0, 5000]}', "rank 5000; at most"),
         ("[1, 2]", "JSON"),
     ],
 )

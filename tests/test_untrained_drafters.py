@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, small_llama
+from conftest import VOCAB, last_document, small_llama
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
 from test_drafters import context_of
@@ -28,9 +28,9 @@ from specdec.models.pair import load_pair
 from specdec.registry import create
 from specdec.report.__main__ import main as report
 from specdec.training import TrainingError
-from specdec.training.model import load_llama
+from specdec.training.model import load_weights
 
-TRAINED = ("eagle", "medusa", "ppd", "early_exit")
+TRAINED = ("eagle", "longspec", "medusa", "ppd", "early_exit")
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=3", "max_new_tokens=6"]
 SMALL += ["data.max_input_tokens=20", "data.overlong=truncate", "batch=2"]
 
@@ -50,7 +50,10 @@ def refused(error, match, call):
 def test_a_drafter_without_its_weights_is_refused(kind):
     """By a run before anything is loaded, by the class, by the library and by the kit."""
     said = f"drafter={kind} without drafter.path would draft with untrained weights: set drafter.path=FOLDER of .*"
-    refused(ConfigError, rf"{said}, or drafter\.untrained=true", lambda: composed(f"drafter={kind}"))
+    other = ["pair=vicuna", f"drafter={kind}"]
+    refused(ConfigError, rf"{said}, or drafter\.untrained=true", lambda: composed(*other))
+    synthetic = [f"drafter={kind}", "weights=random"]
+    refused(ConfigError, said, lambda: composed(*synthetic))
     model = CausalLM(small_llama(0, torch.float32))
     refused(ConfigError, said, lambda: create("drafter", kind, context_of(model)))
     refused(ConfigError, f"draft='{kind}' drafts with trained weights", lambda: specdec.Engine(model, kind))
@@ -166,7 +169,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     overrides = ["pair=vicuna", f"pair.target={folder}", "pair.draft=null"]
     refused(PairError, rf"pair\.target={folder}: the checkpoint {said}", lambda: load_pair(composed(*overrides)))
     refused(
-        TrainingError, f"new_draft={folder}: the checkpoint {said}", lambda: load_llama(str(folder), "new_draft", VOCAB)
+        TrainingError,
+        f"new_draft={folder}: the checkpoint {said}",
+        lambda: load_weights(str(folder), "new_draft", VOCAB),
     )
 
 
@@ -181,3 +186,16 @@ def test_made_up_weights_are_told_in_the_table(run):
         "baseline=false",
     )
     assert "pair vicuna, weights random, data heldout" in out
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "dspark"])
+def test_the_built_in_target_has_heads_of_its_own(kind, run):
+    assert composed(f"drafter={kind}").drafter.path == f"asset:tiny/heads/{kind}"
+    assert composed(f"drafter={kind}", "drafter.untrained=true").drafter.path is None
+    assert composed(f"drafter={kind}", "drafter.path=mine").drafter.path == "mine"
+    settings = [f"drafter={kind}", "batch=4", "gamma=3", "data.num_prompts=8", "max_new_tokens=24", "baseline=false"]
+    code, out, err = run(*settings, "verifier=greedy")
+    assert code == 0, err
+    summary = last_document(out)
+    assert summary["num_exact"] == 8
+    assert summary["acceptance_rate"] > 0.2

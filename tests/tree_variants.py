@@ -48,7 +48,7 @@ class ByToken(SpecInferVerifier):
     """Candidates are tested in the order of their tokens."""
 
     def emit(self, site: Site) -> Tensor:
-        keys_BW = torch.where(site.tokens_BW < 0, 99, site.tokens_BW)
+        keys_BW = torch.where(site.tokens_RW < 0, 99, site.tokens_RW)
         return super().emit(in_order(site, keys_BW.argsort(dim=1, stable=True)))
 
 
@@ -56,9 +56,9 @@ class Grouped(SpecInferVerifier):
     """Repeats are tested right after the token's first draw."""
 
     def emit(self, site: Site) -> Tensor:
-        same_BWW = site.tokens_BW[:, :, None] == site.tokens_BW[:, None, :]
+        same_BWW = site.tokens_RW[:, :, None] == site.tokens_RW[:, None, :]
         first_BW = torch.nn.functional.pad(same_BWW, (0, 1)).int().argmax(2)
-        return super().emit(in_order(site, torch.where(site.tokens_BW < 0, 99, first_BW).argsort(dim=1, stable=True)))
+        return super().emit(in_order(site, torch.where(site.tokens_RW < 0, 99, first_BW).argsort(dim=1, stable=True)))
 
 
 class FromTarget(SpecInferVerifier):
@@ -66,8 +66,8 @@ class FromTarget(SpecInferVerifier):
 
     def emit(self, site: Site) -> Tensor:
         token_B = super().emit(site)
-        accepted_B = (site.drawn() & (site.tokens_BW == token_B[:, None])).any(1)
-        return decisions.draws(site.open_B & ~accepted_B, site.p_BV, site.draw_B, token_B)
+        accepted_B = (site.drawn() & (site.tokens_RW == token_B[:, None])).any(1)
+        return decisions.draws(site.open_R & ~accepted_B, site.p_RV, site.draw_R, token_B)
 
 
 class GlobalK(SpecTrVerifier):
@@ -105,7 +105,7 @@ class PlainResidual(SpecTrVerifier):
 
 def in_order(site: Site, order_BW: Tensor) -> Site:
     """The candidates in another order."""
-    changed = {name: getattr(site, name).gather(1, order_BW) for name in ("nodes_BW", "tokens_BW", "tests_BW")}
+    changed = {name: getattr(site, name).gather(1, order_BW) for name in ("nodes_RW", "tokens_RW", "tests_RW")}
     return replace(site, **changed)
 
 
@@ -123,14 +123,14 @@ class FirstSiblingOnly(RecursiveVerifier):
     """Later siblings are tested against p again."""
 
     def emit(self, site: Site) -> Tensor:
-        token_B, open_B = site.columns_B, site.open_B
-        for j in range(site.tokens_BW.shape[1]):
-            x_B1 = site.tokens_BW[:, j, None].clamp(min=0)
-            chance_B = (site.p_BV.gather(1, x_B1) / site.q().gather(1, x_B1))[:, 0]
-            passed_B = decisions.passes(open_B & site.drawn()[:, j], site.tests_BW[:, j], chance_B)
+        token_B, open_B = site.columns_R, site.open_R
+        for j in range(site.tokens_RW.shape[1]):
+            x_B1 = site.tokens_RW[:, j, None].clamp(min=0)
+            chance_B = (site.p_RV.gather(1, x_B1) / site.q().gather(1, x_B1))[:, 0]
+            passed_B = decisions.passes(open_B & site.drawn()[:, j], site.tests_RW[:, j], chance_B)
             token_B, open_B = torch.where(passed_B, x_B1[:, 0], token_B), open_B & ~passed_B
-        rest_BV = (site.p_BV - site.q()).clamp(min=0)
-        return decisions.draws(open_B, decisions.with_mass(rest_BV, rest_BV.sum(1), site.p_BV), site.draw_B, token_B)
+        rest_BV = (site.p_RV - site.q()).clamp(min=0)
+        return decisions.draws(open_B, decisions.with_mass(rest_BV, rest_BV.sum(1), site.p_RV), site.draw_R, token_B)
 
 
 # --- paths as blocks -----------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ class TiesByDrawing(GbvVerifier):
         return super().rank_values(p_BV, q_BV).clamp(max=1)
 
     def preference(self, site: Site, skewed: SkewedLaw) -> Tensor:
-        x_BW = site.tokens_BW.clamp(min=0)
-        ratio_BW = self.rank_values(site.p_BV, site.q()).gather(1, x_BW)
+        x_BW = site.tokens_RW.clamp(min=0)
+        ratio_BW = self.rank_values(site.p_RV, site.q()).gather(1, x_BW)
         return ratio_BW - torch.arange(x_BW.shape[1]) * 1e-9
 
 
@@ -159,7 +159,7 @@ class FirstPath(GbvVerifier):
     """The first path is kept, and judged as if it were the best."""
 
     def preference(self, site: Site, skewed: SkewedLaw) -> Tensor:
-        return -torch.arange(site.tokens_BW.shape[1]).expand_as(site.tokens_BW)
+        return -torch.arange(site.tokens_RW.shape[1]).expand_as(site.tokens_RW)
 
 
 class ForgetsBelow(GbvVerifier):
@@ -269,13 +269,13 @@ class BestChild(WalkVerifier):
     """Each node draws its own token from p for every sibling: several chances for one place (algorithms.md 6.1)."""
 
     def emit(self, site: Site) -> Tensor:
-        token_B, open_B = site.columns_B, site.open_B
-        for j in range(site.tokens_BW.shape[1]):
-            x_B1 = site.tokens_BW[:, j, None].clamp(min=0)
-            chance_B = site.p_BV.gather(1, x_B1)[:, 0]
-            passed_B = decisions.passes(open_B & site.drawn()[:, j], site.tests_BW[:, j], chance_B)
+        token_B, open_B = site.columns_R, site.open_R
+        for j in range(site.tokens_RW.shape[1]):
+            x_B1 = site.tokens_RW[:, j, None].clamp(min=0)
+            chance_B = site.p_RV.gather(1, x_B1)[:, 0]
+            passed_B = decisions.passes(open_B & site.drawn()[:, j], site.tests_RW[:, j], chance_B)
             token_B, open_B = torch.where(passed_B, x_B1[:, 0], token_B), open_B & ~passed_B
-        return decisions.draws(open_B, site.p_BV, site.draw_B, token_B)
+        return decisions.draws(open_B, site.p_RV, site.draw_R, token_B)
 
 
 TOP_DOWN = [Deduplicated, DeduplicatedSpecTr, Renormalised, ByToken, Grouped, FromTarget, GlobalK, NoDivision]

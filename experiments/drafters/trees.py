@@ -1,7 +1,7 @@
-"""Drafters that know their guesses at once: their trees against their chains, in acceptance and in tokens per second.
+"""Trees of greedy drafts against the drafters' chains, in acceptance and in tokens per second.
 
     python experiments/drafters/trees.py                 # all; trains the heads first, briefly; writes trees.md
-    python experiments/drafters/trees.py --only medusa   # or ppd, trigram, prompt_lookup: prints that part of the table
+    python experiments/drafters/trees.py --only medusa   # or eagle, ppd, trigram, prompt_lookup: prints that part
     python experiments/drafters/trees.py --rehearse      # every line of it at small sizes; the figures mean nothing
 
 All settings decode the same held-out prompts greedily, in turns, on one thread; every row is compared with the target's
@@ -35,9 +35,10 @@ from specdec.training import run_task
 from specdec.training.config import PhaseConfig
 from specdec.training.corpus import read_corpus
 from specdec.training.decoding import decode, stop_ids_of
+from specdec.trees.chain import ChainTree
 
 FOLDER = Path(__file__).parent
-FITS = {"medusa": (160, 8), "ppd": (200, 4)}  # steps, and rows per step
+FITS = {"medusa": (160, 8), "ppd": (200, 4), "eagle": (100, 8)}  # steps, and rows per step
 CORPUS_BYTES = 1_500_000
 GAMMA = {"ppd": 3}  # its prompt tokens; others 4
 BATCHES, TURNS = (1, 8), 2
@@ -48,7 +49,7 @@ Setting = tuple[str, dict[str, Any]]
 
 def compared(folders: dict[str, str], corpus: str) -> dict[str, list[Setting]]:
     """By drafter: its chain first, then its trees."""
-    medusa, ppd = ({"path": folders[kind]} for kind in ("medusa", "ppd"))
+    medusa, ppd, eagle = ({"path": folders.get(kind, ""), "untrained": False} for kind in FITS)
     fitted = {"nodes": 48, "fit_nodes": True}
     sizes: list[dict[str, Any]] = [{}, {"nodes": 16}, {"nodes": 64}]
     return {
@@ -57,13 +58,16 @@ def compared(folders: dict[str, str], corpus: str) -> dict[str, list[Setting]]:
         "trigram with a corpus": [("trigram", {"corpus": corpus, **size}) for size in sizes],
         "medusa": [("medusa", medusa), *(("medusa", {**medusa, "nodes": n}) for n in (8, 16, 32, 64))],
         "ppd": [("ppd", {**ppd, **size}) for size in ({}, *({"nodes": n} for n in (6, 12, 24, 48)), fitted)],
+        "eagle": [("eagle", eagle), *(("eagle", {**eagle, "confidence": n}) for n in (8, 16, 32))],
     }
 
 
-def train(results: Path, rehearse: bool) -> dict[str, str]:
-    """Brief fits of the two kinds of heads; stages that are done are kept."""
+def train(results: Path, rehearse: bool, only: str | None = None) -> dict[str, str]:
+    """Brief fits of the kinds of heads; stages that are done are kept."""
     folders = {}
     for kind, (steps, rows) in FITS.items():
+        if only not in (None, kind):
+            continue
         outputs(results, results / kind)
         cfg = settings("heads", results / kind, rehearse)
         cfg.heads, cfg.validation.every = HEADS[kind], 0
@@ -119,9 +123,11 @@ class Bench:
         """Counts of one pass over the prompts, and the processor time of its rounds."""
         rows = [Sequence(i, ids, self.new_tokens, stop_ids_of(self.target)) for i, ids in enumerate(self.prompts)]
         tally, timed = Tally(), _Timed()
+        own = {key: value for key, value in params.items() if key != "confidence"}
+        tree = create("tree", "confidence", top_k=4, num_nodes=params["confidence"]) if own != params else ChainTree()
 
         def make(context: DrafterContext) -> Drafter:
-            drafter: Drafter = create("drafter", name, replace(context, tokenizer=self.tokenizer), **params)
+            drafter: Drafter = create("drafter", name, replace(context, tokenizer=self.tokenizer, tree=tree), **own)
             drafter.prepare(batch)
             timed.start()
             return drafter
@@ -176,7 +182,7 @@ def _speed(passes: list[dict[str, Any]]) -> float:
 
 
 def _shown(params: dict[str, Any]) -> str:
-    own = {key: value for key, value in params.items() if key not in ("path", "corpus")}
+    own = {key: value for key, value in params.items() if key not in ("path", "corpus", "untrained")}
     return " ".join(f"{key}={str(value).lower()}" for key, value in own.items()) or "chain"
 
 
@@ -189,7 +195,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = arguments.results / ("trees-rehearsal" if arguments.rehearse else "trees")
     results.mkdir(parents=True, exist_ok=True)
-    parts = compared(train(results, arguments.rehearse), write_corpus(results, arguments.rehearse))
+    only = arguments.only if arguments.only in FITS else None
+    parts = compared(train(results, arguments.rehearse, only), write_corpus(results, arguments.rehearse))
     if arguments.only:
         parts = {label: several for label, several in parts.items() if label.startswith(arguments.only)}
     table = markdown(text_table(HEADING, list(measure(Bench(arguments.rehearse), parts))))

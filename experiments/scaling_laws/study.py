@@ -50,12 +50,12 @@ RUNS = [
 
 def config(run: Run, out: Path, rehearse: bool, steps: int) -> Any:
     """The settings of one fit."""
-    from specdec.training.config import LossConfig, ModelConfig, PhaseConfig, StageConfig, TrainConfig, ValidationConfig
+    from specdec.training.config import DraftConfig, LossConfig, PhaseConfig, StageConfig, TrainConfig, ValidationConfig
 
     cfg = TrainConfig(task="distill", seed=run.seed, threads=1, progress=False, precision="32-true", new_draft="random")
     cfg.output_dir, cfg.device.accelerator = str(out / run.name), "cpu"
     heads = max(1, run.width // 32)
-    cfg.draft_model = ModelConfig(run.layers, run.width, 16 * round(run.width * 7 / 48), heads, max(1, heads // 3))
+    cfg.draft_model = DraftConfig(run.layers, run.width, 16 * round(run.width * 7 / 48), heads, max(1, heads // 3))
     # No average of the weights: over few steps it would lag far behind what was learned.
     cfg.fit = StageConfig(steps=steps, minutes=None, schedule="constant", warmup_steps=5, lr=2e-3, ema=None)
     cfg.fit.phases, cfg.fit.checkpoint_every = [PhaseConfig(1.0, 256, 8)], 10_000
@@ -79,12 +79,13 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
     from specdec.registry import create
     from specdec.training.acceptance import measure_acceptance
     from specdec.training.budget import Budget
+    from specdec.training.draft import new_draft
     from specdec.training.loop import fit
     from specdec.training.module import TrainingModule
     from specdec.training.objectives import Distill
     from specdec.training.outputs import OutputStream
     from specdec.training.sources import Sources
-    from specdec.training.tasks import heldout_prompts, new_draft
+    from specdec.training.tasks import heldout_prompts
 
     torch.set_num_threads(1)
     grid = [2, 4, 8] if rehearse else [10, 20, 40, 80, 160]
@@ -129,7 +130,7 @@ def train(run: Run, out: Path, rehearse: bool) -> list[dict[str, Any]]:
 def same_settings(folder: Path, cfg: Any) -> None:
     """A run goes on only with the settings that it began with."""
     from specdec.training import TrainingError
-    from specdec.training.config import deciding
+    from specdec.training.resolve import deciding
     from specdec.training.stages import keep_settings
 
     try:
@@ -150,9 +151,9 @@ def in_turns(cells: list[Cell], measure: Callable[[Cell], float], rehearse: bool
 def draft_times(out: Path, rehearse: bool) -> dict[str, Any]:
     """Seconds of a step of each shape of draft by batch size; after the training, when nothing runs beside it."""
     from experiments.tiny_pair.step_times import measure_step_s
+    from specdec.training.draft import new_draft
     from specdec.training.sources import Sources
     from specdec.training.stages import run_stage
-    from specdec.training.tasks import new_draft
 
     def times(folder: Path) -> dict[str, Any]:
         runs = {f"{run.layers} x {run.width}": run for run in RUNS}  # loss and seed change no time

@@ -23,17 +23,21 @@ from experiments.tiny_pair.export import export_pair
 from experiments.tiny_pair.step_times import measure_steps
 from specdec.core.files import write_lines
 from specdec.models.causal_lm import CausalLM
+from specdec.models.checkpoints import move
 from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import measure_acceptance
 from specdec.training.blocks import BlockStream, fixed_blocks
 from specdec.training.budget import Budget
-from specdec.training.config import LossConfig, TrainConfig, ValidationConfig, deciding, output_folder
+from specdec.training.config import LossConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import Corpus, read_corpus
+from specdec.training.device import device_of
+from specdec.training.draft import make_draft
 from specdec.training.heldout import make_prompts, read_prompts
-from specdec.training.model import build_model, start_from_target
+from specdec.training.model import build_model
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream, generate_outputs
+from specdec.training.resolve import deciding, output_folder
 from specdec.training.stages import Record, keep_settings, run_stage
 from specdec.training.tasks import encoded, fit_model
 from specdec.training.tokenizer import END_OF_TEXT_ID, encode_corpus, train_tokenizer
@@ -52,7 +56,7 @@ def train_tiny(cfg: TrainConfig) -> Record:
         "target": partial(make_target, cfg, folder),
         "greedy": partial(make_greedy, cfg, corpus, folder),
         "warm": partial(make_warm_draft, cfg, folder),
-        "draft": partial(make_draft, cfg, folder),
+        "draft": partial(make_final_draft, cfg, folder),
         "acceptance": partial(report_acceptance, cfg, folder),
         "step_times": partial(report_step_times, cfg, folder),
     }
@@ -100,26 +104,25 @@ def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 
 def make_greedy(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
     """Let the target continue prompts from training files."""
-    target, tokenizer = CausalLM(load_model(folder / "target/model")), load_tokenizer(folder)
+    target, tokenizer = CausalLM(frozen_target(cfg, folder)), load_tokenizer(folder)
     stops = frozenset([END_OF_TEXT_ID])
     return generate_outputs(target, corpus, tokenizer, cfg.greedy, cfg.seed, out, stop_ids=stops)
 
 
 def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Distil the draft on corpus text, from the target's distributions."""
-    target = load_model(folder / "target/model")
-    draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
-    from_target = start_from_target(draft, target)
+    target = frozen_target(cfg, folder)
+    draft = make_draft(target, cfg.draft_model, cfg.seed + 1, copied=True)
     stream = BlockStream(np.load(folder / "tokenizer/train.npy"), Budget(cfg.draft.warm), cfg.seed + 1)
     record = fit_model("draft.warm", draft, _distill(cfg, target), stream, cfg, None, out)
     torch.save(draft.state_dict(), out / "draft.pt")
-    return {**record, "from_target": from_target}
+    return record
 
 
-def make_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
+def make_final_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Distil the warm draft further, on the target's greedy outputs."""
-    target = load_model(folder / "target/model")
-    draft = build_model(cfg.draft_model, cfg.vocab_size, cfg.context_length, cfg.seed + 1)
+    target = frozen_target(cfg, folder)
+    draft = make_draft(target, cfg.draft_model, cfg.seed + 1, copied=True)
     draft.load_state_dict(torch.load(folder / "warm/draft.pt"))
     stream = OutputStream(folder / "greedy", Budget(cfg.draft.final), cfg.seed)
     return fit_model("draft.final", draft, _distill(cfg, target), stream, cfg, None, out)
@@ -142,6 +145,12 @@ def report_step_times(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 def load_model(folder: Path) -> LlamaForCausalLM:
     """A model as it ships and is decoded: bfloat16 weights in float32 arithmetic, evaluation mode."""
     return LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+
+
+def frozen_target(cfg: TrainConfig, folder: Path) -> LlamaForCausalLM:
+    """The trained target on the device of the run."""
+    model: LlamaForCausalLM = move(load_model(folder / "target/model"), device_of(cfg))
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ heads, D head size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specdec.core.clock import Clock
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
 
     from specdec.models.causal_lm import CausalLM
 
-__all__ = ["Alignment", "CausalLM", "Clock", "Kept"]
+__all__ = ["Admitted", "Alignment", "CausalLM", "Clock", "Kept"]
 
 Kept = int | list[int]
 """What a commit keeps of a row: its new number of tokens, or the fed nodes (in path order) of a tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The most rows that an alignment holds in a run, each as long as it may become, for the prediction of memory."""
+
+    in_flight: int
+    batch: int  # rows of a forward
+    num_fed: int  # tokens of a row between two commits
+    length: int  # tokens of a row, with those of its last draft
+    columns: int  # of a row's storage: with room to grow
+    columns_before: int  # of the same, before it grew last
 
 
 def __getattr__(name: str) -> object:
@@ -46,16 +59,35 @@ class Alignment(ABC):
     model: CausalLM
     """The model whose KV cache it owns."""
 
+    prompts_by_position = False
+    """Whether prompts are fed with columns that are positions (``CausalLM.forward_chains``), and so without masks."""
+
+    restores_states = False
+    """Whether it restores the recurrent states of a model that has them (``CausalLM.recurrent``)."""
+
+    reads_at_once: int | None = None
+    """Tokens of a row that `Reader` feeds in one forward, at most; None: all."""
+
     @classmethod
-    def peak_rows(cls, in_flight: int, batch: int, num_fed: int) -> float:
-        """Whole rows of KV that may exist at once, copies included, for the prediction of memory.
+    def kept_columns(cls, rows: Admitted) -> float:
+        """Columns of KV, of all rows together, that exist during a forward, for the prediction of memory.
 
-        By default all rows, and a second copy of a batch during a rebuild.
-
-        Args:
-            in_flight: rows admitted. batch: rows of a forward, at most. num_fed: tokens fed between two commits.
+        By default the storage of all rows.
         """
-        return in_flight + batch
+        return rows.in_flight * rows.columns
+
+    @classmethod
+    def kept_states(cls, rows: Admitted) -> float:
+        """Recurrent states, of all rows together, for the prediction of memory; by default none."""
+        return 0
+
+    @classmethod
+    def moved_columns(cls, rows: Admitted) -> float:
+        """Columns of KV that exist besides these while rows are moved between forwards.
+
+        By default a second copy of a batch, during a rebuild.
+        """
+        return rows.batch * rows.length
 
     @classmethod
     def fed_rows(cls, in_flight: int, batch: int) -> int:
@@ -67,6 +99,20 @@ class Alignment(ABC):
 
     def expect(self, num_rows: int) -> None:  # noqa: B027 (optional)
         """Optimisation hint: ``num_rows`` new rows are about to be admitted, in one or more calls."""
+
+    def hold(self, contents: list[list[int]]) -> list[int]:
+        """Rows with these tokens are about to be admitted, in one or more calls: hold once what they have in common.
+
+        Without contents: no row is, so free what is kept for rows to come.
+
+        Returns:
+            First tokens of each that need no computing if it is admitted with at least these. By default none.
+        """
+        return [0] * len(contents)
+
+    def shared_length(self, row: int) -> int:
+        """First tokens of a row whose keys and values are held once for several rows. By default none."""
+        return 0
 
     @abstractmethod
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:

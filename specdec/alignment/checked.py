@@ -98,15 +98,21 @@ class CheckedAlignment(Alignment):
     def expect(self, num_rows: int) -> None:
         self.inner.expect(num_rows)
 
+    def hold(self, contents: list[list[int]]) -> list[int]:
+        return self.inner.hold(contents)
+
+    def shared_length(self, row: int) -> int:
+        return self.inner.shared_length(row)
+
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
-        """Prefill, and check all its positions and masks."""
+        """Prefill, and check all its positions and masks; shared tokens may have been fed before, for other rows."""
         with watch(self.model) as seen:
             self.inner.admit(rows, contents)
         for row, content in zip(rows, contents, strict=True):
             record = self._records[row] = _Record()
             record.nodes = self._make_nodes(content, list(range(len(content))), list(range(-1, len(content) - 1)))
         if seen:  # a strategy may prefill with its first forward instead: then that one is checked
-            self._check_queries(rows, [0] * len(rows), seen)
+            self._check_queries(rows, [self.inner.shared_length(row) for row in rows], seen)
         for row in rows:
             record = self._records[row]
             record.committed, record.nodes = record.nodes, []
@@ -145,7 +151,7 @@ class CheckedAlignment(Alignment):
             record.nodes += self._make_nodes(fed[b][: counts[b]], positions, links)
         self._check_queries(rows, starts, seen)
         self._check_lengths()
-        if self._sampled and self.model.output_kind != "hidden":
+        if self._sampled and self.model.outputs.logits:
             self._check_logits(rows, starts, logits_BTV[..., : self.model.vocab_size])
         return logits_BTV
 
@@ -177,7 +183,10 @@ class CheckedAlignment(Alignment):
     def _make_nodes(self, tokens: list[int], positions: list[int], parents: list[int]) -> list[_Node]:
         if not tokens:
             return []
-        keys = first_keys(self.model, tokens, positions)
+        if self.model.recurrent:  # keys after a mixer depend on all tokens before them
+            keys = torch.zeros(len(tokens), 1)
+        else:
+            keys = first_keys(self.model, tokens, positions)
         return [_Node(token, key, parent) for token, key, parent in zip(tokens, keys, parents, strict=True)]
 
     def _fail(self, invariant: str, row: int, position: int | None, expected: Any, found: Any) -> None:
@@ -197,7 +206,12 @@ class CheckedAlignment(Alignment):
                 self._fail("length", row, None, f"{len(record.committed)} tokens", found)
 
     def _check_queries(self, rows: list[int], starts: list[int], seen: list[Observed]) -> None:
-        """Every new node must have been a query with its token and position that saw exactly its path."""
+        """Every new node must have been a query with its token and position that saw exactly its path.
+
+        Of a model with recurrent states only lengths, logits and content are checked.
+        """
+        if self.model.recurrent:
+            return
         for b, row in enumerate(rows):
             record = self._records[row]
             num_committed, first = len(record.committed), starts[b]

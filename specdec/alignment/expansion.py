@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec.alignment.base import Alignment, Kept
+from specdec.alignment.base import Admitted, Alignment, Kept
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import padded
 from specdec.alignment.slots import SlotStorage, feed_chains
@@ -49,6 +49,8 @@ class _Branch:
 class ExpansionAlignment(Alignment):
     """One copy per prefix; see the module's text."""
 
+    prompts_by_position = True
+
     def __init__(self, model: CausalLM, clock: Clock) -> None:
         self.model = model
         self.clock = clock
@@ -57,9 +59,14 @@ class ExpansionAlignment(Alignment):
         self._copies: dict[int, dict[int, _Copy]] = {}  # of each row, by node
 
     @classmethod
-    def peak_rows(cls, in_flight: int, batch: int, num_fed: int) -> float:
-        """The rows, twice while their storage grows, and a copy per fed token."""
-        return 2 * in_flight + batch * num_fed
+    def kept_columns(cls, rows: Admitted) -> float:
+        """The rows, and a copy per fed token."""
+        return rows.in_flight * rows.columns + rows.batch * rows.num_fed * rows.length
+
+    @classmethod
+    def moved_columns(cls, rows: Admitted) -> float:
+        """The old storage while a larger one is filled."""
+        return rows.in_flight * rows.columns_before
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows, without copies."""

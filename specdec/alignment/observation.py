@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from specdec.core.outputs import LOGITS
 from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.base import Call, Given
 from specdec.models.execution.eager import EagerExecution
 from specdec.models.kv import KVWriter, Place
+from specdec.models.shared import SharedColumns
+from specdec.models.states import state_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +47,23 @@ class _Watched:
         return self.writer.place
 
     @property
+    def shared(self) -> SharedColumns | None:
+        return self.writer.shared
+
+    @property
     def num_columns(self) -> int:
         return self.writer.num_columns
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        read = self.writer.write(index, states_BHTD)
+        own_BHSD = self.writer.write(index, states_BHTD)
         if index == 0:
-            self.observe(read)
-        return read
+            self.observe(own_BHSD if self.shared is None else self.shared.joined(0, own_BHSD))
+        return own_BHSD
 
     def written(self) -> None:
-        place = self.writer.place
-        self.observe(place.storage.data_NBHSD[0, place.slots_B, :, : self.num_columns])
+        place, width = self.writer.place, self.shared.width if self.shared else 0
+        own_BHSD = place.storage.data_NBHSD[0, place.slots_B, :, : self.num_columns - width]
+        self.observe(own_BHSD if self.shared is None else self.shared.joined(0, own_BHSD))
 
 
 @contextmanager
@@ -94,6 +102,10 @@ class _FirstKeys:
     num_columns: int
 
     @property
+    def shared(self) -> None:
+        """None: rows share no columns."""
+
+    @property
     def place(self) -> Place:
         raise NotImplementedError("it is written nowhere")
 
@@ -109,7 +121,7 @@ def first_keys(model: CausalLM, tokens: list[int], positions: list[int]) -> Tens
     """The first layer's keys (n, E) of tokens at the given positions."""
     ids_1T, positions_1T = (torch.tensor([values], device=model.device) for values in (tokens, positions))
     mask_1TT = torch.eye(len(tokens), dtype=torch.bool, device=model.device)[None]
-    call = Call(ids_1T, Given(positions_1T, mask_1TT), _FirstKeys(len(tokens)), 1, "logits")
+    call = Call(ids_1T, Given(positions_1T, mask_1TT), _FirstKeys(len(tokens)), 1, LOGITS)
     try:
         EagerExecution(model.module, model.architecture).run(call)
     except _FirstKeysError as error:
@@ -123,6 +135,9 @@ def fresh(model: CausalLM, tokens: list[int]) -> tuple[Tensor, Tensor]:
     """A forward over one row alone, run by `transformers`: logits (n, V) and KV (N, H, n, D)."""
     ids = torch.tensor([tokens], device=model.device)
     # A cache made without the model's config keeps every column; the model's own drops those outside a window.
-    output = model.module(ids, **cache_argument(model.module, DynamicCache()), use_cache=True)
-    layers = returned_cache(output).layers
+    cache = state_cache(model.module) or DynamicCache()
+    output = model.module(ids, **cache_argument(model.module, cache), use_cache=True)
+    layers = [layer for layer in returned_cache(output).layers if getattr(layer, "keys", None) is not None]
+    if not layers:
+        return output.logits[0], model.empty_storage(1, len(tokens)).data_NBHSD[:, 0]
     return output.logits[0], torch.stack([part[0] for layer in layers for part in (layer.keys, layer.values)])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
+from specdec.core.outputs import LOGITS, Outputs
 from specdec.core.sequence import Sequence
 
 FORWARD_TOKENS = {"cpu": 32, "cuda": 512}
@@ -23,12 +24,18 @@ HiddenObserver = Callable[[list[Sequence], Tensor, list[list[int]]], None]
 class Reader:
     """Extends rows' caches to a given length. A row is admitted with its first tokens, not before.
 
-    ``observe_hidden`` receives the last hidden states of the tokens read, as ``Drafter.observe_hidden`` describes.
+    ``observe_hidden`` receives ``hidden_layers`` of the tokens read, as `Drafter` describes; without layers, nothing.
     """
 
-    def __init__(self, alignment: Alignment, observe_hidden: HiddenObserver | None = None) -> None:
+    def __init__(
+        self,
+        alignment: Alignment,
+        observe_hidden: HiddenObserver | None = None,
+        hidden_layers: tuple[int, ...] = (),
+    ) -> None:
         self.alignment = alignment
-        self._observe_hidden = observe_hidden
+        self._observe_hidden = observe_hidden if hidden_layers else None
+        self._outputs = Outputs(logits=False, hidden=hidden_layers) if hidden_layers else LOGITS
         self._admitted: set[int] = set()
 
     def admitted(self, row: Sequence) -> bool:
@@ -40,7 +47,16 @@ class Reader:
         return self.alignment.length(row.index) if self.admitted(row) else 0
 
     def read(self, rows: list[Sequence], stops: list[int]) -> None:
-        """Extend each row's cache to its first ``stops[b]`` tokens; one that holds them already is left as it is."""
+        """Extend each row's cache to its first ``stops[b]`` tokens; one that holds them already is left as it is.
+
+        A new row gets more of its prompt if the alignment holds that for several rows.
+        """
+        if chunk := self.alignment.reads_at_once:
+            while any(stop - self.length(row) > chunk for row, stop in zip(rows, stops, strict=True)):
+                self._read(rows, [min(stop, self.length(row) + chunk) for row, stop in zip(rows, stops, strict=True)])
+        self._read(rows, stops)
+
+    def _read(self, rows: list[Sequence], stops: list[int]) -> None:
         new = [(row, stop) for row, stop in zip(rows, stops, strict=True) if not self.admitted(row)]
         old = [
             (row, stop) for row, stop in zip(rows, stops, strict=True) if self.admitted(row) and stop > self.length(row)
@@ -51,7 +67,10 @@ class Reader:
             old, new = old + [(row, stop) for row, stop in new if stop], []
         if new:
             self.alignment.expect(len(new))
-        for group in self._groups([stop for _, stop in new]):
+            held = self.alignment.hold([row.prompt_ids[:-1] for row, _ in new])
+            new = [(row, max(stop, shared)) for (row, stop), shared in zip(new, held, strict=True)]
+            left = [stop - shared for (_, stop), shared in zip(new, held, strict=True)]
+        for group in self._groups(left if new else []):
             part = [new[i] for i in group]
             self._admit(part, [row.tokens(0)[:stop] for row, stop in part])
         missing = [row.tokens(0)[self.length(row) : stop] for row, stop in old]
@@ -82,7 +101,7 @@ class Reader:
         self, rows: list[Sequence], tokens: list[list[int]], kept: list[list[int]], probes_MD: Tensor | None = None
     ) -> None:
         model, counts = self.alignment.model, [len(part) for part in tokens]
-        with model.call_options("logits" if self._observe_hidden is None else "hidden", probes_MD):
+        with model.call_options(self._outputs, probes_MD):
             hidden_BTD = self.alignment.forward([row.index for row in rows], padded(tokens, model.device), counts)
         if self._observe_hidden is not None:
             self._observe_hidden(rows, hidden_BTD, kept)

@@ -8,6 +8,8 @@ from torch import Tensor
 from specdec.alignment.layout import real_tokens
 from specdec.models.causal_lm import CausalLM
 from specdec.models.kv import GROWTH_COLUMNS, KVStorage
+from specdec.models.shared import SharedColumns
+from specdec.models.states import StateFeed
 
 OPERATIONS_PER_BYTE = {"cpu": 6, "cuda": 200}
 """Operations of a matrix product that take as long as moving one byte of the cache (on a CPU in bfloat16 or float16,
@@ -85,6 +87,8 @@ def feed_chains(
     counts: list[int],
     num_logits: int = 0,
     num_positions: int | None = None,
+    shared: SharedColumns | None = None,
+    states: StateFeed | None = None,
 ) -> Tensor:
     """Feed chains whose columns are positions: each token goes to the next column and sees all up to its own.
 
@@ -93,10 +97,9 @@ def feed_chains(
     Args:
         slots: each row's slot in the storage. starts: column of each row's first token, after the row's content.
         tokens_BT: (B, T) ids; the first ``counts[b]`` of each row are fed, the others are padding.
-        num_logits, num_positions: as in CausalLM.forward_chains.
+        num_logits, num_positions, states: as in CausalLM.forward_chains.
+        shared: what the rows read before their own columns; positions are counted from its first.
     """
-    writer, real_BT = (
-        kv.scatter(slots, starts, tokens_BT.shape[1]),
-        real_tokens(counts, tokens_BT.shape[1], model.device),
-    )
-    return model.forward_chains(tokens_BT, writer, num_logits, real_BT, num_positions)
+    num_new = tokens_BT.shape[1]
+    writer, real_BT = kv.scatter(slots, starts, num_new, shared), real_tokens(counts, num_new, model.device)
+    return model.forward_chains(tokens_BT, writer, num_logits, real_BT, num_positions, states)

@@ -28,3 +28,8 @@ def resolve(name: str) -> str:
 def local_path(name: str) -> Path:
     """Where a name leads if it is a local file or folder: ``asset:``, ``fetched:`` and ``~`` are resolved."""
     return Path(resolve(name)).expanduser()
+
+
+def named(path: str) -> str:
+    """The name with ``asset:`` of a path within this folder, wherever it is installed; others as they are."""
+    return PREFIX + Path(path).relative_to(ASSETS).as_posix() if Path(path).is_relative_to(ASSETS) else path

@@ -54,8 +54,7 @@ def _refuse() -> bool:
 
 
 def _measure(suite: Suite, library: Library, cores: list[int]) -> int:
-    for module in ("scipy", "matplotlib"):  # before hours of measurements; like torch, after the cores are chosen
-        require(module)
+    require("matplotlib")  # before hours of measurements; like torch, after the cores are chosen
     import torch
 
     torch.set_num_threads(suite.threads)

@@ -21,6 +21,7 @@ from specdec.registry import lookup, names
 from specdec.run.runner import run_point
 
 RECORDS = "checks.jsonl"
+OF_A_PAIR = ("selector=static", "selector=trained")  # of files made for one pair, and refuse the kit's
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def checks_of(suite: Suite, library: Library) -> Iterator[Check]:
 
 def _correct_plugins() -> Iterator[str]:
     for group in GROUPS:
-        yield from (f"{group}={name}" for name in names(group) if not lookup(group, name).known_incorrect)
+        known = (lookup(group, name) for name in names(group) if f"{group}={name}" not in OF_A_PAIR)
+        yield from (f"{group}={entry.name}" for entry in known if not entry.known_incorrect)
 
 
 def _in_kit(kit: Kit, plugin: str) -> Callable[[], dict[str, Any]]:

@@ -21,8 +21,8 @@ from specdec.registry import PLUGIN_GROUPS, lookup, names
 
 COMMENT_COLUMN = 44
 GROUPS = (
-    *("pair", "data", "scheduler", "batching", "alignment", "drafter", "tree", "verifier", "draft_length"),
-    *("arrivals", "runner", "logger", "experiment", "debug"),
+    *("pair", "data", "scheduler", "batching", "alignment", "drafter", "tree", "selector", "verifier"),
+    *("draft_length", "budget", "arrivals", "runner", "logger", "experiment", "debug"),
 )
 HEADER = """specdec decodes prompts with a target and a draft model, checks the output and prints the speed.
 Without arguments: the built-in pair, plain decoding compared with EQSPEC, EXSPEC and continuous batching.

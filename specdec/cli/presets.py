@@ -7,6 +7,7 @@ command line would be swept twice. So the command line is split here, and such s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +20,9 @@ from specdec.errors import ConfigError
 from specdec.registry import unknown
 
 GROUP = "experiment"
-_SWEEP_DIR = "hydra.sweep.dir"
+SWEEP_DIR = "hydra.sweep.dir"
+SWEEP_FOLDER = "${results_dir}/sweeps/${now:%Y-%m-%d_%H-%M-%S}_${process_id:}"
+"""As in config.yaml."""
 
 
 def split_presets(arguments: list[str]) -> list[list[str]]:
@@ -28,7 +31,7 @@ def split_presets(arguments: list[str]) -> list[list[str]]:
     Raises:
         ConfigError: there is no such preset.
     """
-    overrides = _overrides(arguments)
+    overrides = overrides_of(arguments)
     chosen = next((override for override in overrides if override.key_or_group == GROUP), None)
     if chosen is None:
         return [arguments]
@@ -42,14 +45,14 @@ def split_presets(arguments: list[str]) -> list[list[str]]:
         # The preset's sweep is replaced as a whole: Hydra cannot delete a key that has a dot.
         cleared = ["hydra.sweeper.params=null", *left] if len(left) < len(params) else []
         # Presets of one command may start within one second: each has a folder of its own.
-        folder = f"{_SWEEP_DIR}=${{results_dir}}/sweeps/${{now:%Y-%m-%d_%H-%M-%S}}_${{process_id:}}_{name}"
-        named = [] if _sets(overrides, _SWEEP_DIR) else [folder]
+        folder = f"{SWEEP_DIR}={SWEEP_FOLDER}_{name}"
+        named = [] if _sets(overrides, SWEEP_DIR) else [folder]
         added = [f"{GROUP}={name}", *cleared, *(named if swept else [])]
         lines.append([*arguments[:place], *added, *arguments[place + 1 :]])
     return lines
 
 
-def _overrides(arguments: list[str]) -> list[Override]:
+def overrides_of(arguments: Sequence[str]) -> list[Override]:
     """The settings among the arguments; those that Hydra cannot parse are left for it to report."""
     found = []
     for argument in arguments:

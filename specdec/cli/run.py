@@ -5,10 +5,9 @@ Nothing here imports torch; the job does, after its config has been checked.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -58,53 +57,69 @@ class Command:
     """One call of the command: the folders of its sweeps, and the outcomes of its points."""
 
     sweep_dirs: list[Path] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)  # one per point, when all has been run
+    turns: dict[tuple[int, int], list[Outcome]] = field(default_factory=dict)  # by preset and job
+    preset: int = 0  # number of the preset in progress
     error: Exception | None = None  # of a single run: raised again outside Hydra, which would print more lines
 
     def run(self) -> None:
         """Run all points and print their table, then raise the error that ended the run or left it incomplete."""
+        from specdec.cli.turns import merged
+
         running = _running.set(self)
         try:
             failure = self._run()
         finally:
             _running.reset(running)
-        for folder in self.sweep_dirs:
-            self.outcomes.extend(sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])))
-        self._collect_from_elsewhere()
+        self.outcomes = [merged(list(map(_from_elsewhere, outcomes))) for outcomes in self.turns.values()]
         if self.outcomes:
             self._show()
         if failure is not None:
             raise failure
         self.check()
 
+    def add(self, outcome: Outcome) -> None:
+        """Note the outcome of a job of the preset in progress."""
+        self.turns.setdefault((self.preset, int(outcome.get("job", 0))), []).append(outcome)
+
     def _run(self) -> Exception | None:
+        from specdec.cli.turns import in_turn, num_turns
+
         run = hydra.main(version_base="1.3", config_path="pkg://specdec.conf", config_name="config")(_job)
         program, *arguments = sys.argv
         try:
-            for line in split_presets(arguments):
-                sys.argv = [program, *line]
-                run()
+            lines, repeat = split_presets(arguments), num_turns(arguments)
+            for turn in range(repeat):
+                if repeat > 1:
+                    print(f"turn {turn + 1} of {repeat}", flush=True)
+                for self.preset, line in enumerate(lines):
+                    sys.argv = [program, *in_turn(line, turn)]
+                    self._run_line(run)
+                if self.error:
+                    break
         except Exception as error:
             return error
         finally:
             sys.argv = [program, *arguments]
         return self.error
 
-    def _collect_from_elsewhere(self) -> None:
-        """Points that another process was computing may be finished by now."""
-        for place, outcome in enumerate(self.outcomes):
-            if outcome["status"] == ELSEWHERE:
-                summary = read_summary(Path(outcome["path"]))
-                self.outcomes[place] = {**outcome, **summary} if summary else outcome
+    def _run_line(self, run: Callable[[], Any]) -> None:
+        num_sweeps = len(self.sweep_dirs)
+        try:
+            run()
+        finally:
+            for folder in self.sweep_dirs[num_sweeps:]:
+                for outcome in sorted(read_lines(folder / POINTS), key=lambda outcome: int(outcome["job"])):
+                    self.add(outcome)
 
     def _show(self) -> None:
-        """A table of the points of each preset, then one JSON document as the last line of stdout."""
+        """A table of the points of each preset, then a short JSON document as the last line of stdout."""
+        from specdec.cli.document import last_line
         from specdec.cli.table import print_table
 
         for preset, outcomes in groupby(self.outcomes, key=lambda outcome: outcome.get("preset")):
             print_table(list(outcomes), preset)
-        document = {"points": self.outcomes} if self.sweep_dirs else self.outcomes[0]
-        print(json.dumps(document, allow_nan=False), flush=True)
+        print(last_line(self.outcomes, self.sweep_dirs), flush=True)
 
     def check(self) -> None:
         """Exit with an error if a point failed, is missing, or does not satisfy ``strict``."""
@@ -119,6 +134,12 @@ class Command:
             raise SpecdecError(f"{num_elsewhere} points run elsewhere: run the same command again to get their results")
         if any(outcome["status"] != "done" for outcome in self.outcomes):
             sys.exit(1)
+
+
+def _from_elsewhere(outcome: Outcome) -> Outcome:
+    """A point that another process was computing may be finished by now."""
+    summary = read_summary(Path(outcome["path"])) if outcome["status"] == ELSEWHERE else None
+    return {**outcome, **summary} if summary else outcome
 
 
 _running: ContextVar[Command] = ContextVar("specdec_command")
@@ -174,7 +195,7 @@ def _job(cfg: DictConfig) -> None:
     overrides = list(context.overrides.task)
     if context.mode != RunMode.MULTIRUN:
         try:
-            _running.get().outcomes.append(_outcome(cfg, overrides))
+            _running.get().add(_outcome(cfg, overrides))
         except Exception as error:
             _running.get().error = error
         return

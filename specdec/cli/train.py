@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from specdec.config.explain import explain
 from specdec.training import NO_RECIPES, Recipes, run_task
-from specdec.training.config import register_schema, selected_pair, to_dataclass
+from specdec.training.resolve import register_schema, selected_pair, to_dataclass
 
 
 def main(recipes: Recipes = NO_RECIPES) -> None:

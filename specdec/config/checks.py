@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from specdec.config.budgets import check_budget
 from specdec.config.drafter_weights import check_drafter_weights
-from specdec.config.judging import check_tree
+from specdec.config.judging import check_selector, check_tree
 from specdec.config.plugins import declared
 from specdec.config.processes import launched_from_outside, num_processes, world_size
 from specdec.config.reference import follows_plain, has_reference, sampling_params
 from specdec.config.schema import RunConfig
+from specdec.config.windows import check_window
 from specdec.core.stop_strings import check_stop_strings
 from specdec.errors import ConfigError
 from specdec.registry import PLUGIN_GROUPS, unknown
 
+NUMERICS = ("default", "invariant")
+_OWN_HEADS = ("eagle", "medusa", "ppd")
+"""Drafters that compute with weights of their own outside of a model's forward."""
 _CHOICES = {
     "accelerator": ("auto", "cpu", "cuda"),
     "strategy": ("auto", "ddp", "ddp_fork"),
@@ -32,9 +37,13 @@ def check(config: RunConfig) -> None:
     if config.debug.invariants_every < 1:
         raise ConfigError(f"debug.invariants_every={config.debug.invariants_every}: it must be at least 1")
     _check_runner(config)
+    _check_numerics(config)
     _check_serving(config)
     check_drafter_weights(config.drafter)
+    check_window(config.drafter)
     check_tree(config)
+    check_selector(config)
+    check_budget(config)
     _refuse_incorrect(config)
     _check_sampling(config)
     _check_replay(config)
@@ -52,6 +61,40 @@ def _check_serving(config: RunConfig) -> None:
         raise ConfigError(
             f"arrivals={config.arrivals.name} with data.turns={config.data.turns} is served by one process: set "
             "runner.devices=1"
+        )
+
+
+def _check_numerics(config: RunConfig) -> None:
+    """What decides tokens must have the same bits in every batch, or be unable to change the output."""
+    if config.numerics not in NUMERICS:
+        raise ConfigError(unknown("numerics", config.numerics, NUMERICS))
+    if config.numerics == "default":
+        return
+    if config.execution == "compiled":
+        raise ConfigError("execution=compiled: its kernels are not measured for numerics=invariant; set execution=auto")
+    if config.runner.tensor_parallel:
+        raise ConfigError(
+            "numerics=invariant with runner.tensor_parallel=true: sums over processes are not measured; set "
+            "runner.tensor_parallel=false, which gives each process a part of the prompts"
+        )
+    if config.temperature > 0 and not follows_plain(config) and config.drafter.name in _OWN_HEADS:
+        raise ConfigError(
+            f"numerics=invariant with drafter={config.drafter.name} and temperature={config.temperature}: its heads "
+            f"are not measured, and verifier={config.verifier.name} lets drafts change outputs; set verifier=naive"
+        )
+
+
+def check_shared_prefix(config: RunConfig, reads_states: bool) -> None:
+    """Refuse to share what a drafter must see of every row: the target's hidden states of its whole prompt.
+
+    Raises:
+        ConfigError: names the drafter.
+    """
+    if getattr(config.alignment, "shared_prefix", 0) and reads_states:
+        raise ConfigError(
+            f"alignment.shared_prefix={config.alignment.shared_prefix}: drafter={config.drafter.name} reads the "
+            "target's hidden states of all prompt tokens of every row, and those of shared ones are computed once: "
+            "set alignment.shared_prefix=0"
         )
 
 
@@ -88,6 +131,11 @@ def _check_tensor_parallel(config: RunConfig, size: int) -> None:
         raise ConfigError(
             f"runner.tensor_parallel=true with draft_length={config.draft_length.name}: it measures time, which "
             "differs between processes; set draft_length=fixed"
+        )
+    if declared(config, "budget").reads_clock and getattr(config.budget, "tokens", None) is None:
+        raise ConfigError(
+            f"runner.tensor_parallel=true with budget={config.budget.name}: it measures time, which differs between "
+            "processes; set budget.tokens, or budget=none"
         )
     if getattr(config.drafter, "fit_nodes", False):
         raise ConfigError(

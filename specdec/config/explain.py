@@ -20,6 +20,7 @@ from specdec.registry import unknown
 _NO_OPTION = re.compile(r"Could not find '(?P<group>[^']+?)/(?P<name>[^'/]+)'")
 _NO_GROUP = re.compile(r"Could not override '(?P<key>[^'@]+)[^']*'\.\s*No match in the defaults list")
 _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+_AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<override>[^']+)'")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -56,6 +57,9 @@ def _explain_config(error: BaseException, config_name: str) -> str:
         return unknown("config group", match["key"], _options(""))
     if match := _NO_KEY.search(text):
         return _unknown_key(match["key"], config_name)
+    if match := _AMBIGUOUS.search(text):
+        key, _, value = match["override"].partition("=")
+        return f"{key}={value}: add -m for a sweep over these values (a list is written {key}=[{value}])"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ValidationError):
         return f"{cause.full_key or 'a setting'}: {first_line(cause)}"
@@ -70,7 +74,7 @@ def _unknown_key(key: str, config_name: str) -> str:
     try:
         with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
             groups = [o for o in sys.argv[1:] if re.fullmatch(r"(" + "|".join(_options("")) + r")=[\w-]+", o)]
-            cfg = OmegaConf.to_container(compose(config_name=config_name, overrides=groups), resolve=False)
+            whole = cfg = OmegaConf.to_container(compose(config_name=config_name, overrides=groups), resolve=False)
         for part in parent.split("."):
             if part:
                 cfg = cfg[part]  # type: ignore[index,call-overload]
@@ -79,7 +83,17 @@ def _unknown_key(key: str, config_name: str) -> str:
     except Exception:
         program = {"config": "run"}.get(config_name, config_name)
         return f"unknown setting {key!r}; `python {program}.py --help` lists them all"
+    if elsewhere := [path for path in _paths(whole, name) if path != key]:
+        return f"unknown setting {key!r}: did you mean {' or '.join(elsewhere)}?"
     return unknown("setting", name, options) + (f" (in {parent})" if parent else "")
+
+
+def _paths(cfg: object, name: str, parent: str = "") -> list[str]:
+    """The settings of this name, wherever they stand."""
+    if not isinstance(cfg, dict):
+        return []
+    here = [parent + name] if name in cfg else []
+    return here + [path for part, inner in cfg.items() for path in _paths(inner, name, f"{parent}{part}.")]
 
 
 def _options(group: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from specdec.assets import local_path
 from specdec.config.drafter_weights import UNTRAINED
+from specdec.config.judging import NO_SELECTOR
 from specdec.config.plugins import declared
 from specdec.config.schema import NOT_IDENTITY, NOT_IDENTITY_OF_RUNNER, RunConfig
 from specdec.registry import NOT_PARAMS, PLUGIN_GROUPS
@@ -31,13 +32,21 @@ def identity(config: RunConfig) -> dict[str, Any]:
         settings["invariants_every"] = config.debug.invariants_every
     if settings["drafter"].get(UNTRAINED) is False:  # so that results of trained weights keep their hash
         del settings["drafter"][UNTRAINED]
+    if config.selector.name == NO_SELECTOR:  # the same
+        del settings["selector"]
     for key, default in TREE_SETTINGS.items():  # so that results from before there were trees keep their hash
         if settings["drafter"].get(key, not default) == default:
             del settings["drafter"][key]
+    if settings["turn"] == 0:  # the same
+        del settings["turn"]
+    if settings["numerics"] == "default":  # so that results from before there was a choice keep their hash
+        del settings["numerics"]
     if settings["data"]["subset"] is None:  # so that results from before there were subsets keep their hash
         del settings["data"]["subset"]
     if not declared(config, "drafter").drafts:  # the draft length has no effect
         del settings["draft_length"], settings["gamma"]
+    if not declared(config, "drafter").drafts or config.budget.name == "none":  # as before there were budgets
+        del settings["budget"]
     if not declared(config, "drafter").grows or config.tree.name == "chain":  # chains keep their hash
         del settings["tree"]
     return settings

@@ -20,6 +20,9 @@ JUDGED = {
 }
 """What a verifier judges."""
 
+NO_SELECTOR = "none"
+"""The selector of runs in which all rows have the tree's own shape."""
+
 _DRAFTED = {
     CHAIN: "drafts chains",
     IID: "draws children i.i.d.",
@@ -44,6 +47,23 @@ def check_tree(config: RunConfig) -> None:
         )
     own = CHOSEN if drafts_own_trees(config.drafter) else drafter.siblings
     check_siblings(config, tree.siblings if drafter.grows else own, declared(config, "verifier").judges)
+
+
+def check_selector(config: RunConfig) -> None:
+    """Refuse a selector without a tree of paths."""
+    if config.selector.name != NO_SELECTOR and not (
+        declared(config, "tree").shaped and hasattr(config.tree, "num_paths")
+    ):
+        raise ConfigError(
+            f"selector={config.selector.name} with tree={config.tree.name}: it chooses paths and trunks; set "
+            "tree=delayed, or selector=none"
+        )
+
+
+def tree_label(config: RunConfig) -> str:
+    """The tree's name in tables, with the selector's if there is one."""
+    named = config.tree.name
+    return named if config.selector.name == NO_SELECTOR else f"{named} ({config.selector.name})"
 
 
 def drafts_own_trees(drafter: Any) -> bool:

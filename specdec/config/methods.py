@@ -8,7 +8,7 @@ from specdec.core.settings import setting
 from specdec.core.siblings import BEAM, CHAIN, CHOSEN, IID, KINDS, WITHOUT_REPLACEMENT
 from specdec.registry import register
 
-_NODES = "set tree=chain, and drafter.nodes for a tree of its own"
+NODES = "set tree=chain, and drafter.nodes for a tree of its own"
 _MATCHES = "set tree=chain, and drafter.matches for a tree of its own"
 
 
@@ -16,6 +16,11 @@ _MATCHES = "set tree=chain, and drafter.matches for a tree of its own"
 @dataclass
 class ModelDrafterConfig:
     """The pair's draft model, with a KV cache that is aligned like the target's."""
+
+    window: int | None = setting(
+        None, "last tokens of a row that the draft sees, in a cache of constant size; null: all"
+    )
+    sinks: int = setting(4, "with window: first tokens of a row that it sees too")
 
 
 @register("drafter", "retokenize", target="specdec.drafters.retokenize:RetokenizeDrafter", by_text=True)
@@ -42,27 +47,7 @@ class EarlyExitDrafterConfig:
     num_layers: int = setting(2, "if path is null: layers of the target that draft")
 
 
-@register("drafter", "medusa", target="specdec.drafters.medusa:MedusaDrafter", trees=_NODES)
-@dataclass
-class MedusaConfig:
-    """Independent heads on the target's last hidden state, each for one token further ahead (train.py task=heads)."""
-
-    path: str | None = setting(None, "folder that train.py wrote; null needs untrained=true")
-    untrained: bool = setting(False, "allow path=null: drafts badly, with untrained heads")
-    num_heads: int = setting(4, "if path is null: heads, and so the deepest draft")
-    nodes: int | None = setting(None, "tokens of a tree of the heads' most probable tokens, per row; null: a chain")
-
-
-@register("drafter", "eagle", target="specdec.drafters.eagle:EagleDrafter", grows=True)
-@dataclass
-class EagleConfig:
-    """One decoder layer over the target's hidden states and the next tokens, as in EAGLE (train.py task=heads)."""
-
-    path: str | None = setting(None, "folder that train.py wrote; null needs untrained=true")
-    untrained: bool = setting(False, "allow path=null: drafts badly, with an untrained layer")
-
-
-@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter", siblings=CHOSEN, trees=_NODES)
+@register("drafter", "ppd", target="specdec.drafters.ppd:PpdDrafter", siblings=CHOSEN, trees=NODES)
 @dataclass
 class PpdConfig:
     """Trained prompt tokens after every candidate: the target drafts while it verifies (train.py task=heads)."""
@@ -84,7 +69,7 @@ class PromptLookupConfig:
     matches: int = setting(1, "different continuations that are copied; from 2 on they make a tree")
 
 
-@register("drafter", "trigram", target="specdec.drafters.trigram:TrigramDrafter", trees=_NODES)
+@register("drafter", "trigram", target="specdec.drafters.trigram:TrigramDrafter", trees=NODES)
 @dataclass
 class TrigramConfig:
     """Adaptive trigrams: weights from a corpus, with an overlay of the row's own text."""
@@ -96,6 +81,28 @@ class TrigramConfig:
     cap: float = setting(3.0, "largest weight")
     nodes: int | None = setting(None, "tokens of a tree found by Monte-Carlo search, per row; null: a chain")
     searches: int = setting(150, "with nodes: paths that the search follows, per row and round")
+
+
+@register("drafter", "suffix", target="specdec.drafters.suffix:SuffixDrafter", trees=NODES)
+@dataclass
+class SuffixConfig:
+    """The most frequent continuation of the last tokens, in the row's own text and in a store of earlier outputs."""
+
+    depth: int = setting(32, "longest substring that is counted; a match is at most half of it")
+    factor: float = setting(2.0, "drafted tokens per matched token, at most")
+    min_prob: float = setting(0.1, "the draft stops where its path is less probable than this")
+    store: str | None = setting(None, "earlier outputs: a run's samples.jsonl, or a text file with a document per line")
+    store_tokens: int = setting(200_000, "tokens of the store that are kept, the last of the file")
+    nodes: int | None = setting(None, "tokens of a tree of the most frequent continuations, per row; null: a chain")
+
+
+@register("drafter", "recycling", target="specdec.drafters.recycling:RecyclingDrafter", trees=NODES)
+@dataclass
+class RecyclingConfig:
+    """Token recycling: the target's own top continuations of tokens that it has read before in the row."""
+
+    choices: int = setting(8, "continuations kept per token")
+    nodes: int | None = setting(None, "tokens of a static tree over them, per row; null: a chain")
 
 
 @register("drafter", "scripted", target="specdec.drafters.scripted:ScriptedDrafter", replays=True)
@@ -182,7 +189,7 @@ class TraversalConfig:
     """Judges a tree from its leaves, so that a parent stays usable after its children failed; lossless."""
 
 
-@register("verifier", "gbv", target="specdec.verifiers.gbv:GbvVerifier", judges=(CHAIN, IID))
+@register("verifier", "gbv", target="specdec.verifiers.gbv:GbvVerifier", judges=(CHAIN, IID), averages_losers=True)
 @dataclass
 class GbvConfig:
     """Block verification of the best of several independent paths; lossless."""

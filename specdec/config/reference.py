@@ -5,10 +5,11 @@
   because both emit, at every position, the token that the row's own random number there picks from the target's
   distribution.
 - Sampling with another verifier: the tokens also depend on what was drafted, so plain sampling gives other tokens of
-  the same distribution. The reference is the same method at batch 1 with the same seeds: equality shows that a row
-  does not depend on its neighbours. That the distribution is right is tested by enumeration
+  the same distribution. The reference is the same method at batch 1 with the same seeds and execution: equality shows
+  that a row does not depend on its neighbours. (Another execution rounds differently, and a sampled row has hundreds
+  of draws and tests that rounding may turn.) That the distribution is right is tested by enumeration
   (tests/test_verifiers_exact.py). A draft-length policy that depends on the batch drafts other tokens at batch 1, so
-  then there is no reference.
+  then there is no reference; the same holds of a verify budget.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ def plain(config: RunConfig) -> RunConfig:
     """The same point with speculation off."""
     # Without drafts all verifiers are equivalent: with one of them, a sweep over verifiers has one baseline.
     verifier = plugin_config("verifier", "greedy" if config.temperature == 0 else "naive")
-    nothing = {group: plugin_config(group, name) for group, name in (("drafter", "none"), ("tree", "chain"))}
+    off = (("drafter", "none"), ("tree", "chain"), ("selector", "none"), ("budget", "none"))
+    nothing = {group: plugin_config(group, name) for group, name in off}
     return replace(config, **nothing, verifier=verifier)
 
 
 def baseline_run(config: RunConfig) -> RunConfig:
     """What a point's speed is compared with: scheduler=plain, the fastest plain decoding at this batch size.
 
-    That is continuous batches under alignment=inplace, whatever the point's own scheduler and alignment are.
+    That is continuous batches under alignment=inplace, whatever the point's own scheduler and alignment are. What both
+    can do (reading prompts between rounds, shared prefixes), it does as the point does.
     """
     continuous = plugin_config("scheduler", "continuous")
     if isinstance(config.scheduler, type(continuous)):
@@ -53,7 +56,9 @@ def baseline_run(config: RunConfig) -> RunConfig:
     scheduler = replace(continuous, label=_BASELINE)
     if config.runner.tensor_parallel:
         scheduler.prefill_share = 1.0  # less depends on measured time, which differs between processes
-    return replace(plain(config), scheduler=scheduler, alignment=plugin_config("alignment", "inplace"))
+    inplace = plugin_config("alignment", "inplace")
+    alignment = config.alignment if isinstance(config.alignment, type(inplace)) else inplace
+    return replace(plain(config), scheduler=scheduler, alignment=alignment)
 
 
 def is_baseline(config: RunConfig) -> bool:
@@ -70,7 +75,7 @@ def follows_plain(config: RunConfig) -> bool:
 
 def has_reference(config: RunConfig) -> bool:
     """Whether there is a run that must emit the same tokens."""
-    return follows_plain(config) or declared(config, "draft_length").per_row
+    return follows_plain(config) or (declared(config, "draft_length").per_row and declared(config, "budget").per_row)
 
 
 def reference_run(config: RunConfig) -> RunConfig:
@@ -80,7 +85,6 @@ def reference_run(config: RunConfig) -> RunConfig:
         plain(config) if follows_plain(config) else config,
         batch=1,
         warmup=False,
-        execution="eager",
         **{group: plugin_config(group, name) for group, name in alone.items()},
     )
 
@@ -98,6 +102,7 @@ def method_settings(config: RunConfig) -> dict[str, Any]:
         settings["method"] = [asdict(getattr(config, part)) for part in ("drafter", "verifier", "draft_length")]
         if config.tree.name != "chain":
             settings["method"].append(asdict(config.tree))
+        settings["execution"] = config.execution
         settings["inputs"] = input_hashes(config)
     return settings
 

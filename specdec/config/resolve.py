@@ -7,6 +7,7 @@ from dataclasses import fields
 from omegaconf import DictConfig, OmegaConf
 
 from specdec.config.checks import check
+from specdec.config.drafter_weights import take_shipped_head
 from specdec.config.pair_folder import fill_from_folder
 from specdec.config.schema import RANDOM_WEIGHTS_PROMPTS, RunConfig
 from specdec.errors import ConfigError
@@ -23,6 +24,7 @@ def resolve(composed: DictConfig) -> RunConfig:
     fill_from_folder(config.pair)
     if config.weights == "random" and config.data.num_prompts is None:
         config.data.num_prompts = RANDOM_WEIGHTS_PROMPTS
+    take_shipped_head(config)
     check(config)
     return config
 

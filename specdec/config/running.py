@@ -91,6 +91,8 @@ class EqspecConfig:
 class InplaceConfig:
     """Preallocated slots with one write cursor per row: rejected entries are overwritten, nothing is moved."""
 
+    shared_prefix: int = setting(0, "hold first tokens that rows have in common once, from this many on; 0: never")
+
 
 @register("alignment", "masked", target="specdec.alignment.masked:MaskedAlignment")
 @dataclass

@@ -92,8 +92,10 @@ class RunConfig:
     alignment: Any = MISSING
     drafter: Any = MISSING
     tree: Any = MISSING
+    selector: Any = MISSING
     verifier: Any = MISSING
     draft_length: Any = MISSING
+    budget: Any = MISSING
     arrivals: Any = MISSING
     logger: Any = MISSING
     runner: RunnerConfig = field(default_factory=RunnerConfig)
@@ -105,6 +107,9 @@ class RunConfig:
     )
     execution: str = setting(
         "auto", "how forwards are computed: eager (transformers' own code), fused, native, compiled; auto: the fastest"
+    )
+    numerics: str = setting(
+        "default", "invariant: a row's logits are the same bits in every batch, by padding to measured shapes"
     )
     batch: int = setting(4, "rows per round")
     gamma: int = setting(5, "drafted tokens per row and round, for draft-length policies that use it")
@@ -127,6 +132,8 @@ class RunConfig:
     strict: bool = setting(False, "exit with an error if a divergence from the reference is not explained by rounding")
     allow_incorrect: bool = setting(False, "allow plug-ins that are known to be incorrect (bsp, dsd, lockstep)")
     allow_lossy: bool = setting(False, "allow verifiers that do not keep the target's distribution (typical)")
+    repeat: int = setting(1, "take turns: the whole command this many times; speeds are medians, with intervals")
+    turn: int = setting(0, "which of the turns of `repeat` this is; set by the command")
     force: bool = setting(False, "run again even if a finished result exists")
     show_text: bool = setting(False, "print the outputs of a point's first rows")
     progress: bool = setting(True, "show a progress bar if stderr is a terminal")
@@ -137,7 +144,7 @@ RANDOM_WEIGHTS_PROMPTS = 8
 
 NOT_IDENTITY = (
     *("experiment", "logger", "results_dir", "force", "progress", "show_text", "debug", "reference", "baseline"),
-    *("allow_incorrect", "allow_lossy", "strict"),
+    *("allow_incorrect", "allow_lossy", "strict", "repeat"),
 )
 """Top-level settings that do not change what is computed, so they are not part of a run's hash."""
 

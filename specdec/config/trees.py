@@ -15,7 +15,7 @@ class ChainTreeConfig:
     """No tree: one child per node."""
 
 
-@register("tree", "paths", target="specdec.trees.paths:PathsTree", siblings=IID)
+@register("tree", "paths", target="specdec.trees.paths:PathsTree", siblings=IID, shaped=True)
 @dataclass
 class PathsTreeConfig:
     """Independent paths, merged where they agree (SpecTr, SpecInfer); a chain in greedy rows."""
@@ -23,7 +23,7 @@ class PathsTreeConfig:
     num_paths: int = setting(3, "paths per row")
 
 
-@register("tree", "delayed", target="specdec.trees.paths:DelayedTree", siblings=IID)
+@register("tree", "delayed", target="specdec.trees.paths:DelayedTree", siblings=IID, shaped=True)
 @dataclass
 class DelayedTreeConfig:
     """A trunk, then independent paths (delayed tree expansion); a chain in greedy rows."""
@@ -50,7 +50,7 @@ class BeamTreeConfig:
     width: int = setting(4, "nodes per depth")
 
 
-@register("tree", "confidence", target="specdec.trees.confidence:ConfidenceTree", siblings=CHOSEN)
+@register("tree", "confidence", target="specdec.trees.confidence:ConfidenceTree", siblings=CHOSEN, shaped=True)
 @dataclass
 class ConfidenceTreeConfig:
     """The nodes to which the draft gives the largest probability (EAGLE-2)."""
@@ -59,7 +59,7 @@ class ConfidenceTreeConfig:
     num_nodes: int = setting(16, "nodes that are verified")
 
 
-@register("tree", "static", target="specdec.trees.static:StaticTree", siblings=CHOSEN)
+@register("tree", "static", target="specdec.trees.static:StaticTree", siblings=CHOSEN, shaped=True)
 @dataclass
 class StaticTreeConfig:
     """A fixed shape over the most probable tokens, for example from measured acceptance (python -m specdec.trees)."""

@@ -1,4 +1,4 @@
-"""The plug-in kit, which checks the promises of the four contracts: ``python -m specdec.conformance alignment=NAME``.
+"""The plug-in kit, which checks the promises of each contract: ``python -m specdec.conformance alignment=NAME``.
 
 In Python and pytest: ``conformance(alignment="inplace")``. Neither torch nor hypothesis is imported before cases run.
 """
@@ -14,7 +14,7 @@ from specdec.errors import ConfigError, SpecdecError
 if TYPE_CHECKING:
     from specdec.conformance.promises import PromiseFinding
 
-GROUPS = ("alignment", "drafter", "verifier", "scheduler")
+GROUPS = ("alignment", "drafter", "tree", "selector", "verifier", "scheduler", "budget", "draft_length")
 DEFAULT_SCALE = 1.0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from specdec.alignment.base import Alignment
 from specdec.alignment.checked import TOLERANCE, CheckedAlignment, InvariantError
 from specdec.conformance.cases import VOCAB, Admit, Commit, Forward, Program, Release
-from specdec.conformance.models import device, small_pair
+from specdec.conformance.models import device, small_hybrid, small_pair
 from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
 from specdec.errors import ContractError
@@ -21,13 +21,16 @@ FILLERS = (0, 7)
 
 
 @reporting_errors
-def check_program(program: Program, make: MakeAlignment, dtype: str = "float64") -> list[Broken]:
+def check_program(program: Program, make: MakeAlignment, dtype: str = "float64", hybrid: bool = False) -> list[Broken]:
     """Run a program under every invariant; then twice more, with different ids in the columns after ``num_tokens``.
+
+    Args:
+        hybrid: on a model that has recurrent states besides keys and values, instead of keys and values alone.
 
     Raises:
         RefusedError: the strategy's constructor refuses the model.
     """
-    model = small_pair(1, dtype)[0]
+    model = small_hybrid(device()) if hybrid else small_pair(1, dtype)[0]
     found: list[InvariantError] = []
     inner, *others = (construct(make, model, Clock()) for _ in range(3))
     try:

@@ -212,7 +212,9 @@ def _prompt(draw: Any, size: int) -> tuple[int, ...]:
 
 
 @st.composite
-def decoding_cases(draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None) -> DecodingCase:
+def decoding_cases(
+    draw: Any, schedulers: tuple[str, ...], scripted: bool | None = None, temperature: float = 0.0
+) -> DecodingCase:
     """Draw ragged prompts, budgets and acceptance for one or more rows, with stop tokens anywhere, prompts included."""
     num_rows = draw(st.integers(1, 5))
     prompts = draw(st.lists(st.lists(tokens_of, min_size=1, max_size=8), min_size=num_rows, max_size=num_rows))
@@ -236,4 +238,5 @@ def decoding_cases(draw: Any, schedulers: tuple[str, ...], scripted: bool | None
         stops_in_prompts=draw(st.booleans()),
         seed=draw(st.integers(0, 2)),
         dtype=draw(st.sampled_from(["float64", "float64", "float32"])),
+        temperature=temperature,
     )

@@ -29,7 +29,7 @@ class CheckedDrafter(Drafter):
         self.target = target
         self.notes = notes
         self.max_length = inner.max_length
-        self.reads_hidden = inner.reads_hidden
+        self.hidden_layers = inner.hidden_layers
         self.probe_ids, self.probes_MD = inner.probe_ids, inner.probes_MD
 
     def admit(self, rows: list[Sequence]) -> None:
@@ -92,8 +92,8 @@ class CheckedDrafter(Drafter):
 def draft_at_once(drafter: Drafter, rows: list[Sequence], gammas: list[int], target: CausalLM) -> Draft:
     """The first draft of a drafter that was just given the rows, and the target's hidden states if it reads them."""
     drafter.admit(rows)
-    if drafter.reads_hidden:
-        reader = Reader(create("alignment", "inplace", target, Clock()), drafter.observe_hidden)
+    if drafter.hidden_layers:
+        reader = Reader(create("alignment", "inplace", target, Clock()), drafter.observe_hidden, drafter.hidden_layers)
         reader.read(rows, [row.length - 1 for row in rows])
         if drafter.probe_ids:
             reader.probe(rows, drafter.probe_ids, drafter.probes_MD)
@@ -106,13 +106,15 @@ class _Drafted:
 
     tokens: list[int]
     parents: list[int]
-    probs_GV: Tensor | None
+    probs_GV: Tensor | None  # of each node, at its parent's column: those of other columns mean nothing
 
     @classmethod
     def of(cls, draft: Draft, b: int) -> _Drafted:
         count = draft.num_candidates[b]
-        probs_GV = None if draft.probs_BGV is None else draft.probs_BGV[b, :count].double()
-        return cls(draft.tokens_BG[b, :count].tolist(), parents_of(draft, b)[:count], probs_GV)
+        parents = parents_of(draft, b)[:count]
+        columns = [parent + 1 for parent in parents]
+        probs_GV = None if draft.probs_BGV is None else draft.probs_BGV[b, columns].double()
+        return cls(draft.tokens_BG[b, :count].tolist(), parents, probs_GV)
 
     def agrees(self, other: _Drafted, tolerance: float) -> bool:
         """Whether both say the same. What is drawn may differ, but not the distribution that it is drawn from."""

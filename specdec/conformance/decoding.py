@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
+from specdec.budgets.base import Budget
 from specdec.conformance.calls import MakeAlignment
 from specdec.conformance.cases import VOCAB, DecodingCase
+from specdec.conformance.costs import assumed_costs
 from specdec.conformance.models import device, greedy, sampled, small_pair, tokenizers
 from specdec.conformance.promises import Broken, construct, reporting_errors
 from specdec.core.clock import Clock
@@ -27,6 +30,7 @@ from specdec.registry import create
 from specdec.schedulers.base import Scheduler
 from specdec.verifiers.base import Verifier
 
+Policy = TypeVar("Policy", Budget, DraftLength)
 Truth = ListLike[ListLike[int]]  # every row's output, by its index
 Notes = list[Broken]
 
@@ -39,6 +43,8 @@ class Parts:
     drafter: Callable[[DrafterContext], Drafter] | None = None  # None: as the case says
     verifier: Callable[[], Verifier] = lambda: create("verifier", "greedy")
     scheduler: Callable[[str, int, int], Scheduler] = lambda name, *sizes: create("scheduler", name, *sizes)
+    budget: Callable[[], Budget] | None = None
+    draft_length: Callable[[], DraftLength] | None = None  # None: as the case says
     # A wrapper appends what it finds broken to the notes of its run.
     wrap_drafter: Callable[[Drafter, Callable[[], Drafter], CausalLM, Notes], Drafter] = lambda drafter, *_: drafter
     wrap_scheduler: Callable[[Scheduler, int, Notes], Scheduler] = lambda scheduler, *_: scheduler
@@ -139,9 +145,20 @@ def _engine(case: DecodingCase, parts: Parts, truth: Truth, notes: Notes) -> Rou
         # Of the exact verifiers only naive emits the tokens of plain sampling, whatever is drafted.
         create("verifier", "naive") if case.temperature else parts.verifier(),
         parts.wrap_scheduler(parts.scheduler(case.scheduler, case.batch, case.window), case.batch, notes),
-        CaseLength(case),
+        _measured(parts.draft_length, case) or CaseLength(case),
         clock,
+        budget=_measured(parts.budget, case),
     )
+
+
+def _measured(make: Callable[[], Policy] | None, case: DecodingCase) -> Policy | None:
+    """The policy under test, after its preparation: it finds that drafting pays."""
+    if make is None:
+        return None
+    policy = make()
+    with assumed_costs() as profiler:
+        policy.prepare(profiler, case.batch)
+    return policy
 
 
 def drafter_context(
@@ -172,7 +189,8 @@ def _compare(row: Sequence, case: DecodingCase, parts: Parts, truth: ListLike[in
         return [Broken("emission", f"{name}, output {at}: expected {[*expected, 'the end'][at]}, found {found}")]
     if row.stop_reason != reason:
         return [Broken("progress", f"{name} ends for the reason {row.stop_reason!r} instead of {reason!r}")]
-    if parts.drafter is None and (case.pattern or case.draft_is_target):
+    as_asked = parts.drafter is None and parts.budget is None and parts.draft_length is None
+    if as_asked and (case.pattern or case.draft_is_target):
         wanted, found_lengths = _accepted(row, case, len(expected)), row.accepted_lengths
         if found_lengths != wanted:
             return [Broken("acceptance", f"{name}: expected {wanted} accepted per round, found {found_lengths}")]

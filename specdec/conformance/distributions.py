@@ -33,6 +33,7 @@ from specdec.verifiers.base import Verifier
 
 LIMIT = 6.0  # standard deviations
 LEAST_EXPECTED = 5.0  # occurrences: a rarer token's count is too far from normal for this limit
+SAME_CHANCE = 1e-6  # predictions that differ by rounding alone
 NUM_DRAWN = 400  # rows whose drafts are counted
 NUM_DECIDED = 20_000  # rows whose verdicts are counted
 
@@ -74,6 +75,8 @@ def check_drawn(case: DrawnCase, make: Callable[[DrafterContext], Drafter]) -> l
     draft = draft_at_once(drafter, rows, [gamma] * len(rows), target)
     if problem := shape_problem(draft, [gamma] * len(rows)):
         return [Broken("shape", problem)]
+    if detail := peeking(draft):
+        return [Broken("chances", detail)]
     if draft.probs_BGV is None:
         return []  # tokens are chosen, not drawn
     for place, drawn in _drawn_tokens(draft).items():
@@ -87,6 +90,27 @@ def check_drawn(case: DrawnCase, make: Callable[[DrafterContext], Drafter]) -> l
             where = f"drafted token {depth}" if draft.parents is None else f"depth {depth}, sibling {rank}"
             return [Broken("distribution", f"{where} of {len(rows)} rows: {detail}")]
     return []
+
+
+def peeking(draft: Draft) -> str:
+    """Which prediction of acceptance knows the token that it is about; empty if none does.
+
+    All rows hold the same tokens and their draws differ, so a prediction may differ only after other drafted tokens.
+    """
+    if draft.chances is None:
+        return ""
+    known: dict[tuple[int, ...], float] = {}
+    for b, count in enumerate(draft.num_candidates):
+        for node in range(count):
+            path = draft.path(b, node)
+            before = tuple(draft.ids[b][other] for other in path[:-1])
+            chance = draft.chances[b][path[-2] + 1 if len(path) > 1 else 0]
+            other = known.setdefault(before, chance)
+            if not 0 <= chance <= 1:
+                return f"{chance} after {list(before)}: it is no probability"
+            if abs(other - chance) > SAME_CHANCE:
+                return f"{other:.4f} and {chance:.4f} after the same drafted tokens {list(before)}"
+    return ""
 
 
 def _drawn_tokens(draft: Draft) -> dict[tuple[int, int], list[tuple[int, int, int, list[int]]]]:

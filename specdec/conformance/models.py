@@ -12,12 +12,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BambaConfig, BambaForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specdec.conformance.cases import STEP, VOCAB
 from specdec.core.random_numbers import DRAW, uniforms
 from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.causal_lm import CausalLM
+from specdec.models.small_copy import quiet
 
 CONTEXT = 256
 LETTERS = (string.ascii_letters + string.digits)[:VOCAB]
@@ -74,6 +75,29 @@ def perturbed(module: Model, scale: float, seed: int = 7) -> Model:
                 noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
                 weight.add_(scale * weight.std() * noise)
     return twin
+
+
+@cache
+def small_hybrid(place: torch.device) -> CausalLM:
+    """A random model of a Mamba 2 layer and an attention layer, in float32, which its scan computes in anyway."""
+    settings: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "attn_layer_indices": [1],
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.25,
+        **{f"mamba_{name}": 8 for name in ("n_heads", "d_head", "d_state", "chunk_size")},
+        "mamba_n_groups": 1,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    }
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        module: Any = BambaForCausalLM(BambaConfig(**settings))
+    return CausalLM(module.to(place).eval())
 
 
 def small_pair(seed: int, dtype: str) -> tuple[CausalLM, CausalLM]:

@@ -45,6 +45,29 @@ def leaving_program() -> Program:
     )
 
 
+def returning_programs() -> list[Program]:
+    """States that must start anew: of a row in the place of one that has run long, and of rows cut back further.
+
+    A chain of 70 tokens is longer than those with a checkpoint after every token.
+    """
+    rounds: list[Step] = []
+    for turn in range(3):
+        rounds += [Forward(((0, ramp(turn, 3)),)), Commit(((0, 7 + 2 * turn),))]
+    return [
+        Program((Admit(((0, ramp(1, 5)),)), *rounds, Release((0,)), Admit(((1, (9, 8)),)), Forward(((1, (3, 4)),)))),
+        Program(
+            (
+                Admit(((0, ramp(1, 9)), (1, ramp(3, 4)))),
+                Forward(((1, (5, 6, 7)), (0, (8, 9)))),
+                Commit(((0, 7), (1, 6))),
+                Forward(((0, (1, 2)), (1, ramp(4, 70)))),
+                Commit(((0, 8), (1, 40))),
+                Forward(((1, (2, 3)), (0, (4,)))),
+            )
+        ),
+    ]
+
+
 def wide_program(trees: bool = False) -> Program:
     """Nine rows in one forward, in arbitrary order, that feed up to nine tokens each and keep any number of them."""
     rows = [4, 0, 8, 2, 6, 1, 7, 3, 5]
@@ -100,3 +123,35 @@ def growing_programs() -> list[Program]:
             )
         ),
     ]
+
+
+def sharing_programs() -> list[Program]:
+    """Rows with equal first tokens, which a strategy may hold once: no row may see what others have after these."""
+    common, other = ramp(3, 40), ramp(8, 21)
+    first = Admit(
+        (
+            *((0, (*common, 1, 2, 3)), (1, common), (2, (*common, 4)), (3, (*common[:-1], 60, 5, 6))),
+            *((4, other), (5, (7,)), (6, (*other, 9, 9)), (7, (*common, 1, 2, 8))),
+        )
+    )
+    lengths = {0: 43, 1: 40, 2: 41, 3: 42, 4: 21, 5: 1, 6: 23, 7: 43}
+
+    def feed(*rows: int) -> tuple[Forward, Commit]:
+        fed = Forward(tuple((row, ramp(row, 2 + row % 3)) for row in rows))
+        for row in rows:
+            lengths[row] += row % 2 + 1
+        return fed, Commit(tuple((row, lengths[row]) for row in rows))
+
+    tree = Forward(tuple((row, ramp(row, 4)) for row in (7, 1, 5, 2)), ((-1, 0, -1, 2), (-1, -1, 1, 2)) * 2)
+    kept = Commit(((7, (2, 3)), (1, (1, 2)), (5, (0,)), (2, (0,))))
+    steps: list[Step] = [first, *feed(0, 1, 2, 3, 4, 5, 6, 7), Release((0, 3)), *feed(6, 2, 1), tree, kept]
+    for row, size in ((7, 2), (1, 2), (5, 1), (2, 1)):
+        lengths[row] += size
+    # The first reader of each prefix leaves; others come that share it in part, or after all have left.
+    lengths.update({0: 31, 3: 43})
+    steps += [Admit(((0, (*common[:30], 2)), (3, (*common, 1, 2, 3)))), *feed(3, 0), Release((4, 6)), *feed(7, 2)]
+    # Rows are cut back into what they share, and go on otherwise.
+    lengths.update({1: 25, 2: 0})
+    steps += [Commit(((1, 25), (2, 0))), *feed(2, 1, 5), Release((0, 1, 2, 3, 5, 7)), Admit(((8, common), (9, (1, 2))))]
+    lengths.update({8: 40, 9: 2})
+    return [Program((*steps, *feed(9, 8), Admit(((10, (*other, 1)), (11, (*other, 2))))))]

@@ -1,4 +1,4 @@
-"""The promises of the four contracts, by the name under which a broken one is reported. Imports no torch."""
+"""The promises of the contracts, by the name under which a broken one is reported. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ DRAFTER = {
     "state": "after any number of rounds a row's draft is the same as if it had just been admitted",
     "neighbours": "a row's draft does not depend on the other rows",
     "distribution": "drafted tokens follow the probabilities that are returned with them",
+    "chances": "predictions of acceptance depend on the tokens before the one that they are about, and not on that one",
+}
+SELECTOR = {
+    "shapes": "one shape per row: at least one path, no more than `num_paths`, and no deeper than the row may draft",
+    "neighbours": "a row's shape does not depend on the other rows",
+    "state": "after any number of rounds a row's shape is the same as if its selector had just been prepared",
+    "law": "a row's next-token distribution is the target's: its shape knows nothing of the draws that follow",
+    "purity": "the arguments are unchanged",
 }
 VERIFIER = {
     "path": "accepted nodes form a path from the last committed token",
@@ -44,11 +52,23 @@ SCHEDULER = {
     "grouping": "rows of one length run together whenever they fill a batch (`groups_lengths`)",
     "waiting": "no active row waits for more rounds than claimed (`max_wait_rounds`)",
 }
+BUDGET = {
+    "depths": "one depth per row, from 0 to that of its draft",
+    "law": "a row's next-token distribution does not depend on its neighbours' drafts",
+}
+DRAFT_LENGTH = {
+    "depths": "one draft length per row, at least 0",
+    "law": "a row's next-token distribution does not depend on its neighbours' drafts",
+}
 BY_GROUP = {
     "alignment": ALIGNMENT | RUN,
     "drafter": DRAFTER | RUN,
+    "tree": {name: text for name, text in DRAFTER.items() if name != "chances"} | RUN,  # no tree predicts any
+    "selector": SELECTOR | RUN,
     "verifier": VERIFIER | RUN,
     "scheduler": SCHEDULER | RUN,
+    "budget": BUDGET | RUN,
+    "draft_length": DRAFT_LENGTH | RUN,
 }
 
 Made = TypeVar("Made")

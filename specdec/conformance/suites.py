@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from specdec.alignment.base import Alignment
 from specdec.conformance.calls import MISUSES, check_misuse, check_program
 from specdec.conformance.cases import CROSSED, DecodingCase, decoding_cases, programs, ramp
 from specdec.conformance.checked_drafter import CheckedDrafter
 from specdec.conformance.checked_scheduler import CheckedScheduler
+from specdec.conformance.checked_selector import check_selected_run
 from specdec.conformance.decoding import Parts, check_run
 from specdec.conformance.distributions import DRAWN_CASES, EMITTED_CASES, check_drawn, check_emitted
 from specdec.conformance.explore import Family
-from specdec.conformance.programs import growing_programs, leaving_program, long_program, wide_program
+from specdec.conformance.neighbours import check_budget, check_draft_length, law_cases
+from specdec.conformance.programs import (
+    growing_programs,
+    leaving_program,
+    long_program,
+    returning_programs,
+    sharing_programs,
+    wide_program,
+)
 from specdec.conformance.promises import construct, reporting_errors
+from specdec.conformance.selector_laws import NUMBERS_CASES, check_numbers
 from specdec.conformance.verdicts import check_verdict, deep_cases, verdict_cases
+from specdec.drafters.model import ModelDrafter
 from specdec.registry import create, lookup
 
+STATES = "recurrent states"
 BUILT_IN_SCHEDULERS = ("static", "continuous", "exspec")
 _RAGGED = ((1,), (0, 2, 3, 4, 5, 6, 7, 8, 9), (10, 11), (12, 13, 14, 15))
 _LONG = (ramp(1, CROSSED - 2), ramp(2, CROSSED - 4), ramp(3, CROSSED - 5), (4, 5, 6))
@@ -28,7 +42,17 @@ def suite(group: str, name: str, params: dict[str, Any], scale: float) -> list[F
     make = partial(create, group, name, **params)
     if group == "verifier":
         return verifier_suite(make, scale, lossy=lookup(group, name).lossy)
-    suites = {"alignment": alignment_suite, "drafter": drafter_suite, "scheduler": scheduler_suite}
+    suites = {
+        "drafter": drafter_suite,
+        "tree": tree_suite,
+        "selector": selector_suite,
+        "scheduler": scheduler_suite,
+        "budget": budget_suite,
+        "draft_length": draft_length_suite,
+    }
+    if group == "alignment":
+        strategy: type[Alignment] = lookup(group, name).load()
+        return alignment_suite(make, scale, strategy.restores_states)
     return suites[group](make, scale)
 
 
@@ -45,16 +69,24 @@ def not_claimed(group: str, name: str, params: dict[str, Any]) -> set[str]:
     return {promise for promise, claimed in claims.items() if not claimed}
 
 
-def alignment_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
-    """Programs of calls, then decoding runs in which the strategy keeps both target and draft."""
+def alignment_suite(make: Callable[..., Any], scale: float = 1.0, restores_states: bool = False) -> list[Family]:
+    """Programs of calls, then decoding runs in which the strategy keeps both target and draft.
+
+    Args:
+        restores_states: the strategy claims models with recurrent states, too.
+    """
     exact, rounded = (partial(check_program, make=make, dtype=dtype) for dtype in ("float64", "float32"))
     grown = [*growing_programs(), long_program()]
+    hybrid = partial(check_program, make=make, hybrid=True)
+    mixed = [leaving_program(), wide_program(trees=True), *returning_programs()]
     return [
         Family("chains", exact, programs(trees=False), _scaled(25, scale), [leaving_program(), wide_program()]),
         Family("trees", exact, programs(), _scaled(35, scale), [wide_program(trees=True)]),
         Family("float32", rounded, programs(), _scaled(12, scale)),
         Family("growth of the cache", exact, programs(max_rounds=3, grows=True), _scaled(5, scale), grown),
+        Family("equal first tokens", exact, fixed=sharing_programs()),
         Family("misuse", partial(check_misuse, make=make), fixed=list(MISUSES)),
+        *([Family(STATES, hybrid, programs(), _scaled(12, scale), mixed)] if restores_states else []),
         _decoding_runs(Parts(align=make), scale),
     ]
 
@@ -69,6 +101,21 @@ def drafter_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
         Family("growth of the cache", partial(check_run, parts=inplace), fixed=_long_runs(BUILT_IN_SCHEDULERS[1:])),
         Family("sampled runs", partial(check_run, parts=parts), fixed=_sampled_runs()),
         Family("drawn drafts", partial(check_drawn, make=make), fixed=DRAWN_CASES),
+    ]
+
+
+def tree_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
+    """What a drafter must pass, for one that steps by a model and spends its nodes by this tree."""
+    return drafter_suite(lambda context: ModelDrafter(replace(context, tree=make())), scale)
+
+
+def selector_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
+    """The exact distribution of a round over all random numbers, and runs in which every choice is made afresh too."""
+    run = partial(check_selected_run, make=make)
+    sampled = decoding_cases(BUILT_IN_SCHEDULERS, scripted=False, temperature=1.0)
+    return [
+        Family("rounds of one row", partial(check_numbers, make=make), fixed=NUMBERS_CASES),
+        Family("sampled runs", run, sampled, _scaled(10, scale), _sampled_runs()),
     ]
 
 
@@ -90,6 +137,23 @@ def scheduler_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family
         Family("equal lengths", partial(check_run, parts=parts), fixed=_equal_lengths()),
         _decoding_runs(parts, scale, ("it",)),
     ]
+
+
+def budget_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
+    """The exact distribution of rounds whose drafts the budget cuts, and decoding runs."""
+    laws = Family("rounds of few rows", partial(check_budget, make=make), fixed=law_cases(scale))
+    parts = Parts(budget=make)
+    return [
+        laws,
+        _decoding_runs(parts, scale / 2),
+        Family("sampled runs", partial(check_run, parts=parts), fixed=_sampled_runs()),
+    ]
+
+
+def draft_length_suite(make: Callable[..., Any], scale: float = 1.0) -> list[Family]:
+    """The same for the lengths that drafts have."""
+    laws = Family("rounds of few rows", partial(check_draft_length, make=make), fixed=law_cases(scale / 2))
+    return [laws, _decoding_runs(Parts(draft_length=make), scale / 2)]
 
 
 def _scaled(num_cases: int, scale: float) -> int:

@@ -37,7 +37,10 @@ _COLUMNS = (
     Column("results", "label", "", "the results folder"),
     *(Column(key, key, "", f"the point's {key}") for key in ("pair", "weights", "data", "dtype")),
     *(Column(key, key, "", f"the point's {key}") for key in ("alignment", "drafter", "tree", "verifier", "execution")),
-    *(Column(key, key, "", f"the point's {key}") for key in ("draft_length", "lengths", "batching", "window")),
+    *(
+        Column(key, key, "", f"the point's {key}")
+        for key in ("numerics", "draft_length", "budget", "lengths", "batching", "window")
+    ),
     Column("category", "category", "", "the prompts' category"),
     Column("batch", "batch", "d", "rows per round"),
     Column("gamma", "gamma", "d", "drafted tokens per row and round"),
@@ -73,6 +76,13 @@ _COLUMNS = (
     Column("over own batch 1", "speedup_vs_own_batch_1", ".2f", "speed-up over the method's own batch 1", unit="x"),
     Column("accept", "acceptance_rate", ".2f", "accepted / drafted tokens"),
     Column("nodes/round", "nodes_per_round", ".1f", "drafted tokens per row and round; of a tree, all its nodes"),
+    Column("cut", "cut_share", ".0%", "share of the drafted levels that the budget cut"),
+    Column(
+        "ECE",
+        "calibration_error",
+        ".3f",
+        "calibration error of the acceptance that a budget or the drafter predicts",
+    ),
     Column("tokens/call", "mean_acceptance_length", ".2f", "emitted tokens per row and verify call"),
     Column("verify calls", "num_verify_calls", ",.0f", "target forwards that verified a batch"),
     Column(

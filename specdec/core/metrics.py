@@ -71,6 +71,15 @@ def timing(seconds: dict[str, float], num_output_tokens: int) -> dict[str, Any]:
     }
 
 
+def calibration_error(bins: list[list[float]]) -> float | None:
+    """Expected calibration error: the mean distance of predicted and true shares, bins weighted by their counts.
+
+    Args:
+        bins: number of predictions, their sum, and how many came true. Source: Naeini et al. 2015, AAAI.
+    """
+    return ratio(sum(abs(predicted - true) for _, predicted, true in bins), sum(count for count, _, _ in bins))
+
+
 def latencies(rows: list[Sequence]) -> dict[str, Any]:
     """Percentiles over all rows of the seconds from arrival to the first token and to the end."""
     ttft = [row.first_token_s - row.arrived_s for row in rows if row.first_token_s is not None]

@@ -71,7 +71,7 @@ def question_of(record: Any, number: int) -> Question:
     _check_id(question_id)
     _check_text("category", category)
     if form == "messages":
-        messages = _messages(record["messages"])
+        messages = checked_messages(record["messages"])
         asked = messages[: 1 + max(place for place, message in enumerate(messages) if message["role"] == "user")]
         return Question(question_id, category, asked, whole=True, cut=len(asked) < len(messages))
     turns = [record["prompt"]] if form == "prompt" else _turns(record["turns"])
@@ -98,8 +98,12 @@ def _checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _messages(messages: Any) -> tuple[Message, ...]:
-    """Checked messages: a system message at most, then users and assistants in turn."""
+def checked_messages(messages: Any) -> tuple[Message, ...]:
+    """Checked messages: a system message at most, then users and assistants in turn.
+
+    Raises:
+        ValueError: they are none; the message says why.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages must be a non-empty list of objects, not {_kind(messages)}")
     found: list[Message] = []

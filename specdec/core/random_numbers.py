@@ -33,15 +33,21 @@ def uniforms(
 
     Args:
         keys: seed and prompt index of each of the B rows; any integers.
-        positions: (B, N) positions. offsets: N offsets, the same for all rows.
+        positions: (B, N) positions, or (B, 1): one for all numbers of a row. offsets: N offsets, the same for all rows.
 
     Returns:
         (B, N) numbers.
     """
     shape = (len(keys), len(offsets))
+    width = len(positions[0]) if positions else 0
     seeds_B1, indices_B1 = (torch.tensor([_signed(key[i]) for key in keys]).reshape(-1, 1) for i in (0, 1))
     state = _mix(seeds_B1)
-    for word in (indices_B1, torch.tensor(positions).reshape(shape), torch.tensor(purpose), torch.tensor(offsets)):
+    for word in (
+        indices_B1,
+        torch.tensor(positions).reshape(len(keys), width),
+        torch.tensor(purpose),
+        torch.tensor(offsets),
+    ):
         state = _mix(state ^ word.to(torch.int64))  # chained, because the order of the words must count
     return _shift(state, 11).to(torch.float64).expand(shape) * 2.0**-53
 

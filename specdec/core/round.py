@@ -27,7 +27,13 @@ class Draft:
     probs_BGV: Tensor | None = None
     draws: list[list[int]] | None = None  # i.i.d. siblings: the nodes as they were drawn, in order, repeats included
     num_probes: list[int] | None = None  # last nodes of each row that are probes (``probe_ids``), not proposals
+    # By column: the largest probability of the draft's distribution after it, at temperature 1, and its entropy (nats).
+    certainty_BG2: Tensor | None = None  # None: not reported
+    # By column: the drafter's own prediction that the next token is accepted, made of what precedes that token alone.
+    chances_BG: Tensor | None = None  # None: it predicts nothing
+    cut_from: list[int] | None = None  # a budget has cut the drafts, which had these depths
     _ids: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
+    _chances: list[list[float]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def num_candidates(self) -> list[int]:
@@ -43,17 +49,33 @@ class Draft:
             self._ids = self.tokens_BG.tolist()
         return self._ids
 
+    @property
+    def chances(self) -> list[list[float]] | None:
+        """``chances_BG`` on the host, as ``ids`` is."""
+        if self._chances is None and self.chances_BG is not None:
+            if self.tokens_BG.device.type == "cpu":
+                self._chances = self.chances_BG.tolist()
+            else:
+                self.fetch(self.tokens_BG[:, :0])
+        return self._chances
+
     def fetch(self, values_BX: Tensor) -> list[list[int]]:
-        """A verifier's integers on the host, and the drafted tokens with them: the round's only wait for the device."""
+        """A verifier's integers on the host, and the draft's tokens and chances with them: the round's only wait."""
         if self.tokens_BG.device.type == "cpu":  # no wait to save
             values: list[list[int]] = values_BX.tolist()
             return values
         import torch
 
-        width = self.tokens_BG.shape[1]
-        both = torch.cat([self.tokens_BG, values_BX], dim=1).tolist()
-        self._ids = [row[:width] for row in both]
-        return [row[width:] for row in both]
+        parts = [self.tokens_BG, values_BX]
+        if self.chances_BG is not None and self._chances is None:
+            parts.append(self.chances_BG.double().view(torch.int64))
+        whole = torch.cat(parts, dim=1).cpu().numpy()
+        first, last = self.tokens_BG.shape[1], self.tokens_BG.shape[1] + values_BX.shape[1]
+        self._ids = whole[:, :first].tolist()
+        if len(parts) > 2:
+            self._chances = whole[:, last:].view("float64").tolist()
+        fetched: list[list[int]] = whole[:, first:last].tolist()
+        return fetched
 
     def path_of(self, b: int, tokens: list[int]) -> list[int]:
         """Row b's nodes that hold these tokens, one after the other from the last committed token on."""
@@ -122,8 +144,12 @@ class Round:
     depths: list[int] = field(default_factory=list)  # of the drafts: the most tokens that could have been accepted
     end_depths: list[int] = field(default_factory=list)  # the same below the accepted path: no more than that if full
     ranks: list[list[int]] | None = None  # trees: the place of each accepted node among its siblings
+    proposed: list[int] = field(default_factory=list)  # depths of the drafts before a budget cut them
+    cut_chances: list[float] | None = None  # a budget's: that the first level it cut would have been accepted, 0: none
+    calibration: list[list[float]] | None = None  # predictions of a budget or a drafter by bins: number, sum, accepted
 
     def __post_init__(self) -> None:
-        """The drafts are chains unless their depths are given."""
+        """The drafts are chains unless their depths are given, and whole unless it is said what was proposed."""
         self.depths = self.depths or list(self.num_drafted)
         self.end_depths = self.end_depths or list(self.depths)
+        self.proposed = self.proposed or list(self.depths)

@@ -73,11 +73,16 @@ def processed(scores_BTV: Tensor, settings: list[SamplingParams], out_BTV: Tenso
     """Probabilities (B, T, V), float64, of penalised scores; a greedy row's are one-hot at its argmax.
 
     Args:
-        out_BTV: contiguous memory for the result.
+        out_BTV: memory for the result, in which each row's is contiguous.
     """
     scores_BTV = scores_BTV.float()
     probs_BTV = torch.empty_like(scores_BTV, dtype=torch.float64) if out_BTV is None else out_BTV
-    _softmax(warped(scores_BTV, settings).flatten(0, 1), probs_BTV.view(-1, probs_BTV.shape[-1]))
+    warped_BTV = warped(scores_BTV, settings)
+    if probs_BTV.is_contiguous():
+        _softmax(warped_BTV.flatten(0, 1), probs_BTV.view(-1, probs_BTV.shape[-1]))
+    else:
+        for warped_TV, probs_TV in zip(warped_BTV, probs_BTV, strict=True):
+            _softmax(warped_TV, probs_TV)
     if any(s.greedy for s in settings):
         greedy_B11 = to_device([s.greedy for s in settings], probs_BTV.device)[:, None, None]
         best_BT1 = argmax(scores_BTV)[..., None]
@@ -119,6 +124,16 @@ def seen_tokens(rows: list[Sequence], draft: Draft | None, logits_BTV: Tensor) -
         rows_N, columns_N, nodes_N = to_device(index, seen_BTX.device).unbind(-1)
         seen_BTX[rows_N, columns_N, draft.tokens_BG[rows_N, nodes_N].clamp(max=vocab_size)] = True
     return seen_BTX[..., :vocab_size]
+
+
+def total(values: Tensor) -> Tensor:
+    """Sums over the vocabulary, (..., V) to (...), in an order that does not depend on the other rows.
+
+    torch lets its threads share a sum if there is only one, so a single one is computed twice.
+    """
+    if values.numel() == values.shape[-1]:
+        return values.expand(2, *values.shape).sum(-1)[0]
+    return values.sum(-1)
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:

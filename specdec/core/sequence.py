@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.stop_strings import StopText
+
+if TYPE_CHECKING:
+    from specdec.core.row_scores import ScoreChange
+
+StopWhen = Callable[[list[int]], bool]
+"""Whether a row ends with the last of its tokens, prompt included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -20,9 +27,14 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     sampling: SamplingParams | None = None  # None: greedy
     stop_text: StopText | None = None  # watches for stop strings
+    stop_when: StopWhen | None = None  # asked once per emitted token, in order
+    change_scores: ScoreChange | None = None  # of the target, before a token is chosen
     output_ids: list[int] = field(default_factory=list)
-    stop_reason: str | None = None  # "stop", "stop_string" or "length" once finished (lockstep: "truncated")
+    stop_reason: str | None = (
+        None  # "stop", "stop_string", "criterion" or "length" once finished (lockstep: "truncated")
+    )
     accepted_lengths: list[int] = field(default_factory=list)  # accepted drafted tokens, per round of this row
+    drafted_lengths: list[int] = field(default_factory=list)  # drafted ones, likewise; of a tree, all its nodes
     num_drafted: int = 0
     num_accepted: int = 0
     arrived_s: float = 0.0
@@ -75,6 +87,8 @@ class Sequence:
                 self.stop_reason = "stop"
             elif self.stop_text is not None and self.stop_text.push(token):
                 self.stop_reason = "stop_string"
+            elif self.stop_when is not None and self.stop_when(self.tokens(0) + kept[: place + 1]):
+                self.stop_reason = "criterion"
             else:
                 continue
             kept = kept[: place + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,10 +131,12 @@ def latex(table: Table, spaced: bool = False) -> str:
 
 def latex_float(table: Table) -> str:
     """The table as a ``table`` with its caption, shrunk to the width of the text; also needs the package graphicx."""
-    caption = escaped(f"{table.title}. {table.caption}".strip(". ")) + "."
+    said = table.caption if table.caption.startswith(table.title) else f"{table.title}. {table.caption}"
+    caption, label = escaped(said.strip(". ")) + ".", re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
     return (
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{caption}}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n{latex(table)}}}\n\\end{{table}}\n"
+        "% needs \\usepackage{booktabs,graphicx}\n\\begin{table}\n\\centering\n"
+        f"\\caption{{{caption}}}\n\\label{{tab:{label}}}\n"
+        f"\\resizebox{{\\linewidth}}{{!}}{{%\n{latex(table)}}}\n\\end{{table}}\n"
     )
 
 

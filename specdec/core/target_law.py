@@ -1,7 +1,8 @@
 """The target's distributions at the columns of a round, each computed when it is asked for.
 
 A verifier that walks down a tree visits one node per depth; processing the scores of all nodes of a wide tree over a
-large vocabulary would cost more than the walk. Shape letters: B rows, T columns, N chosen columns, V vocabulary.
+large vocabulary would cost more than the walk. Shape letters: B rows, R some rows, T columns, N chosen columns, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from specdec.core.sampling import processed
 from specdec.core.sampling_params import SamplingParams
+from specdec.core.transfer import to_device
 
 
 class TargetLaw:
@@ -32,11 +34,11 @@ class TargetLaw:
         """V."""
         return self._scores_BTV.shape[-1]
 
-    def at(self, columns_BN: Tensor) -> Tensor:
-        """(B, N, V): each row's distributions at its own columns."""
-        rows_B1 = torch.arange(len(columns_BN), device=columns_BN.device)[:, None]
-        chosen_BNV = self._scores_BTV[rows_B1, columns_BN]
-        return chosen_BNV if self._settings is None else processed(chosen_BNV, self._settings)
+    def at(self, columns_RN: Tensor, rows: list[int] | None = None) -> Tensor:
+        """(R, N, V): the rows' distributions, each at its own columns; by default of all rows, in their order."""
+        rows = list(range(len(columns_RN))) if rows is None else rows
+        chosen_RNV = self._scores_BTV[to_device(rows, columns_RN.device, torch.long)[:, None], columns_RN]
+        return chosen_RNV if self._settings is None else processed(chosen_RNV, [self._settings[b] for b in rows])
 
     def whole(self) -> Tensor:
         """(B, T, V): all of them."""

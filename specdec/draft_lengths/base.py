@@ -25,6 +25,9 @@ class DraftLength(ABC):
     def prepare(self, profiler: Profiler, batch: int) -> None:  # noqa: B027
         """Called before the clock of a run of up to ``batch`` rows starts, for policies that measure the pair first."""
 
+    width: int | None = None
+    """Paths or nodes of the trees of the next rounds, where the drafter's tree is ``shaped``; None: its own width."""
+
     @abstractmethod
     def choose(self, rows: list[Sequence]) -> list[int]:
         """Draft length of each row of the round, 0 allowed. The engine cuts it to the row's remaining budget."""

@@ -5,6 +5,8 @@ rounds of that shape have cost. The gamma with the best quotient is chosen; 0 me
 cache falls behind. A row that the draft would have to catch up with drafts only if that takes less time than drafting
 saves on the rest of its output, so drafting mostly resumes with new rows. Prefill already done is a sunk cost: rows
 that the draft has caught up with go on drafting as long as drafting itself pays.
+Trees of several widths (paths, or nodes) are compared in the same way, by estimates of their own: the width and depth
+of the best quotient are drafted. Without a profile trees keep their own width.
 Estimates start from a profile of the pair, measured before the run and kept on disk. Without one (``profile=False``, or
 no prepare()) the run starts with plain rounds and a probe.
 Rows that would finish together begin to draft only for a larger gain: drafting makes them finish apart, so their
@@ -18,7 +20,7 @@ depend on gamma; sampled tokens do under verifier=rejection and block, where onl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 from typing import TYPE_CHECKING
 
@@ -60,8 +62,8 @@ class GoodputLength(DraftLength):
         self.max_gamma = max_gamma
         self.profile = profile
         self.drafting = False
-        self.acceptance = Acceptance()
-        self.costs = RoundCosts()
+        self._estimates: dict[int | None, _Estimates] = {None: _Estimates()}
+        self._use(None)
         self.catch_up = CatchUpCosts(usual=max_gamma + 1)
         self._probes = Probes(probe_share)
         self._choice = _Choice()
@@ -71,9 +73,19 @@ class GoodputLength(DraftLength):
     def prepare(self, profiler: Profiler, batch: int) -> None:
         if not self.profile:
             return
+        longest = self.max_gamma
+        for width, narrower in profiler.narrower.items():
+            self._estimates[width] = _Estimates()
+            self._use(width)
+            self._start(narrower, batch, longest, trees=True)
+        self._use(None)
+        self._start(profiler, batch, longest, trees=bool(profiler.narrower))
+
+    def _start(self, profiler: Profiler, batch: int, longest: int, trees: bool) -> None:
+        """Start the estimates in use from a profile."""
         profile = Profile(profiler)
-        profile.complete(batch, self.max_gamma)
-        trials = profile.of(batch, self.max_gamma)
+        profile.complete(batch, longest)
+        trials = profile.of(batch, longest)
         for size, by_gamma in trials.items():
             for gamma, trial in by_gamma.items():
                 if not gamma or any(trial.tried):  # otherwise it was a plain round
@@ -82,7 +94,14 @@ class GoodputLength(DraftLength):
         tried, accepted = by_place(trials, "tried"), by_place(trials, "accepted")
         if sum(tried):  # a drafter may have had nothing to propose
             self.acceptance.set_prior(sum(tried), sum(accepted))
-            self.max_gamma = min(self.max_gamma, len(tried))  # some drafters have a longest draft of their own
+            self.max_gamma = min(longest, len(tried))  # some drafters have a longest draft of their own
+            if trees:
+                self.acceptance.set_places(tried, accepted)
+
+    def _use(self, width: int | None) -> None:
+        """Decide by the estimates for this width of the trees."""
+        self.width, estimates = width, self._estimates[width]
+        self.acceptance, self.costs = estimates.acceptance, estimates.costs
 
     def choose(self, rows: list[Sequence]) -> list[int]:
         self.catch_up.join(rows, prefilled=self.drafting)
@@ -92,20 +111,28 @@ class GoodputLength(DraftLength):
 
     def observe(self, outcome: Round) -> None:
         # A drafter may have nothing to propose: what it drafted decides the cost, not what it was asked for.
-        num_rows, num_steps = len(outcome.rows), min(max(self._asked), max(outcome.depths))
+        num_rows, num_steps = len(outcome.rows), min(max(self._asked), max(outcome.proposed))
         if num_steps:
             self._num_asked += sum(map(bool, self._asked))
-            self._num_drafting += sum(map(bool, outcome.num_drafted))
+            self._num_drafting += sum(map(bool, outcome.proposed))
         seconds = sum(value for stage, value in outcome.seconds.items() if stage != "prefill")
         usual_s = self.costs.estimate(num_rows, num_steps if self.costs.explored else 0) if num_steps else 0.0
         if not self.catch_up.observe(outcome, self._asked, seconds - usual_s):
-            self.costs.observe(num_rows, num_steps, seconds)
+            for estimates in self._estimates.values():
+                if num_steps == 0 or estimates.costs is self.costs:
+                    estimates.costs.observe(num_rows, num_steps, seconds)
         self._probes.observe(outcome, seconds, self.costs)
-        for row, depth, accepted in zip(outcome.rows, outcome.depths, outcome.num_accepted, strict=True):
-            if depth:
+        cut_chances = outcome.cut_chances or [0.0] * num_rows
+        drafts = zip(outcome.rows, outcome.depths, outcome.num_accepted, cut_chances, strict=True)
+        for row, depth, accepted, cut_chance in drafts:
+            # A budget keeps what is likely: without its guess of what it cut, the rate would be that of easy tokens.
+            if accepted == depth and cut_chance:
+                self.acceptance.observe(row.index, depth + 1, accepted + cut_chance)
+            elif depth:
                 self.acceptance.observe(row.index, depth, accepted)
         for row in outcome.finished:
-            self.acceptance.forget(row.index)
+            for estimates in self._estimates.values():
+                estimates.acceptance.forget(row.index)
 
     def _wish(self, rows: list[Sequence]) -> list[int]:
         if not self._probes.running:
@@ -142,6 +169,8 @@ class GoodputLength(DraftLength):
             self._choice.rounds_left -= 1
             return self._choice.gamma
         needed = IN_STEP_GAIN if _in_step(rows) and not self._choice.gamma else 1.0
+        if len(self._estimates) > 1:
+            self._use(max(self._estimates, key=lambda width: self._best_ratio(rows, width)))
         rates = [self.acceptance.rate(row.index) for row in rows]
         goodputs = self._goodputs(rows, rates)
         self._choice = _Choice(len(rows), 0, KEPT_ROUNDS, max(1 / goodputs[0] - 1 / max(goodputs), 0.0))
@@ -152,6 +181,14 @@ class GoodputLength(DraftLength):
         if goodputs[best] > needed * goodputs[0]:
             self._choice.gamma = best
         return self._choice.gamma
+
+    def _best_ratio(self, rows: list[Sequence], width: int | None) -> float:
+        """The goodput of the best draft with trees of this width, relative to plain rounds."""
+        self._use(width)
+        if not self.costs.explored:
+            return 0.0
+        goodputs = self._goodputs(rows, [self.acceptance.rate(row.index) for row in rows])
+        return max(goodputs) / goodputs[0]
 
     def _repays(self, row: Sequence) -> bool:
         return self.catch_up.repays(row, self._choice.saving_s, self.costs.scale)
@@ -164,7 +201,7 @@ class GoodputLength(DraftLength):
             for gamma in range(self.max_gamma + 1):
                 if gamma < num_remaining:
                     emitted += chance
-                    chance *= rate
+                    chance *= min(rate * self.acceptance.relative(gamma), 1.0)
                 tokens[gamma] += emitted
         share = self._num_drafting / self._num_asked if self._num_asked else 1.0
         return [
@@ -192,6 +229,14 @@ def _in_step(rows: list[Sequence]) -> bool:
     """Whether several rows would end in nearly the same plain round."""
     left = [row.num_remaining for row in rows]
     return len(rows) > 1 and max(left) - min(left) <= IN_STEP
+
+
+@dataclass(slots=True)
+class _Estimates:
+    """What is known of drafts whose trees have one width."""
+
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    costs: RoundCosts = field(default_factory=RoundCosts)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Trial:
     tried: list[int]  # by place of the draft: tokens up to and including the first rejected one
     accepted: list[int]  # of those, accepted tokens
     read_s: float  # the draft model's prefill, per prompt token; the same for all trials of a batch size
+    num_nodes: float = 0.0  # drafted tokens per row and round; 0: not measured
 
     @property
     def num_accepted(self) -> int:
@@ -41,6 +42,7 @@ class Profiler:
     run: Callable[[int, list[int]], dict[int, Trial]]  # batch size and draft lengths
     results_dir: Path
     settings: Callable[[], dict[str, Any]]
+    narrower: dict[int, Profiler] = field(default_factory=dict)  # the same with narrower trees, by width
 
 
 class Profile:

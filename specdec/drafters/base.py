@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.siblings import CHAIN
+from specdec.drafters.memory import DrafterMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Draft", "Drafter", "Sequence"]
+__all__ = ["Draft", "Drafter", "DrafterMemory", "Sequence"]
 
 
 class Drafter(ABC):
@@ -30,8 +31,15 @@ class Drafter(ABC):
     siblings: str = CHAIN
     """The kind of siblings that its drafts have (`specdec.core.siblings`)."""
 
-    reads_hidden: bool = False
-    """Whether the engine passes the target's last hidden states to ``observe_hidden``."""
+    width: int | None = None
+    """Set by the engine before ``propose``: the draft-length policy's ``width``; drafters without trees ignore it."""
+
+    hidden_layers: tuple[int, ...] = ()
+    """The target's hidden states that the engine passes to ``observe_hidden``: i is the input of layer i, before its
+    norm, and -1 the last, after the final norm. Without any, nothing is passed, and nothing is computed for it."""
+
+    reports_certainty: bool = False
+    """Set by the engine if a budget reads ``Draft.certainty_BG2``. A drafter that cannot report it ignores this."""
 
     probe_ids: tuple[int, ...] = ()
     """Ids past the target's vocabulary, with the embeddings ``probes_MD``. They are fed after each prompt, and dropped,
@@ -40,10 +48,16 @@ class Drafter(ABC):
     probes_MD: Tensor | None = None
     """Embeddings (M, D) of ``probe_ids``: row i belongs to the id ``vocab_size + i``."""
 
+    @property
+    def memory(self) -> DrafterMemory:
+        """What it keeps and computes, for the prediction of a run's memory; by default nothing."""
+        return DrafterMemory()
+
     def prepare(self, batch: int) -> None:  # noqa: B027
         """Called before the clock of a run of up to ``batch`` rows starts, for drafters that measure the target first.
 
-        By default nothing is done. It is not called by every user of the class.
+        Called again for another ``batch``, never while it has rows. By default nothing is done. The conformance kit and
+        training do not call it.
         """
 
     def admit(self, rows: list[Sequence]) -> None:  # noqa: B027
@@ -57,13 +71,15 @@ class Drafter(ABC):
         """
 
     def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:  # noqa: B027
-        """Receive the target's last hidden states (after its final norm) of tokens that it has just been fed.
+        """Receive the target's hidden states of tokens that it has just been fed.
 
-        Called if ``reads_hidden`` is set: for every part of a prompt, and before the commit of every round, with or
+        Called if there are ``hidden_layers``: for every part of a prompt, and before the commit of every round, with or
         without a draft.
 
         Args:
-            hidden_BTD: (B, T, D); in a round column 0 is the row's last token, column g + 1 node g of the draft.
+            hidden_BTD: (B, T, D), where D is the target's hidden size times the number of ``hidden_layers``, whose
+                hidden states stand one after the other; in a round column 0 is the row's last token, column g + 1 node
+                g of the draft.
             kept: per row the columns that are kept, in order; none for the row's probes after its prompt.
         """
 

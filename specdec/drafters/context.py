@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.alignment.base import Alignment
 from specdec.core.clock import Clock
+from specdec.selectors.base import Selector
 from specdec.trees.base import Tree
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class DrafterContext:
     draft_tokenizer: Any = None  # the draft's own, where it differs
     known_output: KnownOutput | None = None  # the reference, where there is one
     tree: Tree = field(default_factory=_chain)  # for a drafter that steps by a model
+    selector: Selector | None = None  # of the rows' shapes; None: all have the tree's own
+    allow_pickle: bool = False  # whether a drafter may read pickled weights
 
     @property
     def device(self) -> torch.device:

@@ -24,7 +24,7 @@ class SelfDrafter(ModelTreeDrafter):
     def __init__(self, context: DrafterContext, *, num_layers: int) -> None:
         _check_layers(num_layers, context.target)
         draft = CausalLM(first_layers(context.target.module, num_layers), context.target.architecture.mask_form)
-        super().__init__(draft, context.align(draft), context.tree)
+        super().__init__(draft, context.align(draft), context.tree, context.selector)
 
 
 class EarlyExit(nn.Module):
@@ -48,7 +48,7 @@ class EarlyExitDrafter(ModelTreeDrafter):
         _check_layers(num_layers, target)
         exit_head = loaded(EarlyExit(target.module), path, target)
         draft = CausalLM(with_exit_head(target.module, num_layers, exit_head), target.architecture.mask_form)
-        super().__init__(draft, context.align(draft), context.tree)
+        super().__init__(draft, context.align(draft), context.tree, context.selector)
 
 
 def _check_layers(num_layers: int, target: CausalLM) -> None:
@@ -96,8 +96,9 @@ def first_layers(module: Any, num_layers: int) -> Any:
         raise ConfigError(f"drafter=self does not find the layers of a {type(module).__name__}; choose another drafter")
     config = copy.deepcopy(module.config)
     config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+    kinds = getattr(config, "layer_types", None) or []
+    if len(kinds) > num_layers:  # some configs derive them from the number of layers
+        config.layer_types = kinds[:num_layers]
     short_decoder = _twin(decoder, config)
     short_decoder._modules[name] = nn.ModuleList(list(getattr(decoder, name))[:num_layers])
     short = _twin(module, config)

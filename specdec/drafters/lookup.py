@@ -3,13 +3,13 @@
 The longest n-gram that occurred before wins, in its latest occurrence; the copy may run into itself, so that a loop is
 drafted to any length. With several ``matches``, the copies of the next occurrences (older ones, then those of shorter
 n-grams) are branches of a tree, for as long as they differ from the copies before them.
-Source: Saxena 2023, "Prompt lookup decoding"; here every n-gram is indexed when it is committed, so that a look-up
-takes the same time in a long text.
+Source: Saxena 2023, "Prompt lookup decoding"; here a look-up takes the same time in a long text: one occurrence is
+found by a suffix automaton, several by an index of all n-grams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
@@ -17,11 +17,9 @@ from specdec.core.siblings import CHOSEN
 from specdec.drafters.base import Drafter
 from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.suffix_automaton import SuffixAutomaton
 from specdec.drafters.token_trees import chosen_trees, merged
 from specdec.errors import ConfigError
-
-Following = dict[tuple[int, ...], list[int]]
-"""By n-gram: the indices after its latest occurrences, in order."""
 
 
 class PromptLookupDrafter(Drafter):
@@ -37,13 +35,17 @@ class PromptLookupDrafter(Drafter):
         if matches > 1:
             self.siblings = CHOSEN
         self._device, self._matches = context.device, matches
-        self._sizes = range(max_ngram, min_ngram - 1, -1)
+        self._max_ngram, self._min_ngram = max_ngram, min_ngram
         self._tokens: dict[int, list[int]] = {}
-        self._following: dict[int, Following] = {}
+        self._places: dict[int, SuffixAutomaton | NgramIndex] = {}
 
     def admit(self, rows: list[Sequence]) -> None:
         for row in rows:
-            self._tokens[row.index], self._following[row.index] = [], {}
+            self._tokens[row.index] = []
+            if self._matches == 1:
+                self._places[row.index] = SuffixAutomaton(self._max_ngram, self._min_ngram)
+            else:
+                self._places[row.index] = NgramIndex(self._max_ngram, self._min_ngram, self._matches)
         self.commit(rows)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
@@ -53,24 +55,15 @@ class PromptLookupDrafter(Drafter):
         return chosen_chains([paths[0] if paths else [] for paths in drafts], self._device)
 
     def commit(self, rows: list[Sequence]) -> None:
-        """Index what was emitted. The n-gram at the very end has no next token yet: the next commit indexes it."""
         for row in rows:
-            tokens, following = self._tokens[row.index], self._following[row.index]
+            tokens, places = self._tokens[row.index], self._places[row.index]
             for token in row.tokens(len(tokens)):
-                for size in self._sizes:
-                    if len(tokens) >= size:
-                        self._remember(following, tuple(tokens[-size:]), len(tokens))
+                places.append(token)
                 tokens.append(token)
 
     def release(self, rows: list[Sequence]) -> None:
         for row in rows:
-            del self._tokens[row.index], self._following[row.index]
-
-    def _remember(self, following: Following, ngram: tuple[int, ...], start: int) -> None:
-        starts = following.setdefault(ngram, [])
-        starts.append(start)
-        if len(starts) > self._matches:
-            del starts[0]
+            del self._tokens[row.index], self._places[row.index]
 
     def _copies(self, key: int, gamma: int) -> list[list[int]]:
         """Different continuations, at most ``matches``; none if no n-gram at the end occurred before."""
@@ -83,12 +76,12 @@ class PromptLookupDrafter(Drafter):
                 break
         return copies
 
-    def _starts(self, key: int) -> Iterator[int]:
+    def _starts(self, key: int) -> Iterable[int]:
         """Where the tokens after earlier occurrences begin: of the longest n-gram first, and the latest first."""
-        tokens = self._tokens[key]
-        for size in self._sizes:
-            if size <= len(tokens):
-                yield from reversed(self._following[key].get(tuple(tokens[-size:]), []))
+        places = self._places[key]
+        if isinstance(places, NgramIndex):
+            return places.starts()
+        return () if places.start is None else (places.start,)
 
     @staticmethod
     def _copy(tokens: list[int], start: int, gamma: int) -> list[int]:
@@ -97,3 +90,29 @@ class PromptLookupDrafter(Drafter):
         while len(copy) < gamma:  # past the end the copy runs into itself
             copy.append(copy[-period])
         return copy
+
+
+class NgramIndex:
+    """Where the tokens after the latest occurrences of every n-gram of a text begin."""
+
+    def __init__(self, longest: int, shortest: int, matches: int) -> None:
+        self._sizes, self._matches = range(longest, shortest - 1, -1), matches
+        self._tokens: list[int] = []
+        self._following: dict[tuple[int, ...], list[int]] = {}
+
+    def append(self, token: int) -> None:
+        """Extend the text. The n-gram at its end has no next token yet: the next call indexes it."""
+        tokens = self._tokens
+        for size in self._sizes:
+            if len(tokens) >= size:
+                starts = self._following.setdefault(tuple(tokens[-size:]), [])
+                starts.append(len(tokens))
+                if len(starts) > self._matches:
+                    del starts[0]
+        tokens.append(token)
+
+    def starts(self) -> Iterator[int]:
+        """Those of the n-grams at the end: of the longest first, and the latest first."""
+        for size in self._sizes:
+            if size <= len(self._tokens):
+                yield from reversed(self._following.get(tuple(self._tokens[-size:]), []))

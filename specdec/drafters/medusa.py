@@ -1,11 +1,7 @@
-"""Medusa: independent heads on the target's last hidden state; head k drafts the token k places after the next one.
+"""Medusa heads as train.py trains them beside a target; `specdec.heads.medusa` drafts with them.
 
-The hidden state that a row's last token was chosen from is known before that token is fed, so a whole chain costs G
-small layers and needs no cache. No head sees what the others draft. By default the draft is a chain of each head's
-first token; with ``nodes``, the most probable part of the Cartesian product of the heads' top tokens, of one shape for
-all rows.
 Source: Cai et al. 2024, arXiv 2401.10774, Medusa-1 (a residual block and a projection per head).
-Shape letters: B rows, T tokens fed, G heads, K tokens per head, D hidden size, V vocabulary.
+Shape letters: G heads, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,18 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from specdec.alignment.layout import padded
-from specdec.core.round import Draft
-from specdec.core.sampling import penalized, seen_tokens, settings_of
-from specdec.core.sequence import Sequence
-from specdec.core.siblings import CHOSEN
-from specdec.drafters.base import Drafter
-from specdec.drafters.chain import chosen_chains
-from specdec.drafters.context import DrafterContext
-from specdec.drafters.picker import Picker, top_tokens
-from specdec.drafters.ranked_trees import most_probable, read_accuracies
-from specdec.drafters.trained import loaded, plain_head, read_settings
-from specdec.errors import ConfigError
+from specdec.drafters.trained import plain_head
 
 
 class MedusaHeads(nn.Module):
@@ -44,61 +29,3 @@ class MedusaHeads(nn.Module):
         """Logits (..., G, V) of hidden states (..., D)."""
         parts = zip(self.blocks, self.heads, strict=True)
         return torch.stack([head(hidden + nn.functional.silu(block(hidden))) for block, head in parts], dim=-2)
-
-
-class MedusaDrafter(Drafter):
-    """Chains of one token per head, or trees of several."""
-
-    reads_hidden = True
-
-    def __init__(
-        self, context: DrafterContext, *, path: str | None, untrained: bool, num_heads: int, nodes: int | None
-    ) -> None:
-        if num_heads < 1:
-            raise ConfigError(f"drafter.num_heads={num_heads}: it must be at least 1")
-        if nodes is not None and nodes < 1:
-            raise ConfigError(f"drafter.nodes={nodes}: it must be at least 1, or null for a chain")
-        target = context.target
-        settings = read_settings("medusa", path, untrained, target, num_heads=num_heads)
-        num_heads = settings["num_heads"]
-        self.max_length = num_heads
-        if nodes is not None:
-            self.siblings = CHOSEN
-            accuracies = read_accuracies(settings, num_heads)
-            self._trees = [most_probable(accuracies[:depth], nodes) for depth in range(num_heads + 1)]
-            self._num_ranks = 1 + max(rank for tree in self._trees for rank in [0, *tree.ranks])
-        self._heads = loaded(MedusaHeads(num_heads, target.module.get_output_embeddings()), path, target)
-        self._device = context.device
-        self._hidden: dict[int, Tensor] = {}  # (D) of each row's last token but one: what its last was chosen from
-
-    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
-        self._hidden.update((row.index, hidden_BTD[b, kept[b][-1]]) for b, row in enumerate(rows))
-
-    @torch.inference_mode()
-    def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        """A row whose prompt is a single token drafts nothing in its first round: no hidden state is known of it."""
-        counts = [gamma if row.index in self._hidden else 0 for row, gamma in zip(rows, gammas, strict=True)]
-        if not any(counts):
-            return chosen_chains([[] for _ in rows], self._device)
-        known = next(iter(self._hidden.values()))
-        hidden_BD = torch.stack([self._hidden.get(row.index, torch.zeros_like(known)) for row in rows])
-        logits_BGV, pick = self._heads(hidden_BD), Picker(rows)
-        if self.siblings == CHOSEN:
-            return self._most_probable(rows, counts, logits_BGV)
-        tokens = [pick(logits_BGV[:, g]) for g in range(max(counts))]
-        return Draft(torch.stack(tokens, dim=1), counts, probs_BGV=pick.probs_BGV)
-
-    def _most_probable(self, rows: list[Sequence], depths: list[int], logits_BGV: Tensor) -> Draft:
-        """Trees of each head's top tokens, no deeper than ``depths[b]``."""
-        settings = settings_of(rows)
-        if settings is not None:
-            logits_BGV = penalized(logits_BGV, settings, seen_tokens(rows, None, logits_BGV[:, :1]))
-        trees = [self._trees[depth] for depth in depths]
-        places = [[g * self._num_ranks + k for g, k in zip(tree.places, tree.ranks, strict=True)] for tree in trees]
-        top_BX = top_tokens(logits_BGV, self._num_ranks).flatten(1)
-        tokens_BN = top_BX.gather(1, padded(places, self._device))
-        return Draft(tokens_BN, [tree.num_nodes for tree in trees], [tree.parents for tree in trees])
-
-    def release(self, rows: list[Sequence]) -> None:
-        for row in rows:
-            self._hidden.pop(row.index, None)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from specdec.alignment.windowed import windowed
+from specdec.config.windows import check_sizes
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model_tree import ModelTreeDrafter
 from specdec.errors import ConfigError
+from specdec.models.causal_lm import CausalLM
+from specdec.models.masks import FULL
 
 
 class ModelDrafter(ModelTreeDrafter):
-    """Drafts from ``context.draft``."""
+    """Drafts from ``context.draft``; with a window it sees a row's first ``sinks`` and last ``window`` tokens."""
 
-    def __init__(self, context: DrafterContext) -> None:
+    def __init__(self, context: DrafterContext, *, window: int | None = None, sinks: int = 4) -> None:
+        check_sizes(window, sinks)
         if context.draft is None:
             raise ConfigError(
                 "drafter=model needs a draft model: set pair.draft, or choose drafter=prompt_lookup, trigram or self"
             )
-        super().__init__(context.draft, context.align(context.draft), context.tree)
+        alignment = context.align(context.draft)
+        if window is not None:
+            _check_windowed(context.draft)
+            alignment = windowed(window, sinks)(context.draft, context.clock)
+        super().__init__(context.draft, alignment, context.tree, context.selector)
+
+
+def _check_windowed(draft: CausalLM) -> None:
+    if draft.recurrent:
+        raise ConfigError("drafter.window: the draft keeps recurrent states, whose size is constant; leave it out")
+    if draft.architecture.mask_form.widest != FULL or draft.architecture.mask_form.by_type:
+        raise ConfigError("drafter.window: the draft has windows or chunks of its own; leave it out")

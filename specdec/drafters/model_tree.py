@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
 from specdec.alignment.reader import Reader
+from specdec.alignment.windowed import WindowedAlignment
+from specdec.core.outputs import NORMED, Outputs
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
-from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.chain import chosen_chains
+from specdec.drafters.last_fed import last_fed
+from specdec.drafters.memory import DrafterMemory
+from specdec.drafters.selection import Selection, shapes_of
+from specdec.drafters.spread import spread
 from specdec.models.causal_lm import CausalLM
+from specdec.selectors.base import Selector
 from specdec.trees.base import Tree
 from specdec.trees.frontier import Workspace
-from specdec.trees.growth import Growth, spread
+from specdec.trees.growth import Growth
 
 LAG = 2  # tokens that the cache of a row that drafts lacks between rounds
 MAX_TOGETHER = 8  # a row that lacks at most so many catches up in its first drafting step, others in a forward before
@@ -37,15 +42,30 @@ class ModelTreeDrafter(Drafter):
     Source: Leviathan et al. 2023 (drafting); the lag is described for batches in arXiv 2510.22876, "KV cache".
     """
 
-    def __init__(self, model: CausalLM, alignment: Alignment, tree: Tree) -> None:
+    def __init__(self, model: CausalLM, alignment: Alignment, tree: Tree, selector: Selector | None = None) -> None:
         self.siblings = tree.siblings
         self.max_length = tree.max_depth
         self._tree = tree
+        self._selection = None if selector is None else Selection(selector)
+        self.hidden_layers = (NORMED,) if selector is not None and selector.reads_states else ()
         self._memory = Workspace()
         self._device = model.device
         self._alignment = alignment
         self._reader = Reader(alignment)
         self._fed: list[_Fed] = []  # rows that drafted in this round: their caches hold parts of their drafts
+
+    @property
+    def memory(self) -> DrafterMemory:
+        bounded = isinstance(self._alignment, WindowedAlignment)
+        return DrafterMemory(self._alignment.model, type(self._alignment) if bounded else None)
+
+    def prepare(self, batch: int) -> None:
+        if self._selection:
+            self._selection.selector.prepare(batch)
+
+    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
+        if self._selection:
+            self._selection.observe_hidden(rows, hidden_BTD, kept)
 
     def read(self, rows: list[Sequence], stops: list[int]) -> None:
         self._reader.read(rows, [_settled(row, stop) for row, stop in zip(rows, stops, strict=True)])
@@ -67,16 +87,17 @@ class ModelTreeDrafter(Drafter):
         missing = [
             row.tokens(self._reader.length(row)) if depth else [] for row, depth in zip(fed, depths, strict=True)
         ]
-        growth = Growth(self._tree, fed, depths, [len(tokens) for tokens in missing], self._memory)
+        lacking = [len(tokens) for tokens in missing]
+        choose = shapes_of(self._selection, self._tree, self.width, depths)
+        growth = Growth(self._tree, fed, depths, lacking, self._memory, choose, self.reports_certainty)
         self._grow([row.index for row in fed], missing, growth)
-        draft = growth.draft()
-        fed_nodes = growth.fed() if draft.parents else None
+        draft = spread(growth.draft(), places, len(rows))
+        fed_nodes = growth.fed() if draft.parents else [None] * len(fed)
+        parts = zip(fed, missing, places, fed_nodes, strict=True)
         self._fed = [
-            _Fed(row, row.length, len(missing[f]), draft, f, fed_nodes[f] if fed_nodes else None)
-            for f, row in enumerate(fed)
-            if missing[f]
+            _Fed(row, row.length, len(tokens), draft, place, nodes) for row, tokens, place, nodes in parts if tokens
         ]
-        return spread(draft, places, len(rows))
+        return draft
 
     def commit(self, rows: list[Sequence]) -> None:
         fed = [of_row for of_row in self._fed if not of_row.row.finished]
@@ -86,11 +107,17 @@ class ModelTreeDrafter(Drafter):
 
     def release(self, rows: list[Sequence]) -> None:
         self._reader.release(rows)
+        if self._selection:
+            self._selection.release(rows)
 
     def _grow(self, keys: list[int], missing: list[list[int]], growth: Growth) -> None:
         """Feed what each row's cache lacks, then its tree, but for the last level."""
         counts = [len(tokens) for tokens in missing]
-        logits_BTV = self._alignment.forward(keys, padded(missing, self._device), counts)
+        fed_BT, reads_states = padded(missing, self._device), bool(self.hidden_layers)
+        with self._alignment.model.call_options(Outputs(hidden=self.hidden_layers)):
+            logits_BTV = self._alignment.forward(keys, fed_BT, counts)
+        if self._selection and reads_states:
+            logits_BTV = self._selection.observe_draft(logits_BTV, counts, self._alignment.model.vocab_size)
         feed = growth.add(last_fed(logits_BTV, counts)[:, None])
         while feed is not None:
             feed = growth.add(self._alignment.forward(keys, feed.tokens_BN, feed.counts, feed.parents))
@@ -116,14 +143,6 @@ class _Fed:
         path = self.draft.path_of(self.place, accepted)
         nodes = [*range(self.num_missing), *[self.fed_nodes[node] for node in path]]
         return nodes[: settled - (self.length - self.num_missing)]
-
-
-def last_fed(values_BTX: Tensor, counts: list[int]) -> Tensor:
-    """(B, X): of each row's last fed token; of any token, if it was fed none."""
-    if min(counts) == values_BTX.shape[1]:
-        return values_BTX[:, -1]
-    device = values_BTX.device
-    return values_BTX[torch.arange(len(counts), device=device), to_device(counts, device).clamp(min=1) - 1]
 
 
 def _settled(row: Sequence, stop: int) -> int:

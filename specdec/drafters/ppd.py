@@ -17,14 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from specdec.alignment.forward_times import ForwardTimes
 from specdec.alignment.layout import padded
+from specdec.core.outputs import NORMED
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.core.siblings import CHOSEN
 from specdec.core.transfer import to_device
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.forward_times import ForwardTimes
+from specdec.drafters.memory import DrafterMemory
 from specdec.drafters.picker import top_tokens
 from specdec.drafters.ranked_trees import Accuracies, RankedTree, read_accuracies
 from specdec.drafters.sparse_trees import SIZES, SparseTree, best_trees
@@ -45,7 +47,7 @@ class PromptTokens(nn.Module):
 class PpdDrafter(Drafter):
     """Drafts the target's own guesses of the previous round."""
 
-    reads_hidden = True
+    hidden_layers = (NORMED,)
     siblings = CHOSEN  # prompt tokens after every candidate make a tree, even where the candidates are a chain
 
     def __init__(
@@ -82,6 +84,11 @@ class PpdDrafter(Drafter):
         self._state: dict[int, int] = {}  # of the same rows: for how many places there are guesses
         self._asked: dict[int, _Nodes] = {}  # of the rows whose last draft held probes: that draft
 
+    @property
+    def memory(self) -> DrafterMemory:
+        num_nodes = max(len(tree.parents) for tree in self._trees)
+        return DrafterMemory(num_nodes=num_nodes, num_logits=len(self.probe_ids))
+
     def prepare(self, batch: int) -> None:
         """With ``fit_nodes``, take the trees with the most tokens per second: expected tokens over measured time."""
         if not self._fit_nodes or self._nodes is None:
@@ -91,7 +98,7 @@ class PpdDrafter(Drafter):
         parents = {
             budget: _Nodes.of(trees.by_state[-1], 1, len(self.probe_ids)).parents for budget, trees in found.items()
         }
-        seconds = ForwardTimes(self._context, batch).of(parents)
+        seconds = ForwardTimes(self._context.align(self._context.target), self._context.clock, batch).of(parents)
         best = max(budgets, key=lambda budget: (1 + found[budget].num_expected) / seconds[budget])
         self._trees = self._make_trees(best)
         print(f"note: trees of {best} nodes promise most tokens per second at batch size {batch}", flush=True)

@@ -22,7 +22,8 @@ from specdec.core.stop_strings import INCOMPLETE
 from specdec.drafters.base import Drafter
 from specdec.drafters.chain import chosen_chains
 from specdec.drafters.context import DrafterContext
-from specdec.drafters.model_tree import last_fed
+from specdec.drafters.last_fed import last_fed
+from specdec.drafters.memory import DrafterMemory
 from specdec.errors import ConfigError
 from specdec.models.vocabulary import check_fit
 
@@ -45,6 +46,10 @@ class RetokenizeDrafter(Drafter):
         begin = self._theirs.bos_token_id
         self._prefix = [begin] if begin is not None and self._theirs.encode("a")[:1] == [begin] else []
         self._held: dict[int, list[int]] = {}  # draft tokens of each row that its cache holds
+
+    @property
+    def memory(self) -> DrafterMemory:
+        return DrafterMemory(self._model)
 
     def admit(self, rows: list[Sequence]) -> None:
         for row in rows:

@@ -69,7 +69,7 @@ def loaded(module: M, path: str | None, target: CausalLM) -> M:
     """The module with the folder's weights, if there is one, on the target's device, in its number format, frozen.
 
     Raises:
-        ConfigError: the file is damaged, or of another shape.
+        ConfigError: the file is damaged, of another shape, or holds what are no floating-point numbers.
     """
     if path is not None:
         _load_weights(path, module)
@@ -78,12 +78,19 @@ def loaded(module: M, path: str | None, target: CausalLM) -> M:
 
 def _load_weights(path: str, module: nn.Module) -> None:
     try:
-        missing, unexpected = module.load_state_dict(load_file(local_path(path) / WEIGHTS), strict=False)
+        tensors = load_file(local_path(path) / WEIGHTS)
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"drafter.path={path}: {WEIGHTS} cannot be loaded: {reason}") from None
     if unexpected or set(missing) & set(_own(module)):
         raise ConfigError(f"drafter.path={path}: {WEIGHTS} does not hold the weights that {CONFIG} promises")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ConfigError(f"drafter.path={path}: its tensor {name} holds {kind}, not floating-point numbers")
+        if not tensor.isfinite().all():
+            raise ConfigError(f"drafter.path={path}: its tensor {name} holds NaN or infinity")
 
 
 def plain_head(head: Any) -> nn.Linear:

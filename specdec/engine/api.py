@@ -28,6 +28,7 @@ from specdec.engine.inputs import Inputs
 from specdec.engine.loop import RoundLoop
 from specdec.engine.options import whole_number
 from specdec.engine.output import Event, SpeculativeOutput, events_of, sequences, statistics
+from specdec.engine.scores import ScoreRecorder
 from specdec.engine.wrapping import (
     Model,
     check_device,
@@ -56,6 +57,7 @@ def generate(
     verifier: str = "block",
     tree: str = "chain",
     tree_settings: Mapping[str, Any] | None = None,
+    shared_prefix: int = 0,
     **call: Any,
 ) -> Tensor | SpeculativeOutput:
     """``target.generate(inputs, ...)`` by speculative decoding, for any batch.
@@ -72,6 +74,7 @@ def generate(
         verifier=verifier,
         tree=tree,
         tree_settings=tree_settings,
+        shared_prefix=shared_prefix,
     )
     return engine.generate(inputs, generation_config, **call)
 
@@ -88,6 +91,7 @@ def stream(
     verifier: str = "block",
     tree: str = "chain",
     tree_settings: Mapping[str, Any] | None = None,
+    shared_prefix: int = 0,
     **call: Any,
 ) -> Iterator[Event]:
     """Like `generate`, as an iterator of events: the new tokens of one row in one round."""
@@ -100,6 +104,7 @@ def stream(
         verifier=verifier,
         tree=tree,
         tree_settings=tree_settings,
+        shared_prefix=shared_prefix,
     )
     return engine.stream(inputs, generation_config, **call)
 
@@ -111,6 +116,8 @@ class _Parts:
     target: Alignment
     drafter: Drafter
     clock: Clock
+    alignments: list[Alignment]  # the target's, and those of the drafter
+    prepared_for: int | None = None  # the batch size that the drafter has last measured for
 
 
 class Engine:
@@ -125,6 +132,8 @@ class Engine:
         verifier: how sampled rows are verified ("block", "rejection", "naive"); it does not matter for greedy rows.
         tree: what a draft model, or "self", drafts ("chain", "paths", "beam", "confidence"), gamma levels deep.
             tree_settings: the tree's own, such as ``{"width": 8}``.
+        shared_prefix: hold first tokens that rows of a call have in common once, from this many on; 0: never. Rows of
+            one prompt (num_return_sequences) then share all of it.
 
     Raises:
         PairError: a model cannot be run in aligned batches, or the two do not fit together. ConfigError: a setting.
@@ -141,6 +150,7 @@ class Engine:
         verifier: str = "block",
         tree: str = "chain",
         tree_settings: Mapping[str, Any] | None = None,
+        shared_prefix: int = 0,
     ) -> None:
         if gamma is not None:
             whole_number("gamma", gamma, 0)
@@ -161,6 +171,7 @@ class Engine:
         self._refusal = "" if kind in entry.judges else why_not(verifier, entry.judges, f"tree={tree}", kind)
         self._sampling_verifier = create("verifier", verifier)
         self._greedy_verifier = create("verifier", "greedy")
+        self._shared_prefix = whole_number("shared_prefix", shared_prefix, 0)
         self._idle: list[_Parts] = [self._parts()]
 
     def generate(
@@ -197,14 +208,15 @@ class Engine:
         """
         plan = self._plan(inputs, generation_config, input_ids, attention_mask, seed, batch, settings)
         streamers = _streamers(streamer, plan)
-        for event in self._run(plan):
+        recorder = _recorder(plan)
+        for event in self._run(plan, recorder):
             if streamers:
                 for token in event.tokens:
                     streamers[event.row].put(torch.tensor([token]))
                 if event.stop_reason:
                     streamers[event.row].end()
         result = sequences(plan.block, plan.rows, plan.options.pad_token_id, self.target.device)
-        return statistics(plan.rows, result, self.tokenizer) if plan.options.return_dict else result
+        return statistics(plan.rows, result, self.tokenizer, recorder) if plan.options.return_dict else result
 
     def stream(
         self,
@@ -232,9 +244,13 @@ class Engine:
             raise ConfigError(self._refusal)
         return plan
 
-    def _run(self, plan: Plan) -> Iterator[Event]:
+    def _run(self, plan: Plan, recorder: ScoreRecorder | None = None) -> Iterator[Event]:
         """Rounds until the last row ends. Only a call that runs to its end leaves empty caches, which are reused."""
         parts = self._idle.pop() if self._idle else self._parts()
+        if parts.prepared_for != plan.batch:
+            with evaluating(self.target, self.draft):
+                parts.drafter.prepare(plan.batch)
+            parts.prepared_for = plan.batch
         rounds = RoundLoop(
             parts.target,
             parts.drafter,
@@ -242,24 +258,33 @@ class Engine:
             create("scheduler", "continuous", plan.batch, plan.batch),
             create("draft_length", "fixed", gamma=self.gamma),
             parts.clock,
+            recorder=recorder,
         )
         pool = SequencePool(plan.rows)
         while not pool.done:
             with evaluating(self.target, self.draft):
                 outcome = rounds.step(pool)
             yield from events_of(outcome)
+        for alignment in parts.alignments:
+            alignment.hold([])  # weights may change before the next call, and shared prefixes would be of the old ones
         self._idle.append(parts)
 
     def _parts(self) -> _Parts:
         """Empty caches, and a drafter with caches of its own."""
-        clock = Clock()
+        clock, alignments = Clock(), list[Alignment]()
 
         def align(model: CausalLM) -> Alignment:
-            return InplaceAlignment(model, clock)
+            alignments.append(InplaceAlignment(model, clock, shared_prefix=self._shared_prefix))
+            return alignments[-1]
 
         tools = (clock, self.tokenizer, self._draft_tokenizer)
         context = DrafterContext(self.target, self.draft, align, *tools, tree=self._tree)
-        return _Parts(align(self.target), create("drafter", self._drafter, context), clock)
+        return _Parts(align(self.target), create("drafter", self._drafter, context), clock, alignments)
+
+
+def _recorder(plan: Plan) -> ScoreRecorder | None:
+    wanted = plan.options.outputs
+    return ScoreRecorder(**{name.removeprefix("output_"): True for name in wanted}) if wanted else None
 
 
 def _streamers(streamer: Any, plan: Plan) -> list[Any]:

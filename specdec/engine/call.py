@@ -13,7 +13,9 @@ from specdec.core.prompted_stops import PromptedStopText
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.engine.inputs import Block, check_vocabulary, read_inputs
-from specdec.engine.options import NUM_DEFAULT_TOKENS, Options, read_options, token_ids, whole_number
+from specdec.engine.option_names import NUM_DEFAULT_TOKENS
+from specdec.engine.options import Options, read_options, token_ids, whole_number
+from specdec.engine.processors import score_change, stop_when
 from specdec.errors import ConfigError, DataError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.vocabulary import check_ids
@@ -61,14 +63,20 @@ def make_plan(
     block = read_inputs(inputs, attention_mask, tokenizer, options.pad_token_id)
     check_vocabulary(block.rows, target.vocab_size)
     _check_forced(block.rows, own)
+    block = block.repeated(options.num_return_sequences)
     budgets = [_budget(number, len(row), options, models) for number, row in enumerate(block.rows)]
     _require_pad(block, budgets, options)
     sampling = _per_row(options.sampling, seed, len(block.rows))
-    stops = frozenset(options.stop_ids)
+    stops, ends = frozenset(options.stop_ids), stop_when(options.criteria, target.device)
     rows = [
-        Sequence(number, ids, budget, stops, params, _stop_text(options, tokenizer, ids))
+        Sequence(number, ids, budget, stops, params, _stop_text(options, tokenizer, ids), ends)
         for number, (ids, budget, params) in enumerate(zip(block.rows, budgets, sampling, strict=True))
     ]
+    for row in rows:
+        prompt = row.index // options.num_return_sequences
+        row.change_scores = score_change(target.module, options, prompt, row.prompt_ids, row.max_new_tokens)
+        if row.change_scores is not None and row.sampling is not None:  # the processors have the penalty among them
+            row.sampling = replace(row.sampling, repetition_penalty=1.0)
     return Plan(rows, block, options, batch or len(rows))
 
 

@@ -24,6 +24,13 @@ class Block:
     rows: list[list[int]]  # real tokens only
     input_ids: Tensor | None  # (B, W) as given; None: lists or texts, which the output pads on the left
 
+    def repeated(self, times: int) -> Block:
+        """Each prompt that many times in a row."""
+        if times == 1:
+            return self
+        ids = None if self.input_ids is None else self.input_ids.repeat_interleave(times, dim=0)
+        return Block([row for row in self.rows for _ in range(times)], ids)
+
 
 def read_inputs(inputs: Any, attention_mask: Any, tokenizer: Any, pad_token_id: int | None) -> Block:
     """Rows of real tokens.
@@ -50,6 +57,11 @@ def read_inputs(inputs: Any, attention_mask: Any, tokenizer: Any, pad_token_id: 
             if (problem := lone_surrogate(text)) is not None:
                 raise DataError(f"row {number}: its text has {problem}, which no tokenizer takes: fix the text")
         inputs = tokenizer(list(inputs))["input_ids"]
+    if any(_is_message(row) or (isinstance(row, (list, tuple)) and any(map(_is_message, row))) for row in inputs):
+        raise DataError(
+            "inputs are chat messages: pass what tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
+            "return_tensors='pt', return_dict=True) returns"
+        )
     if not all(isinstance(row, (list, tuple)) and all(_is_id(token) for token in row) for row in inputs):
         raise DataError("inputs: give one list of token ids, or one text, per row")
     return Block(_checked([list(row) for row in inputs]), None)
@@ -65,6 +77,10 @@ def check_vocabulary(rows: list[list[int]], vocab_size: int) -> None:
         wrong = next((token for token in row if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise DataError(f"row {number}: token id {wrong} is outside the target's vocabulary of {vocab_size}")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and "role" in value
 
 
 def _is_id(token: Any) -> bool:

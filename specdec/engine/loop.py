@@ -1,4 +1,4 @@
-"""The round: select -> draft -> verify -> commit.
+"""The round: select -> draft -> (cut) -> verify -> commit.
 
 Between rounds every row has committed its prompt and output; the target's cache holds all of that but the last
 token, which the next round feeds first. This holds from the first round on, so no round is special.
@@ -11,8 +11,13 @@ from torch import Tensor
 
 from specdec.alignment.base import Alignment, Kept
 from specdec.alignment.layout import padded
+from specdec.budgets.base import Budget
+from specdec.budgets.cut import cut
+from specdec.budgets.none import NoBudget
 from specdec.core.clock import Clock
+from specdec.core.outputs import Outputs
 from specdec.core.round import Draft, Round, Verdict
+from specdec.core.row_scores import changed
 from specdec.core.sampling import penalized, round_noise, scores_of, seen_tokens, settings_of
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.core.target_law import TargetLaw
@@ -20,6 +25,7 @@ from specdec.core.transfer import to_device
 from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Drafter
 from specdec.engine.prefill import Prefill
+from specdec.engine.scores import ScoreRecorder
 from specdec.errors import PairError
 from specdec.schedulers.base import Scheduler
 from specdec.verifiers.base import Verifier
@@ -30,6 +36,8 @@ class RoundLoop:
 
     Args:
         prefill_chunk: tokens of a prompt per forward, at most; None: no bound.
+        budget: how much of each row's draft is verified; None: all.
+        recorder: keeps the scores of emitted tokens.
     """
 
     def __init__(
@@ -42,6 +50,8 @@ class RoundLoop:
         clock: Clock | None = None,
         *,
         prefill_chunk: int | None = None,
+        budget: Budget | None = None,
+        recorder: ScoreRecorder | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -49,6 +59,9 @@ class RoundLoop:
         self.scheduler = scheduler
         self.draft_length = draft_length
         self.clock = clock or Clock()
+        self.budget = budget or NoBudget()
+        self.recorder = recorder
+        self.drafter.reports_certainty = self.budget.reads_certainty
         self.prefill = Prefill(target, drafter, self.clock, scheduler.prefill_share, prefill_chunk)
         self._seconds_before = dict(self.clock.seconds)
 
@@ -69,6 +82,7 @@ class RoundLoop:
         self._seconds_before = now  # the time from here on belongs to the next round
         with self.clock.stage("schedule"):
             self.prefill.decoded(sum(outcome.seconds.values()) - outcome.seconds["prefill"])
+            self.budget.observe(outcome)
             self.draft_length.observe(outcome)
         return outcome
 
@@ -80,8 +94,16 @@ class RoundLoop:
     def _draft(self, rows: list[Sequence]) -> Draft:
         gammas = self._gammas(rows)
         if any(gammas):
-            return self.drafter.propose(rows, gammas)
+            self.drafter.width = self.draft_length.width
+            return self._cut(rows, self.drafter.propose(rows, gammas))
         return Draft(padded([[] for _ in rows], self.target.model.device), gammas)
+
+    def _cut(self, rows: list[Sequence], draft: Draft) -> Draft:
+        if not any(draft.num_candidates):
+            return draft
+        self.budget.ragged = self.target.model.execution.ragged
+        depths = self.budget.keep(rows, draft)
+        return draft if depths is None else cut(draft, depths)
 
     def _gammas(self, rows: list[Sequence]) -> list[int]:
         """Draft lengths, cut per row to leave room in the row's budget for the token that every round adds."""
@@ -99,9 +121,9 @@ class RoundLoop:
         # Without parents the draft is a chain; in a tree the last committed token becomes node 0.
         parents = [[-1, *(p + 1 for p in row_parents)] for row_parents in draft.parents] if draft.parents else None
         indices, counts = [row.index for row in rows], [1 + count for count in draft.num_drafted]
-        if not self.drafter.reads_hidden:
+        if not self.drafter.hidden_layers:
             return self._judge(rows, draft, self.target.forward(indices, tokens_BT, counts, parents))
-        with self.target.model.call_options("both", self.drafter.probes_MD):
+        with self.target.model.call_options(Outputs(hidden=self.drafter.hidden_layers), self.drafter.probes_MD):
             logits_BTV = self.target.forward(indices, tokens_BT, counts, parents)
         vocab_size = self.target.model.vocab_size
         verdict = self._judge(rows, draft, logits_BTV[..., :vocab_size])
@@ -113,10 +135,13 @@ class RoundLoop:
     def _judge(self, rows: list[Sequence], draft: Draft, logits_BTV: Tensor) -> Verdict:
         """Let the verifier decide: by the scores if all rows are greedy, else by the distributions to sample from."""
         settings = settings_of(rows)
-        if settings is None:
-            return self.verifier.verify(draft, scores_of(logits_BTV))
-        scores_BTV = penalized(logits_BTV, settings, seen_tokens(rows, draft, logits_BTV))
-        if all(row_settings.greedy for row_settings in settings):
+        scores_BTV = scores_of(logits_BTV)
+        if settings is not None:
+            scores_BTV = penalized(logits_BTV, settings, seen_tokens(rows, draft, logits_BTV))
+        scores_BTV = changed(rows, draft, scores_BTV)
+        if self.recorder is not None:
+            self.recorder.see(logits_BTV, scores_BTV, settings)
+        if settings is None or all(row_settings.greedy for row_settings in settings):
             return self.verifier.verify(draft, scores_BTV)
         num_tests = max([logits_BTV.shape[1] - 1, *map(len, draft.draws or ())])
         noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device, num_tests)
@@ -136,11 +161,14 @@ class RoundLoop:
             kept = row.emit([*[drafted[b][node] for node in path], verdict.next_tokens[b]])
             accepted = min(len(path), len(kept))
             row.accepted_lengths.append(accepted)
+            row.drafted_lengths.append(num_candidates[b])
             row.num_drafted += num_candidates[b]
             row.num_accepted += accepted
             row.first_token_s = row.first_token_s or now
             emitted.append(kept)
             num_accepted.append(accepted)
+        if self.recorder is not None:
+            self.recorder.keep(rows, verdict, emitted)
         places = range(len(rows))
         return Round(
             rows,
@@ -150,6 +178,7 @@ class RoundLoop:
             same_length,
             depths=[draft.end_depth(b, []) for b in places],
             end_depths=[draft.end_depth(b, verdict.paths[b]) for b in places],
+            proposed=draft.cut_from or [],
             ranks=[draft.ranks(b, verdict.paths[b][: num_accepted[b]]) for b in places] if draft.parents else None,
         )
 

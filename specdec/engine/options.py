@@ -9,7 +9,7 @@ it (caches, compilation, assistants) are ignored: they change no token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,65 +17,20 @@ import torch
 
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.stop_strings import check_stop_strings
+from specdec.engine.option_names import (
+    ARGUMENTS,
+    DEFAULTS,
+    HOW_TO_RUN,
+    INSTEAD,
+    NEUTRAL,
+    OUTPUTS,
+    OWN,
+    PROCESSING,
+    SUPPORTED,
+    WITH_DO_SAMPLE,
+)
 from specdec.errors import ConfigError
 from specdec.registry import unknown
-
-SUPPORTED = (
-    *("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-    *("eos_token_id", "pad_token_id", "bos_token_id", "stop_strings", "return_dict_in_generate"),
-)
-"""Options that are implemented (bos_token_id has no effect: a prompt always has tokens)."""
-
-DEFAULTS: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0} | {
-    "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
-}
-NUM_DEFAULT_TOKENS = 20  # new tokens where neither the caller nor the model sets a limit
-
-NEUTRAL: dict[str, Any] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-    "min_length": 0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "encoder_repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "diversity_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "guidance_scale": 1,
-    "min_new_tokens": 0,
-    "num_assistant_tokens": 20,
-    "assistant_confidence_threshold": 0.4,
-    "num_assistant_tokens_schedule": "constant",
-    "assistant_lookbehind": 10,
-    "target_lookbehind": 10,
-}
-"""Values, other than None and False, at which an option that is not implemented has no effect."""
-
-HOW_TO_RUN = (
-    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"),
-    *("compile_config", "disable_compile", "continuous_batching_config", "is_assistant", "use_mtp"),
-    *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
-    *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
-    *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "early_stopping", "length_penalty"),
-    *("decoder_start_token_id", "forced_bos_token_id"),
-)
-"""Ignored in the target's own configuration: they say how transformers runs it, and change no token of a decoder (a
-forced first token could, after a prompt of one token: specdec.engine.call refuses that)."""
-
-ARGUMENTS = (
-    *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model"),
-    *("assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"),
-    *("inputs_embeds", "position_ids", "token_type_ids", "past_key_values", "cache", "trust_remote_code"),
-)
-"""Further arguments of ``transformers.generate``; None and False mean the same as leaving them out."""
-
-WITH_DO_SAMPLE = {"temperature": (1.0, 0), "top_k": (50, 0), "top_p": (1.0,), "min_p": (0.0,)}
-"""Options that act on sampling only, with their neutral values, which greedy decoding accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +44,10 @@ class Options:
     stop_strings: tuple[str, ...]
     sampling: SamplingParams | None  # None: the target's plain argmax
     return_dict: bool
+    num_return_sequences: int  # rows per prompt
+    processing: dict[str, Any]  # of PROCESSING, what has an effect
+    criteria: list[Callable[..., Any]]  # stopping criteria
+    outputs: frozenset[str]  # of OUTPUTS
 
 
 def read_options(own: Any, passed: Any, keywords: Mapping[str, Any]) -> Options:
@@ -117,6 +76,10 @@ def read_options(own: Any, passed: Any, keywords: Mapping[str, Any]) -> Options:
         _strings(values["stop_strings"]),
         _sampling(values, sources),
         bool(values["return_dict_in_generate"]),
+        _copies(values),
+        _processing(values),
+        _functions("stopping_criteria", values["stopping_criteria"]),
+        _outputs(values),
     )
 
 
@@ -158,7 +121,9 @@ def _check_names(keywords: Mapping[str, Any], config: Mapping[str, Any]) -> None
     known = _known()
     for name in keywords:
         if name not in known and name not in ARGUMENTS:
-            raise ConfigError(unknown("option of specdec.generate", name, SUPPORTED))
+            if name in INSTEAD:
+                raise ConfigError(f"{name} is no option of specdec.generate: {INSTEAD[name]}")
+            raise ConfigError(unknown("option of specdec.generate", name, {*SUPPORTED, *OWN}))
     for name in config:
         if name not in known:
             raise ConfigError(unknown("field of the GenerationConfig", name, SUPPORTED))
@@ -172,7 +137,8 @@ def _refuse_unsupported(sources: list[Mapping[str, Any]]) -> None:
         if value is None or (value is False and neutral is not True) or (neutral is not None and value == neutral):
             continue
         shown = repr(value) if isinstance(value, (int, float, str, bool)) else type(value).__name__
-        raise ConfigError(f"{name}={shown} is not supported by specdec.generate: leave it out (or set {neutral!r})")
+        way_out = INSTEAD.get(name, f"leave it out (or set {neutral!r})")
+        raise ConfigError(f"{name}={shown} is not supported by specdec.generate: {way_out}")
 
 
 def _lengths(sources: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
@@ -189,6 +155,40 @@ def _lengths(sources: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
             "it to None"
         )
     raise ConfigError(f"max_new_tokens={new} and max_length={total} are both set: leave one out")
+
+
+def _copies(values: Mapping[str, Any]) -> int:
+    count = whole_number("num_return_sequences", values["num_return_sequences"] or 1, 1)
+    if count > 1 and not values["do_sample"]:
+        raise ConfigError(f"num_return_sequences={count}: greedy rows of one prompt are equal: set do_sample=True")
+    return count
+
+
+def _processing(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: values[name] for name in PROCESSING}
+    found["logits_processor"] = _functions("logits_processor", found["logits_processor"])
+    allowed = found["prefix_allowed_tokens_fn"]
+    if allowed is not None and not callable(allowed):
+        raise ConfigError(f"prefix_allowed_tokens_fn: give a function, not {type(allowed).__name__}")
+    # "is not": token 0 may be forced, and 0 == False.
+    given = {name: value for name, value in found.items() if value is not None and value is not False and value != []}
+    return {name: value for name, value in given.items() if value != NEUTRAL.get(name)}
+
+
+def _functions(name: str, value: Any) -> list[Callable[..., Any]]:
+    """A list of functions, as given."""
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or not all(map(callable, value)):
+        raise ConfigError(f"{name}: give a list of functions, not {type(value).__name__}")
+    return list(value)
+
+
+def _outputs(values: Mapping[str, Any]) -> frozenset[str]:
+    wanted = frozenset(name for name in OUTPUTS if values[name])
+    if wanted and not values["return_dict_in_generate"]:
+        raise ConfigError(f"{min(wanted)}=True needs return_dict_in_generate=True, which has room for it")
+    return wanted
 
 
 def _pad(value: Any) -> int | None:

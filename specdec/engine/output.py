@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from specdec.core.acceptance import speculative_decoding
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.engine.inputs import Block
+from specdec.engine.scores import ScoreRecorder, by_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Event:
     tokens: list[int]  # at least one; the accepted ones come first
     num_accepted: int  # tokens of the draft among them
     num_drafted: int  # of a tree, all its nodes
-    stop_reason: str | None  # "stop", "stop_string" or "length" in the row's last event
+    stop_reason: str | None  # "stop", "stop_string", "criterion" or "length" in the row's last event
     end_depth: int  # accepted tokens at which the draft ended below them; equal to num_accepted at full acceptance
 
     @property
@@ -43,8 +45,18 @@ class SpeculativeOutput(ModelOutput):  # type: ignore[misc]
     num_accepted: list[int] | None = None
     num_verify_calls: list[int] | None = None  # target forwards of the row, without its prefill
     accepted_lengths: list[list[int]] | None = None  # accepted tokens in each of those
-    stop_reasons: list[str] | None = None  # "stop", "stop_string" or "length"
+    drafted_lengths: list[list[int]] | None = None  # drafted ones, likewise
+    stop_reasons: list[str] | None = None  # "stop", "stop_string", "criterion" or "length"
     texts: list[str] | None = None  # of the new tokens, without special ones, if there is a tokenizer
+    scores: tuple[Tensor, ...] | None = None  # output_scores: one (B, V) per place; NaN after a row's end
+    logits: tuple[Tensor, ...] | None = None  # output_logits: likewise, the target's own
+    logprobs: list[list[float]] | None = None  # output_logprobs: of each new token, by the target's own logits
+
+    @property
+    def speculative_decoding(self) -> list[dict[str, Any]]:
+        """Per row, what vLLM reports per request under this name, per step too."""
+        steps = zip(self.accepted_lengths or [], self.drafted_lengths or [], strict=True)
+        return [speculative_decoding(accepted, drafted, detailed=True) for accepted, drafted in steps]
 
     @property
     def acceptance_rate(self) -> float:
@@ -82,8 +94,10 @@ def sequences(block: Block, rows: list[Sequence], pad_token_id: int | None, devi
     return torch.cat([prompts, tail], dim=1)
 
 
-def statistics(rows: list[Sequence], sequences_BT: Tensor, tokenizer: Any) -> SpeculativeOutput:
-    """The sequences with the rows' counts."""
+def statistics(
+    rows: list[Sequence], sequences_BT: Tensor, tokenizer: Any, recorder: ScoreRecorder | None = None
+) -> SpeculativeOutput:
+    """The sequences with the rows' counts, and what was recorded."""
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
     return SpeculativeOutput(
         sequences=sequences_BT,
@@ -92,6 +106,10 @@ def statistics(rows: list[Sequence], sequences_BT: Tensor, tokenizer: Any) -> Sp
         num_accepted=[row.num_accepted for row in rows],
         num_verify_calls=[len(row.accepted_lengths) for row in rows],
         accepted_lengths=[row.accepted_lengths for row in rows],
+        drafted_lengths=[row.drafted_lengths for row in rows],
         stop_reasons=[str(row.stop_reason) for row in rows],
         texts=None if decode is None else [decode(row.output_ids) for row in rows],
+        scores=by_step(recorder.scores_of, rows) if recorder and recorder.scores else None,
+        logits=by_step(recorder.logits_of, rows) if recorder and recorder.logits else None,
+        logprobs=[recorder.logprobs_of[row.index] for row in rows] if recorder and recorder.logprobs else None,
     )

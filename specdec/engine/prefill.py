@@ -59,7 +59,7 @@ class Prefill:
     """
 
     def __init__(self, target: Alignment, drafter: Drafter, clock: Clock, share: float, chunk: int | None) -> None:
-        self._target = Reader(target, drafter.observe_hidden if drafter.reads_hidden else None)
+        self._target = Reader(target, drafter.observe_hidden, drafter.hidden_layers)
         self._drafter = drafter
         self._clock = clock
         self._budget = PrefillBudget(share) if share < 1 else None
@@ -114,6 +114,9 @@ class Prefill:
                 self._unread[row.index] = left - count
                 stops.append(len(row.prompt_ids) - 1 - self._unread[row.index])
             self._target.read(rows, stops)
+            stops = [max(stop, self._target.length(row)) for row, stop in zip(rows, stops, strict=True)]
+            for row, stop in zip(rows, stops, strict=True):  # what rows share is read at once
+                self._unread[row.index] = max(len(row.prompt_ids) - 1 - stop, 0)
             if drafting:
                 self._drafter.read(rows, stops)
             done = [row for row in rows if not self._unread[row.index]]

@@ -58,16 +58,22 @@ _KEPT: WeakKeyDictionary[CausalLM, dict[tuple[object, ...], Rounding]] = WeakKey
 
 
 @torch.inference_mode()
-def measure_rounding(model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int) -> Rounding:
-    """Run prompt and output through the model in every way; the logits at position i decide ``output[i]``."""
+def measure_rounding(
+    model: CausalLM, prompt: list[int], output: list[int], batch: int, chunk: int, *, foreign: bool = False
+) -> Rounding:
+    """Run prompt and output through the model in every way; the logits at position i decide ``output[i]``.
+
+    Args:
+        foreign: other code than the model's own is to be judged, so that in 16 bits the exact logits are a way too.
+    """
     tokens, first = prompt + output[:-1], len(prompt)
     ways: list[Callable[[], Tensor]] = [
         lambda: _token_by_token(model, tokens, first),
-        lambda: _in_one_piece(model, tokens, first),
+        lambda: in_one_piece(model, tokens, first),
         lambda: _in_a_batch(model, tokens, first, batch, chunk),
         lambda: _in_a_batch(model, tokens, first, batch, 1),
     ]
-    if model.dtype.itemsize == 2 and model.execution.name != "eager":
+    if model.dtype.itemsize == 2 and (foreign or model.execution.name != "eager"):
         ways.append(lambda: _in_float32(model, tokens, first))
     logits = [way().cpu() for way in ways]
     differences = [a.double() - b.double() for a, b in combinations(logits, 2)]
@@ -99,7 +105,8 @@ def rms(difference: Tensor) -> Tensor:
     return difference.square().mean(-1).sqrt()
 
 
-def _in_one_piece(model: CausalLM, tokens: list[int], first: int) -> Tensor:
+def in_one_piece(model: CausalLM, tokens: list[int], first: int) -> Tensor:
+    """Logits (n + 1, V) of one forward: those after the tokens from ``first - 1`` on."""
     kept = len(tokens) - first + 1
     logits: Tensor = model.module(_ids(model, [tokens]), use_cache=False, logits_to_keep=kept).logits[0]
     return logits[-kept:]  # some models ignore logits_to_keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from specdec.models.cache_argument import cache_argument, returned_cache
 from specdec.models.kv import KVShape
 from specdec.models.masks import MaskForm, forms
 from specdec.models.small_copy import field
+from specdec.models.states import NO_STATES, States, measure_states, recurrent_layers, state_cache
 
 NO_LIMIT = 1 << 30  # tokens of a row, where a config names no limit
 
@@ -24,13 +26,15 @@ class Architecture:
 
     num_layers: int
     num_heads: int  # in this process: with tensor parallelism each process has a part of them
-    kv_shapes: tuple[KVShape, ...]  # of each layer's keys, then its values
+    kv_shapes: tuple[KVShape, ...]  # of each layer's keys, then its values; of layers that have them
     hidden_size: int
     intermediate_size: int
     vocab_size: int
     dtype: torch.dtype
     mask_form: MaskForm
     eager_attention: bool = False  # whether attention scores are written to memory
+    states: States = NO_STATES  # recurrent ones
+    has_kv: tuple[bool, ...] = ()  # by layer, where not all have keys and values
 
     @classmethod
     def of(cls, module: Any, form: MaskForm | None, kv_shapes: tuple[KVShape, ...] | None) -> Architecture:
@@ -41,7 +45,9 @@ class Architecture:
             kv_shapes: without them, the model runs one token and its own cache is read.
         """
         config = module.config.get_text_config()
-        kv_shapes = kv_shapes or measure_kv_shapes(module)
+        states, has_kv = NO_STATES, tuple[bool, ...]()
+        if kv_shapes is None:
+            kv_shapes, has_kv, states = measured(module)
         num_heads, intermediate = field(config, "num_attention_heads"), field(config, "intermediate_size")
         num_parts = getattr(module, "tp_size", None) or 1
         num_heads = num_heads // num_parts if isinstance(num_heads, int) else max(heads for heads, _ in kv_shapes)
@@ -56,6 +62,8 @@ class Architecture:
             dtype=module.dtype,
             mask_form=form or forms(module)[0],
             eager_attention=config._attn_implementation == "eager",
+            states=states,
+            has_kv=has_kv,
         )
 
     @property
@@ -73,39 +81,59 @@ class Architecture:
         """Bytes of one token's keys and values in all layers."""
         return len(self.kv_shapes) * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
+    @property
+    def layers_with_kv(self) -> tuple[bool, ...]:
+        """By layer of the cache: whether it has keys and values."""
+        return self.has_kv or (True,) * (len(self.kv_shapes) // 2)
+
     def masks(self, mask_BTS: Tensor) -> Tensor | dict[str, Tensor]:
         """The model's ``attention_mask``: bool or additive, one for all layers or one per layer type."""
         return self.mask_form.masks(mask_BTS, self.dtype)
 
 
 @torch.inference_mode()
-def measure_kv_shapes(module: Any) -> tuple[KVShape, ...]:
-    """Heads and width of each layer's keys and values, read from the model's own cache after one token."""
+def measured(module: Any) -> tuple[tuple[KVShape, ...], tuple[bool, ...], States]:
+    """What the model's own cache holds after one token.
+
+    Returns:
+        heads and width of each layer's keys and values; with recurrent states, by layer whether it has any; the states.
+
+    Raises:
+        PairError: a recurrent state cannot be restored.
+    """
+    cache = state_cache(module)
+    if cache is not None:
+        states = measure_states(module, cache)
+        has_kv = tuple(getattr(layer, "keys", None) is not None for layer in cache.layers)
+        layers = [layer for layer, has in zip(cache.layers, has_kv, strict=True) if has]
+        return tuple(_shapes(layers)) or ((1, 1), (1, 1)), has_kv, states
     ids = torch.zeros(1, 1, dtype=torch.long, device=module.device)
-    layers = returned_cache(module(ids, **cache_argument(module, DynamicCache()), use_cache=True)).layers
-    parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    # A layer that shares the keys of another has none of its own.
-    return tuple((1, 1) if part is None else (int(part.shape[1]), int(part.shape[3])) for part in parts)
+    output = module(ids, **cache_argument(module, DynamicCache()), use_cache=True)
+    return tuple(_shapes(returned_cache(output).layers)), (), NO_STATES
+
+
+def _shapes(layers: Iterable[Any]) -> Iterator[KVShape]:
+    for part in (getattr(layer, name, None) for layer in layers for name in ("keys", "values")):
+        # A layer that shares the keys of another has none of its own.
+        yield (1, 1) if part is None else (int(part.shape[1]), int(part.shape[3]))
 
 
 def check_supported(config: Any, name: str) -> None:
-    """Refuse models whose state cannot be cut back token by token; needs only the config, no weights.
+    """Refuse models that keep no cache which could be cut back; needs only the config, no weights.
 
     Raises:
         PairError: naming the model and the reason.
     """
     config = config.get_text_config()
-    recurrent = {"linear_attention", "conv", "hybrid", "mamba", "recurrent"}
-    kinds = set(field(config, "layer_types") or [])
     fields = {*vars(config), *type(config).attribute_map}
     if "num_attention_heads" not in fields and getattr(config, "sub_configs", None):
         raise PairError(
             f"{name} ({config.model_type}) consists of several models: there is no single KV cache to cut back"
         )
-    if kinds & recurrent or "num_attention_heads" not in fields:
+    if "num_attention_heads" not in fields and not recurrent_layers(config):
         raise PairError(
-            f"{name} ({config.model_type}) keeps a recurrent state that cannot be cut back to the accepted tokens; "
-            "speculative decoding here needs attention layers with a KV cache"
+            f"{name} ({config.model_type}) keeps a recurrent state outside of the caches of transformers, so it cannot "
+            "be restored at the accepted tokens"
         )
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.errors import PairError
+from specdec.core.outputs import LOGITS, Outputs
+from specdec.errors import ContractError, PairError
 from specdec.models.architecture import Architecture, context_length, num_read_weights
-from specdec.models.execution.base import Call, Chains, Execution, Given, Layout, OutputKind
+from specdec.models.execution.base import Call, Chains, Execution, Given, Layout
 from specdec.models.execution.choice import make_execution
 from specdec.models.kv import KVShape, KVStorage, KVWriter
 from specdec.models.masks import MaskForm
+from specdec.models.states import StateFeed
 
 ModelObserver = Callable[["CausalLM", Call], Call]
 """Called before each forward of a model; returns the call to run, usually the one it was given."""
@@ -42,11 +44,16 @@ class CausalLM:
         self.max_columns: int | None = None  # most cache columns for which the model is exact; None: no limit
         self.notes: list[str] = []  # for the user
         self.observers: list[ModelObserver] = []
-        self.output_kind: OutputKind = "logits"
+        self.outputs = LOGITS
         self._probes_MD: Tensor | None = None
         self._executions: dict[str, Execution] = {}
         self.execution: Execution
         self.execute("eager")
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it keeps recurrent states, besides keys and values or instead of them."""
+        return bool(self.architecture.states.parts)
 
     def empty_storage(self, num_rows: int, columns: int) -> KVStorage:
         """Storage for ``num_rows`` rows with room for ``columns``, none of them in use."""
@@ -62,6 +69,8 @@ class CausalLM:
         writer: KVWriter,
         num_logits: int = 0,
         real_BT: Tensor | None = None,
+        states: StateFeed | None = None,
+        num_positions: int = 0,
     ) -> Tensor:
         """Run the model on new tokens.
 
@@ -71,14 +80,16 @@ class CausalLM:
             writer: where the new keys and values go.
             num_logits: how many of the last positions need logits; 0 means all.
             real_BT: (B, T) bool: the other tokens are padding, and what is returned for them is not defined.
+            states: where a model with recurrent states finds and leaves them.
+            num_positions: all positions are below it, where some are not below the number of columns.
 
         Returns:
-            Logits (B, T or num_logits, V), or the output kind set by ``call_options``.
+            Logits (B, T or num_logits, V), or the outputs set by ``call_options``.
 
         Raises:
             PairError: the writer holds more columns than the model is exact for (``max_columns``).
         """
-        return self._run(tokens_BT, Given(positions_BT, mask_BTS), writer, num_logits, real_BT)
+        return self._run(tokens_BT, Given(positions_BT, mask_BTS, num_positions), writer, num_logits, real_BT, states)
 
     def forward_chains(
         self,
@@ -87,6 +98,7 @@ class CausalLM:
         num_logits: int = 0,
         real_BT: Tensor | None = None,
         num_positions: int | None = None,
+        states: StateFeed | None = None,
     ) -> Tensor:
         """``forward`` of rows whose columns are positions: a token sees all columns up to the one it is written to.
 
@@ -95,48 +107,68 @@ class CausalLM:
         """
         last = min(self.context_length, num_positions or self.context_length) - 1
         layout = Chains(writer, tokens_BT.shape[1], last, self.device)
-        return self._run(tokens_BT, layout, writer, num_logits, real_BT)
+        return self._run(tokens_BT, layout, writer, num_logits, real_BT, states)
 
     @torch.inference_mode()
     def _run(
-        self, tokens_BT: Tensor, layout: Layout, writer: KVWriter, num_logits: int, real_BT: Tensor | None
+        self,
+        tokens_BT: Tensor,
+        layout: Layout,
+        writer: KVWriter,
+        num_logits: int,
+        real_BT: Tensor | None,
+        states: StateFeed | None,
     ) -> Tensor:
+        if self.recurrent and states is None:
+            raise PairError(f"{type(self.module).__name__} has recurrent states: only alignment=inplace restores them")
         if self.max_columns is not None and writer.num_columns > self.max_columns:
             raise PairError(
                 f"{type(self.module).__name__} is exact up to {self.max_columns} columns of its cache and "
                 f"{writer.num_columns} are needed: choose a smaller max_new_tokens, gamma, or alignment=inplace"
             )
         inputs = tokens_BT if self._probes_MD is None else self._embedded(tokens_BT, self._probes_MD)
-        call = Call(inputs, layout, writer, num_logits, self.output_kind, real_BT)
+        call = Call(inputs, layout, writer, num_logits, self.outputs, real_BT, states)
         for observe in self.observers:
             call = observe(self, call)
         return self.execution.run(call)
 
-    def execute(self, name: str) -> Execution:
-        """Choose how later forwards are executed (auto, eager, fused or compiled); a prepared execution is reused.
+    def execute(self, name: str, numerics: str = "default") -> Execution:
+        """Choose how later forwards are executed; a prepared execution is reused.
+
+        Args:
+            name: auto, eager, fused, native or compiled.
+            numerics: default, or invariant: the same bits for a row in any batch.
 
         Raises:
-            ConfigError: there is no such execution, or it cannot run this model.
+            ConfigError: there is no such execution, or it cannot run this model with these numerics.
         """
-        if name not in self._executions or not self._executions[name].is_valid():
-            self._executions[name] = make_execution(name, self.module, self.architecture)
-        self.execution = self._executions[name]
+        key = f"{name} {numerics}"
+        if key not in self._executions or not self._executions[key].is_valid():
+            self._executions[key] = make_execution(name, self.module, self.architecture, numerics)
+        self.execution = self._executions[key]
         return self.execution
 
     @contextmanager
-    def call_options(self, output_kind: OutputKind, probes_MD: Tensor | None = None) -> Iterator[None]:
+    def call_options(self, outputs: Outputs, probes_MD: Tensor | None = None) -> Iterator[None]:
         """Options of the forwards within the block, which alignments need not pass on.
 
         Args:
-            output_kind: what a forward returns for each token.
+            outputs: what a forward returns for each token.
             probes_MD: a drafter's embeddings for the ids from ``vocab_size`` on.
+
+        Raises:
+            ContractError: there is no layer of a number in ``outputs``.
         """
-        before = self.output_kind, self._probes_MD
-        self.output_kind, self._probes_MD = output_kind, probes_MD
+        if not all(-1 <= number < self.num_layers for number in outputs.hidden):
+            raise ContractError(
+                f"hidden states {outputs.hidden} of a model of {self.num_layers} layers: -1 is the last"
+            )
+        before = self.outputs, self._probes_MD
+        self.outputs, self._probes_MD = outputs, probes_MD
         try:
             yield
         finally:
-            self.output_kind, self._probes_MD = before
+            self.outputs, self._probes_MD = before
 
     def _embedded(self, tokens_BT: Tensor, probes_MD: Tensor) -> Tensor:
         """The embeddings (B, T, D) of ids, some of which may be probes."""

@@ -16,12 +16,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import PairError, type_and_message
-from specdec.models.architecture import check_supported
+from specdec.models.architecture import check_supported, measured
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import foreign_hooks
 from specdec.models.masks import forms
-from specdec.models.probe import DISAGREES, MARGIN, ProbeResult, forward_alone, module_difference, probe
+from specdec.models.probe import (
+    DISAGREES,
+    MARGIN,
+    ProbeResult,
+    forward_alone,
+    module_difference,
+    probe,
+    steps_otherwise,
+)
 from specdec.models.small_copy import field
+from specdec.models.states import state_cache
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference between aligned and unaligned logits of the loaded module, relative to the largest logit."""
@@ -45,11 +54,14 @@ def supported(module: Any, name: str) -> CausalLM:
     try:
         model = CausalLM(module, forms(module)[result.form])
         _limit(model, result, described)
-        aligned_BV = _aligned(model)
+        aligned_BV = alone_V if model.recurrent else _aligned(model)
     except PairError:
         raise
     except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
         raise PairError(_cannot_be_called(described, type_and_message(error))) from error
+    if model.recurrent and (reason := module_difference(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
+        reason = steps_otherwise(module, TOLERANCE[model.dtype]) or reason
+        raise PairError(_does_not_follow(described, reason))
     if _changed(module) and (reason := module_difference(module, model.architecture.mask_form, TOLERANCE[model.dtype])):
         raise PairError(_does_not_follow(described, f"its modules were changed after loading, and {reason}"))
     difference = float((aligned_BV - alone_V).abs().max() / alone_V.abs().max().clamp(min=1e-6))
@@ -116,6 +128,8 @@ def _cannot_run(module: Any) -> str | None:
         )
     if any(weight.device.type == "meta" for weight in module.parameters()):
         return "has parts that are offloaded (device_map): load it on one device"
+    if state_cache(module) is not None:
+        return _cannot_restore(module)
     if not _takes_positions(module):
         alibi = "; it computes attention biases (ALiBi) from the columns of a 2-D mask" if _has_alibi(config) else ""
         return f"takes no position ids, which rows that advance unevenly need{alibi}"
@@ -125,6 +139,17 @@ def _cannot_run(module: Any) -> str | None:
             "advance unevenly"
         )
     return None
+
+
+def _cannot_restore(module: Any) -> str | None:
+    """Why a model's recurrent states cannot be restored; None if they can."""
+    try:
+        _, has_kv, _ = measured(module)
+    except PairError as error:
+        return f"cannot restore its recurrent state at the accepted tokens: {error}"
+    except Exception as error:
+        return f"cannot be run with its own cache: {type_and_message(error)}"
+    return None if not any(has_kv) or _takes_positions(module) else "takes no position ids"
 
 
 def _changed(module: Any) -> bool:

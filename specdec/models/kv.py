@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specdec.core.transfer import to_device
 from specdec.errors import ContractError
+from specdec.models.shared import SharedColumns
 
 GROWTH_COLUMNS = 128
 
@@ -40,11 +41,15 @@ class KVWriter(Protocol):
         """Where they are written."""
 
     @property
+    def shared(self) -> SharedColumns | None:
+        """Columns that rows read before their own."""
+
+    @property
     def num_columns(self) -> int:
-        """Columns that a query reads, S: the width of the mask."""
+        """Columns that a query reads, with shared ones: the width of the mask."""
 
     def write(self, index: int, states_BHTD: Tensor) -> Tensor:
-        """Write the new keys (index 2l) or values (2l + 1) of layer l; return all that are read, (B, H, S, D)."""
+        """Write the new keys (index 2l) or values (2l + 1) of layer l; return the rows' own columns, (B, H, S, D)."""
 
     def written(self) -> None:
         """Called after a forward that stored all keys and values itself, without ``write``."""
@@ -57,6 +62,10 @@ class Appending:
     storage: KVStorage
     start: int
     num_columns: int
+
+    @property
+    def shared(self) -> None:
+        """None: rows share no columns."""
 
     @property
     def place(self) -> Place:
@@ -77,9 +86,13 @@ class Appending:
 class Scattering:
     """Every row writes to consecutive columns of its own, in a slot of its own."""
 
-    def __init__(self, storage: KVStorage, slots: list[int], starts: list[int], num_new: int) -> None:
+    def __init__(
+        self, storage: KVStorage, slots: list[int], starts: list[int], num_new: int, shared: SharedColumns | None
+    ) -> None:
         self.place = Place(storage, torch.tensor(slots), torch.tensor(starts))
-        self.num_columns = max(starts) + num_new
+        self.shared = shared
+        self._num_own = max(starts) + num_new
+        self.num_columns = self._num_own + (shared.width if shared else 0)
         self._num_new = num_new
         consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
         self.slots = (
@@ -93,7 +106,7 @@ class Scattering:
         _, heads, _, size = states_BHTD.shape
         places_M = self._places()[:, :heads].flatten()
         self.place.storage.vectors(index, size).index_copy_(0, places_M, states_BHTD.reshape(-1, size))
-        return part_BHSD[self.slots, :, : self.num_columns]
+        return part_BHSD[self.slots, :, : self._num_own]
 
     def written(self) -> None:
         """Nothing to do."""
@@ -168,14 +181,32 @@ class KVStorage:
         self.width = start + num_new
         return Appending(self, start, self.width)
 
-    def scatter(self, slots: list[int], starts: list[int], num_new: int) -> Scattering:
+    def scatter(
+        self, slots: list[int], starts: list[int], num_new: int, shared: SharedColumns | None = None
+    ) -> Scattering:
         """The writer of a forward that writes ``num_new`` tokens of the rows in ``slots`` from their own columns on.
 
         Args:
             slots: the storage's row of each row of the forward.
             starts: the column of each row's first token.
+            shared: what the rows read before their own columns.
         """
         num_columns = max(starts) + num_new
         self.reserve(num_columns)
         self.width = max(self.width, num_columns)
-        return Scattering(self, slots, starts, num_new)
+        return Scattering(self, slots, starts, num_new, shared)
+
+
+def grown_columns(prompt: int, chunk: int, last: int, step: int) -> tuple[int, int]:
+    """Columns of a `KVStorage` at the end of a row of ``last`` columns, and those that it had before it grew last.
+
+    Args:
+        prompt: columns that are first filled, ``chunk`` at a time; the others ``step`` at a time.
+    """
+    columns, before, width = GROWTH_COLUMNS, 0, 0
+    for stop, size in ((prompt, chunk), (last, step)):
+        while width < stop:
+            width = min(width + size, stop)
+            if width > columns:
+                before, columns = columns, width + GROWTH_COLUMNS
+    return columns, before

@@ -178,16 +178,23 @@ def _shape_keys(config: RunConfig, role: str) -> tuple[str, ...]:
 
 def _fingerprint(config: RunConfig, role: str, module: Any) -> str:
     """A hash of what decides a model's weights: file contents, or names, sizes and times of large files."""
-    folder = local_path(getattr(config.pair, role) or "")
-    if config.weights == "pretrained" and folder.exists():
-        files = [folder]
-        if folder.is_dir():
-            files = sorted(file for file in folder.glob("*") if file.suffix in _WEIGHT_FILES)
-        return hash_files(files, _HASHED_WEIGHT_BYTES)
     if config.weights == "pretrained":
-        identity = f"{getattr(config.pair, role)}@{getattr(module.config, '_commit_hash', None)}"
-    else:
-        settings = asdict(config.pair)
-        described = {key: settings[key] for key in _shape_keys(config, role)}
-        identity = json.dumps([described, config.weights, config.seed, torch.__version__], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return fingerprint_of(getattr(config.pair, role) or "", module)
+    settings = asdict(config.pair)
+    described = {key: settings[key] for key in _shape_keys(config, role)}
+    return _short_hash(json.dumps([described, config.weights, config.seed, torch.__version__], sort_keys=True))
+
+
+def fingerprint_of(name: str, module: Any) -> str:
+    """The same of a checkpoint, by its folder, file or Hub name."""
+    folder = local_path(name)
+    if not folder.exists():
+        return _short_hash(f"{name}@{getattr(module.config, '_commit_hash', None)}")
+    files = [folder]
+    if folder.is_dir():
+        files = sorted(file for file in folder.glob("*") if file.suffix in _WEIGHT_FILES)
+    return hash_files(files, _HASHED_WEIGHT_BYTES)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

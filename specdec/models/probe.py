@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from transformers import GenerationConfig
 
 from specdec.errors import type_and_message
 from specdec.models.architecture import context_length
+from specdec.models.cache_argument import cache_argument
 from specdec.models.causal_lm import CausalLM
 from specdec.models.masks import MaskForm, forms
 from specdec.models.small_copy import LIMITS, field, miniature, quiet, small_config, unwrapped
+from specdec.models.states import StateFeed, StateStorage, state_cache
 
 TOLERANCE = 5e-4
 """Largest difference of a logit, relative to the largest: correct float32 computations differ by up to 1e-5."""
@@ -99,6 +102,8 @@ def _first_form(small: Any) -> ProbeResult:
     reasons: list[str] = []
     if (disagreement := _generates_otherwise(small)) is not None:
         return ProbeResult(None, disagreement)
+    if (disagreement := steps_otherwise(small)) is not None:
+        return ProbeResult(None, disagreement)
     likely, rows = forms(small), _rows(small, SEEDS[0])
     expected = _alone(small, rows)
     for number, form in enumerate(likely):
@@ -124,9 +129,11 @@ def _differs(
 ) -> str:
     """How aligned forwards differ from the logits (n, V) of each row alone; empty if they do not."""
     scale = max(float(logits.abs().max()) for logits in expected)
-    for way, forward in (("scattered", _scattered), ("appended", _appended)):
+    model = CausalLM(small, form)
+    other = ("chunked", _chunked) if model.recurrent else ("appended", _appended)
+    for way, forward in (("scattered", _scattered), other):
         try:
-            found = forward(CausalLM(small, form), rows)
+            found = forward(model, rows)
         except Exception as error:  # architectures raise all kinds of errors for arguments they do not support
             return type_and_message(error)
         share = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / max(scale, 1e-6)
@@ -181,16 +188,45 @@ def _fed(rows: list[list[int]], starts: list[int], counts: list[int], num_new: i
 def _scattered(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
     """Column j holds token j of its row; rejected tokens are overwritten by the next ones."""
     kv, slots = model.empty_storage(4, 0), [2, 0, 3]
+    states, kept = StateStorage(model.architecture.states, model.device), [0] * len(rows)
     starts = [0] * len(rows)
     logits: list[list[Tensor]] = [[] for _ in rows]
     for step, counts in enumerate(_steps(rows)):
         num_new = max(counts) if step == 0 else NUM_FED
         tokens_BT = _fed(rows, starts, counts, num_new).to(model.device)
-        logits_BTV = model.forward_chains(tokens_BT, kv.scatter(slots, starts, num_new))
+        feed = _checkpointed(states, slots, kept, num_new) if model.recurrent else None
+        logits_BTV = model.forward_chains(tokens_BT, kv.scatter(slots, starts, num_new), states=feed)
         for b, count in enumerate(counts):
             logits[b].append(logits_BTV[b, :count])
+        kept = counts
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
     return [torch.cat(parts) for parts in logits]
+
+
+def _chunked(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
+    """Each row alone, in the chunked form of the mixers: in parts, if that continues a state, else at once."""
+    logits = []
+    for row in rows:
+        kv, states = model.empty_storage(1, 0), StateStorage(model.architecture.states, model.device)
+        states.reserve(1, 1)
+        ends = range(NUM_FED + 1, len(row), NUM_FED + 1) if model.architecture.states.continues else ()
+        parts, zeros = [], torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        for start, stop in pairwise([0, *ends, len(row)]):
+            feed = StateFeed(states, zeros[0], zeros, zeros, stop - start)
+            tokens_1T = torch.tensor([row[start:stop]], device=model.device)
+            parts.append(model.forward_chains(tokens_1T, kv.scatter([0], [start], stop - start), states=feed)[0])
+        logits.append(torch.cat(parts))
+    return logits
+
+
+def _checkpointed(states: StateStorage, slots: list[int], kept: list[int], num_new: int) -> StateFeed:
+    """Goes on from the checkpoint of the last token kept of those fed before, and leaves one after each token."""
+    states.reserve(max(slots) + 1, 2 * (num_new + 1))
+    for part in states.parts:
+        part[slots, 0] = part[slots, kept]
+    device = states.parts[0].device
+    places_NB = torch.arange(num_new + 1, device=device)[:, None].expand(-1, len(slots))
+    return StateFeed(states, torch.tensor(slots, device=device), places_NB[:-1], places_NB[1:], 1)
 
 
 def _appended(model: CausalLM, rows: list[list[int]]) -> list[Tensor]:
@@ -238,3 +274,26 @@ def _generates_otherwise(small: Any) -> str | None:
         if not float(short_T.max() / logits_TV.abs().max()) <= TOLERANCE:
             return DISAGREES
     return None
+
+
+@torch.inference_mode()
+def steps_otherwise(small: Any, tolerance: float = TOLERANCE) -> str | None:
+    """The reason if recurrent layers compute other values token by token than of a row at once, else None."""
+    if state_cache(small) is None:
+        return None
+    rows = _rows(small, SEEDS[0])
+    expected = _alone(small, rows)
+    scale = max(float(logits.abs().max()) for logits in expected)
+    for row, expected_SV in zip(rows, expected, strict=True):
+        cache = cache_argument(small, state_cache(small))
+        steps = [_one(small, token, position, cache) for position, token in enumerate(row)]
+        if not float((torch.stack(steps) - expected_SV).abs().max()) <= tolerance * scale:
+            return DISAGREES
+    return None
+
+
+def _one(small: Any, token: int, position: int, cache: dict[str, Any]) -> Tensor:
+    """Logits (V) after one more token of a row, by the copy's own cache."""
+    ids, positions = torch.tensor([[token], [position]], device=small.device)[:, None]
+    logits_11V: Tensor = small(ids, position_ids=positions, **cache, use_cache=True).logits
+    return logits_11V[0, 0]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from specdec.errors import ConfigError, SpecdecError
 from specdec.registry import load_entry_points, unknown
 
 _DESCRIPTION = """Tables, plots and samples of results folders: one HTML page that loads nothing from elsewhere, and the
-same tables as Markdown, LaTeX (booktabs) and CSV. Several folders are shown side by side; LABEL=FOLDER names one.
+same tables as Markdown, LaTeX (booktabs) and CSV; answers: the outputs as answer files of Spec-Bench. Several
+folders are shown side by side; LABEL=FOLDER names one.
 Intervals are 95% bootstraps over the prompts or rounds of a run. Needs: pip install 'specdec[analysis]'."""
-FILES = {"html": "report.html", "md": "report.md", "latex": "report.tex", "csv": "points.csv"}
+FILES = {"html": "report.html", "md": "report.md", "latex": "report.tex", "csv": "points.csv", "answers": "answers"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
     about.add_argument(
         "--samples", type=int, default=6, help="prompts per group shown with outputs (default: %(default)s)"
     )
+    about.add_argument(
+        "--watch",
+        type=int,
+        metavar="S",
+        help="write the page anew every S seconds; it reloads itself",
+    )
     return about
 
 
@@ -37,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         for path in write(arguments):
-            print(path)
+            print(path, flush=True)
+        while arguments.watch:
+            time.sleep(arguments.watch)
+            write(arguments)
     except SpecdecError as error:
         print(f"specdec: {error}", file=sys.stderr)
         return 1
@@ -55,26 +66,32 @@ def write(arguments: argparse.Namespace) -> list[Path]:
     Raises:
         ConfigError: a folder, key or format that does not exist, or a package that is not installed.
     """
+    if arguments.watch is not None and arguments.watch < 1:
+        raise ConfigError(f"--watch {arguments.watch}: give the seconds between two pages, from 1")
     wanted = [name for name in arguments.format.split(",") if name]
     for name in wanted:
         if name not in FILES:
             raise ConfigError(unknown("--format", name, FILES))
     from specdec.analysis import named, require
 
-    for module in ("pandas", "scipy", "matplotlib") if "html" in wanted else ("pandas", "scipy"):
+    for module in ("pandas", "matplotlib") if "html" in wanted else ("pandas",):
         require(module)
     load_entry_points()
     from specdec.report import tables
+    from specdec.report.answers import write_answers
     from specdec.report.content import collect
     from specdec.report.page import render
 
     makers = {"md": tables.to_markdown, "latex": tables.to_latex, "csv": tables.to_csv}
-    makers["html"] = lambda content: render(content, arguments.samples)
+    makers["html"] = lambda content: render(content, arguments.samples, arguments.watch)
     content = collect(arguments.results, [key for key in arguments.group.split(",") if key])
     folder = arguments.out or named(arguments.results)[0][1] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for name in wanted:
-        (folder / FILES[name]).write_text(makers[name](content), encoding="utf-8")
+        if name == "answers":
+            write_answers(content, folder)
+        else:
+            (folder / FILES[name]).write_text(makers[name](content), encoding="utf-8")
     return [folder / FILES[name] for name in wanted]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from specdec import analysis
 from specdec.analysis import Record
@@ -12,12 +14,17 @@ from specdec.core.tables import Interval
 from specdec.errors import ConfigError
 from specdec.registry import unknown
 from specdec.report.intervals import intervals, tokens_and_seconds
+from specdec.report.turns import merge_turns, over_turns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_GROUP = ("experiment", "pair", "data", "temperature", "max_new_tokens", "dtype")
 """Points that differ in one of these cannot be compared, so they get tables and plots of their own."""
+NUM_SLOTS = 8
+USUAL = ("eqspec", "exspec", "continuous inplace", "static inplace", "bsp", "dsd", "plain_static", "plain")
+USUAL_SLOTS = {name: slot for slot, name in enumerate(USUAL)}
+"""Colours of the methods that most reports have; others have those that their names choose."""
 ALWAYS_NAMED = ("experiment", "pair", "data")
 
 
@@ -51,11 +58,21 @@ class Group:
 
     @property
     def methods(self) -> list[str]:
-        """The methods in a fixed order, plain decoding last: a method's place is its colour."""
+        """The methods in a fixed order, plain decoding last."""
         named = {self.series(point): point for point in reversed(self.done)}
         return sorted(
             named, key=lambda name: (analysis.is_plain(named[name]), self.labels.index(named[name]["label"]), name)
         )
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """A colour and a marker per method, the same in every report unless two methods of one group want the same."""
+        taken: dict[str, int] = {}
+        for name in sorted(self.methods, key=lambda name: (name not in USUAL_SLOTS, name)):
+            wanted = USUAL_SLOTS.get(name, crc32(name.encode()) % NUM_SLOTS)
+            turns = ((wanted + step) % NUM_SLOTS + step // NUM_SLOTS * NUM_SLOTS for step in count())
+            taken[name] = next(slot for slot in turns if slot not in taken.values())
+        return taken
 
     def rows_of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Lines of samples or rounds of the group's finished points, with each one's ``place`` and ``series``."""
@@ -105,14 +122,19 @@ def collect(sources: Sequence[analysis.Source], group: Sequence[str] = ()) -> Re
     Raises:
         ConfigError: a folder holds no results, or a key of ``group`` is in none of them.
     """
-    points = analysis.points(*sources)
+    every = analysis.points(*sources)
+    points = merge_turns(every)
     samples, rounds = analysis.lines("samples.jsonl", points), analysis.lines("rounds.jsonl", points)
     known = {key for point in points for key in point} | {"experiment"}
     for key in group:
         if key not in known:
             raise ConfigError(unknown("key of --group", key, known))
     groups = _part(points, [key for key in group or DEFAULT_GROUP if key in known])
-    return ReportContent(points, groups, samples, rounds, _all_intervals(points, samples, rounds))
+    found = _all_intervals(points, samples, rounds)
+    for point in points:
+        if point.get("num_turns", 1) > 1:
+            found[place(point)] |= over_turns(point, every)
+    return ReportContent(points, groups, samples, rounds, found)
 
 
 def place(point: Record) -> str:

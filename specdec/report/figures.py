@@ -17,6 +17,7 @@ from specdec.report.plots import MethodCurve
 from specdec.report.svg import STAGES, Canvas
 
 _ACCEPTED = Column("accepted", "accepted", ".1%", "accepted / drafted tokens")
+_REJECTED = Column("rejected", "rejected", ".1%", "first rejections / drafts")
 MAX_ROWS = 60  # of a plot with a row per point; more cannot be read
 Draw = Callable[[ReportContent, Group], Canvas | None]
 _FIGURES: list[tuple[str, str, str, Draw]] = []
@@ -35,7 +36,11 @@ class Figure:
 def figures(content: ReportContent, group: Group) -> list[Figure]:
     """All plots of a group that its points have the numbers for."""
     drawn = ((name, title, caption, draw(content, group)) for name, title, caption, draw in _FIGURES)
-    return [Figure(name, title, caption, canvas.svg()) for name, title, caption, canvas in drawn if canvas]
+    return [
+        Figure(name, title, " ".join([caption, *canvas.notes]), canvas.svg())
+        for name, title, caption, canvas in drawn
+        if canvas
+    ]
 
 
 def _figure(name: str, title: str, caption: str) -> Callable[[Draw], Draw]:
@@ -49,27 +54,28 @@ def _figure(name: str, title: str, caption: str) -> Callable[[Draw], Draw]:
 def _curves(content: ReportContent, group: Group, key: str, points: Iterable[Record]) -> list[MethodCurve]:
     """A figure of the summary over the batch size, per method."""
     found: dict[str, MethodCurve] = {}
+    slots, order = group.slots, group.methods
     for point in points:
         if point.get(key) is not None:
             name = group.series(point)
-            new = MethodCurve(group.methods.index(name), name, is_baseline=is_plain(point))
+            new = MethodCurve(slots[name], name, is_baseline=is_plain(point))
             found.setdefault(name, new).values[point["batch"]] = (point[key], content.interval(point, key))
-    return sorted(found.values(), key=lambda curve: curve.index)
+    return sorted(found.values(), key=lambda curve: order.index(curve.name))
 
 
 def _rows(group: Group) -> list[tuple[int, str, Record]]:
     """A row per finished point, method by method, with its name."""
-    order = group.methods
+    order, slots = group.methods, group.slots
     named = sorted((order.index(group.series(p)), p["batch"], at) for at, p in enumerate(group.done))
     first = {name.partition(" ")[0] for name in order}
     short = [name.partition(" ")[2] or name if len(first) == 1 else name for name in order]
-    return [(index, f"{short[index]} b{batch}", group.done[at]) for index, batch, at in named][:MAX_ROWS]
+    return [(slots[order[index]], f"{short[index]} b{batch}", group.done[at]) for index, batch, at in named][:MAX_ROWS]
 
 
 @_figure(
     "throughput",
     "Throughput, tokens/s",
-    "Output tokens per second of wall time. Dashed: plain decoding. Bands: 95% bootstrap over rounds.",
+    "Output tokens per second of wall time.",
 )
 def _throughput(content: ReportContent, group: Group) -> Canvas | None:
     found = _curves(content, group, "tokens_per_s", group.done)
@@ -79,7 +85,7 @@ def _throughput(content: ReportContent, group: Group) -> Canvas | None:
 @_figure(
     "speedup",
     "Speed-up over plain decoding",
-    "Against the baseline at the same batch size. Below the dashed line speculation costs more than it saves.",
+    "Against the baseline at the same batch size. Below 1, the dashed line, speculation costs more than it saves.",
 )
 def _speedup(content: ReportContent, group: Group) -> Canvas | None:
     shown = [point for point in group.done if not is_plain(point) or point.get("speedup_vs_ar") not in (None, 1.0)]
@@ -123,13 +129,31 @@ def _of_drafting(content: ReportContent, group: Group, key: str) -> Canvas | Non
 )
 def _by_position(content: ReportContent, group: Group) -> Canvas | None:
     found, all_rounds = [], group.rows_of(content.rounds)
-    for index, method in enumerate(group.methods):
+    for method, index in ((name, group.slots[name]) for name in group.methods):
         rounds = all_rounds[all_rounds["series"] == method]
         accepted, depths = rounds["num_accepted"].explode(), per_round(rounds, "depth").explode()
         places = range(1, int(depths.max() or 0) + 1) if len(depths) else ()
         values: plots.Values = {n: (float((accepted[depths >= n] >= n).mean()), None) for n in places}
         found += [MethodCurve(index, method, values)] if values else []
     return plots.curves(found, _ACCEPTED, "drafted token") if found else None
+
+
+@_figure(
+    "first_rejections",
+    "First rejection",
+    "Share of the drafts whose first rejected token is the n-th, over all batch sizes; the rest were accepted whole.",
+)
+def _first_rejections(content: ReportContent, group: Group) -> Canvas | None:
+    found, all_rounds = [], group.rows_of(content.rounds)
+    for method, index in ((name, group.slots[name]) for name in group.methods):
+        rounds = all_rounds[all_rounds["series"] == method]
+        accepted, depths = rounds["num_accepted"].explode(), per_round(rounds, "depth").explode()
+        accepted, depths = accepted[depths > 0], depths[depths > 0]
+        first = accepted[accepted < depths] + 1
+        longest = int(depths.max()) if len(depths) else 0
+        values: plots.Values = {n: (float((first == n).sum() / len(depths)), None) for n in range(1, longest + 1)}
+        found += [MethodCurve(index, method, values)] if values else []
+    return plots.curves(found, _REJECTED, "drafted token") if found else None
 
 
 @_figure(
@@ -175,7 +199,7 @@ def _queue(content: ReportContent, group: Group) -> Canvas | None:
         if lines:
             name = group.series(point)
             times, waiting = ([line[key] for line in lines] for key in ("time_s", "num_waiting"))
-            found.append((group.methods.index(name), f"{name} b{largest}", times, waiting))
+            found.append((group.slots[name], f"{name} b{largest}", times, waiting))
     return plots.steps(sorted(found)) if found else None
 
 
@@ -187,7 +211,7 @@ def _queue(content: ReportContent, group: Group) -> Canvas | None:
 def _by_category(content: ReportContent, group: Group) -> Canvas | None:
     samples, found = group.rows_of(content.samples), []
     categories = sorted(samples["category"].unique()) if len(samples) else []
-    for index, method in enumerate(group.methods):
+    for method, index in ((name, group.slots[name]) for name in group.methods):
         curve = MethodCurve(index, method)
         for y, category in enumerate(categories):
             part = samples[(samples["series"] == method) & (samples["category"] == category)]

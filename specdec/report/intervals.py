@@ -7,13 +7,13 @@ point, such as another load on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specdec.analysis import Record, require
+from specdec.analysis import Record
 from specdec.core.tables import Interval
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def tokens_and_seconds(rounds: pd.DataFrame) -> np.ndarray:
     return np.column_stack([emitted, rounds[stages].fillna(0.0).sum(axis=1)]).astype(float)
 
 
+def tokens_and_seconds_of(lines: Iterable[Record]) -> np.ndarray:
+    """The same of the lines of rounds.jsonl, without pandas."""
+    found = [[sum(line["num_emitted"]), sum(line.get(stage) or 0.0 for stage in STAGES)] for line in lines]
+    return np.array(found, dtype=float).reshape(-1, 2)
+
+
 def intervals(
     point: Record, samples: pd.DataFrame, rounds_R2: np.ndarray, baseline_R2: np.ndarray | None = None
 ) -> dict[str, Interval]:
@@ -54,21 +60,28 @@ def intervals(
     """
     lengths = samples["accepted_lengths"]
     wanted = {
-        "tokens_per_s": of_ratio(*rounds_R2.T),
         "acceptance_rate": of_ratio(lengths.map(sum), samples["num_drafted"]),
         "mean_acceptance_length": of_ratio(samples["output_ids"].map(len), lengths.map(len)),
     }
     for key in ("latency_s", "ttft_s"):
         wanted |= {f"{key}.p{p}": _of_percentile(samples[key].to_numpy(dtype=float), p) for p in (50, 90, 99)}
-    every = np.arange(len(rounds_R2))
-    speeds = {"tokens_per_s": _quotient(rounds_R2, every)}
+    known = {key: interval for key, interval in wanted.items() if interval is not None}
+    return known | speed_intervals(point, rounds_R2, baseline_R2)
+
+
+def speed_intervals(point: Record, rounds_R2: np.ndarray, baseline_R2: np.ndarray | None) -> dict[str, Interval]:
+    """Those of ``tokens_per_s`` and ``speedup_vs_ar``, as far as they can be had."""
+    wanted = {"tokens_per_s": of_ratio(*rounds_R2.T)}
+    speeds = {"tokens_per_s": _quotient(rounds_R2, np.arange(len(rounds_R2)))}
     if baseline_R2 is not None:
         wanted["speedup_vs_ar"] = _of_speedup(rounds_R2, baseline_R2)
         speeds["speedup_vs_ar"] = speeds["tokens_per_s"] / _quotient(baseline_R2, np.arange(len(baseline_R2)))
-    for key, speed in speeds.items():
-        if (interval := wanted[key]) and speed and point.get(key):
-            wanted[key] = (interval[0] * point[key] / speed, interval[1] * point[key] / speed)
-    return {key: interval for key, interval in wanted.items() if interval is not None}
+    found = {key: (interval, point.get(key), speeds[key]) for key, interval in wanted.items()}
+    return {
+        key: (interval[0] * figure / speed, interval[1] * figure / speed) if speed and figure else interval
+        for key, (interval, figure, speed) in found.items()
+        if interval
+    }
 
 
 def of_ratio(numerators: Any, denominators: Any) -> Interval | None:
@@ -103,18 +116,10 @@ def bootstrap(statistic: Callable[..., Any], *sizes: int, min_units: int = MIN_U
     """
     if min(sizes) < min_units:
         return None
-    result = require("scipy.stats").bootstrap(
-        [np.arange(size) for size in sizes],
-        lambda *at, axis: statistic(*(a.astype(int) for a in at)),
-        n_resamples=NUM_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        axis=-1,
-        batch=max(1, 2_000_000 // max(sizes)),
-        rng=np.random.default_rng(0),
-    )
-    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
+    rng, at_once = np.random.default_rng(0), max(1, 2_000_000 // max(sizes))
+    parts = [min(at_once, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, at_once)]
+    found = [statistic(*(rng.integers(size, size=(num, size)) for size in sizes)) for num in parts]
+    low, high = map(float, np.quantile(np.concatenate(found), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
     return (low, high) if low == low and high == high else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from specdec.analysis import Record, read_json
+from specdec.core.files import read_lines
 from specdec.core.tables import Table, latex, markdown, text_table
 from specdec.registry import PLUGIN_GROUPS, lookup, names
 from specdec.report.content import ReportContent, series
@@ -32,11 +34,11 @@ class Tile:
     tone: str = ""
 
 
-def render(content: ReportContent, num_samples: int) -> str:
+def render(content: ReportContent, num_samples: int, refresh_s: int | None = None) -> str:
     """The page as one string; it loads nothing from elsewhere.
 
     Args:
-        num_samples: prompts per group that are shown with their outputs.
+        num_samples: prompts per group that are shown with their outputs. refresh_s: the page loads itself again.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -53,6 +55,8 @@ def render(content: ReportContent, num_samples: int) -> str:
         tiles=tiles(content),
         verdicts=verdicts(content),
         provenance=provenance(content),
+        unfinished=unfinished(content),
+        refresh_s=refresh_s,
         stages=STAGES,
         overrides=overrides,
         markdown=markdown,
@@ -79,11 +83,11 @@ def tiles(content: ReportContent) -> list[Tile]:
     sound = [point for point in done if not point.get("num_failures") and not known_incorrect(point)]
     found = []
     if fastest := max((p for p in sound if p.get("tokens_per_s")), key=lambda p: p["tokens_per_s"], default=None):
-        found.append(Tile(f"{fastest['tokens_per_s']:,.0f}", "tokens/s, the fastest", _who(content, fastest)))
+        detail = _who(content, fastest) + _rivals(content, fastest, sound)
+        found.append(Tile(f"{fastest['tokens_per_s']:,.0f}", "tokens/s, the fastest", detail))
     drafting = [p for p in sound if p.get("speedup_vs_ar") and p.get("drafter") != "none"]
-    if best := max(drafting, key=lambda p: p["speedup_vs_ar"], default=None):
-        tone = "good" if best["speedup_vs_ar"] > 1 else "warn"
-        found.append(Tile(f"{best['speedup_vs_ar']:.2f}x", "best speed-up over plain", _who(content, best), tone))
+    if drafting:
+        found.append(_speedup(content, drafting))
     if accepting := [p for p in sound if p.get("acceptance_rate") is not None]:
         longest = max(accepting, key=lambda p: p["mean_acceptance_length"])
         detail = f"{longest['acceptance_rate']:.0%} accepted, {_who(content, longest)}"
@@ -91,6 +95,24 @@ def tiles(content: ReportContent) -> list[Tile]:
     detail = ", ".join(f"{count} {status}" for status, count in Counter(p["status"] for p in content.points).items())
     found.append(Tile(str(len(content.points)), "points", detail, "bad" if content.failed else ""))
     return found
+
+
+def _speedup(content: ReportContent, drafting: Sequence[Record]) -> Tile:
+    """The best speed-up among those whose interval lies above 1; without one, that there is none."""
+    certain = [(p, ends) for p in drafting if (ends := content.interval(p, "speedup_vs_ar")) and ends[0] > 1]
+    if not certain:
+        return Tile("none", "faster than plain beyond noise", "no interval of a speed-up lies above 1", "warn")
+    best, (low, high) = max(certain, key=lambda each: each[0]["speedup_vs_ar"])
+    detail = f"95% interval [{low:.2f}, {high:.2f}]; {_who(content, best)}"
+    return Tile(f"{best['speedup_vs_ar']:.2f}x", "best speed-up over plain", detail, "good")
+
+
+def _rivals(content: ReportContent, fastest: Record, sound: Sequence[Record]) -> str:
+    """How many others may be as fast: their intervals overlap with that of the fastest."""
+    least = (content.interval(fastest, "tokens_per_s") or (fastest["tokens_per_s"],))[0]
+    ends = [content.interval(p, "tokens_per_s") for p in sound if p is not fastest]
+    num = len([end for end in ends if end is not None and end[1] >= least])
+    return f"; {num} of {len(ends)} others within noise" if num else ""
 
 
 def _who(content: ReportContent, point: Record) -> str:
@@ -138,6 +160,21 @@ def _verdict(points: Sequence[Record]) -> tuple[str, str]:
             f"{num_explained} (near-ties)."
         )
     return "good", f"All {num_rows:,} rows equal their reference token for token."
+
+
+def unfinished(content: ReportContent) -> Table | None:
+    """Points without a summary, with the rows that are on disk, and how long ago the last of them came."""
+    rows = []
+    for point in content.points:
+        if point["status"] == "unfinished":
+            folder = Path(point["folder"])
+            files = list(folder.glob("samples*.jsonl"))
+            num_rows = sum(len(list(read_lines(file))) for file in files)
+            ago = time.time() - max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
+            asked = point.get("data.num_prompts")
+            done = f"{num_rows} of {asked}" if asked else str(num_rows)
+            rows.append([str(point["method"]), str(point["batch"]), done, f"{ago:,.0f}"])
+    return text_table(("method", "batch", "rows done", "seconds since the last"), rows) if rows else None
 
 
 def provenance(content: ReportContent) -> Table | None:

@@ -39,8 +39,10 @@ def curves(
     canvas = Canvas()
     if reference is not None:
         canvas.axes.axhline(reference, color=MUTED, linewidth=1, linestyle=_DASHED)
-    for curve in found:
-        _curve(canvas, curve, column, xlabel, has_band=len(found) <= MAX_BANDS)
+    for at, curve in enumerate(found):
+        num_below = sum(_coincide(curve, other) for other in found[:at])
+        _curve(canvas, curve, column, xlabel, len(found) <= MAX_BANDS, num_below)
+    canvas.notes += _notes(found, has_bands=len(found) <= MAX_BANDS)
     if xlabel == "batch":
         canvas.axes.set_xscale("log", base=2)
     canvas.axes.set_xticks(places, [f"{x:g}" for x in places])
@@ -52,9 +54,33 @@ def curves(
     return canvas
 
 
-def _curve(canvas: Canvas, curve: MethodCurve, column: Column, xlabel: str, has_band: bool) -> None:
+def _coincide(curve: MethodCurve, other: MethodCurve) -> bool:
+    """Whether two curves have the same x, and less than 1% of the largest value between them."""
+    if curve.values.keys() != other.values.keys():
+        return False
+    largest = max(max(abs(each.values[x][0]) for x in each.values) for each in (curve, other))
+    return all(abs(curve.values[x][0] - other.values[x][0]) <= 0.01 * largest for x in curve.values)
+
+
+def _notes(found: Sequence[MethodCurve], has_bands: bool) -> list[str]:
+    """What the caption must say of these curves."""
+    baselines = [curve.name for curve in found if curve.is_baseline]
+    with_intervals = any(interval for curve in found for _, interval in curve.values.values())
+    pairs = ((curve, other) for at, curve in enumerate(found) for other in found[:at] if _coincide(curve, other))
+    twins = [f"{curve.name} on {other.name}" for curve, other in pairs]
+    return [
+        *(["Dashed: plain decoding."] if baselines else []),
+        *(["Bands: 95% intervals."] if with_intervals and has_bands else []),
+        *([f"Curves that coincide (larger hollow markers, gaps): {', '.join(twins)}."] if twins else []),
+    ]
+
+
+def _curve(canvas: Canvas, curve: MethodCurve, column: Column, xlabel: str, has_band: bool, num_below: int) -> None:
+    """A curve; one that lies on others has gaps and larger, hollow markers, so that those are seen too."""
     xs = sorted(curve.values)
-    line = (0, (4, 2)) if curve.is_baseline else "solid"
+    gaps = (0, (2, 3 + 2 * num_below)) if num_below else "solid"
+    line = (0, (4, 2)) if curve.is_baseline else gaps
+    hollow = {"markerfacecolor": "none", "markersize": 5.5 + 4 * num_below} if num_below else {}
     canvas.plot(curve.index, "", xs, [curve.values[x][0] for x in xs], linestyle=line, zorder=3)
     ranges = [(x, *interval) for x in xs if (interval := curve.values[x][1])]
     if ranges and has_band:
@@ -64,7 +90,7 @@ def _curve(canvas: Canvas, curve: MethodCurve, column: Column, xlabel: str, has_
         canvas.tip(band, "", curve.index)
     for x in xs:
         tip = f"{curve.name}, {xlabel} {x:g}: {_written(column, *curve.values[x])}"
-        canvas.plot(curve.index, tip, [x], [curve.values[x][0]], marker(curve.index), zorder=4)
+        canvas.plot(curve.index, tip, [x], [curve.values[x][0]], marker(curve.index), zorder=4, **hollow)
 
 
 def _bars(found: Sequence[MethodCurve], x: float, column: Column, reference: float | None) -> Canvas:
@@ -76,6 +102,7 @@ def _bars(found: Sequence[MethodCurve], x: float, column: Column, reference: flo
         (bar,) = canvas.axes.barh([y], [value], height=0.62, color=series_colour(curve.index), zorder=2)
         canvas.tip(bar, tip, curve.index)
         if interval:
+            canvas.notes[:] = ["Lines: 95% intervals."]
             canvas.plot(curve.index, tip, interval, [y, y], color=INK, linewidth=1.2, zorder=3)
     if reference is not None:
         canvas.axes.axvline(reference, color=MUTED, linewidth=1, linestyle=_DASHED, zorder=4)

@@ -71,6 +71,7 @@ class Canvas:
 
     def __init__(self, rows: Sequence[str] | None = None, row_in: float = _ROW_IN) -> None:
         self._tips: list[tuple[str, str]] = []
+        self.notes: list[str] = []  # for the caption: what the drawing turned out to have
         num_rows = max(len(rows or ()), 3)
         size = (_WIDTH_IN, _HEIGHT_IN if rows is None else _MARGIN_IN + row_in * num_rows)
         with require("matplotlib").rc_context(_STYLE):

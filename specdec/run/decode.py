@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from specdec.budgets.base import Budget
+from specdec.budgets.none import NoBudget
 from specdec.config.reference import sampling_params
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
@@ -21,7 +23,7 @@ from specdec.draft_lengths.fixed import FixedLength
 from specdec.equivalence.witness import Witness
 from specdec.models.memory import PeakMemory
 from specdec.models.pair import Pair
-from specdec.run.factory import build_arrivals, build_batching, build_draft_length, build_engine
+from specdec.run.factory import build_arrivals, build_batching, build_budget, build_draft_length, build_engine
 from specdec.run.forward_log import ForwardLog, recording
 from specdec.run.serving.conversations import Conversations
 from specdec.run.serving.figures import ServingLog
@@ -127,10 +129,10 @@ def decode(
     synchronize = torch.cuda.synchronize if pair.target.device.type == "cuda" else None
     if config.warmup:
         _warm_up(config, pair, prompts, synchronize, known_output)
-    draft_length = _prepared(config, pair, prompts, synchronize, known_output)
+    draft_length, budget = _prepared(config, pair, prompts, synchronize, known_output)
     clock = build_arrivals(config).open_clock(synchronize)
     engine = build_engine(config, pair, clock, known_output)
-    engine.draft_length = draft_length
+    engine.draft_length, engine.budget = draft_length, budget
     engine.drafter.prepare(config.batch)
     if watch.witness is not None:
         engine.verifier = watch.witness.wrap(engine.verifier)
@@ -153,12 +155,14 @@ def _prepared(
     prompts: list[Prompt],
     synchronize: Callable[[], None] | None,
     known_output: KnownOutput | None,
-) -> DraftLength:
-    """The draft-length policy, after any profiling that it needs before the run, on the run's own prompts."""
-    policy = build_draft_length(config)
+) -> tuple[DraftLength, Budget]:
+    """The draft-length policy and the budget, after any profiling that they need, on the run's own prompts."""
+    policy, budget = build_draft_length(config), build_budget(config)
     trial_rows = TrialRows(prompts, pair.context_length, stop_ids(config, pair), row_sampling(config), known_output)
-    policy.prepare(profiler(config, pair, trial_rows, synchronize), config.batch)
-    return policy
+    trials = profiler(config, pair, trial_rows, synchronize)
+    policy.prepare(trials, config.batch)
+    budget.prepare(trials, config.batch)
+    return policy, budget
 
 
 def _warm_up(
@@ -171,7 +175,7 @@ def _warm_up(
     """Trigger lazy initialisation before the clock starts."""
     for gamma in (config.gamma, 0):  # with and without drafts, whatever the policy would choose
         engine = build_engine(config, pair, Clock(synchronize), known_output)
-        engine.draft_length = FixedLength(gamma=gamma)
+        engine.draft_length, engine.budget = FixedLength(gamma=gamma), NoBudget()
         rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(config)) for p in prompts[:WARMUP_ROWS]]
         pool = SequencePool(rows)
         while not pool.done:

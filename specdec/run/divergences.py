@@ -10,7 +10,7 @@ from torch import Tensor
 from specdec.config.plugins import declared
 from specdec.core.prompts import Prompt
 from specdec.core.sequence import Sequence
-from specdec.equivalence.near_ties import classify_row
+from specdec.equivalence.near_ties import FAILURE, classify_row
 from specdec.equivalence.witness import Witness, WitnessFiles
 from specdec.run.decode import row_sampling
 from specdec.run.run import Run
@@ -40,6 +40,9 @@ def _explanation(
     run: Run, prompt: Prompt, sample: dict[str, Any], logits_V: Tensor | None, batch: int
 ) -> dict[str, Any] | None:
     """How a row's difference is explained; None if its reference is not known."""
+    if run.config.numerics == "invariant":
+        reason = "numerics=invariant: the run and its reference are the same to the last bit, so nothing excuses this"
+        return {"kind": FAILURE, "reason": reason, "position": sample["first_divergence"]}
     config, ids = run.config, sample.get("prompt_ids", prompt.ids)
     row = Sequence(prompt.index, ids, config.max_new_tokens, sampling=row_sampling(config))
     row.output_ids = list(sample["output_ids"])

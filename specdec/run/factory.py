@@ -7,9 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from specdec.alignment.base import Alignment
-from specdec.config.checks import check_samples
-from specdec.config.judging import check_siblings
+from specdec.budgets.base import Budget
+from specdec.budgets.none import NoBudget
+from specdec.config.budgets import check_probes
+from specdec.config.checks import check_samples, check_shared_prefix
+from specdec.config.judging import NO_SELECTOR, check_siblings
 from specdec.config.plugins import declared, plugin
+from specdec.config.reference import sampling_params
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
 from specdec.core.sequence import KnownOutput
@@ -24,6 +28,7 @@ from specdec.models.pair import Pair
 from specdec.models.vocabulary import check_ids
 from specdec.run.serving.base import Arrivals
 from specdec.schedulers.order import BatchingPolicy
+from specdec.selectors.base import Selector, SelectorContext
 from specdec.trees.base import Tree
 from specdec.verifiers.base import Verifier
 
@@ -38,9 +43,15 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
 
     def align(model: CausalLM) -> Alignment:
         of_pair = model is pair.target or model is pair.draft
-        model.execute(config.execution if of_pair or config.execution == "eager" else "auto")
+        execution = config.execution if of_pair or config.execution == "eager" else "auto"
+        model.execute(execution, config.numerics)
         model.observers = observers
         alignment: Alignment = plugin(config, "alignment", model, clock)
+        if model.recurrent and not alignment.restores_states:
+            raise ConfigError(
+                f"alignment={config.alignment.name} does not restore the recurrent states of a "
+                f"{type(model.module).__name__}: set alignment=inplace"
+            )
         if config.debug.invariants:
             from specdec.alignment.checked import CheckedAlignment
 
@@ -50,24 +61,30 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
     check_ids("stop_tokens", config.stop_tokens or (), pair.target.vocab_size)
     tree = build_tree(config)
     if (nodes := most_nodes(config, tree)) > pair.context_length:
+        source = f"tree={config.tree.name}" if declared(config, "drafter").grows else f"drafter={config.drafter.name}"
         raise ConfigError(
-            f"tree={config.tree.name}: {nodes} nodes per row at a depth of {max_depth(config)} are more than the "
-            f"context of {pair.context_length} tokens; choose fewer"
+            f"{source}: {nodes} nodes per row at a depth of {max_depth(config)} are more than the context of "
+            f"{pair.context_length} tokens; choose fewer"
         )
     tools = (clock, pair.tokenizer, pair.draft_tokenizer, known_output)
-    context = DrafterContext(pair.target, pair.draft, align, *tools, tree)
+    selector = build_selector(config, pair, clock)
+    target = align(pair.target)  # first: heads are executed as their target is
+    context = DrafterContext(pair.target, pair.draft, align, *tools, tree, selector, config.pair.allow_pickle)
     verifier: Verifier = plugin(config, "verifier")
     check_samples(config, verifier.samples)  # a plug-in may not have declared it
     drafter: Drafter = plugin(config, "drafter", context)
     check_siblings(config, drafter.siblings, verifier.judges)  # the same
+    check_probes(config, drafter.probe_ids)
+    check_shared_prefix(config, bool(drafter.hidden_layers))
     return RoundLoop(
-        target=align(pair.target),
+        target=target,
         drafter=drafter,
         verifier=verifier,
         scheduler=plugin(config, "scheduler", config.batch, build_batching(config).window),
         draft_length=build_draft_length(config),
         clock=clock,
         prefill_chunk=config.runner.prefill_chunk,
+        budget=build_budget(config),
     )
 
 
@@ -90,6 +107,12 @@ def build_draft_length(config: RunConfig) -> DraftLength:
     return policy
 
 
+def build_budget(config: RunConfig) -> Budget:
+    """The verify budget; without a drafter there is nothing to cut."""
+    budget: Budget = plugin(config, "budget") if declared(config, "drafter").drafts else NoBudget()
+    return budget
+
+
 def max_depth(config: RunConfig) -> int:
     """The longest draft, or the deepest tree, that the draft-length policy may choose."""
     drafts = declared(config, "drafter").drafts
@@ -97,23 +120,45 @@ def max_depth(config: RunConfig) -> int:
 
 
 def most_nodes(config: RunConfig, tree: Tree) -> int:
-    """Nodes of a row's draft, at most."""
+    """Nodes of a row's draft, at most; of a drafter that arranges its guesses itself, by its own settings."""
     depth = max_depth(config)
-    return tree.num_nodes(min(depth, tree.max_depth or depth)) if declared(config, "drafter").grows else depth
+    if declared(config, "drafter").grows:
+        return tree.num_nodes(min(depth, tree.max_depth or depth))
+    nodes = getattr(config.drafter, "nodes", None)
+    return int(depth * getattr(config.drafter, "matches", 1) if nodes is None else nodes) if depth else 0
 
 
 def build_tree(config: RunConfig) -> Tree:
     """The tree of a config, which is refused if it cannot be drafted at any depth of the run."""
     tree: Tree = plugin(config, "tree")
     tree.check(max_depth(config))
-    return tree
+    return tree if config.selector.name == NO_SELECTOR else tree.largest()
+
+
+def build_selector(config: RunConfig, pair: Pair, clock: Clock) -> Selector | None:
+    """The selector of a config; None if all rows have the tree's own shape."""
+    if config.selector.name == NO_SELECTOR:
+        return None
+    context = SelectorContext(
+        num_paths=config.tree.num_paths,
+        trunk=getattr(config.tree, "trunk", 0),
+        depth=max_depth(config),
+        verifier=config.verifier.name,
+        params=sampling_params(config),
+        pair=[pair.fingerprint, pair.draft_fingerprint or ""],
+        target=pair.target,
+        draft=pair.draft if declared(config, "drafter").name == "model" else None,
+        clock=clock,
+    )
+    selector: Selector = plugin(config, "selector", context)
+    return selector
 
 
 def executions(config: RunConfig, pair: Pair) -> dict[str, Any]:
     """The name of each model's execution, and their preparation time in ``prepare_s``."""
-    chosen = {"target": pair.target.execute(config.execution)}
+    chosen = {"target": pair.target.execute(config.execution, config.numerics)}
     if pair.draft is not None:
-        chosen["draft"] = pair.draft.execute(config.execution)
+        chosen["draft"] = pair.draft.execute(config.execution, config.numerics)
     return {
         **{role: execution.name for role, execution in chosen.items()},
         "prepare_s": sum(execution.prepare_s for execution in chosen.values()),

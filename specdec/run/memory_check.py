@@ -7,18 +7,26 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from specdec.alignment.base import Alignment
+from specdec.alignment.prefixes import common
 from specdec.assets import local_path
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
 from specdec.core.prompts import Prompt
+from specdec.drafters.base import Drafter
+from specdec.models.causal_lm import CausalLM
+from specdec.models.execution.eager import EagerExecution
 from specdec.models.gguf import checked_header, is_gguf
 from specdec.models.memory import free_bytes, used_bytes
 from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
 from specdec.run.factory import build_batching, build_tree, max_depth, most_nodes
 from specdec.run.memory_plan import MemoryPlan, require_weights
+from specdec.run.model_memory import EAGER, FUSED, RAGGED, ModelMemory
+from specdec.verifiers.base import LawVerifier
 
 _REMEDY = {
     "pretrained": "choose runner.dtype=bfloat16, or a smaller pair",
@@ -63,40 +71,72 @@ def _num_stored(file: Path) -> int:
     return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> MemoryPlan:
-    """The predicted memory of a point whose models are loaded and whose prompts are known."""
+def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt], drafter: Drafter) -> MemoryPlan:
+    """The predicted memory of a point whose models are loaded and prepared and whose prompts are known."""
     models = [model for model in (pair.target, pair.draft) if model is not None]
     weights = {part.data_ptr(): part.nbytes for model in models for part in model.module.parameters()}
-    drafts, depth, tree = declared(config, "drafter").drafts, max_depth(config), build_tree(config)
+    adds, alignment = drafter.memory, declared(config, "alignment").load()
+    depth, tree = max_depth(config), build_tree(config)
+    num_nodes = adds.num_nodes or most_nodes(config, tree)
+    num_fed = adds.block or (tree.num_fed(depth) + 1 if depth else 0)
+    widest = max((tree.num_fed(d + 1) - tree.num_fed(d) for d in range(1, depth)), default=1)
+    step = adds.block or max(widest, 2)
+    draft = None
+    if adds.model is not None and depth:
+        num_logits = step if adds.num_logits is None else adds.num_logits
+        draft = _model(adds.model, adds.alignment or alignment, num_fed, step, num_logits)
+    num_laws = (adds.num_logits or 0) if draft is None else num_nodes + draft.num_logits
+    target = _model(pair.target, alignment, num_nodes + 1, num_nodes + 1, num_nodes + 1)
+    by_column = issubclass(declared(config, "verifier").load(), LawVerifier)
     return MemoryPlan(
-        target=pair.target.architecture,
-        draft=pair.draft.architecture if drafts and pair.draft is not None else None,
-        alignment=declared(config, "alignment").load(),
+        target=replace(target, num_hidden=len(drafter.hidden_layers), num_laws=1 if by_column else num_nodes + 1),
+        draft=draft,
         base_bytes=max(used_bytes(pair.target.device), sum(weights.values())),
         batch=config.batch,
         window=build_batching(config).window if declared(config, "scheduler").windowed else None,
         longest_prompt=max(len(prompt.ids) for prompt in prompts),
         max_new_tokens=config.max_new_tokens,
-        num_nodes=most_nodes(config, tree),
         sampled=config.temperature > 0,
         prefill_chunk=config.runner.prefill_chunk,
-        num_fed=tree.num_fed(depth) + 1 if depth else 0,
-        widest=max((tree.num_fed(d + 1) - tree.num_fed(d) for d in range(1, depth)), default=1),
-        ragged=all(model.execution.ragged for model in models),
+        law_bytes=8 * num_laws * pair.target.vocab_size,
+        token_bytes=adds.token_bytes if pair.target.device.type == "cpu" else 0,
+        row_bytes=adds.row_bytes,
+        by_products=adds.by_products,
+        hidden_chunk=adds.hidden_chunk,
+        shared=_shared(prompts, getattr(config.alignment, "shared_prefix", 0)) if config.batch > 1 else 0,
     )
 
 
-def check_run_fits(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> tuple[MemoryPlan, RunConfig, list[str]]:
+def _shared(prompts: list[Prompt], least: int) -> int:
+    """First tokens that all prompts have in common, which are held once if they are at least ``least``; 0: never."""
+    ids = [np.array(prompt.ids[:-1], dtype=np.int64) for prompt in prompts]
+    length = min((common(ids[0], other) for other in ids), default=0)
+    return length if least and length >= least else 0
+
+
+def _model(model: CausalLM, alignment: type[Alignment], num_fed: int, step: int, num_logits: int) -> ModelMemory:
+    """A model as its execution computes it."""
+    kind = RAGGED if model.execution.ragged else EAGER if isinstance(model.execution, EagerExecution) else FUSED
+    return ModelMemory(model.architecture, alignment, num_fed, step, num_logits, kind)
+
+
+def check_run_fits(
+    config: RunConfig, pair: Pair, prompts: list[Prompt], drafter: Drafter
+) -> tuple[MemoryPlan, RunConfig, list[str]]:
     """The plan of a point that fits, its config, and notes. With ``runner.on_out_of_memory=shrink`` the config may be
     changed: prompts are then read in chunks.
 
     Raises:
         ConfigError: it does not fit; the message says what would.
     """
-    plan, free = plan_run(config, pair, prompts), free_bytes(pair.target.device)
+    plan, free = plan_run(config, pair, prompts, drafter), free_bytes(pair.target.device)
     if config.runner.on_out_of_memory != "shrink":
         plan.require_fit(free)
     elif free is not None and plan.run_bytes > free and (chunk := plan.largest_chunk(free)):
         chunked = replace(config, runner=replace(config.runner, prefill_chunk=chunk))
-        return plan_run(chunked, pair, prompts), chunked, [f"memory: prompts are read in chunks of {chunk} tokens"]
+        return (
+            plan_run(chunked, pair, prompts, drafter),
+            chunked,
+            [f"memory: prompts are read in chunks of {chunk} tokens"],
+        )
     return plan, config, []

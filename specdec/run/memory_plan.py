@@ -1,7 +1,7 @@
 """The peak memory of a run, predicted before it: weights, keys and values, and the largest forward.
 
-Alignments declare what they copy and feed (``Alignment.peak_rows``, ``fed_rows``); the memory of a forward is an upper
-estimate from shapes.
+Alignments declare what they keep and copy (``Alignment.kept_columns``, ``moved_columns``, ``fed_rows``), drafters what
+they add (``Drafter.memory``); the memory of a forward is an upper estimate from shapes (`specdec.run.model_memory`).
 """
 
 from __future__ import annotations
@@ -9,58 +9,75 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from specdec.alignment.base import Alignment
 from specdec.errors import ConfigError
-from specdec.models.architecture import Architecture
-from specdec.models.kv import GROWTH_COLUMNS
+from specdec.run.model_memory import ModelMemory, RunSize
 
 SLACK = 1.1  # factor for the allocator's rounding and small tensors, on everything but weights
 SMALLEST_CHUNK = 16
-LIVE_HIDDEN = 6  # hidden states per token that exist at once: residual, norm, queries and their rotations, output
-LIVE_MLP = 3  # gate, up and their product
-RAGGED_TOKENS = 256  # whose MLP a ragged execution computes at once, at most
-SAMPLING_COPIES = 4  # float64 copies of the logits while a distribution is computed
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What decides the peak memory of a run; every row counts with the longest possible length."""
 
-    target: Architecture
-    draft: Architecture | None  # None: no drafter with a KV cache
-    alignment: type[Alignment]
+    target: ModelMemory
+    draft: ModelMemory | None  # None: no drafter with a KV cache
     base_bytes: int  # the process with its weights, before any row is admitted
     batch: int
     window: int | None  # rows in flight where they are more than the batch (exspec)
     longest_prompt: int
     max_new_tokens: int
-    num_nodes: int  # of a row's draft, at most: its length, or all nodes of its tree
     sampled: bool
     prefill_chunk: int | None
-    num_fed: int | None = None  # of these, those that the draft model is fed; None: all
-    widest: int = 1  # most of those in one forward
-    ragged: bool = False  # whether forwards compute no padding and copy no keys (the native execution)
+    law_bytes: int = 0  # per row: distributions of the draft, until it is judged
+    token_bytes: int = 0  # per token of a row, of the drafter's own tables
+    row_bytes: int = 0  # per row, of the drafter's own keys and values that do not grow
+    by_products: bool = False  # whether the draft makes keys and values of hidden states by products alone
+    shared: int = 0  # first tokens of every prompt that are held once
+    hidden_chunk: int | None = None  # tokens whose hidden states the drafter reads at once; None: it keeps none
 
     @property
     def run_bytes(self) -> int:
-        """Memory of the run, without the loaded models."""
-        in_flight = max(self.batch, self.window or 0)
-        columns = self.longest_prompt + self.max_new_tokens + self.num_nodes + 1 + GROWTH_COLUMNS
-        chunk = min(self.prefill_chunk or self.longest_prompt, self.longest_prompt)
-        whole = chunk >= self.longest_prompt
-        total, forwards = 0.0, []
-        num_fed = self.num_nodes if self.num_fed is None else self.num_fed
-        target = (self.target, self.num_nodes + 1, self.num_nodes + 1)
-        for model, fed, step in (target, (self.draft, num_fed, max(self.widest, 2))):
-            if model is None:
-                continue
-            total += model.token_bytes * self.alignment.peak_rows(in_flight, self.batch, fed) * columns
-            # At the start all rows are admitted at once.
-            num_logits = 1 if whole else chunk
-            forwards.append(forward_bytes(model, in_flight, chunk, columns, num_logits, False, self.ragged))
-            fed_rows = self.alignment.fed_rows(in_flight, self.batch)
-            forwards.append(forward_bytes(model, fed_rows, step, columns, step, self.sampled, self.ragged))
-        return int(SLACK * (total + max(forwards)))
+        """Memory of the run, without the loaded models: the largest of its moments."""
+        size = RunSize(
+            self.batch,
+            max(self.batch, self.window or 0),
+            self.longest_prompt,
+            max(min(self.prefill_chunk or self.longest_prompt, self.longest_prompt - self.shared), 1),
+            self.max_new_tokens,
+            self.sampled,
+            self.shared,
+        )
+        models = [self.target] if self.draft is None else [self.target, self.draft]
+        kept = sum(model.kept_bytes(size) for model in models)
+        workspace = max(model.workspace_bytes(size) for model in models)
+        host = size.in_flight * (size.prompt + size.max_new_tokens) * self.token_bytes
+        kept += size.in_flight * self.row_bytes
+        laws = size.batch * self.law_bytes if self.sampled else 0
+        unread = self._unread_bytes(size)
+        forwards = [unread + self.target.prompt_bytes(size), laws + self.target.step_bytes(size)]
+        if self.draft is not None:
+            forwards += [self._reading_bytes(size, unread), laws + self.draft.step_bytes(size)]
+        moments = [workspace + forward for forward in forwards]
+        moments += [model.moved_bytes(size) + (0 if model.moves_first(size) else workspace) for model in models]
+        return int(SLACK * (kept + host + max(moments)))
+
+    def _unread_bytes(self, size: RunSize) -> float:
+        """The target's hidden states of the prompts, which the drafter keeps until it drafts."""
+        if self.hidden_chunk is None:
+            return 0
+        sizes = self.target.architecture
+        states = self.target.num_hidden * sizes.hidden_size * sizes.dtype.itemsize
+        return size.in_flight * size.prompt * states
+
+    def _reading_bytes(self, size: RunSize, unread: float) -> float:
+        """The draft reads the prompts, or in parts, joined and padded, the hidden states of their tokens."""
+        assert self.draft is not None
+        if self.hidden_chunk is None:
+            return self.draft.prompt_bytes(size)
+        part = replace(size, in_flight=size.batch, chunk=min(self.hidden_chunk, size.prompt))
+        joined = unread * (1 + part.chunk / size.prompt)
+        return joined + (self.draft.context_bytes(part) if self.by_products else self.draft.prompt_bytes(part))
 
     @property
     def peak_bytes(self) -> int:
@@ -100,34 +117,6 @@ class MemoryPlan:
 
     def _with_batch(self, batch: int) -> MemoryPlan:
         return replace(self, batch=batch, window=None if self.window is None else min(self.window, batch))
-
-
-def forward_bytes(
-    model: Architecture,
-    num_rows: int,
-    num_new: int,
-    num_columns: int,
-    num_logits: int,
-    sampled: bool,
-    ragged: bool = False,
-) -> float:
-    """Memory of one forward, without weights and cache: one layer, the mask, and the logits.
-
-    A ragged execution keeps the residual and the queries of all tokens, and the rest of a layer for a few at a time.
-    """
-    tokens, itemsize = num_rows * num_new, model.dtype.itemsize
-    per_logit = itemsize + (8 * SAMPLING_COPIES if sampled else 0)
-    logits = num_rows * num_logits * model.vocab_size * per_logit
-    if ragged:
-        queries = model.num_heads * model.head_dim
-        kept = tokens * (model.hidden_size + queries)
-        passing = min(tokens, RAGGED_TOKENS) * (LIVE_HIDDEN * model.hidden_size + LIVE_MLP * model.intermediate_size)
-        return (kept + passing) * itemsize + 3 * tokens * num_columns + logits
-    hidden = tokens * (LIVE_HIDDEN * model.hidden_size + LIVE_MLP * model.intermediate_size) * itemsize
-    mask = tokens * num_columns * (3 + itemsize)
-    repeated = 2 * num_rows * model.num_heads * num_columns * model.head_dim * itemsize
-    scores = 2 * tokens * num_columns * model.num_heads * itemsize if model.eager_attention else 0
-    return hidden + mask + repeated + scores + logits
 
 
 def require_weights(weight_bytes: dict[str, int], free_bytes: int | None, remedy: str) -> None:

@@ -15,6 +15,7 @@ from specdec.config.schema import RANDOM_WEIGHTS_PROMPTS, RunConfig
 from specdec.core.clock import Clock
 from specdec.core.metrics import ratio
 from specdec.core.prompts import Prompt, load_prompts
+from specdec.drafters.base import Drafter
 from specdec.errors import ConfigError
 from specdec.models.pair import Pair, load_pair
 from specdec.run.decode_rows import decode_rows
@@ -26,6 +27,7 @@ from specdec.run.loggers.base import Logger
 from specdec.run.loggers.none import NoLogger
 from specdec.run.loggers.secrets import RedactingLogger
 from specdec.run.memory_check import check_run_fits, check_weights_fit
+from specdec.run.progress import reporting
 from specdec.run.provenance import environment
 from specdec.run.reference_outputs import references
 from specdec.run.resume import Attempt, begin
@@ -54,10 +56,14 @@ def prepare(config: RunConfig, folder: RunFolder, overrides: list[str], ranks: R
         torch.set_num_threads(threads)
     build_tree(config)  # its settings may be wrong
     check_weights_fit(config)
-    pair = load_pair(config)
-    prompts, notes = _prompts(config, pair)
-    _check_parts(config, pair, prompts)
-    plan, config, advice = check_run_fits(config, pair, prompts)
+    with reporting(
+        lambda seconds: f"loading pair={config.pair.name}: {seconds:,.0f} s", config.progress and ranks.is_main
+    ):
+        pair = load_pair(config)
+        prompts, notes = _prompts(config, pair)
+        drafter = _check_parts(config, pair, prompts)
+        plan, config, advice = check_run_fits(config, pair, prompts, drafter)
+        del drafter  # its weights are loaded again for the run
     notes = [*pair.notes, *notes, *execution_notes(pair), *advice]
     for note in notes:
         ranks.say(f"note: {note}")
@@ -93,10 +99,14 @@ def _prompts(config: RunConfig, pair: Pair) -> tuple[list[Prompt], list[str]]:
     return prompts, notes
 
 
-def _check_parts(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> None:
-    """Build every part of the run once, so that what does not fit is refused before the long work."""
-    build_engine(config, pair, Clock())
+def _check_parts(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> Drafter:
+    """Build every part of the run once, so that what does not fit is refused before the long work.
+
+    Returns its drafter, which knows the memory that it will take.
+    """
+    engine = build_engine(config, pair, Clock())
     build_arrivals(config).times(sum(prompt.turn == 0 for prompt in prompts))  # a trace may be too short
+    return engine.drafter
 
 
 def _begin(run: Run) -> Attempt:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from specdec.core.acceptance import speculative_decoding
 from specdec.core.clock import STAGES, Clock
 from specdec.core.round import Round
 from specdec.core.sequence import KnownOutput, Sequence
@@ -67,6 +68,8 @@ class Recorder:
             "num_drafted": outcome.num_drafted,
             "depth": outcome.depths,
             "end_depth": outcome.end_depths,
+            **({"proposed": outcome.proposed} if outcome.proposed != outcome.depths else {}),
+            **({"calibration": outcome.calibration} if outcome.calibration else {}),
             "num_accepted": outcome.num_accepted,
             "accepted_ranks": outcome.ranks,
             "num_emitted": [len(tokens) for tokens in outcome.emitted],
@@ -93,6 +96,7 @@ class Recorder:
             "explanation": None,
             "accepted_lengths": row.accepted_lengths,
             "num_drafted": row.num_drafted,
+            "speculative_decoding": speculative_decoding(row.accepted_lengths, row.drafted_lengths),
             "ttft_s": (row.first_token_s or 0.0) - row.arrived_s,
             "latency_s": (row.finished_s or 0.0) - row.arrived_s,
             "attempt": self.attempt,

@@ -3,7 +3,8 @@
 If the tokens are those of plain decoding they come from the unmodified model: `transformers`' own ``generate``, one row
 at a time, with its own cache, masks and positions. No code of this project takes part in a forward. When sampling, its
 own logits processors compute the distribution; only the row's random number that picks from it comes from here. If the
-tokens also depend on the draft (``verifier=rejection`` and ``block``), they are the method's own at batch 1.
+tokens also depend on the draft (``verifier=rejection`` and ``block``), they are the method's own at batch 1. With
+``numerics=invariant`` they are those of the target alone at batch 1 under the same numerics.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from specdec.config.checks import is_serving
+from specdec.config.plugins import plugin_config
 from specdec.config.processes import num_processes
 from specdec.config.reference import follows_plain, method_settings, reference_key, reference_run
 from specdec.config.schema import RunConfig
@@ -58,6 +60,7 @@ def reference_settings(config: RunConfig, pair: Pair) -> dict[str, object]:
     """Everything that decides the reference outputs."""
     return {
         "made_by": REVISION,
+        **_invariant_settings(config, pair),
         "pair": pair.fingerprint,
         "dtype": config.runner.dtype,
         "device": pair.target.device.type,
@@ -69,6 +72,27 @@ def reference_settings(config: RunConfig, pair: Pair) -> dict[str, object]:
         **({} if follows_plain(config) else {"draft": pair.draft_fingerprint}),
         **({"tensor_parallel": num_processes(config.runner)} if config.runner.tensor_parallel else {}),
     }
+
+
+def made_by_generate(config: RunConfig) -> bool:
+    """Whether the reference outputs come from the unmodified model's own ``generate``."""
+    return follows_plain(config) and config.numerics == "default"
+
+
+def reference_label(config: RunConfig) -> str:
+    """Which outputs the rows are compared with, for people."""
+    if made_by_generate(config):
+        return "transformers' generate at batch 1"
+    what = "the target alone" if follows_plain(config) else "the method"
+    return f"{what} at batch 1" + (", numerics=invariant" if config.numerics == "invariant" else "")
+
+
+def _invariant_settings(config: RunConfig, pair: Pair) -> dict[str, object]:
+    """Under numerics=invariant, what decides the bits: they are those of one machine and one set of shapes."""
+    if config.numerics == "default":
+        return {}
+    model = pair.target
+    return {"numerics": "invariant", "bits": model.execute(config.execution, config.numerics).bits}
 
 
 def references(config: RunConfig, pair: Pair, prompts: list[Prompt], ranks: Ranks) -> ReferenceStore:
@@ -87,7 +111,7 @@ def references(config: RunConfig, pair: Pair, prompts: list[Prompt], ranks: Rank
         if is_serving(config):  # the prompts of later turns are not known yet
             missing = prompts
         mine = ranks.share(missing, config.max_new_tokens)
-        way = "transformers' generate, once" if follows_plain(config) else "batch 1"
+        way = "transformers' generate, once" if made_by_generate(config) else "batch 1"
         with RoundProgress(f"reference ({way})", len(mine), config.progress and ranks.is_main) as progress:
             complete_reference(config, pair, mine, store, progress.observe_row)
         for outputs in ranks.gather(store.outputs if missing else {}):
@@ -121,7 +145,7 @@ def complete_reference(
     while todo:
         missing = [replace(prompt, max_new_tokens=None) for prompt in todo if known(prompt) is None]
         if missing:
-            (_generated if follows_plain(config) else _decoded)(config, pair, missing, keep)
+            (_generated if made_by_generate(config) else _decoded)(config, pair, missing, keep)
         after = [turns.follow_up(prompt.index, prompt.ids, known(prompt) or []) for prompt in todo]
         todo = [prompt for prompt in after if prompt is not None]
 
@@ -144,7 +168,10 @@ def _decoded(config: RunConfig, pair: Pair, prompts: list[Prompt], keep: Keep) -
             before, decoded_s = decoded_s, sum(clock.seconds.values())
             keep(row, decoded_s - before)
 
-    decode(reference_run(config), pair, prompts, watch=Watch(observers=(observe,)))
+    alone = reference_run(config)
+    if pair.target.recurrent or (pair.draft is not None and pair.draft.recurrent):
+        alone = replace(alone, alignment=plugin_config("alignment", "inplace"))  # no other restores their states
+    decode(alone, pair, prompts, watch=Watch(observers=(observe,)))
 
 
 @torch.inference_mode()

@@ -8,17 +8,25 @@ decoded again.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from specdec.config.budgets import NONE as NO_BUDGET
 from specdec.config.drafter_weights import UNTRAINED, drafter_label
+from specdec.config.judging import tree_label
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
+from specdec.core.acceptance import by_place
 from specdec.core.clock import STAGES
-from specdec.core.metrics import Tally, percentiles, ratio, timing
+from specdec.core.loops import loop_figures
+from specdec.core.metrics import Tally, calibration_error, percentiles, ratio, timing
 from specdec.equivalence.near_ties import NEAR_TIE
 from specdec.run.factory import build_batching
 from specdec.run.forward_bound import read_bound
+from specdec.run.reference_outputs import reference_label
 from specdec.run.run import Run
 from specdec.run.serving.figures import read_figures
 
@@ -35,12 +43,16 @@ def summarize(run: Run) -> dict[str, Any]:
         **_choices(run),
         "num_prompts": len(samples),
         **tally.counts(),
+        **by_place(_steps(rounds)),
+        **loop_figures({sample["index"]: sample["output_ids"] for sample in samples}, levels(rounds)),
+        **_of_budget(rounds, config.budget.name),
         "num_discarded_tokens": _emitted(rounds) - tally.num_output_tokens,
         **timing(stage_seconds(rounds), tally.num_output_tokens),
         "latency_s": percentiles([sample["latency_s"] for sample in samples]),
         "ttft_s": percentiles([sample["ttft_s"] for sample in samples]),
         "peak_memory_bytes": max((line["peak_memory_bytes"] for line in rounds), default=0),
         **equivalence(samples, reference),
+        "reference_by": reference_label(config) if reference else None,
         **read_figures(folder.path),
         **read_bound(folder.path),
         "speedup_vs_ar": None,
@@ -64,6 +76,36 @@ def tally_of(samples: Records, rounds: Records) -> Tally:
         tally.num_output_tokens += len(sample["output_ids"])
         tally.accepted.update(sample["accepted_lengths"])
     return tally
+
+
+def _steps(rounds: Records) -> Iterator[tuple[int, int]]:
+    """Accepted tokens and levels of every row's draft in every round."""
+    for line in rounds:
+        yield from zip(line["num_accepted"], line["depth"], strict=True)
+
+
+def levels(rounds: Records) -> Iterator[tuple[int, int, int, int]]:
+    """Each row's rounds: its tokens before, and the accepted and drafted levels. An attempt decodes a row afresh."""
+    begun: dict[tuple[int, int], int] = defaultdict(int)
+    for line in rounds:
+        figures = zip(line["rows"], line["num_accepted"], line["depth"], line["num_emitted"], strict=True)
+        for row, accepted, depth, emitted in figures:
+            yield row, begun[line["attempt"], row], accepted, depth
+            begun[line["attempt"], row] += emitted
+
+
+def _of_budget(rounds: Records, budget: str) -> dict[str, Any]:
+    """The share of drafted levels that a budget cut, and the calibration error of its predictions or the drafter's.
+
+    None without a budget, and without predictions.
+    """
+    proposed = sum(sum(line.get("proposed") or line["depth"]) for line in rounds)
+    kept = sum(sum(line["depth"]) for line in rounds)
+    found = [line["calibration"] for line in rounds if line.get("calibration")]
+    return {
+        "cut_share": None if budget == NO_BUDGET else ratio(proposed - kept, proposed),
+        "calibration_error": calibration_error(np.sum(found, axis=0).tolist()) if found else None,
+    }
 
 
 def stage_seconds(rounds: Records) -> dict[str, float]:
@@ -105,7 +147,7 @@ def _rank_figures(rank: int, samples: Records, rounds: Records) -> dict[str, Any
 def _choices(run: Run) -> dict[str, Any]:
     """The models, data and methods of the run."""
     config, folder, env = run.config, run.folder, run.env
-    groups = ("alignment", "drafter", "tree", "verifier", "batching", "draft_length")
+    groups = ("alignment", "drafter", "verifier", "batching", "draft_length", "budget")
     return {
         "hash": folder.hash,
         "path": str(folder.path),
@@ -116,16 +158,19 @@ def _choices(run: Run) -> dict[str, Any]:
         "data_fingerprint": env.get("inputs", {}).get("data.path"),
         "scheduler": config.scheduler.label,
         **{group: getattr(config, group).name for group in groups},
+        "tree": tree_label(config),
         "drafter": drafter_label(config.drafter.name, getattr(config.drafter, UNTRAINED, False)),
         "batch": config.batch,
         "gamma": config.gamma if declared(config, "drafter").drafts else 0,
         "temperature": config.temperature,
+        "numerics": config.numerics,
         "max_new_tokens": config.max_new_tokens,
         "dtype": config.runner.dtype,
         "weights": config.weights,
         "window": build_batching(config).window,
         "lengths": "random" if config.data.prompt_tokens is None else "identical",
         "arrivals": config.arrivals.name,
+        "turn": config.turn,
         "experiments": [config.experiment] if config.experiment else [],
     }
 

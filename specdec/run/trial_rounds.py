@@ -13,16 +13,18 @@ from statistics import median_low
 import torch
 
 from specdec.config.identity import input_hashes
+from specdec.config.judging import NO_SELECTOR
 from specdec.config.plugins import declared, plugin_config
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
 from specdec.core.round import Round
 from specdec.core.sequence import SequencePool
+from specdec.core.siblings import IID
 from specdec.draft_lengths.fixed import FixedLength
 from specdec.draft_lengths.profile import Profiler, Trial
 from specdec.engine.loop import RoundLoop
 from specdec.models.pair import Pair
-from specdec.run.factory import build_engine
+from specdec.run.factory import build_engine, build_tree
 from specdec.run.provenance import processor
 from specdec.run.trial_rows import TrialRows
 
@@ -33,6 +35,7 @@ _DECISIVE = (
     "alignment",
     "drafter",
     "tree",
+    "selector",
     "verifier",
     "execution",
     "temperature",
@@ -48,7 +51,27 @@ _DECISIVE = (
 def profiler(
     config: RunConfig, pair: Pair, trial_rows: TrialRows, synchronize: Callable[[], None] | None = None
 ) -> Profiler:
-    """Runs trials with ``config``'s pair, alignment, drafter and execution."""
+    """Runs trials with ``config``'s pair, alignment, drafter and execution, and narrower trees if there are any."""
+    chains = config.temperature == 0 and declared(config, "tree").siblings == IID  # greedy rows draft chains
+    has_own = config.selector.name == NO_SELECTOR and declared(config, "drafter").grows and not chains
+    widths = build_tree(config).widths() if has_own else []
+    own = _profiler(config, pair, trial_rows, synchronize, None)
+    return replace(own, narrower={w: _profiler(config, pair, trial_rows, synchronize, w) for w in widths})
+
+
+def _profiler(
+    config: RunConfig,
+    pair: Pair,
+    trial_rows: TrialRows,
+    synchronize: Callable[[], None] | None,
+    width: int | None,
+) -> Profiler:
+    """The same for one width of the trees; None: their own."""
+
+    def length(gamma: int) -> FixedLength:
+        policy = FixedLength(gamma=gamma)
+        policy.width = width
+        return policy
 
     def start(batch: int) -> tuple[RoundLoop, SequencePool, float]:
         """A batch after its first round, and the seconds in which its draft read the prompts and drafted a token."""
@@ -57,6 +80,7 @@ def profiler(
             batch=batch,
             scheduler=plugin_config("scheduler", "static"),
             batching=plugin_config("batching", "fifo", window=batch),
+            budget=plugin_config("budget", "none"),
             debug=replace(config.debug, invariants=False),  # the checks take time
         )
         gc.collect()  # reference cycles may hold the previous batch
@@ -66,7 +90,7 @@ def profiler(
         if declared(config, "drafter").replays:
             known = min(len(trial_rows.known_output(row) or []) for row in rows)
             rows = trial_rows.rows(batch, min(max(known, LEAST_TOKENS), NUM_TOKENS))
-        first = FixedLength(gamma=1)
+        first = length(1)
         # The draft reads whole prompts in its first round, where they are timed; chunked prefill feeds both models.
         first.drafting = config.runner.prefill_chunk is not None
         engine.draft_length = first
@@ -87,7 +111,7 @@ def profiler(
                     del engine, pool  # free its memory before the next batch is built
                     engine, pool, seconds = start(batch)
                     reads.append(seconds)
-                engine.draft_length = FixedLength(gamma=gamma)
+                engine.draft_length = length(gamma)
                 outcome = engine.step(pool)
                 if counted:
                     trials[gamma].add(outcome)
@@ -100,7 +124,7 @@ def profiler(
         read_s = max(min(reads) - 2 * step_s, 0.0) / num_read
         return {gamma: rounds.trial(min(gamma, longest or gamma), read_s) for gamma, rounds in trials.items()}
 
-    return Profiler(run, Path(config.results_dir), partial(_settings, config, pair, trial_rows))
+    return Profiler(run, Path(config.results_dir), partial(_settings, config, pair, trial_rows, width))
 
 
 class _Rounds:
@@ -111,6 +135,7 @@ class _Rounds:
         self._stop_ids = stop_ids
         self._drafted = False  # whether any round had a draft
         self._drafts: list[tuple[int, int]] = []  # depth and accepted tokens, of a row in a round
+        self._num_nodes = self._num_row_rounds = 0
 
     def add(self, outcome: Round) -> None:
         """Add a round's times, and the acceptance of rows that have not passed a stop token of the run."""
@@ -119,6 +144,8 @@ class _Rounds:
             self.seconds.clear()
         if any(outcome.num_drafted) or not self._drafted:
             self.seconds.append(outcome.seconds)
+        self._num_nodes += sum(outcome.num_drafted)
+        self._num_row_rounds += len(outcome.rows)
         counts = zip(outcome.rows, outcome.emitted, outcome.depths, outcome.num_accepted, strict=True)
         for row, emitted, depth, accepted in counts:
             if self._stop_ids.isdisjoint(row.output_ids[: len(row.output_ids) - len(emitted)]):
@@ -135,16 +162,18 @@ class _Rounds:
             tried=[sum(place < tried for tried, _ in tries) for place in range(length)],
             accepted=[sum(place < accepted for _, accepted in tries) for place in range(length)],
             read_s=read_s,
+            num_nodes=self._num_nodes / max(self._num_row_rounds, 1),
         )
 
 
-def _settings(config: RunConfig, pair: Pair, trial_rows: TrialRows) -> dict[str, object]:
+def _settings(config: RunConfig, pair: Pair, trial_rows: TrialRows, width: int | None) -> dict[str, object]:
     """Everything that a trial depends on, apart from its batch size and draft length."""
     settings = asdict(config)
     device = pair.target.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         # A power of 4, because the prompts that are left of a resumed run have a different mean.
+        **({} if width is None else {"width": width}),
         "prompt_tokens": 4 ** round(log(max(trial_rows.mean_prompt_tokens, 1), 4)),
         **({"max_new_tokens": config.max_new_tokens} if declared(config, "drafter").replays else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
@@ -154,5 +183,5 @@ def _settings(config: RunConfig, pair: Pair, trial_rows: TrialRows) -> dict[str,
         "torch": torch.__version__,
         "dtype": settings["runner"]["dtype"],
         "attention": settings["pair"]["attention"],
-        **{key: settings[key] for key in _DECISIVE if key in settings},
+        **{key: settings[key] for key in _DECISIVE if key in settings and settings[key] != {"name": NO_SELECTOR}},
     }

@@ -12,7 +12,7 @@ from specdec.errors import SpecdecError
 if TYPE_CHECKING:
     from specdec.training.config import TrainConfig
 
-TASKS = ("pair", "lm", "distill", "heads")
+TASKS = ("pair", "lm", "distill", "heads", "selector")
 Recipes = Mapping[str, str]
 """Name of a pair -> "module:function", imported on use because recipes import torch and lightning."""
 

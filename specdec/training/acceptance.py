@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from specdec.core.loops import loop_figures
 from specdec.core.metrics import ratio
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
@@ -68,12 +69,15 @@ def measure_acceptance(
     ``cfg.batch`` rows.
     """
     overall, categories = AcceptanceCounts(), dict[str, AcceptanceCounts]()
+    steps = list[tuple[int, int, int, int]]()
 
     def count(outcome: Round) -> None:
         accepted, emitted = outcome.num_accepted, map(len, outcome.emitted)
-        for row, *counts in zip(outcome.rows, outcome.num_drafted, outcome.depths, accepted, emitted, strict=True):
-            overall.add(*counts)
-            categories.setdefault(prompts[row.index].category, AcceptanceCounts()).add(*counts)
+        figures = zip(outcome.rows, outcome.num_drafted, outcome.depths, accepted, emitted, strict=True)
+        for row, drafted, depth, kept, new in figures:
+            for counts in (overall, categories.setdefault(prompts[row.index].category, AcceptanceCounts())):
+                counts.add(drafted, depth, kept, new)
+            steps.append((row.index, len(row.output_ids) - new, kept, depth))
 
     rows = rows_of(target, prompts, cfg.new_tokens)
     seconds = decode(
@@ -95,6 +99,7 @@ def measure_acceptance(
         "new_tokens": cfg.new_tokens,
         "num_prompts": len(prompts),
         **record,
+        **{key: _rounded(value) for key, value in loop_figures({r.index: r.output_ids for r in rows}, steps).items()},
         "draft_round_ms": round(1e3 * seconds["draft"], 3),
         "verify_round_ms": round(1e3 * seconds["verify"], 3),
         "plain_round_ms": round(1e3 * plain_s, 3),
@@ -105,7 +110,7 @@ def measure_acceptance(
 
 def rows_of(target: CausalLM, prompts: list[HeldoutPrompt], new_tokens: int) -> list[Sequence]:
     """Greedy rows with the target's own stop tokens."""
-    stops = stop_ids_of(target)
+    stops = stop_ids_of(target.module)
     return [Sequence(i, prompt.ids, new_tokens, stops) for i, prompt in enumerate(prompts)]
 
 

@@ -52,12 +52,20 @@ class Stream(IterableDataset[Batch]):
         """The next batch; advances the place."""
         raise NotImplementedError
 
+    def token_counts(self, vocab_size: int) -> Tensor:
+        """(V) how often each token is to be predicted in all the data."""
+        raise NotImplementedError
+
     def __iter__(self) -> Iterator[Batch]:
         while True:
             batch = self.draw()
+            is_spare = len(batch.ids_BT[self.share]) == 0  # fewer rows than devices: this one learns nothing from it
+            rows = slice(1) if is_spare else self.share
             own: dict[str, Any] = {
-                name: part[self.share] for name, part in batch._asdict().items() if isinstance(part, Tensor)
+                name: part[rows] for name, part in batch._asdict().items() if isinstance(part, Tensor)
             }
+            if is_spare:
+                own["counted_BT"] = torch.zeros_like(own["counted_BT"])
             yield batch._replace(**own)
 
 
@@ -67,13 +75,24 @@ class BlockStream(Stream):
     Blocks are drawn without replacement: each pass shuffles the array's blocks again and shifts their borders.
     """
 
-    def __init__(self, tokens: NDArray[Any], budget: Budget, seed: int, num_devices: int = 1) -> None:
+    def __init__(
+        self, tokens: NDArray[Any], budget: Budget, seed: int, num_devices: int = 1, counted: NDArray[Any] | None = None
+    ) -> None:
+        """``counted``: which tokens are to be predicted; None: all."""
         self.tokens, self.budget, self.seed, self.num_devices = tokens, budget, seed, num_devices
+        self.counted = counted
         self.place = {"batches": 0}
         self._pass: tuple[tuple[int, int], NDArray[np.int64]] | None = None
         longest = max(phase.block for phase in budget.stage.phases)
         if len(tokens) < 2 * longest:
-            raise TrainingError(f"corpus has {len(tokens)} tokens, too few for phases with block={longest}")
+            raise TrainingError(
+                f"corpus has {len(tokens)} tokens, too few for phases with block={longest}: lower the blocks of "
+                "fit.phases, or give more text"
+            )
+
+    def token_counts(self, vocab_size: int) -> Tensor:
+        counted = self.tokens if self.counted is None else self.tokens[self.counted]
+        return torch.from_numpy(np.bincount(counted, minlength=vocab_size))
 
     def draw(self) -> Batch:
         phase = self.budget.phase_at(self.place["batches"] / self.budget.stage.accumulate)
@@ -84,6 +103,8 @@ class BlockStream(Stream):
         self.place = {**self.place, key: first + count, "batches": self.place["batches"] + 1}
         ids_BT = torch.stack(rows)
         counted_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        if self.counted is not None:
+            counted_BT = torch.from_numpy(np.stack([self.counted[start : start + phase.block] for start in starts]))
         counted_BT[:, 0] = False
         return Batch(ids_BT, counted_BT, self.place)
 

@@ -14,11 +14,16 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(slots=True)
 class Budget:
-    """Progress of one stage; `earlier_s` is the time spent before a resume. The clock counts if `minutes` is set."""
+    """Progress of one stage; `earlier_s` is the time spent before a resume. The clock counts if `minutes` is set.
+
+    Learning rate, phases and the end go by `clock_s`, the time of the first device's process at the last step: all
+    processes must decide the same, and a step must not depend on when its batch was drawn.
+    """
 
     stage: StageConfig
     step: int = 0
     earlier_s: float = 0.0
+    clock_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -28,6 +33,10 @@ class Budget:
             raise TrainingError(
                 f"steps={self.stage.steps}, accumulate={self.stage.accumulate}: both must be at least 1"
             )
+
+    def start(self) -> None:
+        """The stage begins, or goes on, now."""
+        self.started_s, self.clock_s = time.monotonic(), self.earlier_s
 
     @property
     def spent_s(self) -> float:
@@ -40,8 +49,8 @@ class Budget:
         return self.fraction_at(self.step)
 
     def fraction_at(self, step: float) -> float:
-        """Share of the budget used if `step` steps are done now."""
-        by_clock = self.spent_s / (60.0 * self.stage.minutes) if self.stage.minutes else 0.0
+        """Share of the budget used if `step` steps are done by the clock's time."""
+        by_clock = self.clock_s / (60.0 * self.stage.minutes) if self.stage.minutes else 0.0
         return min(1.0, max(step / self.stage.steps, by_clock))
 
     def phase_at(self, step: float) -> PhaseConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the file is damaged, or not a checkpoint of a fit.
     """
+    remedy = f"delete it to start this stage again, or copy {BEST} over it if that is there"
+    content = load_archive(path, remedy)
+    if "global_step" not in content or "place" not in content.get("specdec", {}):
+        raise TrainingError(f"{path} is no checkpoint of a fit: {remedy}")
+    return content
+
+
+def load_archive(path: Path, remedy: str) -> dict[str, Any]:
+    """What ``torch.save`` wrote, on the CPU; every byte is checked.
+
+    The file is a zip archive with a checksum per part, which ``torch.load`` does not look at: it would load damaged
+    weights without a word.
+
+    Raises:
+        TrainingError: the file is damaged or cut; ends with the remedy.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _ = content["global_step"], content["specdec"]["place"]
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # what unpickling raises depends on the damage
-        raise TrainingError(
-            f"{path} is no checkpoint that can be read ({type(error).__name__}): delete it to start this stage again, "
-            f"or copy {BEST} over it if that is there"
-        ) from error
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        raise TrainingError(f"{path} is no checkpoint that can be read ({reason}): {remedy}") from error
     return content
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import specdec.config.labels  # noqa: F401  (declares ${pair_name:...}, which the presets of pairs use)
 from specdec.core.settings import setting
+
+LINE_EVERY_S = 30.0  # from one line of progress to the next, without a terminal
 
 
 @dataclass
@@ -19,7 +19,9 @@ class CorpusConfig:
     )
     root: str | None = setting(None, "python: the folder; None: the running Python's standard library")
     path: str | None = setting(None, "text, jsonl, parquet: file, folder or pattern; hub: the name")
-    column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
+    column: str = setting(
+        "text", "jsonl, parquet, hub: the column that holds the text, or conversations (lists of role and content)"
+    )
     split: str = setting("train", "hub: the split")
     exclude: list[str] = setting(list, "path prefixes below root")
     min_bytes: int = 300
@@ -38,6 +40,17 @@ class ModelConfig:
     intermediate_size: int = 448
     num_heads: int = 6
     num_kv_heads: int = 2
+
+
+@dataclass
+class DraftConfig:
+    """Shape of a draft model; everything else is its target's."""
+
+    num_layers: int = 2
+    hidden_size: int | None = setting(None, "null, here and below: as the target's")
+    intermediate_size: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
 
 
 @dataclass
@@ -114,10 +127,12 @@ class MeasureConfig:
 
 @dataclass
 class LossConfig:
-    """What a draft learns from, for `task=distill`. The weights of the losses need not sum to 1."""
+    """What a draft or heads learn from, for `task=distill` and `task=heads`. Weights of losses need not sum to 1."""
 
     data: str = setting("outputs", "outputs (the target's own, generated once and cached) or corpus (its text)")
-    on_policy: float = setting(0.0, "share of batches whose tokens the current draft samples, scored by the target")
+    on_policy: float = setting(
+        0.0, "task=distill: share of batches whose tokens the current draft samples, scored by the target"
+    )
     on_policy_tokens: int = setting(64, "tokens sampled per prompt")
     temperature: float = setting(1.0, "of both distributions, in the soft losses")
     ce: float = setting(0.0, "cross-entropy on the text's own next token")
@@ -132,12 +147,57 @@ class LossConfig:
 class HeadsConfig:
     """What is trained beside a frozen target, for `task=heads`."""
 
-    kind: str = setting("medusa", "medusa, eagle, ppd or early_exit")
-    num_heads: int = setting(4, "medusa: heads; ppd: prompt tokens; eagle: unrolled training steps")
+    kind: str = setting(
+        "medusa", "medusa, eagle, eagle3, peagle, specblock, dflash, dspark, longspec, ppd or early_exit"
+    )
+    num_heads: int = setting(
+        4,
+        "medusa: heads; ppd: prompt tokens; eagle, eagle3: unrolled steps; peagle, dflash, dspark: drafted tokens; "
+        "specblock: tokens of a block; longspec: newest tokens whose target keys may be missing",
+    )
     layer: int = setting(2, "early_exit: layers of the target before the exit")
-    decay: float = setting(0.8, "weight of the i-th head or unrolled step: decay ** i")
+    layer_ids: list[int] | None = setting(
+        None,
+        "eagle3, blocks: layers of the target whose inputs are read (their number: the last output); None: 2, n/2, n-3",
+    )
+    num_layers: int = setting(1, "peagle, specblock, dflash, dspark (blocks, here and below): decoder layers")
+    num_anchors: int = setting(48, "blocks: how many per row, at tokens drawn anew for every batch")
+    draft_vocab: int | None = setting(
+        None,
+        "eagle3 and blocks: tokens that the head can draft, the most frequent in the training data; None: all",
+    )
+    markov_rank: int = setting(32, "dspark: width of the bias by the token before; 0: none")
+    confidence_weight: float = setting(1.0, "dspark: weight of the confidences' cross-entropy")
+    decay: float = setting(0.8, "weight of the i-th head, unrolled step or slot of a block: decay ** i")
     feature_weight: float = setting(0.1, "eagle: weight of the smooth L1 loss on the target's next hidden state")
+    window: int = setting(512, "longspec: tokens that its self-attention sees, and so its own cache")
+    max_offset: int | None = setting(
+        None, "longspec: positions are moved by up to this, all but the first few; None: up to the target's context"
+    )
     num_insertions: int = setting(32, "ppd: positions per row where prompt tokens are inserted")
+
+
+@dataclass
+class SelectorConfig:
+    """The selector of tree shapes, for `task=selector`: its roots, and how it learns from them."""
+
+    draft: str = setting("asset:tiny/draft", "the pair's draft model, a folder or a Hub name; frozen is the target")
+    verifier: str = setting("specinfer", "the rule that judges the trees: those with a formula of expected tokens")
+    temperatures: list[float] = setting(lambda: [0.2, 0.4, 0.6, 0.8, 1.0], "temperatures that it is for")
+    num_paths: int = setting(4, "most paths of a shape")
+    depth: int = setting(5, "of the deepest shape")
+    samples: int = setting(4, "trees per root that the expected tokens of all shapes are averaged over")
+    every: int = setting(16, "tokens of an output from one root to the next")
+    num_batches: int = setting(6, "batches of prompts per temperature, from the corpus' training files")
+    rows: int = setting(8, "prompts of such a batch")
+    new_tokens: int = setting(96, "tokens of their outputs")
+    max_prompt_tokens: int = 256
+    batches: list[int] = setting(lambda: [1, 4, 8], "batch sizes whose times it learns for")
+    steps: int = setting(1500, "optimizer steps, 256 roots each")
+    lr: float = 1e-3
+    risk_weight: float = setting(0.5, "weight of the loss at the worst roots, by their squared shortfall")
+    risk_share: float = setting(0.1, "share of the roots that are the worst ones")
+    heldout_share: float = setting(0.15, "share of the prompts that choose the weights, instead of training them")
 
 
 @dataclass
@@ -165,7 +225,7 @@ class LogConfig:
 class DeviceConfig:
     """What `lightning.Trainer` runs on."""
 
-    accelerator: str = setting("auto", "auto, cpu, gpu")
+    accelerator: str = setting("auto", "auto (a GPU, or the CPU without one), cpu, gpu; the frozen target is there too")
     devices: int = 1
     strategy: str = setting("auto", "with more than one device: ddp, ...")
 
@@ -174,7 +234,7 @@ class DeviceConfig:
 class TrainConfig:
     """All settings of `python train.py`."""
 
-    task: str = setting("pair", "pair (the whole recipe of a built-in pair), lm, distill, heads")
+    task: str = setting("pair", "pair (the whole recipe of a built-in pair), lm, distill, heads, selector")
     pair: Any = "tiny"
     seed: int = 1234
     threads: int | None = setting(None, "None: what torch chooses")
@@ -192,16 +252,22 @@ class TrainConfig:
     max_export_bytes: int = 12_000_000
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     target_model: ModelConfig = field(default_factory=ModelConfig)
-    draft_model: ModelConfig = field(default_factory=lambda: ModelConfig(num_layers=2))
+    draft_model: DraftConfig = field(default_factory=DraftConfig)
     frozen: str = setting("asset:tiny/target", "task=distill, heads: the target, a folder or a Hub name")
+    frozen_dtype: str = setting(
+        "auto",
+        "its number format: float32, bfloat16, float16, float64; auto: on a GPU that of the precision's products, "
+        "on a CPU float32 under a mixed precision",
+    )
     tokenizer: str | None = setting(None, "folder or Hub name; None: task=lm trains one, the others take the target's")
     start: str | None = setting(None, "task=lm, distill: a folder of weights to start from; None: new ones")
     new_draft: str = setting(
-        "target", "task=distill without start: from the target's layers, if the widths match, or random"
+        "target", "task=distill without start: target (copies of its evenly spaced layers) or random"
     )
     fit: StageConfig = field(default_factory=StageConfig)
     distill: LossConfig = field(default_factory=LossConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     keep: str = setting("best", "which weights are exported: best (by acceptance) or last")
     log: LogConfig = field(default_factory=LogConfig)
@@ -211,69 +277,3 @@ class TrainConfig:
     draft: DistillConfig = field(default_factory=DistillConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
-
-
-_NOT_DECIDING = {
-    "device",
-    "force",
-    "log",
-    "progress",
-    "stages",
-    "threads",
-    "output_dir",
-    "export_dir",
-    "max_export_bytes",
-}
-"""Settings that do not decide results."""
-
-
-def register_schema() -> None:
-    """Make `TrainConfig` the schema that conf/train.yaml is checked against."""
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-
-
-def selected_pair(cfg: Any) -> str:
-    """Name of the pair: its option if `pair` was given as a config group, even an unknown one, otherwise its value."""
-    from hydra.core.hydra_config import HydraConfig
-
-    choice = HydraConfig.get().runtime.choices.get("pair") if HydraConfig.initialized() else None
-    return str(choice or (cfg.pair if isinstance(cfg.pair, str) else cfg.pair.name))
-
-
-def to_dataclass(cfg: Any) -> TrainConfig:
-    """Resolve a Hydra config and apply `rehearse`."""
-    from omegaconf import OmegaConf
-
-    resolved = OmegaConf.to_object(cfg)
-    assert isinstance(resolved, TrainConfig)
-    resolved.pair = selected_pair(cfg)
-    return shrink_to_rehearse(resolved) if resolved.rehearse else resolved
-
-
-def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
-    """The same stages at the smallest sizes that still run every line."""
-    tiny = ModelConfig(num_layers=2, hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=2)
-    cfg.target_model, cfg.draft_model = tiny, ModelConfig(1, 64, 96, 4, 2)
-    cfg.corpus.max_files, cfg.vocab_size = 120, 512
-    for stage in (cfg.target, cfg.draft.warm, cfg.draft.final, cfg.fit):
-        stage.steps, stage.warmup_steps, stage.checkpoint_every = 8, 2, 4
-        stage.phases = [PhaseConfig(0.7, 64, 4), PhaseConfig(0.3, 128, 2)]
-    cfg.greedy = OutputsConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
-    cfg.heldout.num_prompts = 16
-    cfg.measure = MeasureConfig(new_tokens=12, num_prompts=4, step_repeats=3)
-    cfg.validation = ValidationConfig(every=4, num_prompts=2, new_tokens=8, gamma=2, batch=2)
-    cfg.heads.num_heads, cfg.distill.on_policy_tokens = 2, 8
-    return cfg
-
-
-def output_folder(cfg: TrainConfig) -> Path:
-    """The folder of a run's stages: by default one for each pair, task or kind of heads, others for rehearsals."""
-    name = {"pair": cfg.pair, "heads": cfg.heads.kind}.get(cfg.task, cfg.task)
-    return Path(cfg.output_dir or f"outputs/train/{name}{'-rehearsal' if cfg.rehearse else ''}")
-
-
-def deciding(cfg: TrainConfig) -> dict[str, Any]:
-    """The settings that decide results."""
-    return {key: value for key, value in asdict(cfg).items() if key not in _NOT_DECIDING}

@@ -8,6 +8,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from specdec.core.questions import Message
 from specdec.training import TrainingError
 from specdec.training.config import CorpusConfig
 from specdec.training.documents import read_documents
@@ -21,6 +22,7 @@ class SourceFile:
 
     path: str
     text: str
+    messages: tuple[Message, ...] = ()  # if it is a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class Corpus:
     train: list[SourceFile]
     heldout: list[SourceFile]
     is_code: bool = True  # prompts start at definitions, comments and the like; otherwise at any line
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it consists of conversations, whose prompts are what comes before an answer."""
+        return any(file.messages for file in self.train)
 
     @property
     def sha256(self) -> str:
@@ -49,7 +56,7 @@ def is_heldout(path: str, heldout_percent: int) -> bool:
 def read_corpus(cfg: CorpusConfig) -> Corpus:
     """Read the files that the config admits. Raises TrainingError if either side of the split is empty."""
     if cfg.source != "python":
-        documents = [SourceFile(name, text) for name, text in read_documents(cfg)]
+        documents = [SourceFile(*document) for document in read_documents(cfg)]
         return _split(documents, cfg, f"corpus.path={cfg.path}", is_code=False)
     root = Path(cfg.root) if cfg.root else Path(sysconfig.get_path("stdlib"))
     if not root.is_dir():
@@ -64,7 +71,8 @@ def _split(files: list[SourceFile], cfg: CorpusConfig, setting: str, is_code: bo
     heldout = [file for file in files if is_heldout(file.path, cfg.heldout_percent)]
     if not train or not heldout:
         sizes = f"{len(train)} training and {len(heldout)} held-out files"
-        raise TrainingError(f"{setting} yields {sizes} after filtering; both must be at least 1")
+        remedy = "change corpus.heldout_percent, or give more documents"
+        raise TrainingError(f"{setting} yields {sizes} after filtering; both must be at least 1: {remedy}")
     return Corpus(train[: cfg.max_files], heldout, is_code)  # all held-out files: prompts need the variety
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.base import Alignment
@@ -66,7 +67,7 @@ def decode(
     return {stage: total / max(1, num_rounds) for stage, total in clock.seconds.items()}
 
 
-def stop_ids_of(target: CausalLM) -> frozenset[int]:
-    """The tokens at which the target stops by its own generation config."""
-    eos = target.module.generation_config.eos_token_id
+def stop_ids_of(module: Any) -> frozenset[int]:
+    """The tokens at which a model stops by its own generation config."""
+    eos = module.generation_config.eos_token_id
     return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)

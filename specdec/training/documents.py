@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from specdec.core.questions import Message, checked_messages
 from specdec.core.text_files import check_text
 from specdec.errors import DataError
 from specdec.training import TrainingError
@@ -19,8 +21,16 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".7z")  # `d
 FEW_DOCUMENTS, PIECE_CHARACTERS = 50, 4000
 
 
-def read_documents(cfg: CorpusConfig) -> list[tuple[str, str]]:
-    """(name, text) of every document; the name is a hash of the text, so that the split depends on the text alone.
+class Document(NamedTuple):
+    """A text, or a conversation whose text is its JSON; the name is a hash, so that the split depends on it alone."""
+
+    name: str
+    text: str
+    messages: tuple[Message, ...] = ()
+
+
+def read_documents(cfg: CorpusConfig) -> list[Document]:
+    """Every document of a source: texts, or conversations where the column holds lists of messages.
 
     Few long documents are cut into pieces at line ends, because otherwise there would be nothing to hold out.
 
@@ -32,12 +42,34 @@ def read_documents(cfg: CorpusConfig) -> list[tuple[str, str]]:
     if not cfg.path:
         raise TrainingError(f"corpus.source={cfg.source} needs corpus.path: a file, a folder, a pattern or a Hub name")
     column = "text" if cfg.source == "text" else cfg.column
-    texts = [text for text in _load(cfg, column) if isinstance(text, str) and text.strip()]
+    values = _load(cfg, column)
+    if any(isinstance(value, list) for value in values):
+        return _conversations(values, cfg)
+    texts = [text for text in values if isinstance(text, str) and text.strip()]
     if not texts:
         raise TrainingError(f"corpus.path={cfg.path} holds no text in column {column}")
     if len(texts) < FEW_DOCUMENTS:
         texts = [piece for text in texts for piece in pieces(text)]
-    return [(hashlib.sha256(text.encode()).hexdigest(), text) for text in texts]
+    return [Document(hashlib.sha256(text.encode()).hexdigest(), text) for text in texts]
+
+
+def _conversations(values: list[Any], cfg: CorpusConfig) -> list[Document]:
+    """Checked conversations that ask something; empty ones are left out.
+
+    Raises:
+        TrainingError: a row holds anything else; it is named.
+    """
+    found = []
+    for number, value in enumerate(values, 1):
+        if not value:
+            continue
+        try:
+            messages = checked_messages(value)
+        except ValueError as error:
+            raise TrainingError(f"corpus.column={cfg.column}: row {number} of {cfg.path}: {error}") from error
+        text = json.dumps(messages, ensure_ascii=False)
+        found.append(Document(hashlib.sha256(text.encode()).hexdigest(), text, messages))
+    return found
 
 
 def pieces(text: str) -> Iterator[str]:

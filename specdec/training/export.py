@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec.core.files import write_json
-from specdec.drafters.trained import save_heads
 from specdec.run.provenance import git_revision
 from specdec.training.card import model_card
-from specdec.training.config import TrainConfig, output_folder
+from specdec.training.config import TrainConfig
+from specdec.training.heads import write_heads
 from specdec.training.model import save_model
+from specdec.training.resolve import output_folder
 from specdec.training.stages import Record
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def code_record() -> Record:
 
 
 def settings_record(cfg: TrainConfig) -> Record:
-    """All settings but those of output folders and display."""
-    return {key: value for key, value in asdict(cfg).items() if key not in ("output_dir", "export_dir", "progress")}
+    """All settings but those of output folders and display; folders by their whole path, wherever the run started."""
+    found = {key: value for key, value in asdict(cfg).items() if key not in ("output_dir", "export_dir", "progress")}
+    for settings, key in ((found, "frozen"), (found, "tokenizer"), (found, "start"), (found["corpus"], "path")):
+        if settings[key] and Path(settings[key]).expanduser().exists():
+            settings[key] = str(Path(settings[key]).expanduser().resolve())
+    return found
 
 
 def export_model(cfg: TrainConfig, model: Any, sources: Sources, record: Record) -> Path:
@@ -85,7 +90,7 @@ def export_heads(cfg: TrainConfig, settings: dict[str, Any], module: Any, target
     """The folder for `drafter=KIND drafter.path=`."""
 
     def write(staged: Path) -> None:
-        save_heads(staged, cfg.heads.kind, settings, module, target)
+        write_heads(staged, cfg.heads, settings, module, target)
         (staged / "README.md").write_text(model_card(record))
 
     return replace_folder(cfg, write, record)

@@ -1,7 +1,7 @@
 """What is trained beside a frozen target: the module, the loss and the drafter settings of each kind.
 
 Shapes: B rows, T tokens, V vocabulary, D hidden size, G heads, K insertions, M prompt tokens, S = columns seen.
-All objectives learn the target's distribution (forward KL) of the counted tokens; the i-th token ahead has the weight
+All objectives have the losses of `distill` over the counted tokens; the i-th token ahead has the weight
 decay ** i. Logits are computed only where they predict a counted token: others add nothing to any loss.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,22 @@ from specdec.drafters.eagle import EagleLayer
 from specdec.drafters.early_exit import EarlyExit
 from specdec.drafters.medusa import MedusaHeads
 from specdec.drafters.ppd import PromptTokens
+from specdec.drafters.trained import save_heads
 from specdec.models.cache_argument import cache_argument
+from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
-from specdec.training.blocks import Batch
-from specdec.training.config import HeadsConfig
-from specdec.training.losses import forward_kl, masked_mean
+from specdec.training.acceptance import HeldoutPrompt
+from specdec.training.blocks import Batch, Stream
+from specdec.training.config import HeadsConfig, LossConfig, ValidationConfig
+from specdec.training.dflash import BlockHead, dflash_loss, save_dflash
+from specdec.training.draft_tokens import most_frequent
+from specdec.training.dspark import DSparkHead, calibrate, dspark_loss, save_dspark
+from specdec.training.eagle3 import Eagle3Head, eagle3_loss, save_eagle3
+from specdec.training.longspec import LongSpecHead, longspec_loss
+from specdec.training.losses import LossSum, check_losses, masked_sum, weighted_losses
+from specdec.training.peagle import PEagleHead, peagle_loss, save_peagle
+from specdec.training.specblock import SpecBlockHead, save_specblock, specblock_loss
+from specdec.training.unrolled import unrolled_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +43,40 @@ class HeadsKind:
     """How one kind of heads is built and trained, and the settings that its folder records."""
 
     build: Callable[[Any, HeadsConfig], nn.Module]
-    loss: Callable[[Any, Any, Batch, HeadsConfig, int], Tensor]  # module, target, batch, settings, seed of this batch
+    loss: Callable[[Any, Any, Batch, HeadsConfig, LossConfig, int], LossSum]  # module, target, batch, settings, seed
     settings: Callable[[HeadsConfig], dict[str, Any]]
     guesses: Callable[[Any, Any, Tensor, int], Tensor] | None = None  # of kinds that guess several places at once
+    save: Callable[[Path, Any, CausalLM, HeadsConfig], None] | None = None  # of kinds in a published layout
+    reducible: bool = False  # whether they can draft a part of the vocabulary: `ReducibleHead`
+    # Sets what follows from held-out prompts once the weights are final, and returns its figures.
+    calibrate: Callable[[Any, CausalLM, list[HeldoutPrompt], ValidationConfig], dict[str, Any]] | None = None
 
 
 class HeadsObjective:
     """The loss of a kind of heads, with a frozen target."""
 
-    def __init__(self, kind: HeadsKind, target: Any, cfg: HeadsConfig, seed: int) -> None:
+    def __init__(
+        self, kind: HeadsKind, target: Any, cfg: HeadsConfig, seed: int, losses: LossConfig | None = None
+    ) -> None:
+        self.losses = losses or LossConfig()
+        check_losses(self.losses)
+        if self.losses.on_policy:
+            raise TrainingError(
+                f"distill.on_policy={self.losses.on_policy}: only task=distill learns from tokens of its own draft; "
+                "set it to 0 for task=heads"
+            )
         self.kind, self.target, self.cfg, self.seed = kind, target.eval().requires_grad_(False), cfg, seed
         target.set_attn_implementation("sdpa")
 
-    def __call__(self, module: Any, batch: Batch, step: int) -> Tensor:
-        """The loss; random choices follow from the seed and the batch's number."""
+    def __call__(self, module: Any, batch: Batch, step: int) -> LossSum:
+        """The loss of the counted tokens; random choices follow from the seed and the batch's number."""
         seed = 1_000_003 * self.seed + batch.place["batches"]
-        return self.kind.loss(module, self.target, batch, self.cfg, seed)
+        return self.kind.loss(module, self.target, batch, self.cfg, self.losses, seed)
 
 
-def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+def medusa_loss(
+    module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig, losses: LossConfig, seed: int
+) -> LossSum:
     """Head k at token t learns the distribution of token t + 2 + k."""
     # From the token at which the last head predicts the first counted one.
     start = max(0, batch.first_counted - len(module.heads) - 1)
@@ -60,9 +87,9 @@ def medusa_loss(module: MedusaHeads, target: Any, batch: Batch, cfg: HeadsConfig
         ahead = k + 1  # the target's own head predicts token t + 1
         student_BTV = logits_BTGV[:, : -ahead - 1, k].float()
         counted = batch.counted_BT[:, start + ahead + 1 :]
-        values = forward_kl(student_BTV, teacher_BTV[:, ahead:-1])
-        total = total + cfg.decay**k * masked_mean(values, counted)
-    return total
+        values = weighted_losses(losses, student_BTV, teacher_BTV[:, ahead:-1], batch.ids_BT[:, start + ahead + 1 :])
+        total = total + cfg.decay**k * masked_sum(values, counted)
+    return LossSum(total, batch.counted_BT.sum())
 
 
 def medusa_guesses(module: MedusaHeads, target: Any, ids_BT: Tensor, start: int) -> Tensor:
@@ -72,7 +99,9 @@ def medusa_guesses(module: MedusaHeads, target: Any, ids_BT: Tensor, start: int)
     return logits_BTGV
 
 
-def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+def early_exit_loss(
+    module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConfig, losses: LossConfig, seed: int
+) -> LossSum:
     """The exit learns the distribution of the whole target."""
     start = batch.first_counted - 1
     keep = batch.ids_BT.shape[1] - start
@@ -81,11 +110,13 @@ def early_exit_loss(module: EarlyExit, target: Any, batch: Batch, cfg: HeadsConf
     if not 1 <= cfg.layer < len(output.hidden_states) - 1:
         raise TrainingError(f"heads.layer={cfg.layer}: choose 1 to {len(output.hidden_states) - 2}")
     student_BTV = module.head(module.norm(output.hidden_states[cfg.layer][:, start:-1])).float()
-    values = forward_kl(student_BTV, output.logits[:, :-1].float())
-    return masked_mean(values, batch.counted_BT[:, start + 1 :])
+    values = weighted_losses(losses, student_BTV, output.logits[:, :-1].float(), batch.ids_BT[:, start + 1 :])
+    return LossSum(masked_sum(values, batch.counted_BT[:, start + 1 :]), batch.counted_BT.sum())
 
 
-def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+def eagle_loss(
+    module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, losses: LossConfig, seed: int
+) -> LossSum:
     """At every unrolled step, entry t learns the distribution of token t + 2 and the hidden state of token t + 1."""
     start = max(0, batch.first_counted - 2)
     hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
@@ -94,13 +125,15 @@ def eagle_loss(module: EagleLayer, target: Any, batch: Batch, cfg: HeadsConfig, 
     for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads)):
         first = max(start, step)  # earlier entries have no true entry to start from
         counted = batch.counted_BT[:, 2 + first :]
-        values = forward_kl(head(output_BTD[:, first:-1]).float(), teacher_BTV[:, 1 + first - start : -1])
+        student_BTV = head(output_BTD[:, first:-1]).float()
+        truth_BT = batch.ids_BT[:, 2 + first :]
+        values = weighted_losses(losses, student_BTV, teacher_BTV[:, 1 + first - start : -1], truth_BT)
         near = nn.functional.smooth_l1_loss(
             output_BTD[:, first:-1].float(), hidden_BTD[:, 1 + first : -1].float(), reduction="none"
         )
-        loss = masked_mean(values, counted) + cfg.feature_weight * masked_mean(near.mean(-1), counted)
+        loss = masked_sum(values, counted) + cfg.feature_weight * masked_sum(near.mean(-1), counted)
         total = total + cfg.decay**step * loss
-    return total
+    return LossSum(total, batch.counted_BT.sum())
 
 
 def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps: int) -> Iterator[Tensor]:
@@ -125,18 +158,9 @@ def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps
         fed_BTD = torch.cat([hidden_BTD[:, :1], output_BTD[:, :-1]], dim=1)
 
 
-def unrolled_mask(num_entries: int, step: int, device: torch.device) -> Tensor:
-    """(1, 1, T, (step + 1) T) bool: what the entries of an unrolled step attend to in this and earlier steps."""
-    entry_T1 = torch.arange(num_entries, device=device)[:, None]
-    column_T = torch.arange(num_entries, device=device)
-    blocks = [column_T <= entry_T1 - step]
-    blocks += [column_T == entry_T1 - step + earlier for earlier in range(1, step + 1)]
-    mask_TS = torch.cat(blocks, dim=1)
-    mask_TS[:, -num_entries:] |= column_T == entry_T1  # at least themselves: the first entries have no past
-    return mask_TS[None, None]
-
-
-def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, seed: int) -> Tensor:
+def ppd_loss(
+    module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, losses: LossConfig, seed: int
+) -> LossSum:
     """Inserts prompt tokens: the i-th of those after token t learns the distribution of token t + 2 + i."""
     ids_BT, num_probes = batch.ids_BT, len(module.embeddings_MD)
     num_rows, width = ids_BT.shape
@@ -154,10 +178,11 @@ def ppd_loss(module: PromptTokens, target: Any, batch: Batch, cfg: HeadsConfig, 
     student_BKMV = _inserted(module, target, ids_BT, places_BK)
     positions_BKM = places_BK[..., None] + 1 + torch.arange(num_probes, device=ids_BT.device)
     rows_B11 = torch.arange(num_rows, device=ids_BT.device)[:, None, None]
-    values_BKM = forward_kl(student_BKMV, teacher_BTV[rows_B11, positions_BKM - start])
+    teacher_BKMV, truth_BKM = teacher_BTV[rows_B11, positions_BKM - start], ids_BT[rows_B11, positions_BKM + 1]
+    values_BKM = weighted_losses(losses, student_BKMV, teacher_BKMV, truth_BKM)
     counted_BKM = batch.counted_BT[rows_B11, positions_BKM + 1]
-    weights = [cfg.decay**i * masked_mean(values_BKM[..., i], counted_BKM[..., i]) for i in range(num_probes)]
-    return torch.stack(weights).sum()
+    decays_M = cfg.decay ** torch.arange(num_probes, device=ids_BT.device)
+    return LossSum(masked_sum(decays_M * values_BKM, counted_BKM), counted_BKM.any(-1).sum())
 
 
 def ppd_guesses(module: PromptTokens, target: Any, ids_BT: Tensor, start: int) -> Tensor:
@@ -216,6 +241,24 @@ KINDS: dict[str, HeadsKind] = {
         medusa_guesses,
     ),
     "eagle": HeadsKind(lambda target, cfg: EagleLayer(target), eagle_loss, lambda cfg: {}),
+    "eagle3": HeadsKind(
+        lambda target, cfg: Eagle3Head(target, cfg.layer_ids),
+        eagle3_loss,
+        lambda cfg: {},
+        save=save_eagle3,
+        reducible=True,
+    ),
+    "peagle": HeadsKind(PEagleHead, peagle_loss, lambda cfg: {}, save=save_peagle, reducible=True),
+    "specblock": HeadsKind(SpecBlockHead, specblock_loss, lambda cfg: {}, save=save_specblock, reducible=True),
+    "dflash": HeadsKind(
+        lambda target, cfg: BlockHead(target, cfg, from_anchor=False),
+        dflash_loss,
+        lambda cfg: {},
+        save=save_dflash,
+        reducible=True,
+    ),
+    "dspark": HeadsKind(DSparkHead, dspark_loss, lambda cfg: {}, save=save_dspark, reducible=True, calibrate=calibrate),
+    "longspec": HeadsKind(LongSpecHead, longspec_loss, lambda cfg: {"window": cfg.window}),
     "ppd": HeadsKind(
         lambda target, cfg: PromptTokens(cfg.num_heads, target.get_input_embeddings()),
         ppd_loss,
@@ -224,3 +267,19 @@ KINDS: dict[str, HeadsKind] = {
     ),
     "early_exit": HeadsKind(lambda target, cfg: EarlyExit(target), early_exit_loss, lambda cfg: {"layer": cfg.layer}),
 }
+
+
+def reduce_vocabulary(module: Any, cfg: HeadsConfig, stream: Stream, target: CausalLM) -> None:
+    """Let the head draft the most frequent tokens of the training data alone, if the config asks for that."""
+    if cfg.draft_vocab is not None:
+        ids_N = most_frequent(stream.token_counts(target.vocab_size), cfg.draft_vocab)
+        module.keep(ids_N.to(target.device), target.module)
+
+
+def write_heads(folder: Path, cfg: HeadsConfig, settings: dict[str, Any], module: nn.Module, target: CausalLM) -> None:
+    """Write the folder that ``drafter=KIND drafter.path=`` loads."""
+    save = KINDS[cfg.kind].save
+    if save is None:
+        save_heads(folder, cfg.kind, settings, module, target)
+    else:
+        save(folder, module, target, cfg)

@@ -49,7 +49,9 @@ def _cut(
     order = sorted(random.permutation(len(places)), key=lambda index: uses.get(places[index][0].path, 0))
     for index in order:
         file, offset = places[index]
-        ids = tokenizer.backend_tokenizer.encode(file.text[offset : offset + 12 * num_tokens]).ids[:num_tokens]
+        ids = tokenizer.backend_tokenizer.encode(
+            file.text[offset : offset + 12 * num_tokens], add_special_tokens=False
+        ).ids[:num_tokens]
         text = str(tokenizer.decode(ids))
         length = len(tokenizer.backend_tokenizer.encode(text).ids)  # the tokenizer may merge the cut text differently
         if len(ids) == num_tokens and cfg.min_tokens <= length <= cfg.max_tokens and (text.isascii() or not ascii_only):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
 import sys
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 
+from specdec.core.files import write_json
+from specdec.training import TrainingError
 from specdec.training.checkpoints import (
     BEST,
     LAST,
@@ -21,9 +25,12 @@ from specdec.training.checkpoints import (
     read_checkpoint,
 )
 from specdec.training.config import TrainConfig
+from specdec.training.device import lightning_accelerator, precision_of
+from specdec.training.export import settings_record
 from specdec.training.metrics_file import MetricsFile
 from specdec.training.module import TrainingModule
 from specdec.training.progress import FitProgress
+from specdec.training.stages import is_first_process
 
 if TYPE_CHECKING:
     from specdec.training.validation import Validation
@@ -44,7 +51,7 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
         check_resumable(module, last)
     logger = _wandb(module.name, folder, cfg)
     trainer = lightning.Trainer(
-        accelerator=cfg.device.accelerator,
+        accelerator=lightning_accelerator(cfg),
         devices=cfg.device.devices,
         strategy=cfg.device.strategy,
         max_steps=stage.steps,
@@ -64,6 +71,11 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
         module.model.train()
         try:
             trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        except SystemExit as end:
+            if trainer.interrupted:  # Lightning ends the process without a word, and leaves SIGINT ignored
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from end
+            raise
         finally:
             if logger is not None and trainer.is_global_zero:
                 logger.experiment.finish()
@@ -79,20 +91,6 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
     }
 
 
-def precision_of(cfg: TrainConfig) -> str:
-    """Lightning's name of the precision; ``auto`` is bfloat16 only where the device has instructions for it.
-
-    Without them bfloat16 is emulated: 9 instead of 55 GFLOP/s in matrix products on a core with AVX2.
-    """
-    if cfg.precision != "auto":
-        return cfg.precision
-    if cfg.device.accelerator != "cpu" and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return "bf16-mixed" if native else "32-true"
-
-
 def take_best(module: TrainingModule, folder: Path) -> int | None:
     """Load the weights with the best measured acceptance; returns their step, or None if nothing was measured."""
     if not (folder / BEST).exists():
@@ -104,13 +102,29 @@ def take_best(module: TrainingModule, folder: Path) -> int | None:
 
 def _wandb(name: str, folder: Path, cfg: TrainConfig) -> Any:
     """A Weights & Biases logger if the config asks for one; a resumed fit continues its run."""
-    if cfg.log.wandb == "disabled":
+    if cfg.log.wandb == "disabled" or not is_first_process():
         return None
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(
-        name=name, project=cfg.log.project, save_dir=str(folder), offline=cfg.log.wandb == "offline", resume="allow"
+    note = folder / "wandb.json"
+    if not note.exists():
+        write_json(note, {"id": uuid.uuid4().hex[:12]})
+    logger = WandbLogger(
+        name=name,
+        id=json.loads(note.read_text())["id"],
+        project=cfg.log.project,
+        save_dir=str(folder),
+        # Not Lightning's offline=True: that sets WANDB_MODE, which W&B ignores once anything in the process used it.
+        mode=cfg.log.wandb,
+        resume="allow",
     )
+    try:
+        logger.log_hyperparams(settings_record(cfg))
+    except wandb.errors.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(f"log.wandb={cfg.log.wandb}: {reason}; set WANDB_API_KEY, or log.wandb=offline") from error
+    return logger
 
 
 def _mean(values: list[float]) -> float:

@@ -1,7 +1,8 @@
-"""Distillation losses: pure functions of logits with one value per position, and means over chosen positions.
+"""Distillation losses: pure functions of logits with one value per position, and sums over chosen positions.
 
 Shape letters: X positions (any leading shape), V vocabulary, K tokens kept of a distribution. All in nats. A
-temperature softens both distributions, and its square scales the gradient back (Hinton et al. 2015, arXiv 1503.02531).
+temperature T softens both distributions and makes gradients smaller: those of KL by T^2, which scales them back (Hinton
+et al. 2015, arXiv 1503.02531), those of total variation by T. Logits of the target may be -inf.
 Sources: forward and reverse KL for drafts, Zhou et al. 2023 (DistillSpec, arXiv 2310.08461); total variation is one
 minus the chance that rejection sampling accepts (Leviathan et al. 2023, corollary 3.6).
 """
@@ -9,11 +10,29 @@ minus the chance that rejection sampling accepts (Leviathan et al. 2023, corolla
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from specdec.training import TrainingError
+from specdec.training.config import LossConfig
+
+LOWEST = -87.0
+"""In place of lower log-probabilities: 0 times -inf would be NaN, and e^-87 is float32's least normal number."""
 Loss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class LossSum(NamedTuple):
+    """What a batch adds to a step: the step's loss is a mean over the positions of all its batches and devices."""
+
+    total: Tensor  # over the positions that count
+    num_positions: Tensor | int
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss of this batch alone; 0 where nothing counts."""
+        return self.total / max(1, int(self.num_positions))
 
 
 def cross_entropy(draft_XV: Tensor, tokens_X: Tensor) -> Tensor:
@@ -34,9 +53,9 @@ def reverse_kl(draft_XV: Tensor, target_XV: Tensor, temperature: float = 1.0) ->
 
 
 def total_variation(draft_XV: Tensor, target_XV: Tensor, temperature: float = 1.0) -> Tensor:
-    """(1/2) sum |p - q|, per position (X), from 0 to 1; scaled by the squared temperature like the others."""
+    """(1/2) sum |p - q|, per position (X), from 0 to 1; scaled by the temperature."""
     log_p, log_q = _log_probs(draft_XV, target_XV, temperature)
-    return temperature**2 * 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+    return temperature * 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 
 
 def kept_forward_kl(draft_XV: Tensor, top_ids_XK: Tensor, top_logps_XK: Tensor) -> Tensor:
@@ -49,9 +68,32 @@ SOFT: dict[str, Loss] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "tv
 """Losses between two distributions, by the name of their weight in the config."""
 
 
-def masked_mean(values_X: Tensor, mask_X: Tensor) -> Tensor:
-    """The mean over the positions where the mask is true; 0 if there are none."""
-    return torch.where(mask_X, values_X, 0.0).sum() / mask_X.sum().clamp(min=1)
+def check_losses(cfg: LossConfig) -> None:
+    """Refuse weights from which nothing is learned.
+
+    Raises:
+        TrainingError: all of them are 0.
+    """
+    if not any(getattr(cfg, name) for name in ("ce", "argmax", *SOFT)):
+        raise TrainingError("distill: every loss has weight 0; set distill.forward_kl=1 or another")
+
+
+def weighted_losses(cfg: LossConfig, draft_XV: Tensor, target_XV: Tensor, tokens_X: Tensor) -> Tensor:
+    """The sum of all losses with their weights, per position (X)."""
+    total = torch.zeros_like(draft_XV[..., 0])
+    if cfg.ce:
+        total = total + cfg.ce * cross_entropy(draft_XV, tokens_X)
+    if cfg.argmax:
+        total = total + cfg.argmax * cross_entropy(draft_XV, target_XV.argmax(-1))
+    for name, loss in SOFT.items():
+        if weight := getattr(cfg, name):
+            total = total + weight * loss(draft_XV, target_XV, cfg.temperature)
+    return total
+
+
+def masked_sum(values_X: Tensor, mask_X: Tensor) -> Tensor:
+    """The sum over the positions where the mask is true."""
+    return torch.where(mask_X, values_X, 0.0).sum()
 
 
 def output_mask(prompt_lengths: list[int], lengths: list[int], width: int, count_prompt: bool = False) -> Tensor:
@@ -68,4 +110,5 @@ def output_mask(prompt_lengths: list[int], lengths: list[int], width: int, count
 
 
 def _log_probs(draft_XV: Tensor, target_XV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return (target_XV / temperature).log_softmax(-1), (draft_XV / temperature).log_softmax(-1)
+    log_p, log_q = (target_XV / temperature).log_softmax(-1), (draft_XV / temperature).log_softmax(-1)
+    return log_p.clamp(min=LOWEST), log_q.clamp(min=LOWEST)

@@ -1,12 +1,12 @@
-"""Building, loading and saving Llama models. Weights are stored as bfloat16 and loaded as float32."""
+"""Building, loading and saving models. Weights are stored as bfloat16 and loaded as float32."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -46,11 +46,9 @@ def build_model(
     return LlamaForCausalLM(config)
 
 
-def save_model(model: LlamaForCausalLM, folder: Path) -> None:
+def save_model(model: Any, folder: Path) -> None:
     """Write config, generation config and bfloat16 safetensors; the config asks for float32 on loading."""
-    rounded = LlamaForCausalLM(model.config)
-    rounded.load_state_dict(model.state_dict())
-    torch.nn.Module.to(rounded, torch.bfloat16)
+    rounded = copy.deepcopy(model).to(device="cpu", dtype=torch.bfloat16)
     rounded.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=model.config.bos_token_id,
@@ -63,26 +61,13 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     write_json(config_path, {**json.loads(config_path.read_text()), "dtype": "float32"})
 
 
-def num_parameters(model: LlamaForCausalLM) -> int:
+def num_parameters(model: Any) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def start_from_target(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> bool:
-    """Copy embedding, final norm and evenly spaced layers (first to last) if the widths match; returns whether."""
-    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    if any(getattr(draft.config, name) != getattr(target.config, name) for name in same):
-        return False
-    draft.model.embed_tokens.load_state_dict(target.model.embed_tokens.state_dict())
-    draft.model.norm.load_state_dict(target.model.norm.state_dict())
-    chosen = np.linspace(0, len(target.model.layers) - 1, len(draft.model.layers)).round().astype(int)
-    for layer, index in zip(draft.model.layers, chosen, strict=True):
-        layer.load_state_dict(target.model.layers[int(index)].state_dict())
-    return True
-
-
-def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
-    """A Llama in a local folder, to train further or to measure.
+def load_weights(name: str, setting: str, vocab_size: int) -> Any:
+    """A causal language model in a local folder, to train further or to measure; float32.
 
     Raises:
         TrainingError: it cannot be loaded, or its vocabulary has another size.
@@ -100,10 +85,7 @@ def load_llama(name: str, setting: str, vocab_size: int) -> LlamaForCausalLM:
         raise TrainingError(
             f"{setting}={name}: the checkpoint lacks {missing}, which would be random: give a complete one"
         )
-    if not isinstance(model, LlamaForCausalLM):
-        raise TrainingError(f"{setting}={name} is a {type(model).__name__}; drafts are of the Llama architecture")
-    if model.config.vocab_size != vocab_size:
-        raise TrainingError(
-            f"{setting}={name} has a vocabulary of {model.config.vocab_size} tokens, the target one of {vocab_size}"
-        )
+    found_size = model.config.get_text_config().vocab_size
+    if found_size != vocab_size:
+        raise TrainingError(f"{setting}={name} has a vocabulary of {found_size} tokens, the target one of {vocab_size}")
     return model

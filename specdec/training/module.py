@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
+from specdec.training.losses import LossSum
 
-Objective = Callable[[Any, Batch, int], Tensor]
-"""(model, batch, optimizer steps done) -> scalar loss; its random numbers follow from seed and step alone."""
+Objective = Callable[[Any, Batch, int], LossSum]
+"""(model, batch, optimizer steps done) -> loss; its random numbers follow from seed and step alone."""
 
 
 class TrainingModule(lightning.LightningModule):
@@ -34,9 +35,11 @@ class TrainingModule(lightning.LightningModule):
         if self.ema is not None:
             self.ema.requires_grad_(False)
         self.losses: list[float] = []  # one per optimizer step
-        self.grad_norm = math.nan
+        self.grad_norm = self._step_loss = math.nan
         self.num_tokens = 0
-        self._batch_losses: list[float] = []  # since the last optimizer step
+        phase = self.budget.stage.phases[0]
+        self._scale = phase.block * phase.batch  # keeps gradients of sums in the range of means
+        self._sums: Tensor | None = None  # since the last optimizer step: loss, positions, tokens read
         self._place = dict(stream.place)  # after the last batch that was learned
         self._random_state: Tensor | None = None
 
@@ -52,34 +55,54 @@ class TrainingModule(lightning.LightningModule):
         return DataLoader(self.stream, batch_size=None)
 
     def on_train_start(self) -> None:
-        """Restore the random state of the run that was interrupted."""
+        """Start the clock; restore the random state of the run that was interrupted."""
+        self.budget.start()
         if self._random_state is not None:
             torch.set_rng_state(self._random_state)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch, self.global_step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._failure(f"loss is {value}", batch.place)
-        self._batch_losses.append(value)
+        sums = [loss.total.detach(), loss.num_positions, batch.ids_BT.numel()]
+        sums_3 = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=loss.total.device) for x in sums])
+        self._sums = sums_3 if self._sums is None else self._sums + sums_3
         self._place = batch.place
-        self.num_tokens += batch.ids_BT.numel() * self.trainer.world_size
-        return loss
+        return loss.total / self._scale
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by the norm of all gradients; refuse a step with a norm that is not finite."""
+        """Divide the gradients by the positions of all batches and devices, and clip them by the norm of all.
+
+        Raises:
+            TrainingError: the loss or the norm is not finite; on all devices, for they share both.
+        """
+        num_positions = self._share_sums()
+        shares = self.trainer.accumulate_grad_batches * self.trainer.world_size  # Lightning has divided by both
+        gradients = [weight.grad for weight in self.trained_parameters() if weight.grad is not None]
+        torch._foreach_mul_(gradients, self._scale * shares / num_positions)
         norm = nn.utils.clip_grad_norm_(self.trained_parameters(), self.budget.stage.clip or math.inf)
         self.grad_norm = float(norm)
         if not math.isfinite(self.grad_norm) and str(self.trainer.precision) != "16-mixed":
             raise self._failure(f"the gradient's norm is {self.grad_norm}", self._place)
+
+    def _share_sums(self) -> float:
+        """Add up the step's sums and the first process's time over all devices; returns the number of positions."""
+        assert self._sums is not None
+        spent_s = self.budget.spent_s if self.trainer.is_global_zero else 0.0
+        own_4 = torch.cat([self._sums, self._sums.new_tensor([spent_s])])
+        shared_4: Any = self.trainer.strategy.reduce(own_4, reduce_op="sum")
+        total, num_positions, num_tokens, self.budget.clock_s = shared_4.tolist()
+        self._sums, num_positions = None, max(1.0, num_positions)
+        if not math.isfinite(total):
+            raise self._failure(f"loss is {total}", self._place)
+        self._step_loss = total / num_positions
+        self.num_tokens += int(num_tokens)
+        return float(num_positions)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step and update the average of the weights here, before any callback can write a checkpoint."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.losses.append(sum(self._batch_losses) / max(1, len(self._batch_losses)))
-        self._batch_losses.clear()
+        self.losses.append(self._step_loss)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the budget; the clock may end the stage before its last step."""
@@ -105,7 +128,7 @@ class TrainingModule(lightning.LightningModule):
 
     def check_finite(self) -> None:
         """Raise TrainingError if a weight is NaN or infinite."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.trained_parameters()):
+        if not bool(torch.stack([parameter.isfinite().all() for parameter in self.trained_parameters()]).all()):
             raise self._failure("a weight is not finite", self._place)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -121,7 +144,8 @@ class TrainingModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint["specdec"]
-        self.budget.earlier_s, self.budget.step = kept["spent_s"], checkpoint["global_step"]
+        self.budget.earlier_s = self.budget.clock_s = kept["spent_s"]
+        self.budget.step = checkpoint["global_step"]
         self.num_tokens, self.losses = kept["num_tokens"], list(kept["losses"])
         self.stream.place = self._place = dict(kept["place"])
         self._random_state = kept["random_state"]

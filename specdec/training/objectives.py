@@ -12,11 +12,21 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from specdec.core.sampling import draw
+from specdec.core.transfer import to_device
 from specdec.models.cache_argument import cache_argument
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch
 from specdec.training.config import LossConfig
-from specdec.training.losses import SOFT, cross_entropy, kept_forward_kl, masked_mean
+from specdec.training.decoding import stop_ids_of
+from specdec.training.losses import (
+    SOFT,
+    LossSum,
+    check_losses,
+    cross_entropy,
+    kept_forward_kl,
+    masked_sum,
+    weighted_losses,
+)
 
 EAGER_ATTENTION_UP_TO = 256
 """Up to this length eager attention is faster than the fused kernel on a CPU (5.6k against 4.9k tokens/s at 256, 2.2k
@@ -30,11 +40,12 @@ def choose_attention(num_tokens: int, *models: Any) -> None:
             model.set_attn_implementation("eager" if num_tokens <= EAGER_ATTENTION_UP_TO else "sdpa")
 
 
-def next_token(model: Any, batch: Batch, step: int) -> Tensor:
-    """Mean cross-entropy of the counted tokens, each given those before it, in nats."""
+def next_token(model: Any, batch: Batch, step: int) -> LossSum:
+    """Cross-entropy of the counted tokens, each given those before it, in nats."""
     choose_attention(batch.ids_BT.shape[1], model)
     logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits[:, :-1].float()
-    return masked_mean(cross_entropy(logits_BTV, batch.ids_BT[:, 1:]), batch.counted_BT[:, 1:])
+    counted_BT = batch.counted_BT[:, 1:]
+    return LossSum(masked_sum(cross_entropy(logits_BTV, batch.ids_BT[:, 1:]), counted_BT), counted_BT.sum())
 
 
 class Distill:
@@ -42,14 +53,14 @@ class Distill:
 
     def __init__(self, target: Any, cfg: LossConfig, seed: int) -> None:
         self.target, self.cfg, self.seed = target.eval().requires_grad_(False), cfg, seed
+        self.stop_ids = sorted(stop_ids_of(target))
         self.soft = {name: getattr(cfg, name) for name in SOFT if getattr(cfg, name)}
-        if not self.soft and not cfg.ce and not cfg.argmax:
-            raise TrainingError("distill: every loss has weight 0; set distill.forward_kl=1 or another")
+        check_losses(cfg)
         if not 0 <= cfg.on_policy <= 1:
             raise TrainingError(f"distill.on_policy={cfg.on_policy}: give a share from 0 to 1")
 
-    def __call__(self, model: Any, batch: Batch, step: int) -> Tensor:
-        """The weighted sum of the losses, each a mean over the counted tokens."""
+    def __call__(self, model: Any, batch: Batch, step: int) -> LossSum:
+        """The weighted sum of the losses of all counted tokens."""
         if self._is_on_policy(batch.place["batches"]):
             batch = self._sampled(model, batch)
         choose_attention(batch.ids_BT.shape[1], model, self.target)
@@ -57,20 +68,18 @@ class Distill:
         mask_BX = batch.counted_BT[:, first:]
         draft_XV = _logits(model, batch.ids_BT, first)[mask_BX]
         tokens_X = batch.ids_BT[:, first:][mask_BX]
-        total = self.cfg.ce * cross_entropy(draft_XV, tokens_X) if self.cfg.ce else torch.zeros_like(draft_XV[:, 0])
         if self._kept_suffices(batch):
             assert batch.top_ids_BTK is not None
             assert batch.top_logps_BTK is not None
             top_ids_XK, top_logps_XK = (top[:, first:][mask_BX] for top in (batch.top_ids_BTK, batch.top_logps_BTK))
-            total = total + self.cfg.argmax * cross_entropy(draft_XV, top_ids_XK[:, 0])
-            return (total + self.cfg.forward_kl * kept_forward_kl(draft_XV, top_ids_XK, top_logps_XK)).mean()
+            total = self.cfg.argmax * cross_entropy(draft_XV, top_ids_XK[:, 0])
+            total = total + self.cfg.ce * cross_entropy(draft_XV, tokens_X)
+            total = total + self.cfg.forward_kl * kept_forward_kl(draft_XV, top_ids_XK, top_logps_XK)
+            return LossSum(total.sum(), len(tokens_X))
         with torch.no_grad():
             target_XV = _logits(self.target, batch.ids_BT, first)[mask_BX]
-        if self.cfg.argmax:
-            total = total + self.cfg.argmax * cross_entropy(draft_XV, target_XV.argmax(-1))
-        for name, weight in self.soft.items():
-            total = total + weight * SOFT[name](draft_XV, target_XV, self.cfg.temperature)
-        return total.mean()
+        total = weighted_losses(self.cfg, draft_XV, target_XV, tokens_X)
+        return LossSum(total.sum(), len(tokens_X))
 
     def _kept_suffices(self, batch: Batch) -> bool:
         """Whether the losses need only the cached entries of the target's distribution."""
@@ -83,12 +92,18 @@ class Distill:
         return int(number * share) > int((number - 1) * share)
 
     def _sampled(self, model: Any, batch: Batch) -> Batch:
-        """The rows' first halves as prompts, and tokens that the draft samples after them."""
-        num_prompt = max(1, int(batch.counted_BT.any(0).nonzero()[0]), batch.ids_BT.shape[1] // 2)
+        """The rows' first halves as prompts, and tokens that the draft samples after them.
+
+        Rows that end before do not count, nor does what is sampled after a token at which the target stops.
+        """
+        columns_T = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)
+        ends_B = (batch.counted_BT * (columns_T + 1)).amax(1)
+        num_prompt = max(batch.first_counted, batch.ids_BT.shape[1] // 2)
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + batch.place["batches"])
         ids_BT = sample(model, batch.ids_BT[:, :num_prompt], self.cfg.on_policy_tokens, generator)
-        counted_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        counted_BT[:, :num_prompt] = False
+        stops_BN = torch.isin(ids_BT[:, num_prompt:], to_device(torch.tensor(self.stop_ids), ids_BT.device))
+        goes_on_BN = (stops_BN.cumsum(1) - stops_BN.long() == 0) & (ends_B >= num_prompt)[:, None]
+        counted_BT = torch.cat([torch.zeros_like(ids_BT[:, :num_prompt], dtype=torch.bool), goes_on_BN], 1)
         return Batch(ids_BT, counted_BT, batch.place)
 
 
@@ -119,7 +134,7 @@ def evaluate_loss(model: Any, blocks_BT: Tensor, batch: int = 8) -> float:
     """Mean held-out cross-entropy in nats per token."""
     model.eval().set_attn_implementation("sdpa")
     losses = []
-    for rows_BT in blocks_BT.split(batch):
+    for rows_BT in blocks_BT.to(model.device).split(batch):
         logits_BTV = model(input_ids=rows_BT, use_cache=False).logits[:, :-1].float()
         losses.append(float(cross_entropy(logits_BTV, rows_BT[:, 1:]).mean()))
     return sum(losses) / len(losses)

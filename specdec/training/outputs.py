@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
+import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +26,12 @@ from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
-from specdec.training.config import OutputsConfig
+from specdec.training.chat import ChatPrompts
+from specdec.training.config import LINE_EVERY_S, OutputsConfig
 from specdec.training.corpus import Corpus
 from specdec.training.decoding import decode
 from specdec.training.losses import output_mask
+from specdec.training.shared_outputs import share, shared_file
 from specdec.training.snippets import PROSE_KINDS, starts_by_kind
 from specdec.training.tokenizer import id_type
 
@@ -34,43 +39,61 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class Outputs(NamedTuple):
-    """Rows of one prompt length with their outputs and the target's largest log-probabilities."""
+DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+NUM_LOADED = 128  # files in memory; the shuffle spreads the rows of each over a whole pass
 
-    ids_BT: Tensor  # (B, P + N); past a row's end anything
+
+class Outputs(NamedTuple):
+    """Prompts with their outputs behind them, and the target's largest log-probabilities for every output token."""
+
+    ids_BT: Tensor  # prompt, then output; past a row's end anything
+    num_prompt_B: Tensor
     num_valid_B: Tensor  # output tokens up to and including the stop token
     top_ids_BNK: Tensor
     top_logps_BNK: Tensor
 
     def batch(self, rows: Tensor, place: dict[str, int], count_prompt: bool) -> Batch:
         """The training batch of some rows."""
-        width = self.ids_BT.shape[1]
-        num_prompt = width - self.top_ids_BNK.shape[1]
-        lengths = (num_prompt + self.num_valid_B[rows]).tolist()
-        counted_BT = output_mask([num_prompt] * len(rows), lengths, width, count_prompt)
-        pad = (0, 0, num_prompt, 0)  # nothing was kept for the prompt's tokens
-        tops = [torch.nn.functional.pad(part[rows], pad) for part in (self.top_ids_BNK, self.top_logps_BNK)]
-        return Batch(self.ids_BT[rows], counted_BT, place, *tops)
+        prompts, ends = self.num_prompt_B[rows], self.num_prompt_B[rows] + self.num_valid_B[rows]
+        width = int(ends.max())
+        counted_BT = output_mask(prompts.tolist(), ends.tolist(), width, count_prompt)
+        # The output token of each column; what stands at the prompt's columns, for which nothing was kept, is not read.
+        place_BT = (torch.arange(width) - prompts[:, None]).clamp(0, self.top_ids_BNK.shape[1] - 1)
+        place_BTK = place_BT[..., None].expand(-1, -1, self.top_ids_BNK.shape[2])
+        tops = [part[rows].gather(1, place_BTK) for part in (self.top_ids_BNK, self.top_logps_BNK)]
+        return Batch(self.ids_BT[rows, :width], counted_BT, place, *tops)
 
 
 @torch.inference_mode()
-def outputs_of(target: CausalLM, prompt_BP: Tensor, cfg: OutputsConfig, stop_ids: frozenset[int], seed: int) -> Outputs:
-    """Decode rows of one prompt length, greedily at temperature 0, and keep the largest log-probabilities."""
+def outputs_of(
+    target: CausalLM, prompts: list[list[int]], cfg: OutputsConfig, stop_ids: frozenset[int], seed: int
+) -> Outputs:
+    """Decode prompts, greedily at temperature 0, and keep the largest log-probabilities of every output token."""
     new_tokens = cfg.new_tokens
     sampling = SamplingParams(temperature=cfg.temperature, seed=seed) if cfg.temperature else None
-    rows = [Sequence(i, ids, new_tokens, stop_ids, sampling) for i, ids in enumerate(prompt_BP.tolist())]
-    decode(target, rows, len(rows), verifier="naive" if cfg.temperature else "greedy")
-    found = [row.output_ids for row in rows]
-    filler = int(prompt_BP[0, 0])
-    ids_BN = torch.tensor([row + [filler] * (new_tokens - len(row)) for row in found])
-    ids_BT = torch.cat([prompt_BP, ids_BN], 1)
+    rows = [Sequence(i, ids, new_tokens, stop_ids, sampling) for i, ids in enumerate(prompts)]
+    decode(target, rows, len(rows), verifier="naive" if cfg.temperature else "greedy", execution="auto")
+    num_prompt_B = torch.tensor([len(ids) for ids in prompts])
+    width = int(num_prompt_B.max()) + new_tokens
+    texts = [[*row.prompt_ids, *row.output_ids] for row in rows]
+    ids_BT = torch.tensor([text + text[:1] * (width - len(text)) for text in texts])
     top_ids, top_logps = [], []
-    for rows_BT in ids_BT.split(8):
-        logits_BTV = target.module(input_ids=rows_BT[:, :-1].to(target.device), use_cache=False).logits
-        top = logits_BTV[:, prompt_BP.shape[1] - 1 :].float().log_softmax(-1).topk(cfg.top_k)
-        top_ids.append(top.indices.cpu())
-        top_logps.append(top.values.cpu())
-    return Outputs(ids_BT, torch.tensor([len(row) for row in found]), torch.cat(top_ids), torch.cat(top_logps))
+    for rows_BT, prompt_B in zip(ids_BT.split(8), num_prompt_B.split(8), strict=True):
+        first = int(prompt_B.min()) - 1  # the column that predicts the first output token of all
+        inputs_BT = rows_BT[:, :-1].to(target.device)
+        output = target.module(input_ids=inputs_BT, use_cache=False, logits_to_keep=width - 1 - first)
+        top = output.logits.float().log_softmax(-1).topk(cfg.top_k)
+        columns_BN = (prompt_B - 1 - first)[:, None] + torch.arange(new_tokens)
+        columns_BNK = columns_BN[..., None].expand(-1, -1, cfg.top_k)
+        top_ids.append(top.indices.cpu().gather(1, columns_BNK))
+        top_logps.append(top.values.cpu().gather(1, columns_BNK))
+    num_valid_B = torch.tensor([len(row.output_ids) for row in rows])
+    return Outputs(ids_BT, num_prompt_B, num_valid_B, torch.cat(top_ids), torch.cat(top_logps))
+
+
+def prompt_source(corpus: Corpus, tokenizer: Any, cfg: OutputsConfig, seed: int) -> PromptSource | ChatPrompts:
+    """Prompts of the training side of a corpus."""
+    return (ChatPrompts if corpus.is_chat else PromptSource)(corpus, tokenizer, cfg, seed)
 
 
 def generate_outputs(
@@ -86,22 +109,47 @@ def generate_outputs(
 ) -> dict[str, Any]:
     """Write one .npz file per batch until `num_batches` or `minutes` is reached; files of an earlier run are kept.
 
+    Batches that any run has asked this target for are taken from the cache (`specdec.training.shared_outputs`).
+
     Raises:
         TrainingError: the folder holds the outputs of another target (``made_by``, a fingerprint).
     """
     _check_made_by(out, made_by)
-    prompts = PromptSource(corpus, tokenizer, cfg, seed)
+    prompts = prompt_source(corpus, tokenizer, cfg, seed)
     started_s = time.monotonic()
-    num_tokens = num_done = 0
+    num_tokens = num_done = num_new = 0
+    told_s = 0.0
     for index in range(cfg.num_batches):
         path = out / f"batch_{index:04d}.npz"
         if not path.exists():
             if cfg.minutes is not None and time.monotonic() - started_s > 60.0 * cfg.minutes:
                 break
-            made = outputs_of(target, prompts.batch(index), cfg, stop_ids, seed + index)
-            save_outputs(made, path, target.vocab_size)
-        num_done, num_tokens = num_done + 1, num_tokens + cfg.batch * cfg.new_tokens
+            asked = prompts.batch(index)
+            shared = shared_file(target, made_by, asked, cfg, stop_ids, seed + index) if made_by else None
+            if shared is None or not share(shared, path) or not _is_whole(path, len(asked)):
+                made = outputs_of(target, asked, cfg, stop_ids, seed + index)
+                save_outputs(made, path, target.vocab_size)
+                if shared is not None:
+                    share(path, shared)
+                num_new += int(made.num_valid_B.sum())
+            told_s = _tell(index + 1, num_new, cfg, time.monotonic() - started_s, told_s)
+        with np.load(path) as arrays:
+            num_tokens += int(arrays["num_valid"].astype(np.int64).sum())
+        num_done += 1
     return {"batches": num_done, "rows": num_done * cfg.batch, "output_tokens": num_tokens}
+
+
+def _tell(num_done: int, num_tokens: int, cfg: OutputsConfig, spent_s: float, told_s: float) -> float:
+    """Print how far the outputs have come, every half minute and at the end; returns when that was last done."""
+    if spent_s - told_s < LINE_EVERY_S and num_done < cfg.num_batches:
+        return told_s
+    limit = f" of {cfg.minutes:g}" if cfg.minutes is not None else ""
+    speed = num_tokens / max(spent_s, 1e-9)
+    print(
+        f"[outputs] batch {num_done} of {cfg.num_batches}  {spent_s / 60:.1f}{limit} min  {speed:,.0f} tokens/s",
+        flush=True,
+    )
+    return spent_s
 
 
 def _check_made_by(out: Path, made_by: str) -> None:
@@ -120,8 +168,8 @@ class PromptSource:
         self.starts = starts_by_kind(corpus.train, corpus.is_code)
         self.tokenizer, self.cfg, self.seed = tokenizer, cfg, seed
 
-    def batch(self, index: int) -> Tensor:
-        """prompt_BP of one length, log-uniform between the limits."""
+    def batch(self, index: int) -> list[list[int]]:
+        """Prompts of one length, log-uniform between the limits."""
         random = np.random.default_rng([self.seed, index])
         low, high = np.log(self.cfg.min_prompt_tokens), np.log(self.cfg.max_prompt_tokens + 1)
         num_tokens = int(np.exp(random.uniform(low, high)))
@@ -131,7 +179,7 @@ class PromptSource:
             if len(ids) == num_tokens:
                 rows.append(ids)
             if len(rows) == self.cfg.batch:
-                return torch.tensor(rows)
+                return rows
         raise TrainingError(f"the corpus has too few texts of {num_tokens} tokens; lower greedy.max_prompt_tokens")
 
     def _prompt(self, num_tokens: int, random: np.random.Generator) -> list[int]:
@@ -146,34 +194,43 @@ class PromptSource:
 
 
 class OutputStream(Stream):
-    """Batches from the cached outputs, each of one prompt length; shuffled again in each pass."""
+    """Batches from the cached outputs, each of prompts of about one length; shuffled again in each pass."""
 
     def __init__(
         self, folder: Path, budget: Budget, seed: int, *, count_prompt: bool = False, num_devices: int = 1
     ) -> None:
         self.budget, self.seed, self.count_prompt, self.num_devices = budget, seed, count_prompt, num_devices
-        self.outputs = [load_outputs(path) for path in sorted(folder.glob("batch_????.npz"))]
-        if not self.outputs:
+        self.paths = sorted(folder.glob("batch_*[0-9].npz"))
+        if not self.paths:
             raise TrainingError(f"{folder} holds no outputs; raise greedy.minutes or greedy.num_batches")
+        self.sizes = [num_rows(path) for path in self.paths]
+        self._load = lru_cache(maxsize=NUM_LOADED)(load_outputs)
         self.place = {"batches": 0}
         self._pass: tuple[int, list[tuple[int, Tensor]]] | None = None
 
+    def token_counts(self, vocab_size: int) -> Tensor:
+        counts_V = torch.zeros(vocab_size, dtype=torch.long)
+        for path, size in zip(self.paths, self.sizes, strict=True):
+            batch = self._load(path).batch(torch.arange(size), self.place, self.count_prompt)
+            counts_V += torch.bincount(batch.ids_BT[batch.counted_BT], minlength=vocab_size)
+        return counts_V
+
     def draw(self) -> Batch:
         size = self.budget.stage.phases[0].batch * self.num_devices
-        per_pass = sum(-(-len(outputs.ids_BT) // size) for outputs in self.outputs)
+        per_pass = sum(-(-count // size) for count in self.sizes)
         number, index = divmod(self.place["batches"], per_pass)
         if self._pass is None or self._pass[0] != number:
             self._pass = (number, self._shuffled(number, size))
         source, rows = self._pass[1][index]
         self.place = {"batches": self.place["batches"] + 1}
-        return self.outputs[source].batch(rows, self.place, self.count_prompt)
+        return self._load(self.paths[source]).batch(rows, self.place, self.count_prompt)
 
     def _shuffled(self, number: int, size: int) -> list[tuple[int, Tensor]]:
         """Every row of every cached batch once: (cached batch, rows)."""
         random = np.random.default_rng([self.seed, number])
         parts = []
-        for source, outputs in enumerate(self.outputs):
-            order = torch.from_numpy(random.permutation(len(outputs.ids_BT)))
+        for source, count in enumerate(self.sizes):
+            order = torch.from_numpy(random.permutation(count))
             parts += [(source, rows) for rows in order.split(size)]
         return [parts[index] for index in random.permutation(len(parts))]
 
@@ -184,7 +241,8 @@ def save_outputs(outputs: Outputs, path: Path, vocab_size: int) -> None:
     np.savez(
         partial,
         ids=outputs.ids_BT.numpy().astype(id_type(vocab_size)),
-        num_valid=outputs.num_valid_B.numpy().astype(np.uint16),
+        num_prompt=outputs.num_prompt_B.numpy().astype(np.uint32),
+        num_valid=outputs.num_valid_B.numpy().astype(np.uint32),
         top_ids=outputs.top_ids_BNK.numpy().astype(id_type(vocab_size)),
         top_logps=outputs.top_logps_BNK.numpy().astype(np.float16),
     )
@@ -195,9 +253,32 @@ def load_outputs(path: Path) -> Outputs:
     """Read what `save_outputs` wrote."""
     try:
         with np.load(path) as arrays:
-            ids, num_valid, top_ids = (
-                torch.from_numpy(arrays[key].astype(np.int64)) for key in ("ids", "num_valid", "top_ids")
-            )
-            return Outputs(ids, num_valid, top_ids, torch.from_numpy(arrays["top_logps"].astype(np.float32)))
-    except (ValueError, KeyError, EOFError) as error:
-        raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it, it is generated again") from error
+            numbers = [arrays[key].astype(np.int64) for key in ("ids", "num_prompt", "num_valid", "top_ids")]
+            ids, num_prompt, num_valid, top_ids = map(torch.from_numpy, numbers)
+            top_logps = torch.from_numpy(arrays["top_logps"].astype(np.float32))
+            return Outputs(ids, num_prompt, num_valid, top_ids, top_logps)
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _is_whole(path: Path, num_prompts: int) -> bool:
+    """Whether a file of the cache can be read and has a row per prompt."""
+    try:
+        return len(load_outputs(path).num_valid_B) == num_prompts
+    except TrainingError:
+        return False
+
+
+def num_rows(path: Path) -> int:
+    """Rows of a file of outputs, from its smallest array."""
+    try:
+        with np.load(path) as arrays:
+            return len(arrays["num_valid"])
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"{path} is damaged ({type(error).__name__}): delete it and record.json beside it; it is generated again"
+    )

@@ -14,9 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from specdec.training.config import LINE_EVERY_S
 from specdec.training.module import TrainingModule
-
-LINE_EVERY_S = 30.0
 
 
 class FitProgress(Callback):

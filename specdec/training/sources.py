@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from specdec.assets import local_path
 from specdec.config.schema import PairConfig
@@ -19,15 +19,19 @@ from specdec.models.checkpoints import load_model, load_tokenizer
 from specdec.models.compatibility import supported
 from specdec.models.vocabulary import check_tokenizer, num_ids
 from specdec.training import TrainingError
+from specdec.training.chat import heldout_conversations
 from specdec.training.config import TrainConfig
 from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.decoding import stop_ids_of
+from specdec.training.device import device_of, frozen_dtype
 from specdec.training.heldout import make_prompts
 from specdec.training.outputs import generate_outputs
 from specdec.training.stages import Record
 from specdec.training.tokenizer import encode_corpus, train_tokenizer
 
 HELDOUT_SEED = 1234
+_NOT_OF_OUTPUTS = ("_name_or_path", "transformers_version", "dtype", "use_cache")
+"""What a config says besides what its model computes; outputs of other number formats are told apart elsewhere."""
 
 
 class Sources:
@@ -43,14 +47,14 @@ class Sources:
 
     @cached_property
     def target(self) -> CausalLM:
-        """The frozen target, in float32.
+        """The frozen target, on the device of this process, in the number format of its matrix products.
 
         Raises:
             TrainingError: it cannot be loaded, or its vocabulary does not hold the tokenizer's tokens.
         """
         pair = PairConfig(name="frozen")
         try:
-            module = load_model("target", self.cfg.frozen, pair, torch.float32, torch.device("cpu"))
+            module = load_model("target", self.cfg.frozen, pair, frozen_dtype(self.cfg), device_of(self.cfg))
             target = supported(module, f"frozen={self.cfg.frozen}")
             remedy = "set tokenizer to the target's own"
             check_tokenizer(self.tokenizer, target.vocab_size, f"frozen={self.cfg.frozen}", remedy)
@@ -85,8 +89,10 @@ class Sources:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the frozen target's weights."""
-        digest = hashlib.sha256()
+        """Hash of the frozen target's weights and config: the same weights rotated otherwise are another target."""
+        theirs = self.target.module.config.to_dict()
+        told = {key: theirs[key] for key in sorted(theirs) if key not in _NOT_OF_OUTPUTS}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
         for name, value in sorted(self.target.module.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -97,7 +103,7 @@ class Sources:
 
     def generate(self, out: Path) -> Record:
         """Stage: the frozen target's outputs, for OutputStream."""
-        cfg, stops = self.cfg, stop_ids_of(self.target)
+        cfg, stops = self.cfg, stop_ids_of(self.target.module)
         return generate_outputs(
             self.target,
             self.corpus,
@@ -113,9 +119,21 @@ class Sources:
         """The token array of one side, mapped from disk."""
         return np.load(self.folder / f"tokens/{split}.npy", mmap_mode="r")
 
+    def load_counted(self, split: str) -> Any:
+        """Which of these tokens are to be predicted; None: all of them."""
+        path = self.folder / f"tokens/{split}_counted.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
     def cut_prompts(self, out: Path) -> Record:
         """Stage: held-out prompts, the same for every seed of training."""
-        prompts = make_prompts(self.corpus, self.tokenizer, self.cfg.heldout, HELDOUT_SEED)
+        if not self.corpus.is_chat and self.cfg.task != "lm" and getattr(self.tokenizer, "chat_template", None):
+            print(
+                "note: the corpus is plain text, but the tokenizer has a chat template, in which `run.py` asks: give "
+                "conversations (corpus.column=messages), or set data.chat_template=never in runs",
+                flush=True,
+            )
+        make = heldout_conversations if self.corpus.is_chat else make_prompts
+        prompts = make(self.corpus, self.tokenizer, self.cfg.heldout, HELDOUT_SEED)
         write_lines(out / "heldout.jsonl", prompts)
         return {"prompts": len(prompts)}
 

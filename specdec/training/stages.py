@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,24 @@ Record = dict[str, Any]
 """A stage's figures, the content of its record.json."""
 
 
-def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Run `work(folder/name)` unless its record exists; the record is written last, by atomic rename."""
+def is_first_process(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process writes the stages: the only one, or the first of those of torchrun, srun or Lightning."""
+    rank = next((environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in environ), "0")
+    return int(rank) == 0
+
+
+def run_stage(
+    name: str, folder: Path, force: bool, work: Callable[[Path], dict[str, Any]], *, by_all: bool = False
+) -> dict[str, Any]:
+    """Run `work(folder/name)` unless its record exists; the record is written last, by atomic rename.
+
+    Args:
+        by_all: of several processes all take part; otherwise the first one works, and the others wait for its record.
+    """
     stage_folder = folder / name
     record_path = stage_folder / "record.json"
+    if not is_first_process():
+        return work(stage_folder) if by_all and not record_path.exists() else _awaited(record_path)
     if record_path.exists() and not force:
         print(f"[{name}] done before: {record_path}", flush=True)
         loaded: dict[str, Any] = json.loads(record_path.read_text())
@@ -40,6 +55,14 @@ def run_stage(name: str, folder: Path, force: bool, work: Callable[[Path], dict[
     write_json(record_path, record)
     print(f"[{name}] {json.dumps(record)[:300]}", flush=True)
     return record
+
+
+def _awaited(record_path: Path) -> Record:
+    """The record, as soon as the first process has written it; if that one fails, its launcher ends this one."""
+    while not record_path.exists():
+        time.sleep(0.1)
+    loaded: Record = json.loads(record_path.read_text())
+    return loaded
 
 
 def keep_settings(

@@ -1,8 +1,11 @@
-"""The tasks of train.py: `lm` (a model from scratch), `distill` (a draft of a frozen target), `heads` (beside one)."""
+"""The tasks of train.py: `lm` (a model from scratch), `distill` (a draft of a frozen target), `heads` (beside one),
+and `selector` (of tree shapes, in specdec/training/selector.py)."""
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,27 +14,37 @@ from typing import Any
 import torch
 import transformers
 
+from specdec.config.processes import launched_from_outside
 from specdec.drafters.ranked_trees import ACCURACIES
-from specdec.drafters.trained import save_heads
-from specdec.models.causal_lm import CausalLM
+from specdec.models.architecture import context_length
+from specdec.models.checkpoints import move
 from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.accuracies import measure_accuracies
 from specdec.training.blocks import BlockStream, Stream, fixed_blocks
 from specdec.training.budget import Budget
-from specdec.training.config import TrainConfig, deciding, output_folder
+from specdec.training.chat import encoded_prompt
+from specdec.training.checkpoints import load_archive
+from specdec.training.config import TrainConfig
+from specdec.training.device import device_of
+from specdec.training.draft import aligned, new_draft
 from specdec.training.export import export_heads, export_model, provenance_of
-from specdec.training.heads import KINDS, HeadsObjective
+from specdec.training.heads import KINDS, HeadsObjective, reduce_vocabulary, write_heads
 from specdec.training.heldout import read_prompts
+from specdec.training.limits import check_heads, check_lengths
 from specdec.training.loop import fit, take_best
-from specdec.training.model import build_model, load_llama, num_parameters, save_model, start_from_target
+from specdec.training.model import build_model, load_weights, num_parameters, save_model
 from specdec.training.module import Objective, TrainingModule
 from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream
+from specdec.training.resolve import deciding, output_folder
+from specdec.training.selector import train_selector
 from specdec.training.sources import Sources
-from specdec.training.stages import Record, keep_settings, run_stage
+from specdec.training.stages import Record, is_first_process, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
+
+HELDOUT = "heldout/heldout.jsonl"
 
 
 def train(cfg: TrainConfig) -> Record:
@@ -43,7 +56,12 @@ def train(cfg: TrainConfig) -> Record:
         raise TrainingError(f"keep={cfg.keep}: choose best (by measured acceptance) or last")
     if cfg.task == "heads" and cfg.heads.kind not in KINDS:
         raise TrainingError(f"heads.kind={cfg.heads.kind} is unknown; choose from {', '.join(sorted(KINDS))}")
-    keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
+    if cfg.distill.data not in ("outputs", "corpus"):
+        raise TrainingError(f"distill.data={cfg.distill.data} is unknown; choose outputs or corpus")
+    if cfg.force and launched_from_outside():
+        raise TrainingError("force=true with several processes: one would delete what others read; delete the folder")
+    if is_first_process():
+        keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
     report = TASKS[cfg.task](cfg, output_folder(cfg))
     print(json.dumps(report))
     return report
@@ -54,10 +72,11 @@ def train_language_model(cfg: TrainConfig, folder: Path) -> Record:
     sources = Sources(cfg, folder)
     stream, stages = training_stream(cfg, folder, sources, "corpus")
     if cfg.start is not None:
-        model = load_llama(cfg.start, "start", sources.vocab_size)
+        model = load_weights(cfg.start, "start", sources.vocab_size)
     else:
         ids = sources.special_ids
         model = build_model(cfg.target_model, sources.vocab_size, cfg.context_length, cfg.seed, ids)
+    check_lengths(cfg, context_length(model.config), "start" if cfg.start else "context_length", "corpus")
     heldout_BT = fixed_blocks(sources.load("heldout"), min(512, cfg.context_length), 64)
 
     def measure(model: Any) -> Record:
@@ -65,7 +84,7 @@ def train_language_model(cfg: TrainConfig, folder: Path) -> Record:
         return {"heldout_loss": round(loss, 4), "score": -loss}  # without a draft there is no acceptance
 
     record = fit_stage("lm", model, next_token, stream, cfg, measure, folder)
-    model = load_llama(str(folder / "fit/model"), "fit", sources.vocab_size)
+    model = load_weights(str(folder / "fit/model"), "fit", sources.vocab_size)
     provenance = provenance_of(cfg, sources, {**stages, "fit": record})
     destination = export_model(cfg, model, sources, provenance)
     return {"export": str(destination), **record["final"], "steps": record["steps"]}
@@ -75,19 +94,21 @@ def train_draft(cfg: TrainConfig, folder: Path) -> Record:
     """A draft model that learns a frozen target's distribution."""
     sources = Sources(cfg, folder)
     target = sources.target
-    prompts = heldout_prompts(cfg, folder, sources)
+    check_lengths(cfg, target.context_length, f"frozen={cfg.frozen}", cfg.distill.data)
     draft = new_draft(cfg, target)
+    check_lengths(cfg, context_length(draft.config.get_text_config()), "the draft", cfg.distill.data)
+    prompts = heldout_prompts(cfg, folder, sources)
     stream, stages = training_stream(cfg, folder, sources, cfg.distill.data)
 
     def measure(model: Any) -> Record:
         for module in (model, target.module):
             module.set_attn_implementation("sdpa")
         make = lambda context: create("drafter", "model", context)  # noqa: E731
-        return measure_acceptance(target, make, prompts, cfg.validation, draft=CausalLM(model))
+        return measure_acceptance(target, make, prompts, cfg.validation, draft=aligned(model, target))
 
     objective = Distill(target.module, cfg.distill, cfg.seed)
     record = fit_stage("distill", draft, objective, stream, cfg, measure, folder)
-    draft = load_llama(str(folder / "fit/model"), "fit", target.vocab_size)
+    draft = move(load_weights(str(folder / "fit/model"), "fit", target.vocab_size), target.device)
     acceptance = measure(draft.eval())
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
     destination = export_model(cfg, draft, sources, provenance)
@@ -98,24 +119,31 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     """Heads, a layer or prompt tokens beside a frozen target."""
     kind, sources = KINDS[cfg.heads.kind], Sources(cfg, folder)
     target = sources.target
+    check_lengths(cfg, target.context_length, f"frozen={cfg.frozen}", cfg.distill.data)
+    check_heads(cfg.heads, target.vocab_size, reducible=kind.reducible)
     prompts = heldout_prompts(cfg, folder, sources)
     torch.manual_seed(cfg.seed)
-    module, settings = kind.build(target.module, cfg.heads), kind.settings(cfg.heads)
+    module, settings = kind.build(target.module, cfg.heads).float(), kind.settings(cfg.heads)
     stream, stages = training_stream(cfg, folder, sources, cfg.distill.data)
+    reduce_vocabulary(module, cfg.heads, stream, target)
     target.module.requires_grad_(False)
 
     def measure(trained: Any) -> Record:
         with TemporaryDirectory() as path:  # measured as a run would load it
-            save_heads(Path(path), cfg.heads.kind, settings, trained, target)
+            write_heads(Path(path), cfg.heads, settings, trained, target)
             make = lambda context: create("drafter", cfg.heads.kind, context, path=path)  # noqa: E731
             return measure_acceptance(target, make, prompts, cfg.validation)
 
-    objective = HeadsObjective(kind, target.module, cfg.heads, cfg.seed)
+    objective = HeadsObjective(kind, target.module, cfg.heads, cfg.seed, cfg.distill)
     record = fit_stage(f"heads.{cfg.heads.kind}", module, objective, stream, cfg, measure, folder)
-    module.load_state_dict(torch.load(folder / "fit/module.pt"))
-    acceptance = measure(module.eval())
+    module.load_state_dict(load_archive(folder / "fit/module.pt", "delete the folder `fit`"))
+    acceptance = measure(module.to(target.device).eval())
     if kind.guesses is not None:
-        settings[ACCURACIES] = measure_accuracies(kind.guesses, module, target, prompts, cfg.validation)
+        served = copy.deepcopy(module).to(target.dtype)
+        settings[ACCURACIES] = measure_accuracies(kind.guesses, served, target, prompts, cfg.validation)
+    if kind.calibrate is not None:
+        every = encoded(read_prompts(folder / HELDOUT), sources.tokenizer, None)
+        record["calibration"] = kind.calibrate(module, target, every, cfg.validation)
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
     destination = export_heads(cfg, settings, module, target, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
@@ -125,14 +153,19 @@ TASKS: dict[str, Callable[[TrainConfig, Path], Record]] = {
     "lm": train_language_model,
     "distill": train_draft,
     "heads": train_heads,
+    "selector": train_selector,
 }
 
 
 def fit_stage(
     name: str, model: Any, objective: Objective, stream: Stream, cfg: TrainConfig, measure: Measure, folder: Path
 ) -> Record:
-    """The stage `fit` of a task."""
-    return run_stage("fit", folder, cfg.force, lambda out: fit_model(name, model, objective, stream, cfg, measure, out))
+    """The stage `fit` of a task; after it only the first process goes on, which measures and exports."""
+    work = lambda out: fit_model(name, model, objective, stream, cfg, measure, out)  # noqa: E731
+    record = run_stage("fit", folder, cfg.force, work, by_all=True)
+    if not is_first_process():
+        sys.exit(0)
+    return record
 
 
 def fit_model(
@@ -144,8 +177,8 @@ def fit_model(
     record = fit(module, out, cfg, validation)
     record["kept_step"] = take_best(module, out) if measure is not None and cfg.keep == "best" else None
     record["parameters"] = num_parameters(module.result)
-    result = module.result.eval()
-    if isinstance(result, transformers.LlamaForCausalLM):
+    result = module.result.eval().to(device_of(cfg))  # Lightning leaves it on the CPU
+    if isinstance(result, transformers.PreTrainedModel):
         save_model(result, out / "model")
     else:
         torch.save(result.state_dict(), out / "module.pt")
@@ -154,29 +187,13 @@ def fit_model(
     return record
 
 
-def new_draft(cfg: TrainConfig, target: CausalLM) -> Any:
-    """The draft before training: given weights, the target's own layers if the shapes allow, or random weights."""
-    if cfg.start is not None:
-        return load_llama(cfg.start, "start", target.vocab_size)
-    if cfg.new_draft not in ("target", "random"):
-        raise TrainingError(f"new_draft={cfg.new_draft}: choose target (its layers, where the widths match) or random")
-    config = target.module.config
-    eos = config.eos_token_id
-    ids = (config.bos_token_id, eos[0] if isinstance(eos, list) else eos, config.pad_token_id)
-    draft = build_model(cfg.draft_model, target.vocab_size, target.context_length, cfg.seed + 1, ids)
-    if cfg.new_draft == "target":
-        start_from_target(draft, target.module)
-    return draft
-
-
 def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str) -> tuple[Stream, dict[str, Record]]:
     """Training batches from the target's outputs, generated once, or from the corpus; and the record of that stage."""
     budget = Budget(cfg.fit)
     if data == "corpus":
         record = run_stage("tokens", folder, cfg.force, sources.encode)
-        return BlockStream(sources.load("train"), budget, cfg.seed), {"tokens": record}
-    if data != "outputs":
-        raise TrainingError(f"distill.data={data} is unknown; choose outputs or corpus")
+        counted = sources.load_counted("train")
+        return BlockStream(sources.load("train"), budget, cfg.seed, counted=counted), {"tokens": record}
     record = run_stage("outputs", folder, cfg.force, sources.generate)
     stream = OutputStream(folder / "outputs", budget, cfg.seed, count_prompt=cfg.distill.count_prompt)
     return stream, {"outputs": record}
@@ -185,7 +202,7 @@ def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str)
 def heldout_prompts(cfg: TrainConfig, folder: Path, sources: Sources) -> list[HeldoutPrompt]:
     """Prompts of held-out documents, evenly over the categories and lengths."""
     run_stage("heldout", folder, cfg.force, sources.cut_prompts)
-    prompts = read_prompts(folder / "heldout/heldout.jsonl")
+    prompts = read_prompts(folder / HELDOUT)
     return encoded(prompts, sources.tokenizer, cfg.validation.num_prompts)
 
 
@@ -193,4 +210,11 @@ def encoded(prompts: list[dict[str, Any]], tokenizer: Any, count: int | None) ->
     """`count` of the prompts (None: all), as token ids, evenly over their lengths and categories."""
     every = max(1, len(prompts) // count) if count else 1
     some = prompts[:: every | 1][:count]  # an odd step, because the number of categories is even
-    return [HeldoutPrompt(list(tokenizer(p["turns"][0]).input_ids), str(p["category"])) for p in some]
+    return [HeldoutPrompt(_ids(prompt, tokenizer), str(prompt["category"])) for prompt in some]
+
+
+def _ids(prompt: dict[str, Any], tokenizer: Any) -> list[int]:
+    """Text as it stands, messages by the chat template."""
+    if "messages" in prompt:
+        return encoded_prompt(tokenizer, prompt["messages"])
+    return list(tokenizer(prompt["turns"][0]).input_ids)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.training import TrainingError
-from specdec.training.corpus import Corpus
+from specdec.training.chat import check_template, encoded_texts
+from specdec.training.corpus import Corpus, SourceFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,14 +54,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int, 
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Any, seed: int, vocab_size: int, out: Path) -> dict[str, Any]:
-    """Stage: write both sides of the corpus as arrays of tokens, train.npy and heldout.npy."""
+    """Stage: write both sides of the corpus as arrays of tokens, train.npy and heldout.npy.
+
+    Of conversations also train_counted.npy and heldout_counted.npy: which tokens are to be predicted, those of answers.
+    """
     record: dict[str, Any] = {"corpus_sha256": corpus.sha256}
     for split, files in (("train", corpus.train), ("heldout", corpus.heldout)):
         texts = [file.text for file in files]
-        tokens = encode_texts(tokenizer, texts, seed, vocab_size)
-        np.save(out / f"{split}.npy", tokens)
         num_bytes = sum(len(text.encode()) for text in texts)
-        record[split] = {"files": len(files), "bytes": num_bytes, "tokens": len(tokens)}
+        record[split] = {"files": len(files), "bytes": num_bytes}
+        if corpus.is_chat:
+            tokens, counted = encode_conversations(tokenizer, files, seed, vocab_size)
+            np.save(out / f"{split}_counted.npy", counted)
+            record[split]["answer_tokens"] = int(counted.sum())
+        else:
+            tokens = encode_texts(tokenizer, texts, seed, vocab_size)
+        np.save(out / f"{split}.npy", tokens)
+        record[split]["tokens"] = len(tokens)
     return record
 
 
@@ -70,6 +80,17 @@ def encode_texts(tokenizer: Any, texts: list[str], seed: int, vocab_size: int) -
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encodings = tokenizer.backend_tokenizer.encode_batch([texts[index] for index in order])
     return np.concatenate([np.asarray([*encoding.ids, *end], id_type(vocab_size)) for encoding in encodings])
+
+
+def encode_conversations(
+    tokenizer: Any, files: list[SourceFile], seed: int, vocab_size: int
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """All conversations in one array, shuffled, and which tokens are part of an answer."""
+    check_template(tokenizer)
+    order = np.random.default_rng(seed).permutation(len(files))
+    parts = [encoded_texts(tokenizer, files[index].messages) for index in order]
+    ids = np.concatenate([np.asarray(part, id_type(vocab_size)) for part, _ in parts])
+    return ids, np.concatenate([np.asarray(counted, np.bool_) for _, counted in parts])
 
 
 def id_type(vocab_size: int) -> Any:

@@ -57,7 +57,8 @@ class Validation(Callback):
         assert isinstance(pl_module, TrainingModule)
         pl_module.check_finite()
         self._measured = trainer.global_step
-        figures = self._figures(pl_module.result)
+        figures = self._figures(pl_module.result) if trainer.is_global_zero else {}
+        figures = trainer.strategy.broadcast(figures)  # all devices must agree on which is best, and when to stop
         shown = {key: value for key, value in figures.items() if isinstance(value, float)}
         if trainer.is_global_zero:
             append_line(self.lines, {"step": trainer.global_step, **figures})
@@ -85,5 +86,6 @@ class Validation(Callback):
             return
         self.num_worse += 1
         if self.cfg.patience is not None and self.num_worse >= self.cfg.patience:
-            print(f"stopped early: {self.num_worse} measurements without a better one", flush=True)
+            if trainer.is_global_zero:
+                print(f"stopped early: {self.num_worse} measurements without a better one", flush=True)
             trainer.should_stop = True

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from specdec.trees.frontier import Frontier
 
-__all__ = ["Children", "Tree", "at_least"]
+__all__ = ["Children", "RowShape", "Tree", "at_least"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """How large one row's tree may get in one round."""
+
+    width: int  # paths after the trunk (tree=paths, delayed), or nodes (tree=confidence, static)
+    trunk: int  # tokens before the paths part
+    depth: int  # the deepest node; 0: no draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,9 @@ class Tree(ABC):
     max_depth: int | None = None
     """The deepest tree; None means any depth."""
 
+    shaped: bool = False
+    """Whether its rows may have different shapes, those of ``Frontier.shapes``; declared where it is registered too."""
+
     num_kept: int | None = None
     """Nodes that stay in a row's draft, those of the best scores; None: all."""
 
@@ -64,6 +76,14 @@ class Tree(ABC):
     def num_fed(self, depth: int) -> int:
         """Nodes of a row that the draft model is fed for it, at most: by default all that may have children."""
         return self.num_nodes(depth - 1) if depth > 1 else 0
+
+    def widths(self) -> list[int]:
+        """Widths below its own that are worth measuring, for trees that are ``shaped``."""
+        return []
+
+    def largest(self) -> Tree:
+        """The tree for rows that have shapes of their own; it counts nodes for the largest of them."""
+        return self
 
     def check(self, depth: int) -> None:  # noqa: B027
         """Refuse settings that make no sense for trees of this depth; by default there are none."""

@@ -1,6 +1,6 @@
 """Stochastic beam search (RSD-S): of all children, sampled without replacement, those of the largest perturbed values.
 
-Shape letters: B rows, N nodes, J candidates of a node, W width of the beam.
+Shape letters: B rows, N nodes, M = B N, J candidates of a node, D nodes at which a child is drawn, W width of the beam.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specdec.core.siblings import BEAM
 from specdec.trees.base import Children, Tree, at_least
-from specdec.trees.drawing import draw_distinct, most_probable
+from specdec.trees.drawing import Urns, most_probable
 from specdec.trees.frontier import Frontier, by_place
 
 
@@ -44,7 +44,7 @@ class BeamTree(Tree):
             found = tuple(torch.where(greedy_B11, chosen, drawn) for chosen, drawn in both)
         tokens_BNJ, phi_BNJ, value_BNJ = found
         value_BNJ = torch.where(frontier.real_BN[..., None], value_BNJ, -torch.inf)
-        return self._largest(tokens_BNJ, phi_BNJ, value_BNJ)
+        return self._best(tokens_BNJ, phi_BNJ, value_BNJ)
 
     def _chosen(self, frontier: Frontier, phi_BN: Tensor) -> tuple[Tensor, ...]:
         """(B, N, J) most probable tokens, and their phi twice: it is their value."""
@@ -58,24 +58,42 @@ class BeamTree(Tree):
         return frontier.state.get(name, zeros_BN)
 
     def _drawn(self, frontier: Frontier, phi_BN: Tensor, value_BN: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, J) tokens, their phi and their values in descending order; -inf where there is no child."""
-        width = self.width
-        count = min(width, frontier.scores_BNV.shape[-1])
-        places = 1 if frontier.depth == 0 else width
-        numbers_B2WJ = frontier.numbers(2 * places * width).unflatten(1, (2, places, width))
-        slots_BN = frontier.state.get("slot", torch.zeros_like(frontier.real_BN, dtype=torch.long))
-        token_numbers_BNJ, value_numbers_BNJ = (by_place(numbers_B2WJ[:, i], slots_BN)[..., :count] for i in (0, 1))
-        probs_BNV = frontier.probs()
-        sample = draw_distinct(probs_BNV, token_numbers_BNJ)
-        places_BNJ = phi_BN[..., None] + (sample.masses / sample.masses[..., :1]).log()
-        values = [value_BN]
-        for j in range(1, count):
-            place_BN, exponential_BN = places_BNJ[..., j], -torch.log1p(-value_numbers_BNJ[..., j])
-            values.append(place_BN - torch.logaddexp(place_BN - values[-1], exponential_BN.log()))
-        phi_BNJ = phi_BN[..., None] + probs_BNV.gather(-1, sample.tokens).log()
-        return sample.tokens, phi_BNJ, torch.where(sample.real, torch.stack(values, dim=-1), -torch.inf)
+        """(B, N, J) tokens, their phi and their values in descending order; -inf where there is no child.
 
-    def _largest(self, tokens_BNJ: Tensor, phi_BNJ: Tensor, value_BNJ: Tensor) -> Children:
+        Where j children of a node are among the W largest, at most W // j nodes have so many. So child j + 1 is only
+        drawn at the W // j nodes of the largest j-th children: in all about W log W draws, not W * W.
+        """
+        count = min(self.width, frontier.scores_BNV.shape[-1])
+        token_numbers_MJ, value_numbers_MJ = (part.flatten(0, 1) for part in self._numbers(frontier))
+        noise_MJ, probs_BNV = (-torch.log1p(-value_numbers_MJ)).log(), frontier.probs()
+        phi_BN = torch.where(frontier.real_BN, phi_BN, 0.0)
+        every_BN = torch.arange(phi_BN.numel(), device=phi_BN.device).view_as(phi_BN)
+        urns = Urns(probs_BNV)
+        tokens_M, whole_M = urns.draw(every_BN.flatten(), token_numbers_MJ[:, 0])
+        start_M = phi_BN.flatten() - whole_M.log()
+        tokens_MJ = tokens_M[:, None].repeat(1, count)
+        value_MJ = torch.full_like(tokens_MJ, -torch.inf, dtype=torch.float64)
+        value_MJ[:, 0] = torch.where(frontier.real_BN, value_BN, -torch.inf).flatten()
+        for j in range(1, count):
+            before_BN = value_MJ[:, j - 1].view_as(phi_BN)
+            order_BK = before_BN.argsort(dim=1, descending=True, stable=True)[:, : self.width // j]
+            at_D = every_BN.gather(1, order_BK).flatten()
+            tokens_MJ[at_D, j], left_D = urns.draw(at_D, token_numbers_MJ[at_D, j])
+            place_D = start_M[at_D] + left_D.log()
+            value_D = place_D - torch.logaddexp(place_D - value_MJ[at_D, j - 1], noise_MJ[at_D, j])
+            value_MJ[at_D, j] = torch.where(left_D > 0, value_D, -torch.inf)
+        urns.restore()
+        tokens_BNJ, value_BNJ = (part.view(*phi_BN.shape, count) for part in (tokens_MJ, value_MJ))
+        return tokens_BNJ, phi_BN[..., None] + probs_BNV.gather(-1, tokens_BNJ).log(), value_BNJ
+
+    def _numbers(self, frontier: Frontier) -> tuple[Tensor, ...]:
+        """(B, N, W), twice: each child's random numbers for its token and for its value."""
+        places = 1 if frontier.depth == 0 else self.width
+        numbers_B2SW = frontier.numbers(2 * places * self.width).unflatten(1, (2, places, self.width))
+        slots_BN = frontier.state.get("slot", torch.zeros_like(frontier.real_BN, dtype=torch.long))
+        return tuple(by_place(numbers_SW, slots_BN) for numbers_SW in numbers_B2SW.unbind(1))
+
+    def _best(self, tokens_BNJ: Tensor, phi_BNJ: Tensor, value_BNJ: Tensor) -> Children:
         """The W candidates of the largest values; children of one node keep their order."""
         count = tokens_BNJ.shape[-1]
         values_BW, order_BW = value_BNJ.flatten(1).sort(dim=1, descending=True, stable=True)

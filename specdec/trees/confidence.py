@@ -22,14 +22,18 @@ class ConfidenceTree(Tree):
     """
 
     siblings = CHOSEN
+    shaped = True
 
     def __init__(self, *, top_k: int, num_nodes: int) -> None:
         self.top_k = at_least("top_k", top_k)
-        self.num_kept = at_least("num_nodes", num_nodes)
+        self.num_kept = self._most = at_least("num_nodes", num_nodes)
 
     def num_nodes(self, depth: int) -> int:
         candidates = self.top_k + max(depth - 1, 0) * self.top_k**2
         return min(self.num_kept or candidates, candidates) if depth else 0
+
+    def widths(self) -> list[int]:
+        return [self._most // share for share in (4, 2) if self._most >= share]
 
     def num_fed(self, depth: int) -> int:
         return self.top_k * max(depth - 1, 0)

@@ -44,42 +44,87 @@ def draw_distinct(probs: Tensor, uniforms: Tensor) -> Sample:
     """Draw J different tokens of each distribution one after the other, each from what is left (Plackett-Luce).
 
     In law these are the J largest of log q + Gumbel noise, in descending order (Gumbel-top-k), for one random number
-    per draw instead of one per token. After a draw the sum of its block is taken again without the token: subtracting
-    it would leave no digits where it had nearly all.
+    per draw instead of one per token.
 
     Args:
         probs: (..., V) float64. uniforms: (..., J).
     """
     lead, count = probs.shape[:-1], uniforms.shape[-1]
-    probs_MV, numbers_MJ = probs.flatten(0, -2).contiguous(), uniforms.reshape(-1, count)
-    sums_MN, every_M = block_sums(probs_MV), torch.arange(len(probs_MV), device=probs.device)
-    tokens_MJ = torch.full_like(numbers_MJ, -1, dtype=torch.long)
-    masses_MJ = torch.empty_like(numbers_MJ)
-    for j in range(count):
-        block_M1, within_M1, masses_MJ[:, j] = _pick(sums_MN, numbers_MJ[:, j])
-        tokens_MX, values_MX = _block(probs_MV, every_M, block_M1)
-        drawn_MX = (tokens_MX[..., None] == tokens_MJ[:, None, :j]).any(-1)
-        values_MX = values_MX.masked_fill(drawn_MX, 0.0)
-        place_M1 = _place(values_MX, within_M1)
-        tokens_MJ[:, j] = tokens_MX.gather(1, place_M1)[:, 0]
-        sums_MN.scatter_(1, block_M1, values_MX.scatter(1, place_M1, 0.0).sum(-1, keepdim=True))
-    return Sample(*(part.reshape(*lead, count) for part in (tokens_MJ, masses_MJ > 0, masses_MJ)))
+    urns, numbers_MJ = Urns(probs), uniforms.reshape(-1, count)
+    every_M = torch.arange(len(numbers_MJ), device=probs.device)
+    tokens_J, masses_J = zip(*(urns.draw(every_M, numbers_M) for numbers_M in numbers_MJ.unbind(1)), strict=True)
+    urns.restore()
+    tokens, masses = (torch.stack(parts, dim=1).reshape(*lead, count) for parts in (tokens_J, masses_J))
+    return Sample(tokens, masses > 0, masses)
 
 
-def draw_each(probs_MV: Tensor, at_D: Tensor, uniforms_D: Tensor) -> Tensor:
-    """(D): a token of each named distribution, independently."""
-    block_D1, within_D1, _ = _pick(block_sums(probs_MV)[at_D], uniforms_D)
-    tokens_DX, values_DX = _block(probs_MV, at_D, block_D1)
+class Urns:
+    """Distributions from which tokens are drawn one after the other, without replacement, until ``restore``.
+
+    A token that was drawn has probability 0 in ``probs`` itself: marking it elsewhere would be a pass over all
+    earlier draws at each. The sum of its block is taken again without it: subtracting would leave no digits where it
+    had nearly all.
+
+    Args:
+        probs: (..., V) float64, M distributions.
+    """
+
+    def __init__(self, probs: Tensor) -> None:
+        self._flat, self._starts_M = _flat(probs)
+        self._vocab_size = probs.shape[-1]
+        self._sums_MN = block_sums(probs).flatten(0, -2)
+        self._drawn: list[tuple[Tensor, Tensor]] = []  # places, probabilities
+
+    def draw(self, at_D: Tensor, uniforms_D: Tensor) -> tuple[Tensor, Tensor]:
+        """One token (D) of each named distribution, all different ones, and the probability (D) left before the draw.
+
+        Where nothing is left the token may be any.
+        """
+        block_D1, within_D1, left_D = _pick(self._sums_MN[at_D], uniforms_D)
+        starts_D = self._starts_M[at_D]
+        tokens_DX, values_DX = _block(self._flat, starts_D, block_D1, self._vocab_size)
+        place_D1 = _place(values_DX, within_D1)
+        tokens_D = tokens_DX.gather(1, place_D1)[:, 0]
+        drawn_D = starts_D + tokens_D
+        self._drawn.append((drawn_D, values_DX.gather(1, place_D1)[:, 0]))
+        self._flat[drawn_D] = 0.0
+        self._sums_MN[at_D, block_D1[:, 0]] = values_DX.scatter_(1, place_D1, 0.0).sum(-1)
+        return tokens_D, left_D
+
+    def restore(self) -> None:
+        """Give the tokens drawn their probabilities back."""
+        for drawn_D, values_D in reversed(self._drawn):
+            self._flat[drawn_D] = values_D
+        self._drawn.clear()
+
+
+def draw_each(probs: Tensor, at_D: Tensor, uniforms_D: Tensor) -> Tensor:
+    """(D): a token of each named one of the M distributions (..., V), independently."""
+    (flat, starts_M), sums_MN = _flat(probs), block_sums(probs).flatten(0, -2)
+    block_D1, within_D1, _ = _pick(sums_MN[at_D], uniforms_D)
+    tokens_DX, values_DX = _block(flat, starts_M[at_D], block_D1, probs.shape[-1])
     return tokens_DX.gather(1, _place(values_DX, within_D1))[:, 0]
 
 
-def block_sums(probs_MV: Tensor) -> Tensor:
-    """(M, N): the probability of every block of tokens; the last block may be smaller."""
-    whole = probs_MV.shape[1] // BLOCK * BLOCK
-    sums_MN: Tensor = probs_MV[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(-1)
-    if whole < probs_MV.shape[1]:
-        sums_MN = torch.cat([sums_MN, probs_MV[:, whole:].sum(-1, keepdim=True)], dim=1)
-    return sums_MN
+def block_sums(probs: Tensor) -> Tensor:
+    """(..., N) of (..., V): the probability of every block of tokens; the last block may be smaller."""
+    whole = probs.shape[-1] // BLOCK * BLOCK
+    sums: Tensor = probs[..., :whole].unflatten(-1, (whole // BLOCK, BLOCK)).sum(-1)
+    if whole < probs.shape[-1]:
+        sums = torch.cat([sums, probs[..., whole:].sum(-1, keepdim=True)], dim=-1)
+    return sums
+
+
+def _flat(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """The memory of distributions (..., V) as one vector, and where each of them (M) begins in it."""
+    if 0 in probs.stride() or probs.stride(-1) != 1:  # expanded: what is marked in one would be in others too
+        probs = probs.contiguous()
+    sizes, strides = probs.shape, probs.stride()
+    starts = torch.zeros((), dtype=torch.long, device=probs.device)
+    for size, stride in zip(sizes[:-1], strides[:-1], strict=True):
+        starts = starts[..., None] + torch.arange(size, device=probs.device) * stride
+    length = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return probs.as_strided((length,), (1,)), starts.flatten()
 
 
 def _pick(weights_DN: Tensor, uniforms_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,14 +136,13 @@ def _pick(weights_DN: Tensor, uniforms_D: Tensor) -> tuple[Tensor, Tensor, Tenso
     return place_D1, level_D1 - start_D1, ends_DN[:, -1]
 
 
-def _block(probs_MV: Tensor, at_D: Tensor, block_D1: Tensor) -> tuple[Tensor, Tensor]:
+def _block(flat: Tensor, starts_D: Tensor, block_D1: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The tokens (D, X) of a block, and their probabilities; the last block begins with tokens of another, as 0."""
-    vocab_size = probs_MV.shape[1]
     width = min(BLOCK, vocab_size)
     first_D1 = (block_D1 * BLOCK).clamp(max=vocab_size - width)
     tokens_DX = first_D1 + torch.arange(width, device=block_D1.device)
-    runs = probs_MV.view(-1).unfold(0, width, 1)  # a view: rows of it are copied faster than single elements
-    values_DX = runs[at_D * vocab_size + first_D1[:, 0]]
+    runs = flat.unfold(0, width, 1)  # a view: rows of it are copied faster than single elements
+    values_DX = runs[starts_D + first_D1[:, 0]]
     return tokens_DX, values_DX.masked_fill_(tokens_DX < block_D1 * BLOCK, 0.0)
 
 

@@ -5,6 +5,7 @@ Shape letters: B rows, N nodes of a row (those after its ``counts`` hold nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
@@ -16,6 +17,7 @@ from specdec.core.sampling import processed, warped
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.core.transfer import to_device
+from specdec.trees.base import RowShape
 
 OFFSETS_PER_NUMBER = 1 << 16
 """Number n of a level of depth d has the offset d + n * this; so number 0 is that of a chain."""
@@ -46,6 +48,8 @@ class Frontier:
     real_BN: Tensor  # bool, on the device: which places hold a node
     state: dict[str, Tensor]  # (B, N, ...): what `Children.state` said of these nodes; empty at depth 0
     memory: Workspace = field(default_factory=Workspace)  # for the distributions
+    shapes: list[RowShape] | None = None  # the rows' own; None: all have the tree's
+    place: Callable[[], Tensor | None] = lambda: None  # where the draft keeps (B, N, V) distributions, if in one piece
     _probs_BNV: Tensor | None = field(default=None, init=False)
 
     @property
@@ -68,7 +72,9 @@ class Frontier:
         """(B, N, V) float64: each row's distributions by its own settings; one-hot in greedy rows."""
         if self._probs_BNV is None:
             assert self.settings is not None
-            out_BNV = self.memory.take(self.depth, tuple(self.scores_BNV.shape), self.scores_BNV.device)
+            out_BNV = self.place()
+            if out_BNV is None:
+                out_BNV = self.memory.take(0, tuple(self.scores_BNV.shape), self.scores_BNV.device)
             self._probs_BNV = processed(self.scores_BNV, self.settings, out_BNV)
         return self._probs_BNV
 
@@ -86,7 +92,7 @@ class Frontier:
         """(B, count) float64 in [0, 1): each row's random numbers of this level. Number n is the same for any count."""
         keys = [(row.sampling.seed if row.sampling else 0, row.index) for row in self.rows]
         offsets = [self.depth + n * OFFSETS_PER_NUMBER for n in range(count)]
-        found = uniforms(keys, [[row.length] * count for row in self.rows], DRAFT, offsets)
+        found = uniforms(keys, [[row.length] for row in self.rows], DRAFT, offsets)
         return to_device(found, self.scores_BNV.device)
 
 

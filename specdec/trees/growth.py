@@ -8,12 +8,11 @@ G drafted nodes, V vocabulary. Arrays with these letters are numpy's, on the hos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.core.round import Draft
@@ -21,10 +20,13 @@ from specdec.core.sampling import penalized, seen_tokens, settings_of
 from specdec.core.sequence import Sequence
 from specdec.core.siblings import IID
 from specdec.core.transfer import to_device
-from specdec.trees.base import Children, Tree
+from specdec.errors import ContractError
+from specdec.trees.arrays import Array, first_places, on_host, ragged
+from specdec.trees.base import Children, RowShape, Tree
 from specdec.trees.frontier import Frontier, Workspace, by_place
 
-Array = NDArray[Any]
+Choose = Callable[[Frontier], list[RowShape]]
+"""Decides the rows' shapes by their roots, before any node is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Growth:
         gammas: the depth of each row's tree; 0: none.
         num_missing: tokens of each row that are fed in the first forward, before all nodes.
         memory: what the draft's distributions are in, until the next draft in the same memory.
+        choose: called once, with the frontier of depth 0; None: all rows have the tree's own shape.
+        certainty: report ``Draft.certainty_BG2``.
     """
 
     def __init__(
@@ -74,8 +78,12 @@ class Growth:
         gammas: list[int],
         num_missing: list[int],
         memory: Workspace | None = None,
+        choose: Choose | None = None,
+        certainty: bool = False,
     ) -> None:
         self._tree = tree
+        self._choose = choose
+        self._shapes: list[RowShape] | None = None
         self._memory = memory or Workspace()
         self._rows = rows
         self._settings = settings_of(rows)
@@ -85,7 +93,8 @@ class Growth:
         self._state: dict[str, Tensor] = {}
         self._seen_BNV: Tensor | None = None
         self._levels: list[_Level] = []
-        self._laws: list[tuple[Tensor, _Extended]] = []  # (B, N, V) of each depth at which children were drawn
+        self._probs_BGV: Tensor | None = None  # what children were drawn from, at the columns of their parents
+        self._certainties: list[tuple[Tensor, _Extended]] | None = [] if certainty else None  # (B, N, 2) of each depth
 
     def add(self, logits_BNV: Tensor) -> Feed | None:
         """Choose the children of the nodes with these logits: at first of each row's last token (N = 1).
@@ -97,12 +106,20 @@ class Growth:
         real_BN = np.arange(logits_BNV.shape[1]) < extended.counts_B[:, None]
         scores_BNV, device = self._scores(logits_BNV), logits_BNV.device
         frontier = Frontier(
-            depth, self._rows, self._settings, scores_BNV, to_device(real_BN, device), self._state, self._memory
+            *(depth, self._rows, self._settings, scores_BNV, to_device(real_BN, device), self._state, self._memory)
         )
+        if depth == 0 and self._choose is not None:
+            self._shapes = self._choose(frontier)
+            self._depths_B = np.minimum(self._depths_B, [shape.depth for shape in self._shapes])
+            extended = self._extended = replace(extended, counts_B=np.minimum(self._depths_B, 1))
+        frontier.shapes = self._shapes
+        frontier.place = lambda: self._place(scores_BNV, extended)
         children = self._tree.grow(frontier)
+        if self._certainties is not None:
+            self._certainties.append((certainty_of(scores_BNV), extended))
         if frontier.drawn_from is not None:
-            self._laws.append((frontier.drawn_from, extended))
-        places_BC, real_BC, extended_BC, draws_BJ, scores_BC = _on_host(
+            self._keep(frontier.drawn_from, extended)
+        places_BC, real_BC, extended_BC, draws_BJ, scores_BC = on_host(
             *(children.parents_BC, children.real_BC, children.extended_BC, children.draws_BJ, children.scores_BC)
         )
         assert places_BC is not None
@@ -120,29 +137,33 @@ class Growth:
     def draft(self) -> Draft:
         """The drafts of all rows."""
         if all(level.real_BC.shape[1] == 1 for level in self._levels):
-            probs_BGV = torch.cat([law for law, _ in self._laws], dim=1) if self._laws else None
             tokens_BG = torch.cat([level.tokens_BC for level in self._levels], dim=1)
-            return Draft(tokens_BG, self._real().sum(1).tolist(), probs_BGV=probs_BGV)
+            probs_BGV = self._probs(tokens_BG.shape[1])
+            certainty_BG2 = torch.cat([part for part, _ in self._certainties], dim=1) if self._certainties else None
+            return Draft(tokens_BG, self._real().sum(1).tolist(), probs_BGV=probs_BGV, certainty_BG2=certainty_BG2)
         real_BT = self._real()
         nodes_BT = np.where(real_BT, real_BT.cumsum(1) - 1, -1)
         counts_B = real_BT.sum(1)
-        order_BG = _first(real_BT, int(counts_B.max()))
-        parents_BT = self._all("parents_BC")
-        parents_BT = np.where(parents_BT < 0, -1, np.take_along_axis(nodes_BT, parents_BT.clip(min=0), 1))
+        order_BG = first_places(real_BT, int(counts_B.max()))
+        among_all_BT = self._all("parents_BC")
+        parents_BT = np.where(among_all_BT < 0, -1, np.take_along_axis(nodes_BT, among_all_BT.clip(min=0), 1))
+        if bool((real_BT & (among_all_BT >= 0) & (parents_BT < 0)).any()):
+            raise ContractError("the tree keeps a node without its parent: scores must not grow along a path")
         tokens_BT = torch.cat([level.tokens_BC for level in self._levels], dim=1)
         return Draft(
             by_place(tokens_BT, to_device(order_BG, tokens_BT.device)),
             counts_B.tolist(),
-            _ragged(parents_BT, order_BG, counts_B),
-            self._probs(nodes_BT, order_BG.shape[1]),
+            ragged(parents_BT, order_BG, counts_B),
+            self._probs(order_BG.shape[1]),
             self._draws(nodes_BT) if self._tree.siblings == IID else None,
+            certainty_BG2=self._certainty(nodes_BT, order_BG.shape[1]),
         )
 
     def fed(self) -> list[list[int]]:
         """Per row and node of its draft: its number among all tokens fed to the draft model, or -1."""
         real_BT = self._real()
         counts_B = real_BT.sum(1)
-        return _ragged(self._all("fed_BC"), _first(real_BT, int(counts_B.max())), counts_B)
+        return ragged(self._all("fed_BC"), first_places(real_BT, int(counts_B.max())), counts_B)
 
     def _scores(self, logits_BNV: Tensor) -> Tensor:
         """Penalised scores; logits as they are if all rows take the model's plain argmax."""
@@ -155,7 +176,7 @@ class Growth:
     def _feed(self, children: Children, places_BC: Array, goes_on_BC: Array) -> Feed:
         """Move the children that are extended to the front, and continue from them."""
         device, counts_B = children.tokens_BC.device, goes_on_BC.sum(1)
-        order_BN = _first(goes_on_BC, int(counts_B.max()))
+        order_BN = first_places(goes_on_BC, int(counts_B.max()))
         first_B, numbers_BN = (
             self._extended.first_fed_B,
             order_BN + sum(level.real_BC.shape[1] for level in self._levels[:-1]),
@@ -186,21 +207,63 @@ class Growth:
             return real_BT
         # A child that is no better than its parent comes after it, in the order of the levels.
         order_BT = np.where(real_BT, -self._all("scores_BC"), np.inf).argsort(axis=1, kind="stable")
-        return real_BT & (order_BT.argsort(axis=1) < self._tree.num_kept)
+        kept = self._tree.num_kept if self._shapes is None else [[shape.width] for shape in self._shapes]
+        return real_BT & (order_BT.argsort(axis=1) < kept)
 
-    def _probs(self, nodes_BT: Array, num_nodes: int) -> Tensor | None:
+    def _place(self, scores_BNV: Tensor, extended: _Extended) -> Tensor | None:
+        """Where a level's distributions are kept, if that is at the same columns in all rows; on a GPU a copy is cheap.
+
+        Drawn trees extend all nodes of a depth and drop none: a row's columns follow each other, and are known.
+        """
+        first_B, width = self._columns(), scores_BNV.shape[1]
+        probs_BGV = self._reserved(scores_BNV)
+        last = first_B[0] + width
+        in_one = scores_BNV.device.type == "cpu" and (first_B == first_B[0]).all() and last <= probs_BGV.shape[1]
+        return probs_BGV[:, first_B[0] : last] if in_one else None
+
+    def _columns(self) -> Array:
+        """(B): the column of the first of a level's nodes, which have been extended last."""
+        first_B: Array = sum((level.real_BC.sum(1) for level in self._levels[:-1]), np.zeros(len(self._rows), int))
+        return first_B + int(bool(self._levels))
+
+    def _reserved(self, scores_BNV: Tensor) -> Tensor:
+        """(B, G, V): for all nodes that may have children."""
+        if self._probs_BGV is None:
+            tree = self._tree if self._shapes is None else self._tree.largest()
+            num_nodes = tree.num_nodes(int(self._depths_B.max()))
+            shape = (len(scores_BNV), max(num_nodes, 1), scores_BNV.shape[-1])
+            self._probs_BGV = self._memory.take(1, shape, scores_BNV.device)
+        return self._probs_BGV
+
+    def _keep(self, law_BNV: Tensor, extended: _Extended) -> None:
+        """Copy a level's distributions to the columns of their nodes, where they are not there already."""
+        probs_BGV = self._reserved(law_BNV)
+        first_B = self._columns()
+        if law_BNV.data_ptr() == probs_BGV[:, first_B[0] :].data_ptr():
+            return
+        for b, (first, count) in enumerate(zip(first_B.tolist(), extended.counts_B.tolist(), strict=True)):
+            if count:
+                probs_BGV[b, first : first + count] = law_BNV[b, :count]
+
+    def _probs(self, num_nodes: int) -> Tensor | None:
         """(B, G, V): the distributions at the columns of the nodes that have children; anything at the others."""
-        if not self._laws:
+        return None if self._probs_BGV is None else self._probs_BGV[:, :num_nodes]
+
+    def _certainty(self, nodes_BT: Array, num_nodes: int) -> Tensor | None:
+        """(B, G, 2): the certainties at the columns of the nodes that were extended; 0 at the others."""
+        if self._certainties is None:
             return None
-        first = self._laws[0][0]
-        probs_BGV = self._memory.take(-1, (len(first), num_nodes, first.shape[-1]), first.device)
-        for law_BNV, extended in self._laws:
-            for b, count in enumerate(extended.counts_B.tolist()):
-                if count:  # drawn trees extend all nodes of a depth, and so columns that follow each other
-                    number = extended.children_BN[b, 0]
-                    column = int(nodes_BT[b, number]) + 1 if number >= 0 else 0
-                    probs_BGV[b, column : column + count] = law_BNV[b, :count]
-        return probs_BGV
+        first = self._certainties[0][0]
+        found_BG2 = first.new_zeros(len(first), num_nodes, 2)
+        for part_BN2, extended in self._certainties:
+            children_BN = extended.children_BN
+            nodes_BN = np.where(children_BN < 0, -1, np.take_along_axis(nodes_BT, children_BN.clip(min=0), 1))
+            real_BN = np.arange(children_BN.shape[1]) < extended.counts_B[:, None]
+            real_BN &= (nodes_BN >= 0) | (children_BN < 0)
+            rows_M, places_M = np.nonzero(real_BN & (nodes_BN + 1 < num_nodes))
+            at_3M = to_device(np.stack([rows_M, places_M, nodes_BN[rows_M, places_M] + 1]), first.device)
+            found_BG2[at_3M[0], at_3M[2]] = part_BN2[at_3M[0], at_3M[1]]
+        return found_BG2
 
     def _draws(self, nodes_BT: Array) -> list[list[int]]:
         """Per row the nodes as they were drawn, repeats included."""
@@ -217,53 +280,10 @@ class Growth:
         return [[node for node in row if node >= 0] for row in np.concatenate(parts, axis=1).tolist()]
 
 
-def spread(draft: Draft, places: list[int], num_rows: int) -> Draft:
-    """A draft of some rows as one of all rows, in which the others draft nothing."""
-    if len(places) == num_rows:
-        return draft
-    counts = dict(zip(places, draft.num_drafted, strict=True))
-    at = to_device(places, draft.tokens_BG.device, torch.long)
-
-    def lists(part: list[list[int]] | None) -> list[list[int]] | None:
-        known = dict(zip(places, part or (), strict=False))
-        return None if part is None else [known.get(b, []) for b in range(num_rows)]
-
-    def whole(part: Tensor) -> Tensor:
-        return part.new_zeros(num_rows, *part.shape[1:]).index_copy_(0, at, part)
-
-    return Draft(
-        whole(draft.tokens_BG),
-        [counts.get(b, 0) for b in range(num_rows)],
-        lists(draft.parents),
-        None if draft.probs_BGV is None else whole(draft.probs_BGV),
-        lists(draft.draws),
-    )
-
-
-def _on_host(*parts: Tensor | None) -> list[Array | None]:
-    """Tensors (B, ...) as arrays; those on the device come together."""
-    away = [part for part in parts if part is not None and part.device.type != "cpu"]
-    fetched: list[Array] = []
-    if away:
-        whole = torch.cat([part.view(torch.int64) if part.is_floating_point() else part.long() for part in away], dim=1)
-        fetched = np.split(whole.cpu().numpy(), np.cumsum([part.shape[1] for part in away])[:-1], axis=1)
-    found: list[Array | None] = []
-    for part in parts:
-        if part is None or part.device.type == "cpu":
-            found.append(None if part is None else part.numpy())
-        else:
-            array = fetched.pop(0)
-            of_kind = {torch.bool: lambda a: a.astype(bool), torch.float64: lambda a: a.view(np.float64)}
-            found.append(of_kind.get(part.dtype, lambda a: a)(array))
-    return found
-
-
-def _first(chosen_BT: Array, count: int) -> Array:
-    """(B, count): each row's chosen places in order, then others."""
-    return (~chosen_BT).argsort(axis=1, kind="stable")[:, :count]
-
-
-def _ragged(values_BT: Array, order_BG: Array, counts_B: Array) -> list[list[int]]:
-    """Each row's values at its first places, as lists."""
-    rows = np.take_along_axis(values_BT, order_BG, 1).tolist()
-    return [row[:count] for row, count in zip(rows, counts_B.tolist(), strict=True)]
+def certainty_of(scores_BNV: Tensor) -> Tensor:
+    """(B, N, 2) float32: the largest probability of the softmax of some scores, and its entropy in nats."""
+    scores_BNV = scores_BNV.float().clamp(min=torch.finfo(torch.float32).min)  # 0 x -inf would be NaN
+    probs_BNV, highest_BN = scores_BNV.softmax(-1), scores_BNV.amax(-1)
+    top_BN = probs_BNV.amax(-1)
+    log_total_BN = highest_BN - top_BN.log()
+    return torch.stack([top_BN, log_total_BN - torch.linalg.vecdot(probs_BNV, scores_BNV)], dim=-1)

@@ -5,10 +5,12 @@ Shape letters: B rows, N nodes, K paths, V vocabulary.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specdec.core.siblings import IID
+from specdec.core.transfer import to_device
 from specdec.errors import ConfigError
 from specdec.trees.base import Children, Tree, at_least
 from specdec.trees.chain import chain_of, first_tokens
@@ -23,12 +25,16 @@ class PathsTree(Tree):
     """
 
     siblings = IID
+    shaped = True
 
     def __init__(self, *, num_paths: int) -> None:
         self.num_paths = at_least("num_paths", num_paths)
 
     def num_nodes(self, depth: int) -> int:
         return self.num_paths * depth
+
+    def widths(self) -> list[int]:
+        return [1 << i for i in range((self.num_paths - 1).bit_length())]
 
     def grow(self, frontier: Frontier) -> Children:
         return branch(frontier, self.num_paths) if frontier.samples else chain_of(frontier)
@@ -44,6 +50,9 @@ class DelayedTree(PathsTree):
         super().__init__(num_paths=num_paths)
         self.trunk = at_least("trunk", trunk, 0)
 
+    def largest(self) -> Tree:
+        return PathsTree(num_paths=self.num_paths)
+
     def check(self, depth: int) -> None:
         if 0 < depth <= self.trunk:
             raise ConfigError(f"tree.trunk={self.trunk} leaves no depth for paths: set gamma above it (now {depth})")
@@ -54,7 +63,7 @@ class DelayedTree(PathsTree):
     def grow(self, frontier: Frontier) -> Children:
         if not frontier.samples:
             return chain_of(frontier)
-        if frontier.depth < self.trunk:
+        if frontier.shapes is None and frontier.depth < self.trunk:
             tokens_B1 = first_tokens(frontier)
             return _drawn_once(tokens_B1)
         return branch(frontier, self.num_paths)
@@ -68,8 +77,11 @@ def _drawn_once(tokens_B1: Tensor) -> Children:
 def branch(frontier: Frontier, num_paths: int) -> Children:
     """Every path draws a token after its node; paths of one node that draw the same token stay together.
 
-    The state ``paths`` says which paths lead to a node; without it all of them fork at the row's one node.
+    The state ``paths`` says which paths lead to a node; without it all of them fork at the row's one node. Where rows
+    have shapes of their own, those that are in their trunk draw once, for all paths.
     """
+    if frontier.shapes is not None:
+        num_paths = max(shape.width for shape in frontier.shapes)
     probs_BNV = frontier.probs()
     num_rows, num_nodes, _ = probs_BNV.shape
     through_BNK = frontier.state.get("paths")
@@ -79,9 +91,19 @@ def branch(frontier: Frontier, num_paths: int) -> Children:
     places_BK = through_BNK.long().argmax(1)
     at_BK = places_BK + torch.arange(num_rows, device=places_BK.device)[:, None] * num_nodes
     numbers_BK = frontier.numbers(num_paths)
-    tokens_BK = draw_each(probs_BNV.flatten(0, 1), at_BK.flatten(), numbers_BK.flatten()).view(numbers_BK.shape)
+    tokens_BK = draw_each(probs_BNV, at_BK.flatten(), numbers_BK.flatten()).view(numbers_BK.shape)
+    paths_K = torch.arange(num_paths, device=probs_BNV.device)
+    drawing_BK = None
+    if frontier.shapes is not None:
+        widths = [1 if frontier.depth < shape.trunk else shape.width for shape in frontier.shapes]
+        trunks = [frontier.depth < shape.trunk for shape in frontier.shapes]
+        widths_B, trunk_B = to_device(np.array([widths, trunks]), paths_K.device).unbind(0)
+        tokens_BK = torch.where(trunk_B[:, None] > 0, tokens_BK[:, :1], tokens_BK)
+        drawing_BK = paths_K < widths_B[:, None]
     same_BKK = (tokens_BK[..., None] == tokens_BK[:, None]) & (places_BK[..., None] == places_BK[:, None])
     first_BK = same_BKK.long().argmax(-1)  # the first path with the same node and token
-    real_BK = first_BK == torch.arange(num_paths, device=first_BK.device)
-    paths_BKK = first_BK[:, None] == torch.arange(num_paths, device=first_BK.device)[:, None]
-    return Children(tokens_BK, places_BK, real_BK, draws_BJ=first_BK, state={"paths": paths_BKK})
+    real_BK, draws_BK = first_BK == paths_K, first_BK
+    if drawing_BK is not None:
+        real_BK, draws_BK = real_BK & drawing_BK, torch.where(drawing_BK, first_BK, -1)
+    paths_BKK = first_BK[:, None] == paths_K[:, None]
+    return Children(tokens_BK, places_BK, real_BK, draws_BJ=draws_BK, state={"paths": paths_BKK})

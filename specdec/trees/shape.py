@@ -17,6 +17,8 @@ from specdec.errors import ConfigError
 ASSUMED = [[0.6 * 0.3**rank for rank in range(8)]] * 16
 """Chances by depth and rank where nothing was measured: six in ten first choices are right, and ranks fall off fast."""
 
+MAX_RANK = 255
+
 
 @dataclass(frozen=True, slots=True)
 class ShapeLevel:
@@ -25,6 +27,8 @@ class ShapeLevel:
     parents: list[int]  # places among the nodes of the level before that have children; 0 at depth 1
     ranks: list[int]
     extended: list[bool]  # which nodes have children
+    nodes: list[int]  # their numbers in the shape
+    first_children: list[int]  # the numbers of their first children; where there are none, that of no node
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Shape:
                     [before.index(self.parents[node]) for node in nodes],
                     [self.ranks[node] for node in nodes],
                     [node in having for node in nodes],
+                    nodes,
+                    [self.parents.index(node) if node in having else len(self.parents) for node in nodes],
                 )
             )
             before = having
@@ -59,7 +65,7 @@ def read_shape(path: str) -> Shape:
     """
     try:
         stored: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        parents, ranks = ([int(value) for value in stored[key]] for key in ("parents", "ranks"))
+        parents, ranks = ([_integer(value) for value in stored[key]] for key in ("parents", "ranks"))
     except OSError as error:
         raise ConfigError(f"tree.path={path}: {error.strerror}; write one with python -m specdec.trees") from None
     except (ValueError, TypeError, KeyError):
@@ -67,6 +73,12 @@ def read_shape(path: str) -> Shape:
     if problem := _problem(parents, ranks):
         raise ConfigError(f"tree.path={path}: {problem}")
     return Shape(parents, ranks)
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no integer")
+    return value
 
 
 def _problem(parents: list[int], ranks: list[int]) -> str:
@@ -77,6 +89,8 @@ def _problem(parents: list[int], ranks: list[int]) -> str:
     for node, (parent, rank) in enumerate(zip(parents, ranks, strict=True)):
         if not -1 <= parent < len(parents) or rank < 0:
             return f"node {node} has parent {parent} and rank {rank}; parents are nodes or -1, ranks start from 0"
+        if rank > MAX_RANK:
+            return f"node {node} has rank {rank}; at most {MAX_RANK}, as each costs a pass over the vocabulary"
         if parent >= node:
             return _cycle(parents, node) or f"node {node} comes before its parent {parent}: put parents first"
         if first.setdefault((parent, rank), node) != node:

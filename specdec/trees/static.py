@@ -22,6 +22,7 @@ class StaticTree(Tree):
     """
 
     siblings = CHOSEN
+    shaped = True
 
     def __init__(self, *, path: str | None, num_nodes: int) -> None:
         at_least("num_nodes", num_nodes)
@@ -30,6 +31,9 @@ class StaticTree(Tree):
 
     def num_nodes(self, depth: int) -> int:
         return sum(len(level.ranks) for level in self.shape.levels[:depth])
+
+    def widths(self) -> list[int]:
+        return [len(self.shape.parents) // share for share in (4, 2) if len(self.shape.parents) >= share]
 
     def num_fed(self, depth: int) -> int:
         return sum(sum(level.extended) for level in self.shape.levels[: max(depth - 1, 0)])
@@ -40,9 +44,9 @@ class StaticTree(Tree):
         count, num_rows = best_BNJ.shape[-1], len(best_BNJ)
         ranks, parents = torch.tensor(level.ranks), torch.tensor(level.parents)
         flat_C = to_device(parents * count + ranks.clamp(max=count - 1), best_BNJ.device)
-        return Children(
-            best_BNJ.flatten(1)[:, flat_C],
-            parents.expand(num_rows, -1),
-            (ranks < count).expand(num_rows, -1),
-            extended_BC=torch.tensor(level.extended).expand(num_rows, -1),
-        )
+        real_BC, extended_BC = ((ranks < count).expand(num_rows, -1), torch.tensor(level.extended).expand(num_rows, -1))
+        if frontier.shapes is not None:  # the first nodes of the shape: a tree, because parents come first
+            widths_B1 = torch.tensor([[shape.width] for shape in frontier.shapes])
+            real_BC = real_BC & (torch.tensor(level.nodes) < widths_B1)
+            extended_BC = torch.tensor(level.first_children) < widths_B1
+        return Children(best_BNJ.flatten(1)[:, flat_C], parents.expand(num_rows, -1), real_BC, extended_BC=extended_BC)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.core.round import Draft
+from specdec.core.sampling import total
 from specdec.verifiers.chain import AcceptanceProbs, ChainVerifier, draft_probs, is_drafted, lengths, ratios
 
 
@@ -25,7 +26,7 @@ class BlockVerifier(ChainVerifier):
         q_BGV = draft_probs(draft, probs_BTV)
         # s belongs to the position after token i, whose draft distribution is that of token i + 1.
         surplus_BG = torch.zeros_like(weight_BG)
-        surplus_BG[:, :-1] = (weight_BG[:, :-1, None] * probs_BTV[:, 1:-1] - q_BGV[:, 1:]).clamp(min=0).sum(-1)
+        surplus_BG[:, :-1] = total((weight_BG[:, :-1, None] * probs_BTV[:, 1:-1] - q_BGV[:, 1:]).clamp(min=0))
         mass_BG = surplus_BG + 1 - weight_BG
         # 0 / 0: there w = 1 and p = q, so the token is accepted for certain.
         accept_BG = torch.where(mass_BG > 0, surplus_BG / mass_BG, 1.0)

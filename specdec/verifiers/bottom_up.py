@@ -2,7 +2,7 @@
 
 Nodes are named by their columns (node g is column g + 1); column C, one past the last, stands for none. Positions
 follow from the sizes of subtrees, one depth at a time. Shape letters: B rows, G nodes, C columns, X = C + 1, S steps,
-L levels that are entered before one step, W the most children of a node, I columns with children, N nodes of all rows.
+L levels that are entered before one step, W the most children of a node, N nodes of all rows.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class BottomUp:
     depths_BX: Ints
     children_BXW: Ints  # empty places hold the first child once more, so that writing to all places does no harm
     is_child_BXW: np.ndarray
-    inner_BI: Ints  # the columns with children; 0 past a row's last
-    slots_BX: Ints  # where they stand in inner_BI
+    slots_BX: Ints  # the place of each column among those of its row that have children
+    fresh: list[tuple[Ints, Ints]]  # by step: rows and columns whose first children are entered then
 
 
 def bottom_up(draft: Draft) -> BottomUp:
@@ -37,20 +37,27 @@ def bottom_up(draft: Draft) -> BottomUp:
     is_child_BCW = children.nodes_BCW >= 0
     is_inner_BC = is_child_BCW[:, :, 0]
     slots_BC = (is_inner_BC.cumsum(1) - 1).clip(0)
-    inner_BI = np.zeros((len(parents_BG), int(slots_BC.max(initial=0)) + 1), np.int64)
-    rows_N, columns_N = np.nonzero(is_inner_BC)
-    inner_BI[rows_N, slots_BC[rows_N, columns_N]] = columns_N
     one_more = ((0, 0), (0, 1), (0, 0))
     filled_BCW = np.where(is_child_BCW, children.nodes_BCW, children.nodes_BCW[:, :, :1])
+    parents_BX = np.pad(parents_BG + 1, ((0, 0), (1, 1)), constant_values=none)
+    children_BXW = np.pad(np.where(filled_BCW >= 0, filled_BCW + 1, none), one_more, constant_values=none)
+    steps_N, levels_N, rows_N = np.nonzero(enter_SLB != none)
+    columns_N = parents_BX[rows_N, enter_SLB[steps_N, levels_N, rows_N]]
+    first_N = children_BXW[rows_N, columns_N, 0] == enter_SLB[steps_N, levels_N, rows_N]
+    rows_N, columns_N, cuts_S = (
+        rows_N[first_N],
+        columns_N[first_N],
+        np.cumsum(np.bincount(steps_N[first_N], minlength=len(leave_SB))),
+    )
     return BottomUp(
         leave_SB,
         enter_SLB,
-        np.pad(parents_BG + 1, ((0, 0), (1, 1)), constant_values=none),
+        parents_BX,
         np.pad(depths_BG, ((0, 0), (1, 1))),
-        np.pad(np.where(filled_BCW >= 0, filled_BCW + 1, none), one_more, constant_values=none),
+        children_BXW,
         np.pad(is_child_BCW, one_more),
-        inner_BI,
         np.pad(slots_BC, ((0, 0), (0, 1))),
+        list(zip(np.split(rows_N, cuts_S[:-1]), np.split(columns_N, cuts_S[:-1]), strict=True)),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec.core.round import Draft, Verdict
-from specdec.core.sampling import Noise, draw, one_hot
+from specdec.core.sampling import Noise, draw, one_hot, total
 from specdec.core.transfer import to_device
 from specdec.errors import ContractError
 from specdec.verifiers.base import Verifier
@@ -56,7 +56,7 @@ class ChainVerifier(Verifier, ABC):
             return p_BV
         q_BV = q_BGV[rows_B, tau_B.clamp(max=q_BGV.shape[1] - 1)]
         residual_BV = (acceptance.weight_BT[rows_B, tau_B, None] * p_BV - q_BV).clamp(min=0)
-        total_B1 = residual_BV.sum(-1, keepdim=True)
+        total_B1 = total(residual_BV)[:, None]
         # An empty residual means p <= q everywhere: they are equal up to rounding, so p is drawn from.
         all_B1 = tau_B[:, None] == lengths(draft, tau_B.device)[:, None]
         return torch.where(all_B1 | (total_B1 <= 0), p_BV, residual_BV / total_B1)

@@ -20,6 +20,11 @@ def passes(is_open: Tensor, numbers: Tensor, chances: Tensor) -> Tensor:
 
 def draws(open_B: Tensor, weights_BV: Tensor, numbers_B: Tensor, otherwise_B: Tensor) -> Tensor:
     """(B): in open rows a token drawn in proportion to the weights, elsewhere ``otherwise_B``."""
+    if open_B.device.type == "cpu" and not open_B.all():
+        rows_R = open_B.nonzero()[:, 0]
+        tokens_B = otherwise_B.clone()
+        tokens_B[rows_R] = draw(weights_BV[rows_R], numbers_B[rows_R])
+        return tokens_B
     return torch.where(open_B, draw(weights_BV, numbers_B), otherwise_B)
 
 

@@ -17,32 +17,32 @@ from specdec.verifiers.walk import Site
 
 
 def multi_round(site: Site, *, num_tested: int | None = None, replacement: bool = True) -> Tensor:
-    """(B): the first candidate that passes its test, else a token of the residual.
+    """(R): the first candidate that passes its test, else a token of the residual.
 
     Args:
         num_tested: candidates that are tested at most; None: all.
         replacement: each candidate was drawn from q (True), or from q without those before it (False).
     """
-    p_BV, q_BV, drawn_BW = site.p_BV, site.q(), site.drawn()
-    undrawn_BV = q_BV if replacement else q_BV.clone()
-    scale_B, rest_mass_B, draft_mass_B = torch.zeros_like(site.draw_B), *[torch.ones_like(site.draw_B)] * 2
-    rest_BV, token_B, open_B = p_BV, site.columns_B, site.open_B
-    for j in range(site.tokens_BW.shape[1] if num_tested is None else min(site.tokens_BW.shape[1], num_tested)):
-        drawn_B = drawn_BW[:, j]
-        x_B1 = site.tokens_BW[:, j, None].clamp(min=0)
-        q_B1 = q_BV.gather(1, x_B1)
+    p_RV, q_RV, drawn_RW = site.p_RV, site.q(), site.drawn()
+    undrawn_RV = q_RV if replacement else q_RV.clone()
+    scale_R, rest_mass_R, draft_mass_R = torch.zeros_like(site.draw_R), *[torch.ones_like(site.draw_R)] * 2
+    rest_RV, token_R, open_R = p_RV, site.columns_R, site.open_R
+    for j in range(site.tokens_RW.shape[1] if num_tested is None else min(site.tokens_RW.shape[1], num_tested)):
+        drawn_R = drawn_RW[:, j]
+        x_R1 = site.tokens_RW[:, j, None].clamp(min=0)
+        q_R1 = q_RV.gather(1, x_R1)
         # 0 / 0 is 0 (q has nothing left), and x / 0 accepts.
-        draft_B = torch.where(q_B1[:, 0] > 0, q_B1[:, 0] / draft_mass_B, 0.0)
-        chance_B = rest_BV.gather(1, x_B1)[:, 0] / rest_mass_B / draft_B
-        passed_B = decisions.passes(open_B & drawn_B, site.tests_BW[:, j], chance_B)
-        token_B = torch.where(passed_B, x_B1[:, 0], token_B)
-        open_B = open_B & ~passed_B
-        if site.on_host and not open_B.any():
-            return token_B
-        scale_B = scale_B + torch.where(drawn_B & (draft_mass_B > 0), rest_mass_B / draft_mass_B, 0.0)
-        rest_BV = (p_BV - scale_B[:, None] * q_BV).clamp(min=0)
-        rest_mass_B = rest_BV.sum(1)
+        draft_R = torch.where(q_R1[:, 0] > 0, q_R1[:, 0] / draft_mass_R, 0.0)
+        chance_R = rest_RV.gather(1, x_R1)[:, 0] / rest_mass_R / draft_R
+        passed_R = decisions.passes(open_R & drawn_R, site.tests_RW[:, j], chance_R)
+        token_R = torch.where(passed_R, x_R1[:, 0], token_R)
+        open_R = open_R & ~passed_R
+        if site.on_host and not open_R.any():
+            return token_R
+        scale_R = scale_R + torch.where(drawn_R & (draft_mass_R > 0), rest_mass_R / draft_mass_R, 0.0)
+        rest_RV = (q_RV * -scale_R[:, None]).add_(p_RV).clamp_(min=0)
+        rest_mass_R = rest_RV.sum(1)
         if not replacement:
-            undrawn_BV.scatter_(1, x_B1, torch.where(drawn_B[:, None], 0.0, undrawn_BV.gather(1, x_B1)))
-            draft_mass_B = undrawn_BV.sum(1)
-    return decisions.draws(open_B, decisions.with_mass(rest_BV, rest_mass_B, p_BV), site.draw_B, token_B)
+            undrawn_RV.scatter_(1, x_R1, torch.where(drawn_R[:, None], 0.0, undrawn_RV.gather(1, x_R1)))
+            draft_mass_R = undrawn_RV.sum(1)
+    return decisions.draws(open_R, decisions.with_mass(rest_RV, rest_mass_R, p_RV), site.draw_R, token_R)

@@ -21,4 +21,4 @@ class NaiveVerifier(WalkVerifier):
     judges = KINDS
 
     def emit(self, site: Site) -> Tensor:
-        return decisions.draws(site.open_B, site.p_BV, site.draw_B, site.columns_B)
+        return decisions.draws(site.open_R, site.p_RV, site.draw_R, site.columns_R)

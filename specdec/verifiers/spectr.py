@@ -18,7 +18,7 @@ from specdec.core.siblings import CHAIN, IID
 from specdec.verifiers import decisions
 from specdec.verifiers.walk import Site, WalkVerifier
 
-STEPS = 32  # halvings of [1, K]: the root to ten digits; what is missing costs acceptance, never exactness
+STEPS = 24  # halvings of [1, K]: the root to seven digits; what is missing costs acceptance, never exactness
 
 
 class SpecTrVerifier(WalkVerifier):
@@ -27,42 +27,44 @@ class SpecTrVerifier(WalkVerifier):
     judges = (CHAIN, IID)
 
     def emit(self, site: Site) -> Tensor:
-        p_BV, q_BV = site.p_BV, site.q()
-        num_B = site.drawn().sum(1).double()
-        rho_B = self.division_factor(p_BV, q_BV, num_B, site.tokens_BW.shape[1])
-        x_BW = site.tokens_BW.clamp(min=0)
-        chance_BW = p_BV.gather(1, x_BW) / (rho_B[:, None] * q_BV.gather(1, x_BW))
-        passed_BW = decisions.passes(site.drawn(), site.tests_BW, chance_BW)
-        first_BW = passed_BW & (passed_BW.cumsum(1) == 1)
-        token_B = torch.where(first_BW, x_BW, 0).sum(1)
-        open_B = site.open_B & ~passed_BW.any(1)
-        rest_BV = self.residual(p_BV, q_BV, rho_B, num_B)
-        return decisions.draws(open_B, decisions.with_mass(rest_BV, rest_BV.sum(1), p_BV), site.draw_B, token_B)
+        p_RV, q_RV = site.p_RV, site.q()
+        num_R = site.drawn().sum(1).double()
+        rho_R = self.division_factor(p_RV, q_RV, num_R, site.tokens_RW.shape[1])
+        x_RW = site.tokens_RW.clamp(min=0)
+        chance_RW = p_RV.gather(1, x_RW) / (rho_R[:, None] * q_RV.gather(1, x_RW))
+        passed_RW = decisions.passes(site.drawn(), site.tests_RW, chance_RW)
+        first_RW = passed_RW & (passed_RW.cumsum(1) == 1)
+        token_R = torch.where(first_RW, x_RW, 0).sum(1)
+        open_R = site.open_R & ~passed_RW.any(1)
+        rest_RV = self.residual(p_RV, q_RV, rho_R, num_R)
+        return decisions.draws(open_R, decisions.with_mass(rest_RV, rest_RV.sum(1), p_RV), site.draw_R, token_R)
 
-    def residual(self, p_BV: Tensor, q_BV: Tensor, rho_B: Tensor, num_B: Tensor) -> Tensor:
-        """(B, V): what is drawn from after ``num_B`` candidates have failed, up to a factor."""
-        kept_BV = torch.minimum(p_BV / rho_B[:, None], q_BV)
-        beta_B = kept_BV.sum(1)
-        share_B = torch.where(beta_B > 0, any_passes(beta_B, num_B) / beta_B, 0.0)
-        return (p_BV - share_B[:, None] * kept_BV).clamp(min=0)
+    def residual(self, p_RV: Tensor, q_RV: Tensor, rho_R: Tensor, num_R: Tensor) -> Tensor:
+        """(R, V): what is drawn from after ``num_R`` candidates have failed, up to a factor."""
+        kept_RV = torch.minimum(p_RV / rho_R[:, None], q_RV)
+        beta_R = kept_RV.sum(1)
+        share_R = torch.where(beta_R > 0, any_passes(beta_R, num_R) / beta_R, 0.0)
+        return (p_RV - share_R[:, None] * kept_RV).clamp(min=0)
 
-    def division_factor(self, p_BV: Tensor, q_BV: Tensor, num_B: Tensor, most: int) -> Tensor:
-        """(B): the upper end of the last bracket around the root, where pacc <= rho beta.
+    def division_factor(self, p_RV: Tensor, q_RV: Tensor, num_R: Tensor, most: int) -> Tensor:
+        """(R): the upper end of the last bracket around the root, where pacc <= rho beta.
 
         Args:
-            num_B: candidates per row. most: the largest of these that is possible, known to the host.
+            num_R: candidates per row. most: the largest of these that is possible, known to the host.
         """
-        low_B = torch.ones_like(num_B)
-        high_B = num_B.clamp(min=1)
+        low_R = torch.ones_like(num_R)
+        high_R = num_R.clamp(min=1)
+        space_RV = torch.empty_like(q_RV)
         for _ in range(STEPS if most > 1 else 0):
-            middle_B = (low_B + high_B) / 2
-            kept_B = torch.minimum(p_BV, middle_B[:, None] * q_BV).sum(1)  # rho beta
-            enough_B = any_passes(kept_B / middle_B, num_B) <= kept_B
-            high_B = torch.where(enough_B, middle_B, high_B)
-            low_B = torch.where(enough_B, low_B, middle_B)
-        return high_B
+            middle_R = (low_R + high_R) / 2
+            torch.mul(q_RV, middle_R[:, None], out=space_RV)
+            kept_R = torch.minimum(p_RV, space_RV, out=space_RV).sum(1)  # rho beta
+            enough_R = any_passes(kept_R / middle_R, num_R) <= kept_R
+            high_R = torch.where(enough_R, middle_R, high_R)
+            low_R = torch.where(enough_R, low_R, middle_R)
+        return high_R
 
 
-def any_passes(beta_B: Tensor, num_B: Tensor) -> Tensor:
-    """pacc: the chance that one of ``num_B`` candidates passes."""
-    return 1 - (1 - beta_B).clamp(min=0) ** num_B
+def any_passes(beta_R: Tensor, num_R: Tensor) -> Tensor:
+    """pacc: the chance that one of ``num_R`` candidates passes."""
+    return 1 - (1 - beta_R).clamp(min=0) ** num_R

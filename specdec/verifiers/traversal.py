@@ -20,6 +20,7 @@ numbers per node. Shape letters: B rows, R rows still judged, C columns, G nodes
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from specdec.core.transfer import to_device
 from specdec.verifiers import decisions
 from specdec.verifiers.base import LawVerifier
 from specdec.verifiers.bottom_up import bottom_up
+from specdec.verifiers.children import Ints
 from specdec.verifiers.walk import draft_law
 
 
@@ -44,19 +46,19 @@ class TraversalVerifier(LawVerifier):
         rows_B = torch.arange(len(draft.num_drafted), device=draft.tokens_BG.device)
         tests_BX = torch.nn.functional.pad(noise.tests_BG[:, : draft.tokens_BG.shape[1]], (1, 1))
         ends_B, open_B = torch.zeros_like(rows_B), torch.ones_like(rows_B, dtype=torch.bool)
-        for leaves_B, entered_LB, num_levels in zip(trees.leave_SB, trees.enter_SLB, trees.num_levels, strict=True):
+        for step, leaves_B in enumerate(trees.leave_SB):
             judged_B = open_B & (leaves_B != trees.nowhere)
             # On a GPU, asking which rows are still judged would wait longer than judging all takes.
-            rows_R = judged_B.nonzero()[:, 0] if rows_B.device.type == "cpu" else rows_B
+            rows_R = judged_B.nonzero()[:, 0] if trees.on_host else rows_B
             if len(rows_R) == 0:
                 break
-            for entered_B in entered_LB[:num_levels]:
-                trees.enter(rows_R, entered_B[rows_R])
+            trees.enter(step, rows_R)
             leaves_R = leaves_B[rows_R]
             passed_R = decisions.passes(judged_B[rows_R], tests_BX[rows_R, leaves_R], trees.weight(rows_R, leaves_R))
             ends_B[rows_R] = torch.where(passed_R, leaves_R, ends_B[rows_R])
             open_B[rows_R] = open_B[rows_R] & ~passed_R
-            trees.delete(rows_R, leaves_R)
+            failed = ~passed_R if trees.on_host else slice(None)
+            trees.delete(rows_R[failed], leaves_R[failed])
         draws_B = noise.draws_BT[rows_B, trees.depths_BX[rows_B, ends_B]]
         next_B = decisions.draws(rows_B >= 0, trees.next_weights(rows_B, ends_B), draws_B, ends_B)
         decided = draft.fetch(torch.stack([ends_B, next_B], dim=1))
@@ -70,17 +72,19 @@ class Trees:
         order, device = bottom_up(draft), draft.tokens_BG.device
         self._draft, self._law = draft, law
         self.nowhere = order.parents_BX.shape[1] - 1
-        self.num_levels = (order.enter_SLB != self.nowhere).any(2).sum(1).tolist()
-        self.leave_SB, self.enter_SLB = to_device(order.leave_SB, device), to_device(order.enter_SLB, device)
+        self.on_host = device.type == "cpu"
+        self._num_levels = (order.enter_SLB != self.nowhere).any(2).sum(1).tolist()
+        self.leave_SB, self._enter_SLB = to_device(order.leave_SB, device), to_device(order.enter_SLB, device)
         self.depths_BX = to_device(order.depths_BX, device)
         self._parents_BX, self._slots_BX = to_device(order.parents_BX, device), to_device(order.slots_BX, device)
         self._children_BXW = to_device(order.children_BXW, device)
         self._is_child_BXW = to_device(order.is_child_BXW, device)
         self._tokens_BX = torch.nn.functional.pad(draft.tokens_BG, (1, 1)).clamp(max=law.vocab_size - 1)
-        self._p_BIV = law.at(to_device(order.inner_BI, device))
-        rows_B1 = torch.arange(len(order.parents_BX), device=device)[:, None]
-        self._p_BX = self._p_BIV[rows_B1, self._slots_BX.gather(1, self._parents_BX), self._tokens_BX]
+        self._fresh, size = order.fresh, (len(order.parents_BX), int(order.slots_BX.max(initial=0)) + 1, law.vocab_size)
+        self._p_BIV = torch.empty(size, dtype=torch.float64, device=device)  # of columns with children, once looked at
+        self._p_BX = torch.zeros(order.parents_BX.shape, dtype=torch.float64, device=device)
         self._q_BX = torch.ones_like(self._p_BX)
+        rows_B1 = torch.arange(len(order.parents_BX), device=device)[:, None]
         if draft.probs_BGV is not None and draft.probs_BGV.shape[1]:
             columns_BX = self._parents_BX.clamp(max=draft.probs_BGV.shape[1] - 1)
             self._q_BX = draft.probs_BGV[rows_B1, columns_BX, self._tokens_BX].double()
@@ -88,6 +92,8 @@ class Trees:
         start_4 = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
         self._left_BX4 = to_device(start_4.expand(*order.parents_BX.shape, 4).contiguous(), device)
         self._frozen_BX = torch.full_like(self._p_BX, -1.0)
+        if self._fresh and not self.on_host:
+            self._look(*(np.concatenate(part) for part in zip(*self._fresh, strict=True)))
 
     def weight(self, rows_R: Tensor, nodes_R: Tensor) -> Tensor:
         """(R): w. 0 / 0 is 1: p = q there, and what has w = 1 is accepted for certain."""
@@ -95,7 +101,26 @@ class Trees:
         total_R = mass_R + 1 - w0_R
         return torch.where(total_R > 0, mass_R / total_R, 1.0)
 
-    def enter(self, rows_R: Tensor, nodes_R: Tensor) -> None:
+    def enter(self, step: int, rows_R: Tensor) -> None:
+        """Go down to the next leaves."""
+        if self.on_host:
+            rows, columns = self._fresh[step]
+            judged = np.isin(rows, rows_R.numpy())
+            self._look(rows[judged], columns[judged])
+        for entered_B in self._enter_SLB[step, : self._num_levels[step]]:
+            self._weigh(rows_R, entered_B[rows_R])
+
+    def _look(self, rows: Ints, columns: Ints) -> None:
+        """Ask for the target's distributions at columns with children; on a CPU only when they are needed."""
+        if len(rows) == 0:
+            return
+        rows_N, columns_N = to_device(np.stack([rows, columns]), self._p_BX.device).unbind(0)
+        p_NV = self._law.at(columns_N[:, None], rows.tolist())[:, 0]
+        self._p_BIV[rows_N, self._slots_BX[rows_N, columns_N]] = p_NV
+        children_NW = self._children_BXW[rows_N, columns_N]
+        self._p_BX[rows_N[:, None], children_NW] = p_NV.gather(1, self._tokens_BX[rows_N[:, None], children_NW])
+
+    def _weigh(self, rows_R: Tensor, nodes_R: Tensor) -> None:
         """Give nodes the weight that follows from what is left at their parents."""
         w0_R, scale_R, mass_R, undrawn_R = self._left_BX4[rows_R, self._parents_BX[rows_R, nodes_R]].unbind(1)
         p_R, q_R = self._p_BX[rows_R, nodes_R], self._q_BX[rows_R, nodes_R]
@@ -115,9 +140,12 @@ class Trees:
         tokens_RW, rest_RW, is_child_RW, later_RW = self._children(rows_R, parents_R, w0_R, scale_R)
         q_RV = draft_law(self._draft, rows_R, parents_R, tokens_RW, p_RV)
         # The children's own shares are known apart, so that small masses are not differences of large ones.
-        p_RV, q_RV = p_RV.scatter(1, tokens_RW, 0.0), q_RV.scatter(1, tokens_RW, 0.0)
-        rest_R = (w0_R[:, None] * p_RV - scale_R[:, None] * q_RV).clamp(min=0).sum(1) + (rest_RW * is_child_RW).sum(1)
-        self._left_BX4[rows_R, parents_R] = torch.stack([w0_R, scale_R, rest_R, q_RV.sum(1) + later_RW.sum(1)], dim=1)
+        p_RV.scatter_(1, tokens_RW, 0.0)
+        q_RV.scatter_(1, tokens_RW, 0.0)
+        undrawn_R = q_RV.sum(1) + later_RW.sum(1)
+        others_R = p_RV.mul_(w0_R[:, None]).sub_(q_RV.mul_(scale_R[:, None])).clamp_(min=0).sum(1)
+        rest_R = others_R + (rest_RW * is_child_RW).sum(1)
+        self._left_BX4[rows_R, parents_R] = torch.stack([w0_R, scale_R, rest_R, undrawn_R], dim=1)
 
     def _children(
         self, rows_R: Tensor, columns_R: Tensor, w0_R: Tensor, scale_R: Tensor

@@ -1,7 +1,7 @@
 """The walk down a tree, one depth at a time and all rows at once, which the top-down verifiers share.
 
 The target's distribution is asked for at one column per row and depth, so a wide tree costs no more than a chain of its
-depth. Shape letters: B rows, C columns, D depths, W candidates under one column, V vocabulary.
+depth. Shape letters: B rows, R rows of a site, C columns, D depths, W candidates under one column, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from specdec.verifiers.children import children_of
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the rows stand: each at a column of its own, all at one depth."""
+    """Where some rows stand: each at a column of its own, all at one depth."""
 
     draft: Draft
     depth: int
-    open_B: Tensor  # rows whose walk has not ended
-    columns_B: Tensor
-    p_BV: Tensor  # the target's distribution there
-    nodes_BW: Tensor  # the candidates in drawing order; -1: none
-    tokens_BW: Tensor  # -1: none
-    tests_BW: Tensor  # the random number of each candidate
-    draw_B: Tensor  # the random number that draws a token here
+    rows_R: Tensor
+    open_R: Tensor  # rows whose walk has not ended; on a GPU the others are computed along with them
+    columns_R: Tensor
+    p_RV: Tensor  # the target's distribution there
+    nodes_RW: Tensor  # the candidates in drawing order; -1: none
+    tokens_RW: Tensor  # -1: none
+    tests_RW: Tensor  # the random number of each candidate
+    draw_R: Tensor  # the random number that draws a token here
 
     @property
     def on_host(self) -> bool:
         """Whether asking for a value waits for no device."""
-        return self.columns_B.device.type == "cpu"
+        return self.columns_R.device.type == "cpu"
 
     def drawn(self) -> Tensor:
-        """(B, W) bool: which places hold a candidate of an open row."""
-        return (self.nodes_BW >= 0) & self.open_B[:, None]
+        """(R, W) bool: which places hold a candidate of an open row."""
+        return (self.nodes_RW >= 0) & self.open_R[:, None]
 
     def q(self) -> Tensor:
-        """(B, V): the distribution that the candidates were drawn from; anything where there are none."""
-        rows_B = torch.arange(len(self.columns_B), device=self.columns_B.device)
-        return draft_law(self.draft, rows_B, self.columns_B, self.tokens_BW, self.p_BV)
+        """(R, V): the distribution that the candidates were drawn from; anything where there are none."""
+        return draft_law(self.draft, self.rows_R, self.columns_R, self.tokens_RW, self.p_RV)
 
 
 def draft_law(draft: Draft, rows_R: Tensor, columns_R: Tensor, tokens_RW: Tensor, p_RV: Tensor) -> Tensor:
@@ -72,38 +72,47 @@ def draft_law(draft: Draft, rows_R: Tensor, columns_R: Tensor, tokens_RW: Tensor
 
 
 def walk(
-    draft: Draft, law: TargetLaw, noise: Noise, follow: Callable[[Site], Tensor], repeats: bool = True
+    draft: Draft,
+    law: TargetLaw,
+    noise: Noise,
+    follow: Callable[[Site], Tensor],
+    *,
+    repeats: bool = True,
+    all_rows: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Let ``follow`` choose a token (B) at each site, and go to the child that holds it until there is none.
+    """Let ``follow`` choose a token (R) at each site, and go to the child that holds it until there is none.
 
     Args:
         repeats: a node is a candidate as often as it was drawn (False: once).
+        all_rows: every site has all rows. By default rows whose walk has ended are left out, on a CPU.
 
     Returns:
         (B, D) the nodes that were reached, -1 after the end of a row's walk; and (B, D) what was chosen.
     """
     children, device = children_of(draft, repeats), draft.tokens_BG.device
     nodes_BCW, tests_BCW = to_device(np.stack([children.nodes_BCW, children.tests_BCW]), device).unbind(0)
-    rows_B = torch.arange(len(draft.num_drafted), device=device)
-    columns_B = torch.zeros_like(rows_B)
-    open_B = torch.ones_like(rows_B, dtype=torch.bool)
-    reached, chosen = [], []
+    rows_R = torch.arange(len(draft.num_drafted), device=device)
+    rows, columns_R, open_R = rows_R.tolist() if device.type == "cpu" else None, torch.zeros_like(rows_R), rows_R >= 0
+    reached_BD = torch.full((len(draft.num_drafted), len(children.widths)), -1, device=device)
+    chosen_BD = torch.zeros_like(reached_BD)
     for depth, width in enumerate(children.widths):
-        nodes_BW, places_BW = nodes_BCW[rows_B, columns_B, :width], tests_BCW[rows_B, columns_B, :width]
-        tokens_BW = torch.where(nodes_BW >= 0, draft.tokens_BG.gather(1, nodes_BW.clamp(min=0)), -1)
-        tests_BW = noise.tests_BG.gather(1, places_BW)
-        p_BV = law.at(columns_B[:, None])[:, 0]
-        draw_B = noise.draws_BT[:, depth]
-        token_B = follow(Site(draft, depth, open_B, columns_B, p_BV, nodes_BW, tokens_BW, tests_BW, draw_B))
-        found_BW = torch.where(open_B[:, None] & (tokens_BW == token_B[:, None]), nodes_BW, -1)
-        child_B = torch.nn.functional.pad(found_BW, (0, 1), value=-1).amax(1)
-        open_B = child_B >= 0
-        columns_B = torch.where(open_B, child_B + 1, columns_B)
-        reached.append(child_B)
-        chosen.append(token_B)
-        if device.type == "cpu" and not open_B.any():
-            break
-    return torch.stack(reached, dim=1), torch.stack(chosen, dim=1)
+        nodes_RW, places_RW = nodes_BCW[rows_R, columns_R, :width], tests_BCW[rows_R, columns_R, :width]
+        tokens_RW = torch.where(nodes_RW >= 0, draft.tokens_BG[rows_R[:, None], nodes_RW.clamp(min=0)], -1)
+        tests_RW, draw_R = noise.tests_BG[rows_R[:, None], places_RW], noise.draws_BT[rows_R, depth]
+        p_RV = law.at(columns_R[:, None], rows)[:, 0]
+        site = Site(draft, depth, rows_R, open_R, columns_R, p_RV, nodes_RW, tokens_RW, tests_RW, draw_R)
+        token_R = follow(site)
+        found_RW = torch.where(open_R[:, None] & (tokens_RW == token_R[:, None]), nodes_RW, -1)
+        child_R = torch.nn.functional.pad(found_RW, (0, 1), value=-1).amax(1)
+        reached_BD[rows_R, depth], chosen_BD[rows_R, depth] = child_R, token_R
+        open_R = child_R >= 0
+        columns_R = torch.where(open_R, child_R + 1, columns_R)
+        if device.type == "cpu" and not all_rows:
+            if not open_R.any():
+                break
+            rows_R, columns_R, open_R = rows_R[open_R], columns_R[open_R], open_R[open_R]
+            rows = rows_R.tolist()
+    return reached_BD, chosen_BD
 
 
 def verdict(draft: Draft, reached_BD: Tensor, next_B: Tensor) -> Verdict:
@@ -119,10 +128,10 @@ class WalkVerifier(LawVerifier):
     """Whether a node that was drawn several times is that many candidates."""
 
     def verify_law(self, draft: Draft, law: TargetLaw, noise: Noise) -> Verdict:
-        reached_BD, chosen_BD = walk(draft, law, noise, self.emit, self.repeats)
+        reached_BD, chosen_BD = walk(draft, law, noise, self.emit, repeats=self.repeats)
         lengths_B1 = (reached_BD >= 0).sum(1, keepdim=True)
         return verdict(draft, reached_BD, chosen_BD.gather(1, lengths_B1)[:, 0])
 
     @abstractmethod
     def emit(self, site: Site) -> Tensor:
-        """(B): the token after each row's path, distributed as ``site.p_BV`` over drafts and random numbers."""
+        """(R): the token after each row's path, distributed as ``site.p_RV`` over drafts and random numbers."""

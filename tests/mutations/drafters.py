@@ -11,9 +11,10 @@ from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.reader import Reader
 from specdec.drafters import model_tree
 from specdec.drafters.lookup import PromptLookupDrafter
-from specdec.drafters.medusa import MedusaDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.model_tree import ModelTreeDrafter
+from specdec.heads.dspark import DSparkDrafter
+from specdec.heads.medusa import MedusaDrafter
 from specdec.trees import chain, frontier
 from specdec.trees.growth import Growth
 
@@ -125,6 +126,14 @@ def neighbours_probabilities(patch: Patch):
     wrapped(patch, frontier, "processed", processed)
 
 
+@planted("drafter=dspark", "a confidence reads the token that it is about", "chances", "drawn drafts", untrained=True)
+def confidence_reads_its_token(patch: Patch):
+    def confidences(original, self, states_BGD, before):
+        return original(self, states_BGD, [*before[1:], before[-1]])
+
+    wrapped(patch, DSparkDrafter, "_confidences", confidences)
+
+
 @planted(MODEL, "drafts for fewer rows than asked, and the round breaks down", "shape", RUNS)
 def fewer_rows(patch: Patch):
     class Fewer(ModelDrafter):
@@ -140,16 +149,16 @@ def shared_index(patch: Patch):
     class Shared(PromptLookupDrafter):
         def __init__(self, context, **settings) -> None:
             super().__init__(context, **settings)
-            self._all: dict[tuple[int, ...], list[int]] = {}
+            self._all: dict[int, list[int]] = {}
 
         def commit(self, rows):
             super().commit(rows)
             for row in rows:
                 tokens = self._tokens[row.index]
-                self._all.update({gram: tokens[places[-1] :] for gram, places in self._following[row.index].items()})
+                self._all.update({token: tokens[place:] for place, token in enumerate(tokens[:-1], start=1)})
 
         def _copies(self, key, gamma):
-            copy = self._all.get(tuple(self._tokens[key][-1:]), [])[:gamma]
+            copy = self._all.get(self._tokens[key][-1], [])[:gamma]
             return [copy] if copy else super()._copies(key, gamma)
 
     return Shared

@@ -15,7 +15,17 @@ import pytest
 
 from specdec.conformance import decoding
 from specdec.conformance.explore import Family
-from specdec.conformance.suites import alignment_suite, drafter_suite, scheduler_suite, verifier_suite
+from specdec.conformance.suites import (
+    STATES,
+    alignment_suite,
+    budget_suite,
+    draft_length_suite,
+    drafter_suite,
+    scheduler_suite,
+    selector_suite,
+    tree_suite,
+    verifier_suite,
+)
 from specdec.registry import create, lookup
 
 Patch = pytest.MonkeyPatch
@@ -57,10 +67,14 @@ class Mutation:
             return create(self.group, name, *arguments, **self.settings)
 
         suites: dict[str, Callable[[Any], list[Family]]] = {
-            "alignment": alignment_suite,
+            "alignment": lambda make: alignment_suite(make, restores_states=STATES in self.families),
             "drafter": drafter_suite,
             "verifier": verifier_suite,
             "scheduler": scheduler_suite,
+            "budget": budget_suite,
+            "draft_length": draft_length_suite,
+            "tree": tree_suite,
+            "selector": selector_suite,
         }
         families = suites[self.group](make)
         names = [family.name for family in families]

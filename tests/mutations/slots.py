@@ -26,8 +26,8 @@ def is_prefix(kept) -> bool:
 @planted(INPLACE, "write cursor one column late", "position")
 def cursor_late(patch: Patch):
     class Late(InplaceAlignment):
-        def _feed_chains(self, rows, starts, tokens_BT, counts):
-            return super()._feed_chains(rows, [start + 1 for start in starts], tokens_BT, counts)
+        def _feed_chains(self, rows, starts, tokens_BT, counts, states=None):
+            return super()._feed_chains(rows, [start + 1 for start in starts], tokens_BT, counts, states)
 
     return Late
 

@@ -45,7 +45,8 @@ def converted(folder: str, cache: str) -> str:
 
 def pipeline(request: Request) -> Any:
     lookup = bool(request["options"].get("lookup"))
-    key = (request["target"], request["draft"], lookup, request["threads"])
+    batched_tokens = request["options"].get("max_batched_tokens")  # None: the engine's own, 256
+    key = (request["target"], request["draft"], lookup, request["threads"], batched_tokens)
     if key not in _pipelines:
         cache = request["options"]["cache"]
         properties = {
@@ -57,6 +58,8 @@ def pipeline(request: Request) -> Any:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = request["options"].get("cache_gib", 2)
         scheduler.enable_prefix_caching = False
+        if batched_tokens is not None:
+            scheduler.max_num_batched_tokens = batched_tokens
         extra: dict[str, Any] = {"prompt_lookup": True} if lookup else {}
         if request["draft"] is not None:
             extra["draft_model"] = genai.draft_model(converted(request["draft"], cache), "CPU", **properties)

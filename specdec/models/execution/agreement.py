@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from specdec.core.outputs import LOGITS
 from specdec.models.execution.base import Call, Given
 from specdec.models.execution.fusable import windows_of
 from specdec.models.execution.fused import FusedExecution, Layer, OneLayer
@@ -173,7 +174,7 @@ def _outputs(execution: Checked, number: int, inputs_BSD: Tensor) -> Tensor:
     storage, outputs = layer_storage(execution.module, number, len(PADS), inputs_BSD.dtype), []
     for start, stop in STEPS:
         layout = Given(positions_BS[:, start:stop].contiguous(), mask_BSS[:, start:stop, :stop].contiguous())
-        call = Call(inputs_BSD[:, start:stop].contiguous(), layout, storage.append(stop - start), 0, "hidden")
+        call = Call(inputs_BSD[:, start:stop].contiguous(), layout, storage.append(stop - start), 0, LOGITS)
         outputs.append(execution.layer(number, call).clone())  # a compiled layer may reuse its memory
     return torch.cat(outputs, dim=1)
 

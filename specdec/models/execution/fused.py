@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from specdec.core.outputs import NORMED
 from specdec.models.execution.base import Call, Execution
 from specdec.models.execution.fusable import can_fuse, windows_of
 from specdec.models.execution.linear import Linear, joined
+from specdec.models.execution.parts import attend_shared, part_levels
 from specdec.models.kv import KVWriter
 from specdec.models.masks import within_window
+from specdec.models.shared import SharedColumns
 
 
 class RMSNorm:
@@ -69,11 +72,19 @@ class Layer:
         q_MHE, k_MKE, v_MKE = self.project(x_MD, *rotation)
         keys = writer.write(2 * self.number, k_MKE.view(B, T, self.K, self.E).transpose(1, 2))
         values = writer.write(2 * self.number + 1, v_MKE.view(B, T, self.K, self.E).transpose(1, 2))
-        return self.finish(x_MD, _attend(self, q_MHE, keys, values, mask_B1QS, B, T))
+        return self.finish(self.residual(x_MD), _attend(self, q_MHE, keys, values, mask_B1QS, (B, T), writer.shared))
+
+    def normed(self, x_MD: Tensor) -> Tensor:
+        """What queries, keys and values are made of."""
+        return self.norm_in(x_MD)
+
+    def residual(self, x_MD: Tensor) -> Tensor:
+        """What the attention's output is added to."""
+        return x_MD
 
     def project(self, x_MD: Tensor, cos_M1E: Tensor, sin_M1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (M, H, E) and keys (M, K, E), and values (M, K, E)."""
-        qkv = self.qkv(self.norm_in(x_MD)).view(len(x_MD), self.H + 2 * self.K, self.E)
+        qkv = self.qkv(self.normed(x_MD)).view(len(x_MD), self.H + 2 * self.K, self.E)
         qk = qkv[:, : self.H + self.K]
         if self.norm_q is not None and self.norm_k is not None:
             qk = torch.cat([self.norm_q(qk[:, : self.H]), self.norm_k(qk[:, self.H :])], dim=1)
@@ -125,6 +136,7 @@ class FusedExecution(Execution):
     """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
 
     name = "fused"
+    shares = True
 
     def __init__(self, module: Any) -> None:
         start = time.perf_counter()
@@ -162,14 +174,24 @@ class FusedExecution(Execution):
 
     def run(self, call: Call) -> Tensor:
         embedded_BTD = call.tokens_BT if call.tokens_BT.is_floating_point() else self._embed(call.tokens_BT)
-        return self._output(self.run_layers(embedded_BTD, call, self.layers), call)
+        inputs: dict[int, Tensor] = {}
+        return self._output(self.run_layers(embedded_BTD, call, self.layers, inputs), inputs, call)
 
-    def run_layers(self, x_BTD: Tensor, call: Call, layers: list[Layer]) -> Tensor:
-        """The hidden states after some layers, which store their keys and values."""
+    def run_layers(
+        self, x_BTD: Tensor, call: Call, layers: list[Layer], inputs: dict[int, Tensor] | None = None
+    ) -> Tensor:
+        """The hidden states after some layers, which store their keys and values.
+
+        Args:
+            inputs: gets the inputs (B, T, D) of the layers in ``call.outputs``, by number.
+        """
         x_MD = x_BTD.flatten(0, 1)
-        rotation = self.rotation(x_MD, call.positions(), call.writer.num_columns)
-        masks = additive_masks(layers, call.mask(), self._levels)
+        rotation = self.rotation(x_MD, call.positions(), call.num_positions)
+        levels = self._levels if call.writer.shared is None else part_levels(x_MD.dtype, x_MD.device)
+        masks = additive_masks(layers, call.mask(), levels)
         for layer in layers:
+            if inputs is not None and layer.number in call.outputs.hidden:
+                inputs[layer.number] = x_MD.view(x_BTD.shape)
             x_MD = layer(x_MD, rotation, masks[layer.window], call.writer)
         return x_MD.view(x_BTD.shape)
 
@@ -177,12 +199,14 @@ class FusedExecution(Execution):
         """One layer's outputs (B, T, D) for the embeddings in a call; for `specdec.models.execution.agreement`."""
         return self.run_layers(call.tokens_BT, call, [self.layers[number]])
 
-    def _output(self, x_BTD: Tensor, call: Call) -> Tensor:
-        hidden_BTD = self.norm(x_BTD[:, -call.num_logits :])  # -0 keeps all
-        if call.output_kind == "hidden":
-            return hidden_BTD
-        logits_BTV = self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1)
-        return logits_BTV if call.output_kind == "logits" else torch.cat([logits_BTV, hidden_BTD], dim=-1)
+    def _output(self, x_BTD: Tensor, inputs: dict[int, Tensor], call: Call) -> Tensor:
+        parts, last = [], slice(-call.num_logits, None)  # -0 keeps all
+        if call.outputs.logits or NORMED in call.outputs.hidden:
+            hidden_BTD = inputs[NORMED] = self.norm(x_BTD[:, last])
+        if call.outputs.logits:
+            parts.append(self.head(hidden_BTD.flatten(0, 1)).view(*hidden_BTD.shape[:2], -1))
+        parts += [inputs[number][:, last] for number in call.outputs.hidden]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class OneLayer(FusedExecution):
@@ -202,20 +226,35 @@ def mask_levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tenso
 
 def additive_masks(layers: list[Layer], mask_BTS: Tensor, levels: tuple[Tensor, Tensor]) -> dict[int | None, Tensor]:
     """Masks (B, 1, G T, S) by window, for queries folded by key head."""
-    B, T, S = mask_BTS.shape
     groups = layers[0].H // layers[0].K
-    masks = {}
-    for window in {layer.window for layer in layers}:
-        seen_BTS = mask_BTS if window is None else within_window(mask_BTS, window)
-        seen_B1GTS = seen_BTS[:, None, None].expand(B, 1, groups, T, S)
-        masks[window] = torch.where(seen_B1GTS, *levels).view(B, 1, groups * T, S)
-    return masks
+    return {
+        window: folded_mask(mask_BTS if window is None else within_window(mask_BTS, window), groups, levels)
+        for window in {layer.window for layer in layers}
+    }
 
 
-def _attend(layer: Layer, q_MHE: Tensor, keys: Tensor, values: Tensor, mask: Tensor, B: int, T: int) -> Tensor:
+def folded_mask(mask_BTS: Tensor, groups: int, levels: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, 1, G T, S): what is added to the scores of queries folded by key head, of ``groups`` query heads each."""
+    B, T, S = mask_BTS.shape
+    seen_B1GTS = mask_BTS[:, None, None].expand(B, 1, groups, T, S)
+    return torch.where(seen_B1GTS, *levels).view(B, 1, groups * T, S)
+
+
+def _attend(
+    layer: Layer,
+    q_MHE: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    size: tuple[int, int],
+    shared: SharedColumns | None,
+) -> Tensor:
     """Attention (M, H E) of queries folded by key head: no key is repeated for the heads that share it."""
-    H, K, E = layer.H, layer.K, layer.E
+    (B, T), H, K, E = size, layer.H, layer.K, layer.E
     groups = H // K
     folded = q_MHE.view(B, T, K, groups, E).permute(0, 2, 3, 1, 4).reshape(B, K, groups * T, E)
-    mixed = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
-    return mixed.view(B, K, groups, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, H * E)
+    if shared is None:
+        mixed = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
+    else:
+        mixed = attend_shared(folded, (keys, values), mask, layer.scale, shared, layer.number)
+    return mixed.reshape(B, K, groups, T, E).permute(0, 3, 1, 2, 4).reshape(B * T, H * E)

@@ -9,6 +9,7 @@ Shape letters: B rows, T tokens fed, M real tokens of all rows, D hidden size, V
 from __future__ import annotations
 
 import time
+from ctypes import c_int64
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from specdec.core.outputs import NORMED
 from specdec.errors import ContractError
 from specdec.models.execution.base import Call, Chains, Execution
 from specdec.models.execution.fusable import can_fuse, changed, no_plain_weight, windows_of
@@ -26,12 +28,14 @@ from specdec.models.native.library import (
     LayerStruct,
     ModelStruct,
     PackedMatrix,
+    PrefixStruct,
     WantedStruct,
     checked,
     library,
     rms_norm,
     run_forward,
 )
+from specdec.models.shared import SharedColumns
 
 _packed: WeakValueDictionary[tuple[Any, ...], PackedMatrix] = WeakValueDictionary()
 """Matrices in use: drafts that are a part of their target share its packed weights."""
@@ -104,7 +108,7 @@ class NativeExecution(Execution):
     """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
 
     name = "native"
-    ragged = True
+    ragged = shares = True
 
     def __init__(self, module: Any) -> None:
         start = time.perf_counter()
@@ -183,16 +187,22 @@ class NativeExecution(Execution):
 
     def run(self, call: Call) -> Tensor:
         B, T = call.tokens_BT.shape[:2]
-        num_logits = 0 if call.output_kind == "hidden" else self._vocab  # per token
-        num_hidden = 0 if call.output_kind == "logits" else self._hidden
-        count, size = call.num_logits or T, num_logits + num_hidden
+        num_logits, numbers = self._vocab if call.outputs.logits else 0, call.outputs.hidden
+        count, size = call.num_logits or T, num_logits + len(numbers) * self._hidden  # of tokens, and per token
         if not 0 <= count <= T:
             raise ContractError(f"native execution: logits of {count} tokens are wanted, and {T} are fed")
         make = torch.empty if call.real_BT is None else torch.zeros
         output_BTX = make(B, count, size)
         address = output_BTX.data_ptr()
-        hidden_address = address + 4 * num_logits if num_hidden else None
-        wanted = WantedStruct(address if num_logits else None, hidden_address, count, size)
+        last = self._model.num_layers
+        wanted = WantedStruct(
+            logits=address if num_logits else None,
+            hidden=address + 4 * num_logits,
+            numbers=(c_int64 * len(numbers))(*(last if number == NORMED else number for number in numbers)),
+            num_hidden=len(numbers),
+            count=count,
+            stride=size,
+        )
         self._forward(call, wanted, (0, self._model.num_layers))
         return output_BTX
 
@@ -229,7 +239,7 @@ class NativeExecution(Execution):
         positions_BT = None
         if not (chains and self.rotation.fixed):
             positions_BT = checked("positions", call.positions(), torch.int64, (B, T))
-        cosines, sines = self.rotation.table(self._norm_D, writer.num_columns, positions_BT)
+        cosines, sines = self.rotation.table(self._norm_D, call.num_positions, positions_BT)
         if cosines.shape[1] != E:
             raise ContractError(f"native execution: rotations of {cosines.shape[1]} numbers in heads of {E}")
         if not self.rotation.fixed:  # a table of this call's own positions
@@ -238,12 +248,15 @@ class NativeExecution(Execution):
         data_NBHSD = place.storage.data_NBHSD
         parts, slots, _, capacity, _ = data_NBHSD.shape
         shape = (max(parts, 2 * layers[1]), slots, self._model.key_heads, capacity, E)
-        if checked("a storage", data_NBHSD, torch.float32, shape) is not data_NBHSD:
-            raise ContractError("native execution: a storage that is not contiguous")
+        _check_storage(data_NBHSD, shape)
+        shared = writer.shared
+        prefixes = None if shared is None else self._prefixes(shared, layers[1])
+        of_B = None if shared is None else checked("prefixes", torch.tensor(shared.of_B), torch.int64, (B,))
+        lengths_B = None if shared is None else checked("their lengths", shared.lengths_B, torch.int64, (B,))
         batch = BatchStruct(
             rows=B,
             width=T,
-            columns=writer.num_columns,
+            columns=writer.num_columns - (shared.width if shared else 0),
             ids=None if embedded else tokens.data_ptr(),
             embedded=tokens.data_ptr() if embedded else None,
             real=None if real_BT is None else real_BT.data_ptr(),
@@ -257,9 +270,28 @@ class NativeExecution(Execution):
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
             num_positions=cosines.shape[0],
+            prefixes=prefixes,
+            num_prefixes=len(shared.storages) if shared else 0,
+            shared=shared.width if shared else 0,
+            prefix_of=None if of_B is None else of_B.data_ptr(),
+            prefix_lengths=None if lengths_B is None else lengths_B.data_ptr(),
         )
         run_forward(self._model, batch, wanted, layers, torch.get_num_threads(), states_BTD)
         writer.written()
+
+    def _prefixes(self, shared: SharedColumns, num_layers: int) -> Any:
+        """The storages of columns that rows share, as the library reads them."""
+        structs = []
+        for storage in shared.storages:
+            parts, _, _, capacity, E = storage.data_NBHSD.shape
+            _check_storage(storage.data_NBHSD, (max(parts, 2 * num_layers), 1, self._model.key_heads, capacity, E))
+            structs.append(PrefixStruct(storage.data_NBHSD.data_ptr(), capacity))
+        return (PrefixStruct * len(structs))(*structs)
+
+
+def _check_storage(data_NBHSD: Tensor, shape: tuple[int, ...]) -> None:
+    if checked("a storage", data_NBHSD, torch.float32, shape) is not data_NBHSD:
+        raise ContractError("native execution: a storage that is not contiguous")
 
 
 def _state(weight: Tensor | None) -> tuple[int, int]:

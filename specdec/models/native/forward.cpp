@@ -82,8 +82,9 @@ static long stride_of(long size) { return (size + 15) / 16 * 16 + 16; }
 
 // What a forward gives for the last `count` tokens of each row: `stride` numbers each, zeros for padding.
 struct Wanted {
-  float *logits, *hidden;  // null: not wanted
-  int64_t count, stride;
+  float *logits, *hidden;  // of the first token; null logits: not wanted
+  const int64_t* numbers;  // whose inputs are the hidden states that are wanted, one after the other
+  int64_t num_hidden, count, stride;  // the number of layers stands for what the last norm gives
 };
 
 class Forward {
@@ -98,7 +99,7 @@ class Forward {
     const long qkv = model.num_layers ? model.layers[0].qkv->outputs : 0, two = model.layers[0].gate_up->outputs;
     std::vector<const Token*> ends;
     for (const Token& token : tokens)
-      if ((wanted.logits || wanted.hidden) && token.place % batch.width >= batch.width - wanted.count)
+      if ((wanted.logits || wanted.num_hidden) && token.place % batch.width >= batch.width - wanted.count)
         ends.push_back(&token);
     const long num_ends = ends.size();
     // Nothing reads what the last layer makes of the other tokens: of a prompt it only stores keys and values.
@@ -130,6 +131,8 @@ class Forward {
 #pragma omp single
       threads = omp_get_num_threads();  // there may be fewer than were asked for
       for (long l = first; l < last; l++) {
+        for (long i = thread; i < num_ends; i += threads)
+          give(l, *ends[i], x + (ends[i] - tokens.data()) * x_stride, wanted);
         for (long m = 0; m < M; m += chunk) project(l, x + m * x_stride, m, std::min(chunk, M - m), thread);
         const bool some = ends_only && l == last - 1;
         const std::vector<Item>& items = some ? end_items : all_items;
@@ -144,6 +147,8 @@ class Forward {
       for (long i = thread; i < num_ends; i += threads)
         rms_norm(x + (ends_only ? i : ends[i] - tokens.data()) * x_stride, model.norm, model.hidden, model.eps,
                  final + i * x_stride);
+      for (long i = thread; i < num_ends; i += threads)
+        give(model.num_layers, *ends[i], final + i * x_stride, wanted);
       barrier.wait(threads);
       if (wanted.logits) head(final, ends, wanted, thread);
       barrier.wait(threads);
@@ -151,15 +156,18 @@ class Forward {
     if (states)
       for (long m = 0; m < M; m++)
         std::memcpy(states + tokens[m].place * model.hidden, x + m * x_stride, 4 * model.hidden);
-    if (wanted.hidden)
-      for (long i = 0; i < num_ends; i++)
-        std::memcpy(wanted.hidden + output_of(*ends[i], wanted) * wanted.stride, final + i * x_stride,
-                    4 * model.hidden);
   }
 
  private:
   long output_of(const Token& token, const Wanted& wanted) const {
     return token.row * wanted.count + token.place % batch.width - (batch.width - wanted.count);
+  }
+
+  // Copy a token's hidden states to where those of this number are wanted.
+  void give(long number, const Token& token, const float* x, const Wanted& wanted) const {
+    for (long k = 0; k < wanted.num_hidden; k++)
+      if (wanted.numbers[k] == number)
+        std::memcpy(wanted.hidden + output_of(token, wanted) * wanted.stride + k * model.hidden, x, 4 * model.hidden);
   }
 
   // Logits of the tokens at the ends of rows; those that are consecutive in the output are one product.
@@ -176,11 +184,14 @@ class Forward {
     long token, count, key_head;
   };
 
-  // An item is a few consecutive tokens of one row, for one key head: the token joins the last items, or begins others.
+  long prefix_of(const Token& token) const { return Tokens::prefix_of(batch, token.row); }
+
+  // An item is a few consecutive tokens of one row, or of rows that share a prefix, for one key head: the token joins
+  // the last items, or begins others.
   void add_item(const Token& token, std::vector<Item>& items) const {
     const long m = &token - tokens.data(), J = model.key_heads;
     if (!items.empty() && items.back().token + items.back().count == m && items.back().count < tokens_per_item &&
-        tokens[m - 1].row == token.row) {
+        (tokens[m - 1].row == token.row || (prefix_of(token) >= 0 && prefix_of(tokens[m - 1]) == prefix_of(token)))) {
       for (long j = 0; j < J; j++) items[items.size() - J + j].count++;
     } else {
       for (long j = 0; j < J; j++) items.push_back({m, 1, j});
@@ -230,16 +241,30 @@ class Forward {
 
   void attend_item(long l, const Item& item, float* work) {
     const long E = model.head_size, group = model.heads / model.key_heads, window = model.layers[l].window;
-    Seen seen[QUERIES];
-    for (long i = 0; i < item.count; i++) {
-      seen[i] = tokens[item.token + i].seen;
-      if (const long outside = seen[i].count - window; window && outside > 0)
-        seen[i] = {seen[i].columns + outside, window};
+    const long prefix = prefix_of(tokens[item.token]);
+    const float* shared[2] = {};
+    for (long i = 0; i < 2 && prefix >= 0; i++) {
+      const Prefix& from = batch.prefixes[prefix];
+      shared[i] = from.cache + ((2 * l + i) * model.key_heads + item.key_head) * from.capacity * E;
     }
-    const long row = tokens[item.token].row;
-    const Queries queries{q + item.token * q_stride + item.key_head * group * E, q_stride, seen, item.count, group};
-    attend(queries, E, cached(2 * l, row, item.key_head), cached(2 * l + 1, row, item.key_head), model.layers[l].scale,
-           work, work_stride);
+    Query queries[QUERIES];
+    long n = 0;
+    for (long i = 0; i < item.count; i++) {
+      const Token& token = tokens[item.token + i];
+      Seen before = token.before, own = token.seen;
+      if (const long outside = before.count + own.count - window; window && outside > 0) {
+        const long first = std::min(outside, before.count);
+        before = {before.columns + first, before.count - first};
+        own = {own.columns + (outside - first), own.count - (outside - first)};
+      }
+      const float *keys = cached(2 * l, token.row, item.key_head), *values = cached(2 * l + 1, token.row, item.key_head);
+      for (long g = 0; g < group; g++) {
+        queries[n++] = {q + (item.token + i) * q_stride + (item.key_head * group + g) * E, before, own, keys, values};
+        if (n < QUERIES && (i < item.count - 1 || g < group - 1)) continue;
+        attend(queries, n, E, shared[0], shared[1], model.layers[l].scale, work, work_stride);
+        n = 0;
+      }
+    }
   }
 
   // Output projection and gated MLP of `count` tokens from m on, added to their hidden states.
@@ -318,6 +343,9 @@ int specdec_forward(const Model* model, const Batch* batch, int64_t first, int64
     if (first < 0 || last > model->num_layers) return refuse("there are no layers %ld to %ld", (long)first, (long)last);
     if (wanted->count < 0 || wanted->count > batch->width)
       return refuse("%ld of %ld tokens are wanted", (long)wanted->count, (long)batch->width);
+    for (long k = 0; k < wanted->num_hidden; k++)
+      if (wanted->numbers[k] < 0 || wanted->numbers[k] > model->num_layers)
+        return refuse("there is no layer %ld, whose input is wanted", (long)wanted->numbers[k]);
     Tokens tokens;
     if (int refused = tokens.list(*batch, model->vocab)) return refused;
     Forward(*model, *batch, tokens, threads).run(first, last, states, *wanted);

@@ -45,8 +45,14 @@ class ModelStruct(Structure):
     )
 
 
+class PrefixStruct(Structure):
+    """`Prefix` of tokens.h."""
+
+    _fields_ = (("cache", c_void_p), ("capacity", c_int64))
+
+
 class BatchStruct(Structure):
-    """`Batch` of forward.cpp."""
+    """`Batch` of tokens.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("rows", "width", "columns")),
@@ -54,6 +60,9 @@ class BatchStruct(Structure):
         *((name, c_int64) for name in ("num_slots", "capacity")),
         *((name, c_void_p) for name in ("cosines", "sines")),
         ("num_positions", c_int64),
+        ("prefixes", POINTER(PrefixStruct)),
+        *((name, c_int64) for name in ("num_prefixes", "shared")),
+        *((name, c_void_p) for name in ("prefix_of", "prefix_lengths")),
     )
 
 
@@ -62,7 +71,8 @@ class WantedStruct(Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("logits", "hidden")),
-        *((name, c_int64) for name in ("count", "stride")),
+        ("numbers", POINTER(c_int64)),
+        *((name, c_int64) for name in ("num_hidden", "count", "stride")),
     )
 
 

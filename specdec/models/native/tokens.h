@@ -2,9 +2,15 @@
 #pragma once
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <vector>
 
 #include "attention.h"
+
+struct Prefix {         // columns that rows read before their own
+  const float* cache;  // (2 x layers, 1, key heads, capacity, head size)
+  int64_t capacity;
+};
 
 struct Batch {
   int64_t rows, width, columns;   // width: tokens of a row; columns: the queries read these of the storage
@@ -12,12 +18,15 @@ struct Batch {
   const float* embedded;          // (rows, width, hidden)
   const uint8_t* real;            // (rows, width): the others are padding; null: all are real
   const int64_t *slots, *starts;  // a row's token t is stored in column starts[b] + t of its slot
-  const int64_t* positions;       // (rows, width), or null: the token's column
-  const uint8_t* mask;            // (rows, width, columns), or null: a token sees all columns up to its own
+  const int64_t* positions;       // (rows, width), or null: the token's column, counted from the first shared one
+  const uint8_t* mask;            // (rows, width, shared + columns), or null: a token sees all columns up to its own
   float* cache;                   // (2 x layers, slots, key heads, capacity, head size)
   int64_t num_slots, capacity;
   const float *cosines, *sines;  // (num_positions, head size)
   int64_t num_positions;
+  const Prefix* prefixes;  // null: rows share nothing
+  int64_t num_prefixes, shared;  // shared: the most columns that a row reads of a prefix
+  const int64_t *prefix_of, *prefix_lengths;  // (rows): how many columns a row reads of which prefix; 0: of none
 };
 
 static thread_local char message[160];
@@ -29,7 +38,7 @@ static int refuse(const char* format, A... values) {
 
 struct Token {
   long row, place, column, position;  // place: among the rows x width tokens
-  Seen seen;
+  Seen before, seen;                  // what its row shares, and its own columns
 };
 
 class Tokens {
@@ -45,36 +54,51 @@ class Tokens {
       if (start < 0 || start > b.columns - b.width || b.columns > b.capacity)
         return refuse("row %ld writes columns %ld to %ld of %ld", row, start, start + (long)b.width,
                       (long)std::min(b.columns, b.capacity));
+      const long before = before_of(b, row);
+      if (before < 0 || before > b.shared) return refuse("row %ld shares %ld of %ld columns", row, before, (long)b.shared);
+      if (before && (b.prefix_of[row] < 0 || b.prefix_of[row] >= b.num_prefixes ||
+                     before > b.prefixes[b.prefix_of[row]].capacity))
+        return refuse("row %ld shares %ld columns of prefix %ld", row, before, (long)b.prefix_of[row]);
     }
+    shared.resize(b.prefixes ? b.shared : 0);
+    std::iota(shared.begin(), shared.end(), 0);
+    std::vector<long> rows(b.rows);  // those that share a prefix follow each other
+    std::iota(rows.begin(), rows.end(), 0);
+    std::stable_sort(rows.begin(), rows.end(), [&](long i, long j) { return prefix_of(b, i) < prefix_of(b, j); });
     if (!b.mask) {
       columns.resize(b.columns);
       for (long s = 0; s < b.columns; s++) columns[s] = s;
     }
     std::vector<size_t> offsets;
-    for (long row = 0; row < b.rows; row++)
+    for (long row : rows)
       for (long t = 0; t < b.width; t++) {
         if (b.real && !b.real[row * b.width + t]) continue;
-        const long place = row * b.width + t, column = b.starts[row] + t,
-                   position = b.positions ? b.positions[place] : column;
+        const long place = row * b.width + t, column = b.starts[row] + t, before = before_of(b, row),
+                   position = b.positions ? b.positions[place] : before + column;
         if (b.ids && (b.ids[place] < 0 || b.ids[place] >= vocab))
           return refuse("token %ld is not among %ld", (long)b.ids[place], (long)vocab);
         if (position < 0 || position >= b.num_positions)
           return refuse("position %ld is not below %ld", position, (long)b.num_positions);
         const bool follows = !all.empty() && all.back().row == row;
-        all.push_back({row, place, column, position, {nullptr, column + 1}});
+        all.push_back({row, place, column, position, {shared.data(), before}, {nullptr, column + 1}});
         offsets.push_back(b.mask ? see(b, place, all.back().seen.count, follows ? offsets.back() : columns.size()) : 0);
       }
     for (size_t m = 0; m < all.size(); m++) {
       all[m].seen.columns = columns.data() + offsets[m];
-      longest = std::max(longest, all[m].seen.count);
+      longest = std::max(longest, all[m].before.count + all[m].seen.count);
     }
     return 0;
   }
 
+  // The prefix of which a row reads columns, or -1.
+  static long prefix_of(const Batch& b, long row) { return before_of(b, row) ? b.prefix_of[row] : -1; }
+
  private:
+  static long before_of(const Batch& b, long row) { return b.prefixes ? b.prefix_lengths[row] : 0; }
+
   // Appends the columns that a query sees; if they continue the list of its row's query before it, only what is new.
   size_t see(const Batch& b, long place, long& count, size_t before) {
-    const uint8_t* mask = b.mask + place * b.columns;
+    const uint8_t* mask = b.mask + place * (b.shared + b.columns) + b.shared;
     std::vector<int32_t> seen;
     for (long s = 0; s < b.columns; s++)
       if (mask[s]) seen.push_back(s);
@@ -88,5 +112,5 @@ class Tokens {
     return columns.size() - seen.size();
   }
 
-  std::vector<int32_t> columns;
+  std::vector<int32_t> columns, shared;
 };

@@ -89,6 +89,30 @@ INLINE Vec sums(Vec* a) {
   return a[0];
 }
 
+// The sum of N vectors, lane by lane, by the tree of `sums`.
+template <int N>
+INLINE Vec tree(Vec* a) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N / 2; i++) a[i] = a[2 * i] + a[2 * i + 1];
+  if constexpr (N > 2) return tree<N / 2>(a);
+  return a[0];
+}
+
+template <int H, int... I>
+INLINE void swap_halves(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
+  const Vec first = pick<((I & H) ? W + (I ^ H) : I)...>(a, b);
+  b = pick<((I & H) ? W + I : (I ^ H))...>(a, b);
+  a = first;
+}
+
+// Vector i takes what lane i of each of the W vectors held.
+template <int H = 1>
+INLINE void transpose(Vec* a) {
+  for (int i = 0; i < W; i++)
+    if (!(i & H)) swap_halves<H>(a[i], a[i + H], std::make_integer_sequence<int, W>{});
+  if constexpr (2 * H < W) transpose<2 * H>(a);
+}
+
 INLINE float sum(Vec v) {
   float lanes[W];
   store(lanes, v);

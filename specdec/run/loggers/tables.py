@@ -18,6 +18,13 @@ def by_category(samples: list[Record]) -> list[Record]:
     return [{"category": category, **_figures(groups[category])} for category in sorted(groups)]
 
 
+def by_place(summary: Record) -> list[Record]:
+    """One row per place of the draft, from 1: the share of drafts accepted up to it, and those first rejected there."""
+    shares, rejections = summary.get("acceptance_by_place") or [], summary.get("first_rejections") or []
+    pairs = enumerate(zip(shares, rejections, strict=True), start=1)
+    return [{"place": place, "accepted": share, "first_rejections": number} for place, (share, number) in pairs]
+
+
 def _figures(samples: list[Record]) -> Record:
     num_tokens = sum(len(sample["output_ids"]) for sample in samples)
     num_rounds = sum(len(sample["accepted_lengths"]) for sample in samples)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import netrc
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 from specdec.errors import ConfigError
 from specdec.registry import unknown
 from specdec.run.loggers.base import Logger
 from specdec.run.loggers.secrets import scrub
-from specdec.run.loggers.tables import by_category, run_name, sample_rows
+from specdec.run.loggers.tables import by_category, by_place, run_name, sample_rows
 
 _MODES = ("auto", "offline", "online", "disabled")
-_HOST = "api.wandb.ai"
+# Where keys of W&B's own server are kept, before and since its move.
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
 
 class WandbLogger(Logger):
@@ -81,6 +83,7 @@ class WandbLogger(Logger):
                 {
                     "categories": _table(by_category(samples)),
                     "samples": _table(sample_rows(samples, self._num_samples)),
+                    **_place_plots(by_place(summary)),
                     "accepted_lengths": wandb.Histogram(np_histogram=_histogram(summary["accepted_histogram"])),
                 }
             )
@@ -105,7 +108,8 @@ def _chosen_mode() -> str:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         known = {}
-    return "online" if _HOST in known else "offline"
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc
+    return "online" if any(host in known for host in ((server,) if server else _HOSTS)) else "offline"
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -114,6 +118,19 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     columns: list[Any] = list(rows[0]) if rows else []
     # Columns such as `reason` are often all None; W&B would call their type unknown and drop later values.
     return wandb.Table(columns=columns, data=[list(row.values()) for row in rows], allow_mixed_types=True)
+
+
+def _place_plots(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Acceptance by place of the draft as a curve, first rejections as bars; nothing where nothing was drafted."""
+    import wandb
+
+    if not rows:
+        return {}
+    table = _table(rows)
+    return {
+        "acceptance_by_place": wandb.plot.line(table, "place", "accepted", title="Accepted up to a drafted token"),
+        "first_rejections": wandb.plot.bar(table, "place", "first_rejections", title="First rejected token"),
+    }
 
 
 def _histogram(counts: list[int]) -> Any:

@@ -1,0 +1,1 @@
+"""Verify budgets: how much of each row's draft is verified."""

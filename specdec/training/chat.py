@@ -1,0 +1,138 @@
+"""Conversations as training text: rendered by the target's own chat template, with the tokens of the answers marked.
+
+A conversation is a list of messages (role and content): a system message at most, then users and assistants in turn.
+Prompts are rendered as `run.py` renders them, so that drafts learn and are selected on what they will serve.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.core.prompts import encode
+from specdec.core.questions import Message
+from specdec.training import TrainingError
+from specdec.training.config import HeldoutConfig, OutputsConfig
+
+if TYPE_CHECKING:
+    from specdec.training.corpus import Corpus
+
+Conversation = tuple[Message, ...]
+_SORTED_BATCHES = 16  # batches whose prompts are sorted by length together, so that rows of a batch are about as long
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot render messages.
+
+    Raises:
+        TrainingError: it has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise TrainingError(
+            "corpus.column holds messages, but the tokenizer has no chat template: set tokenizer=FOLDER of one with "
+            "a template, or give a column of plain text"
+        )
+
+
+def prompts_of(conversation: Conversation) -> list[list[Message]]:
+    """The messages up to each question; earlier answers are those of the conversation."""
+    return [list(conversation[: n + 1]) for n, message in enumerate(conversation) if message["role"] == "user"]
+
+
+def encoded_prompt(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """Token ids of a prompt, as a run feeds it."""
+    return encode(tokenizer, messages, "auto")
+
+
+def encoded_texts(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[bool]]:
+    """The conversation's token ids, and which of them are part of an answer.
+
+    An answer begins where a run's prompt ends, at the border of a token. Where the template renders earlier messages
+    differently after later ones (it drops the reasoning of earlier answers, say), the text begins anew.
+
+    Raises:
+        TrainingError: the template does not render an answer behind its own prompt.
+    """
+    ids: list[int] = []
+    is_answer: list[bool] = []
+    text = ""
+    for n, message in enumerate(conversation):
+        if message["role"] != "assistant":
+            continue
+        prompt = _rendered(tokenizer, conversation[:n], add_generation_prompt=True)
+        whole = _rendered(tokenizer, conversation[: n + 1])
+        if not whole.startswith(prompt):
+            raise TrainingError(
+                "the tokenizer's chat template does not render an answer behind its prompt, so answers cannot be "
+                "marked: set distill.data=outputs, whose answers the target writes"
+            )
+        for part, counts in ((prompt.removeprefix(text), False), (whole.removeprefix(prompt), True)):
+            new = tokenizer(part, add_special_tokens=False)["input_ids"]
+            ids += new
+            is_answer += [counts] * len(new)
+        text = whole
+    return ids, is_answer
+
+
+def _rendered(tokenizer: Any, messages: Conversation, **options: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except TemplateError as error:
+        raise TrainingError(
+            f"the tokenizer's chat template refuses a conversation that begins with {messages[0]['content'][:60]!r}: "
+            f"{error}"
+        ) from error
+    return text
+
+
+class ChatPrompts:
+    """Prompts of the training conversations, each used once before any is used again; batch `index` by the seed."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Any, cfg: OutputsConfig, seed: int) -> None:
+        check_template(tokenizer)
+        prompts = [encoded_prompt(tokenizer, asked) for file in corpus.train for asked in prompts_of(file.messages)]
+        self.prompts = [ids for ids in prompts if len(ids) <= cfg.max_prompt_tokens]
+        self.num_left_out = len(prompts) - len(self.prompts)
+        self.batch_size, self.seed = cfg.batch, seed
+        if not self.prompts:
+            raise TrainingError(
+                f"greedy.max_prompt_tokens={cfg.max_prompt_tokens} leaves out all {len(prompts)} prompts of the "
+                f"corpus; the shortest has {min(map(len, prompts), default=0)} tokens"
+            )
+
+    def batch(self, index: int) -> list[list[int]]:
+        """Prompts of about one length."""
+        group, place = divmod(index, _SORTED_BATCHES)
+        random = np.random.default_rng([self.seed, group])
+        size = _SORTED_BATCHES * self.batch_size
+        numbers, count = range(group * size, (group + 1) * size), len(self.prompts)
+        passes = range(numbers[0] // count, numbers[-1] // count + 1)
+        orders = {n: np.random.default_rng([self.seed, 1, n]).permutation(count) for n in passes}
+        chosen = [self.prompts[int(orders[number // count][number % count])] for number in numbers]
+        batches = sorted(chosen, key=len)
+        first = int(random.permutation(_SORTED_BATCHES)[place]) * self.batch_size
+        return batches[first : first + self.batch_size]
+
+
+def heldout_conversations(corpus: Corpus, tokenizer: Any, cfg: HeldoutConfig, seed: int) -> list[dict[str, Any]]:
+    """Prompts of held-out conversations in the form that a run's data takes, evenly over their turns and lengths."""
+    check_template(tokenizer)
+    lines = []
+    for file in corpus.heldout:
+        asked = prompts_of(file.messages)
+        lines += [(turn, len(encoded_prompt(tokenizer, messages)), messages) for turn, messages in enumerate(asked, 1)]
+    fitting = [line for line in lines if line[1] <= cfg.max_tokens]
+    if not fitting:
+        raise TrainingError(
+            f"heldout.max_tokens={cfg.max_tokens} leaves out all {len(lines)} prompts of the held-out conversations; "
+            f"the shortest has {min((length for _, length, _ in lines), default=0)} tokens"
+        )
+    shuffled = [fitting[place] for place in np.random.default_rng(seed).permutation(len(fitting))][: cfg.num_prompts]
+    ordered = sorted(shuffled, key=lambda line: line[1])
+    return [
+        {"question_id": number, "category": f"turn {turn}", "messages": messages}
+        for number, (turn, _, messages) in enumerate(ordered, 1)
+    ]

@@ -1,0 +1,49 @@
+"""A target's outputs for the same prompts are made once, whatever run asks for them: a file per batch in the cache.
+
+A file is named by all that decides it: the target's weights, config and number format, the prompts, the settings and
+the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from specdec.assets import cache_folder
+from specdec.models.causal_lm import CausalLM
+from specdec.training.config import OutputsConfig
+
+
+def shared_file(
+    target: CausalLM, made_by: str, prompts: list[list[int]], cfg: OutputsConfig, stop_ids: frozenset[int], seed: int
+) -> Path:
+    """Where the outputs of one batch of prompts are kept; ``made_by`` is the target's fingerprint."""
+    settings = (cfg.new_tokens, cfg.temperature, cfg.top_k, sorted(stop_ids), seed if cfg.temperature else None)
+    said = json.dumps([str(target.dtype), prompts, *settings])
+    return cache_folder() / "outputs" / made_by / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.npz"
+
+
+def share(source: Path, destination: Path) -> bool:
+    """Make a file known under a second name, without a copy where the disk allows it; False if there is no such file.
+
+    A destination that cannot be written is left out: the cache saves time, and nothing depends on it.
+    """
+    if not source.exists():
+        return False
+    partial = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, partial)
+        partial.replace(destination)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""A target's outputs are made once: other runs and recipes take them from the cache."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from conftest import small_llama
+from test_training_resume import settings, write_corpus
+
+from specdec.training import outputs, run_task, shared_outputs
+from specdec.training.config import OutputsConfig, PhaseConfig
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """How many rows were decoded; with an empty cache."""
+    rows = []
+    original = outputs.outputs_of
+
+    def counted(target, prompts, *rest):
+        rows.append(len(prompts))
+        return original(target, prompts, *rest)
+
+    monkeypatch.setattr(outputs, "outputs_of", counted)
+    monkeypatch.setattr(shared_outputs, "cache_folder", lambda: tmp_path / "cache")
+    return rows
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_corpus(tmp_path / "text")
+    sizes = {"vocab_size": 2048, "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 1}
+    for seed in (0, 1):
+        small_llama(seed, torch.float32, layers=1, **sizes).save_pretrained(tmp_path / f"target{seed}")
+    (tmp_path / "target0").rename(tmp_path / "target")
+    return tmp_path
+
+
+def test_other_runs_of_the_same_target_take_what_was_made(root, made):
+    def run(name, frozen="target", **changed):
+        cfg = settings(root, name)
+        cfg.frozen, cfg.distill.data, cfg.distill.on_policy = str(root / frozen), "outputs", 0.0
+        cfg.fit.steps, cfg.fit.phases = 2, [PhaseConfig(1.0, 24, 2)]
+        cfg.greedy = OutputsConfig(num_batches=2, batch=4, new_tokens=6, max_prompt_tokens=12, top_k=4, **changed)
+        made.clear()
+        run_task("", cfg)
+        return [path.read_bytes() for path in sorted((root / name / "outputs").glob("*.npz"))]
+
+    first = run("first")
+    assert made == [4, 4]
+    assert run("second") == first
+    assert made == []
+    run("other_target", frozen="target1")
+    assert made == [4, 4]
+    run("warmer", temperature=0.7)
+    assert made == [4, 4]
+    config = root / "target/config.json"
+    shutil.copytree(root / "target", root / "rotated")
+    (root / "rotated/config.json").write_text(config.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 50.0'))
+    assert (root / "rotated/config.json").read_text() != config.read_text()
+    run("same_weights", frozen="rotated")
+    assert made == [4, 4], "other positions, other outputs"
+    (root / "target").rename(root / "moved")
+    run("another_place", frozen="moved")
+    assert made == []
+    (root / "moved").rename(root / "target")
+    for path in (root / "cache/outputs").rglob("*.npz"):
+        path.write_bytes(path.read_bytes()[:100])  # the runs' own files share these bytes
+    assert run("third") == first, "damaged files of the cache are made again"
+    assert made == [4, 4]
+    run("fourth")
+    assert made == []
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
+    source, blocked = tmp_path / "a.npz", tmp_path / "file"
+    source.write_bytes(b"a")
+    blocked.write_bytes(b"b")
+    assert not shared_outputs.share(source, blocked / "b.npz")
+    assert not shared_outputs.share(tmp_path / "none.npz", tmp_path / "b.npz")
+    assert shared_outputs.share(source, tmp_path / "deep/b.npz")
+    assert (tmp_path / "deep/b.npz").read_bytes() == b"a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "deep", "file"]
