@@ -32,9 +32,9 @@ def decode(command: list[str], results: Path, *overrides: str) -> tuple[dict, li
     arguments = [*overrides, f"results_dir={results}", "runner.accelerator=cpu", "runner.dtype=float64"]
     result = subprocess.run([*command, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    document = next(line for line in result.stdout.splitlines() if line.startswith("{"))
-    summary = json.loads(document)
-    return summary, list(read_lines(Path(summary["path"]) / "samples.jsonl"))
+    document = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
+    path = Path(document["path"])
+    return json.loads((path / "summary.json").read_text()), list(read_lines(path / "samples.jsonl"))
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ def not_rolled_back(patch: Patch):
 @planted(MODEL, "draft cache keeps rejected tokens when gamma has changed", "state", RUNS)
 def rejected_kept_when_gamma_changes(patch: Patch):
     class Keeping(ModelDrafter):
-        def __init__(self, context) -> None:
-            super().__init__(context)
+        def __init__(self, context, **settings) -> None:
+            super().__init__(context, **settings)
             self.asked: dict[int, int] = {}
             self.kept: dict[int, int] = {}
 
@@ -89,8 +89,8 @@ def draft_cache_growth(patch: Patch):
             return logits_BTV
 
     class Drafting(ModelDrafter):
-        def __init__(self, context) -> None:
-            super().__init__(replace(context, align=lambda model: Losing(model, context.clock)))
+        def __init__(self, context, **settings) -> None:
+            super().__init__(replace(context, align=lambda model: Losing(model, context.clock)), **settings)
 
     return Drafting
 
