@@ -22,7 +22,7 @@ Conversation = tuple[Message, ...]
 _SORTED_BATCHES = 16  # batches whose prompts are sorted by length together, so that rows of a batch are about as long
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(tokenizer: Any, setting: str = "corpus.column holds messages") -> None:
     """Refuse a tokenizer that cannot render messages.
 
     Raises:
@@ -30,8 +30,8 @@ def check_template(tokenizer: Any) -> None:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise TrainingError(
-            "corpus.column holds messages, but the tokenizer has no chat template: set tokenizer=FOLDER of one with "
-            "a template, or give a column of plain text"
+            f"{setting}, but the tokenizer has no chat template: set tokenizer=FOLDER of one with a template, or give "
+            "a column of plain text"
         )
 
 
@@ -60,8 +60,8 @@ def encoded_texts(tokenizer: Any, conversation: Conversation) -> tuple[list[int]
     for n, message in enumerate(conversation):
         if message["role"] != "assistant":
             continue
-        prompt = _rendered(tokenizer, conversation[:n], add_generation_prompt=True)
-        whole = _rendered(tokenizer, conversation[: n + 1])
+        prompt = rendered(tokenizer, conversation[:n], add_generation_prompt=True)
+        whole = rendered(tokenizer, conversation[: n + 1])
         if not whole.startswith(prompt):
             raise TrainingError(
                 "the tokenizer's chat template does not render an answer behind its prompt, so answers cannot be "
@@ -75,7 +75,12 @@ def encoded_texts(tokenizer: Any, conversation: Conversation) -> tuple[list[int]
     return ids, is_answer
 
 
-def _rendered(tokenizer: Any, messages: Conversation, **options: Any) -> str:
+def rendered(tokenizer: Any, messages: Conversation, **options: Any) -> str:
+    """What the tokenizer's chat template makes of messages.
+
+    Raises:
+        TrainingError: the template refuses them.
+    """
     from jinja2 import TemplateError
 
     try:

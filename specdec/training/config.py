@@ -15,7 +15,9 @@ class CorpusConfig:
     """Which texts are read, and which of them are held out."""
 
     source: str = setting(
-        "python", "python (sources below root), text, jsonl, parquet (local files), hub (a data set's name)"
+        "python",
+        "python (sources below root), text, jsonl, parquet (local files), hub (a data set's name), target (questions "
+        "that the frozen target writes itself)",
     )
     root: str | None = setting(None, "python: the folder; None: the running Python's standard library")
     path: str | None = setting(None, "text, jsonl, parquet: file, folder or pattern; hub: the name")
@@ -29,6 +31,17 @@ class CorpusConfig:
     max_digit_share: float = setting(0.2, "share of digits above which a file is a table, not a program")
     heldout_percent: int = setting(4, "chosen by a hash of the path: the same files on every machine")
     max_files: int | None = setting(None, "rehearsals: at most this many training files")
+
+
+@dataclass
+class QuestionsConfig:
+    """Users' turns that the frozen target writes itself, for `corpus.source=target`."""
+
+    num: int = setting(2000, "different questions, held-out ones included")
+    temperature: float = 1.0
+    top_p: float = 0.9
+    max_tokens: int = setting(96, "longer turns are left out")
+    batch: int = 64
 
 
 @dataclass
@@ -88,6 +101,7 @@ class OutputsConfig:
 
     minutes: float | None = 10.0
     temperature: float = setting(0.0, "0: greedy outputs; above: sampled ones")
+    cut_loops: bool = setting(False, "learn from an output only up to where it begins to repeat itself")
     num_batches: int = 80
     batch: int = 64
     new_tokens: int = 128
@@ -251,6 +265,7 @@ class TrainConfig:
     )
     max_export_bytes: int = 12_000_000
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     target_model: ModelConfig = field(default_factory=ModelConfig)
     draft_model: DraftConfig = field(default_factory=DraftConfig)
     frozen: str = setting("asset:tiny/target", "task=distill, heads: the target, a folder or a Hub name")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from specdec.core.files import write_json
+from specdec.core.loops import LONGEST_PERIOD, in_loops
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.models.causal_lm import CausalLM
@@ -197,14 +198,21 @@ class OutputStream(Stream):
     """Batches from the cached outputs, each of prompts of about one length; shuffled again in each pass."""
 
     def __init__(
-        self, folder: Path, budget: Budget, seed: int, *, count_prompt: bool = False, num_devices: int = 1
+        self,
+        folder: Path,
+        budget: Budget,
+        seed: int,
+        *,
+        count_prompt: bool = False,
+        cut_loops: bool = False,
+        num_devices: int = 1,
     ) -> None:
         self.budget, self.seed, self.count_prompt, self.num_devices = budget, seed, count_prompt, num_devices
         self.paths = sorted(folder.glob("batch_*[0-9].npz"))
         if not self.paths:
             raise TrainingError(f"{folder} holds no outputs; raise greedy.minutes or greedy.num_batches")
         self.sizes = [num_rows(path) for path in self.paths]
-        self._load = lru_cache(maxsize=NUM_LOADED)(load_outputs)
+        self._load = lru_cache(maxsize=NUM_LOADED)(lambda path: _loaded(path, cut_loops))
         self.place = {"batches": 0}
         self._pass: tuple[int, list[tuple[int, Tensor]]] | None = None
 
@@ -259,6 +267,21 @@ def load_outputs(path: Path) -> Outputs:
             return Outputs(ids, num_prompt, num_valid, top_ids, top_logps)
     except DAMAGE as error:
         raise _damaged(path, error) from error
+
+
+def _loaded(path: Path, cut_loops: bool) -> Outputs:
+    outputs = load_outputs(path)
+    return without_loops(outputs) if cut_loops else outputs
+
+
+def without_loops(outputs: Outputs) -> Outputs:
+    """The outputs up to where they begin to repeat themselves, the first saying of it included."""
+    num_valid_B = outputs.num_valid_B.clone()
+    for b, (start, count) in enumerate(zip(outputs.num_prompt_B.tolist(), num_valid_B.tolist(), strict=True)):
+        loops = in_loops(outputs.ids_BT[b, start : start + count].tolist())
+        if True in loops:
+            num_valid_B[b] = min(loops.index(True) + LONGEST_PERIOD, count)
+    return outputs._replace(num_valid_B=num_valid_B)
 
 
 def _is_whole(path: Path, num_prompts: int) -> bool:

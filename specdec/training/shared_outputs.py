@@ -1,4 +1,4 @@
-"""A target's outputs for the same prompts are made once, whatever run asks for them: a file per batch in the cache.
+"""What a target writes is made once, whatever run asks for it: a file per batch of outputs or questions in the cache.
 
 A file is named by all that decides it: the target's weights, config and number format, the prompts, the settings and
 the seed.
@@ -12,10 +12,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from specdec.assets import cache_folder
 from specdec.models.causal_lm import CausalLM
-from specdec.training.config import OutputsConfig
+from specdec.training.config import OutputsConfig, QuestionsConfig
 
 
 def shared_file(
@@ -23,8 +24,25 @@ def shared_file(
 ) -> Path:
     """Where the outputs of one batch of prompts are kept; ``made_by`` is the target's fingerprint."""
     settings = (cfg.new_tokens, cfg.temperature, cfg.top_k, sorted(stop_ids), seed if cfg.temperature else None)
-    said = json.dumps([str(target.dtype), prompts, *settings])
-    return cache_folder() / "outputs" / made_by / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.npz"
+    return _named(f"outputs/{made_by}", [str(target.dtype), prompts, *settings], ".npz")
+
+
+def shared_questions(
+    target: CausalLM,
+    made_by: str,
+    start_ids: list[int],
+    cfg: QuestionsConfig,
+    stop_ids: frozenset[int],
+    first_seed: int,
+) -> Path:
+    """Where one batch of users' turns, which the target wrote behind ``start_ids``, is kept."""
+    settings = (cfg.temperature, cfg.top_p, cfg.max_tokens, cfg.batch, sorted(stop_ids), first_seed)
+    return _named(f"questions/{made_by}", [str(target.dtype), start_ids, *settings], ".json")
+
+
+def _named(folder: str, settings: list[Any], suffix: str) -> Path:
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    return cache_folder() / folder / f"{digest[:24]}{suffix}"
 
 
 def share(source: Path, destination: Path) -> bool:

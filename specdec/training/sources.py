@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from specdec.training.decoding import stop_ids_of
 from specdec.training.device import device_of, frozen_dtype
 from specdec.training.heldout import make_prompts
 from specdec.training.outputs import generate_outputs
-from specdec.training.stages import Record
+from specdec.training.questions import FILE as QUESTIONS
+from specdec.training.questions import write_questions
+from specdec.training.stages import Record, run_stage
 from specdec.training.tokenizer import encode_corpus, train_tokenizer
 
 HELDOUT_SEED = 1234
@@ -42,8 +45,12 @@ class Sources:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """Training and held-out text."""
-        return read_corpus(self.cfg.corpus)
+        """Training and held-out text; where the target writes it, that is the stage `questions`."""
+        if self.cfg.corpus.source != "target":
+            return read_corpus(self.cfg.corpus)
+        run_stage("questions", self.folder, self.cfg.force, self.ask)
+        path = str(self.folder / "questions" / QUESTIONS)
+        return read_corpus(replace(self.cfg.corpus, source="jsonl", path=path, column="messages"))
 
     @cached_property
     def target(self) -> CausalLM:
@@ -96,6 +103,14 @@ class Sources:
         for name, value in sorted(self.target.module.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def ask(self, out: Path) -> Record:
+        """Stage: questions of the frozen target's own."""
+        stops = stop_ids_of(self.target.module)
+        cfg = self.cfg
+        return write_questions(
+            self.target, self.tokenizer, cfg.questions, cfg.seed, out, stop_ids=stops, made_by=self.fingerprint
+        )
 
     def encode(self, out: Path) -> Record:
         """Stage: both sides of the corpus as token arrays."""

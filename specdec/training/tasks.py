@@ -195,7 +195,8 @@ def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str)
         counted = sources.load_counted("train")
         return BlockStream(sources.load("train"), budget, cfg.seed, counted=counted), {"tokens": record}
     record = run_stage("outputs", folder, cfg.force, sources.generate)
-    stream = OutputStream(folder / "outputs", budget, cfg.seed, count_prompt=cfg.distill.count_prompt)
+    options = {"count_prompt": cfg.distill.count_prompt, "cut_loops": cfg.greedy.cut_loops}
+    stream = OutputStream(folder / "outputs", budget, cfg.seed, **options)
     return stream, {"outputs": record}
 
 
