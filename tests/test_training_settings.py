@@ -34,7 +34,7 @@ def test_every_recipe_trains_its_heads_and_yields_to_the_command_line():
             cfg = to_dataclass(compose(config_name="train", overrides=[f"recipe={recipe}", "fit.lr=1e-4"]))
             assert (cfg.task, cfg.heads.kind, cfg.fit.lr) == ("heads", kind, 1e-4)
             check_losses(cfg.distill)
-            check_heads(cfg.heads, 2048, reducible=KINDS[kind].reducible)
+            check_heads(cfg.heads, 49152, reducible=KINDS[kind].reducible)
             assert cfg.validation.gamma <= cfg.heads.num_heads  # a block drafts no more
 
 
