@@ -43,7 +43,8 @@ def test_other_runs_of_the_same_target_take_what_was_made(root, made):
         cfg = settings(root, name)
         cfg.frozen, cfg.distill.data, cfg.distill.on_policy = str(root / frozen), "outputs", 0.0
         cfg.fit.steps, cfg.fit.phases = 2, [PhaseConfig(1.0, 24, 2)]
-        cfg.greedy = OutputsConfig(num_batches=2, batch=4, new_tokens=6, max_prompt_tokens=12, top_k=4, **changed)
+        sizes = {"num_batches": 2, "batch": 4, "new_tokens": 6, "max_prompt_tokens": 12, "top_k": 4}
+        cfg.greedy = OutputsConfig(**sizes | changed)
         made.clear()
         run_task("", cfg)
         return [path.read_bytes() for path in sorted((root / name / "outputs").glob("*.npz"))]
@@ -55,6 +56,8 @@ def test_other_runs_of_the_same_target_take_what_was_made(root, made):
     run("other_target", frozen="target1")
     assert made == [4, 4]
     run("warmer", temperature=0.7)
+    assert made == [4, 4]
+    run("asked_again", top_k=0)  # the target, in training
     assert made == [4, 4]
     config = root / "target/config.json"
     shutil.copytree(root / "target", root / "rotated")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
+from specdec.core.files import flatten
 from specdec.training import TrainingError
 from specdec.training.config import HeadsConfig, TrainConfig
 from specdec.training.heads import KINDS
@@ -36,6 +39,18 @@ def test_every_recipe_trains_its_heads_and_yields_to_the_command_line():
             check_losses(cfg.distill)
             check_heads(cfg.heads, 49152, reducible=KINDS[kind].reducible)
             assert cfg.validation.gamma <= cfg.heads.num_heads  # a block drafts no more
+
+
+def test_what_a_recipe_says_stands_against_the_defaults_of_the_command():
+    register_schema()
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        for file in (files("specdec.conf") / "recipe").iterdir():
+            said = flatten({k: v for k, v in (yaml.safe_load(file.read_text()) or {}).items() if k != "defaults"})
+            cfg = compose(config_name="train", overrides=[f"recipe={file.name.removesuffix('.yaml')}"])
+            composed = flatten(OmegaConf.to_container(cfg))
+            assert {key: composed[key] for key in said if key != "fit.phases"} == {
+                key: value for key, value in said.items() if key != "fit.phases"
+            }
 
 
 def test_settings_may_be_mended_as_long_as_nothing_was_done(tmp_path):

@@ -3,11 +3,13 @@
     python -m specdec.models.fetch smollm2-135m
     python experiments/real/study.py --data spec_bench.jsonl            # goes on where it stopped; hours on one core
     python experiments/real/study.py --data spec_bench.jsonl --rehearse # every line of it on two prompts per category
+    python experiments/real/study.py --data spec_bench.jsonl --part head # after train.py recipe=smollm2_draft
 
 Parts (`--part NAME` for one): `sample`, eight prompts of each category with every drafter that needs no training;
 `all`, the 480 prompts with three methods; `bfloat16`, two prompts of each category in 16 bit, where every difference
-from the reference has to be explained. Inputs are cut at 512 tokens; 64 tokens are decoded. Speed is measured in turns
-by `python -m specdec.bench suite=real`. Writes a table and the figures of each part.
+from the reference has to be explained; `head`, the sample with the head that was trained for this model. Inputs are cut
+at 512 tokens; 64 tokens are decoded. Speed is measured in turns by `python -m specdec.bench suite=real`. Writes a table
+and the figures of each part.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from specdec.core.tables import Column, markdown, record_table, text_table
 from specdec.run.runner import run_point
 
 FOLDER = Path(__file__).parent
-PER_CATEGORY = {"sample": 8, "bfloat16": 2}
+HEAD = "outputs/train/smollm2_draft/export"
+PER_CATEGORY = {"sample": 8, "bfloat16": 2, "head": 8}
 """Prompts of each category; a part that is not named here takes all."""
 CONTINUOUS = ["scheduler=continuous", "alignment=inplace"]
 DRAFTERS = {
@@ -60,7 +63,14 @@ BFLOAT16 = [
     for name, settings in SCHEDULERS.items()
     for batch in (1, 4, 8)
 ]
-PARTS = {"sample": SAMPLE, "all": WHOLE, "bfloat16": BFLOAT16}
+TRAINED = ["drafter=eagle3", f"drafter.path={HEAD}", "gamma=4"]
+WITH_HEAD = [
+    ("head", [*CONTINUOUS, *TRAINED, "batch=1"]),
+    ("head, batch 8", [*CONTINUOUS, *TRAINED, "batch=8"]),
+    ("head, eqspec", ["scheduler=eqspec", *TRAINED, "batch=4"]),
+    ("prompt_lookup", [*CONTINUOUS, *LOOKUP, "gamma=4", "batch=8"]),
+]
+PARTS = {"sample": SAMPLE, "all": WHOLE, "bfloat16": BFLOAT16, "head": WITH_HEAD}
 POINT = columns("batch", "num_exact", "num_explained", "num_failures", "mean_acceptance_length", "acceptance_rate")
 
 
@@ -169,7 +179,7 @@ def main() -> None:
     results = (arguments.results / ("rehearsal" if arguments.rehearse else "full")).resolve()
     out = arguments.out or (results if arguments.rehearse else FOLDER)
     out.mkdir(parents=True, exist_ok=True)
-    for part in PARTS if arguments.part == "every" else [arguments.part]:
+    for part in ("sample", "all", "bfloat16") if arguments.part == "every" else [arguments.part]:
         summaries = measure(part, arguments.data.resolve(), results, arguments.rehearse, arguments.settings)
         (out / f"{part}.md").write_text(table(part, summaries))
         (out / f"{part}.json").write_text(json.dumps(summaries, indent=1) + "\n")

@@ -52,8 +52,10 @@ class Reader:
         A new row gets more of its prompt if the alignment holds that for several rows.
         """
         if chunk := self.alignment.reads_at_once:
-            while any(stop - self.length(row) > chunk for row, stop in zip(rows, stops, strict=True)):
-                self._read(rows, [min(stop, self.length(row) + chunk) for row, stop in zip(rows, stops, strict=True)])
+            starts = [self.length(row) for row in rows]
+            longest = max((stop - start for start, stop in zip(starts, stops, strict=True)), default=0)
+            for end in range(chunk, longest, chunk):
+                self._read(rows, [min(stop, start + end) for start, stop in zip(starts, stops, strict=True)])
         self._read(rows, stops)
 
     def _read(self, rows: list[Sequence], stops: list[int]) -> None:

@@ -108,7 +108,9 @@ class OutputsConfig:
     min_prompt_tokens: int = 8
     max_prompt_tokens: int = 320
     prose_share: float = setting(0.25, "share of prompts cut from docstrings and comments")
-    top_k: int = setting(16, "target log-probabilities kept per token for the soft loss")
+    top_k: int = setting(
+        16, "target log-probabilities kept per token, for drafts; 0: none, and the target is asked again (as heads do)"
+    )
 
 
 @dataclass

@@ -58,6 +58,8 @@ class Outputs(NamedTuple):
         prompts, ends = self.num_prompt_B[rows], self.num_prompt_B[rows] + self.num_valid_B[rows]
         width = int(ends.max())
         counted_BT = output_mask(prompts.tolist(), ends.tolist(), width, count_prompt)
+        if not self.top_ids_BNK.shape[2]:
+            return Batch(self.ids_BT[rows, :width], counted_BT, place)
         # The output token of each column; what stands at the prompt's columns, for which nothing was kept, is not read.
         place_BT = (torch.arange(width) - prompts[:, None]).clamp(0, self.top_ids_BNK.shape[1] - 1)
         place_BTK = place_BT[..., None].expand(-1, -1, self.top_ids_BNK.shape[2])
@@ -78,18 +80,23 @@ def outputs_of(
     width = int(num_prompt_B.max()) + new_tokens
     texts = [[*row.prompt_ids, *row.output_ids] for row in rows]
     ids_BT = torch.tensor([text + text[:1] * (width - len(text)) for text in texts])
-    top_ids, top_logps = [], []
-    for rows_BT, prompt_B in zip(ids_BT.split(8), num_prompt_B.split(8), strict=True):
-        first = int(prompt_B.min()) - 1  # the column that predicts the first output token of all
-        inputs_BT = rows_BT[:, :-1].to(target.device)
-        output = target.module(input_ids=inputs_BT, use_cache=False, logits_to_keep=width - 1 - first)
-        top = output.logits.float().log_softmax(-1).topk(cfg.top_k)
-        columns_BN = (prompt_B - 1 - first)[:, None] + torch.arange(new_tokens)
-        columns_BNK = columns_BN[..., None].expand(-1, -1, cfg.top_k)
-        top_ids.append(top.indices.cpu().gather(1, columns_BNK))
-        top_logps.append(top.values.cpu().gather(1, columns_BNK))
     num_valid_B = torch.tensor([len(row.output_ids) for row in rows])
-    return Outputs(ids_BT, num_prompt_B, num_valid_B, torch.cat(top_ids), torch.cat(top_logps))
+    tops = [_most_probable(target, *part, cfg) for part in zip(ids_BT.split(8), num_prompt_B.split(8), strict=True)]
+    return Outputs(ids_BT, num_prompt_B, num_valid_B, *(torch.cat(top) for top in zip(*tops, strict=True)))
+
+
+def _most_probable(target: CausalLM, rows_BT: Tensor, prompt_B: Tensor, cfg: OutputsConfig) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities (B, N, K) of the target's most probable tokens at every output token."""
+    if not cfg.top_k:
+        nothing_BNK = torch.zeros(len(rows_BT), cfg.new_tokens, 0)
+        return nothing_BNK.long(), nothing_BNK
+    first = int(prompt_B.min()) - 1  # the column that predicts the first output token of all
+    inputs_BT = rows_BT[:, :-1].to(target.device)
+    output = target.module(input_ids=inputs_BT, use_cache=False, logits_to_keep=rows_BT.shape[1] - 1 - first)
+    top = output.logits.float().log_softmax(-1).topk(cfg.top_k)
+    columns_BN = (prompt_B - 1 - first)[:, None] + torch.arange(cfg.new_tokens)
+    columns_BNK = columns_BN[..., None].expand(-1, -1, cfg.top_k)
+    return top.indices.cpu().gather(1, columns_BNK), top.values.cpu().gather(1, columns_BNK)
 
 
 def prompt_source(corpus: Corpus, tokenizer: Any, cfg: OutputsConfig, seed: int) -> PromptSource | ChatPrompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mutations.planting import Patch, planted, wrapped
@@ -26,23 +27,22 @@ def not_restored(patch: Patch):
 
 @planted(INPLACE, "the state is restored one token early", "logits", STATES)
 def restored_early(patch: Patch):
-    def keep(original, self, row, before, stay, nodes):
-        of_row = self._rows[row]
-        early = of_row.nodes.get(nodes[-2]) if len(nodes) > 1 else None
-        again = original(self, row, before, stay, nodes)
-        of_row.state = of_row.state if early is None else early
-        return again
-
-    wrapped(patch, Checkpoints, "keep", keep)
+    _restored_from(patch, lambda nodes: nodes[-2:-1])
 
 
 @planted(INPLACE, "the state is restored one token late", "logits", STATES)
 def restored_late(patch: Patch):
+    _restored_from(patch, lambda nodes: [node + 1 for node in nodes[-1:]])
+
+
+def _restored_from(patch: Patch, other: Callable[[list[int]], list[int]]) -> None:
+    """A row goes on from the checkpoint of another node, if it has that one."""
+
     def keep(original, self, row, before, stay, nodes):
         of_row = self._rows[row]
-        late = of_row.nodes.get(nodes[-1] + 1) if nodes else None
+        wrong = [of_row.nodes[node] for node in other(nodes) if node in of_row.nodes]
         again = original(self, row, before, stay, nodes)
-        of_row.state = of_row.state if late is None else late
+        of_row.state = wrong[0] if wrong else of_row.state
         return again
 
     wrapped(patch, Checkpoints, "keep", keep)
