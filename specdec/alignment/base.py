@@ -65,6 +65,10 @@ class Alignment(ABC):
     restores_states = False
     """Whether it restores the recurrent states of a model that has them (``CausalLM.recurrent``)."""
 
+    feeds_given_only = False
+    """Whether a forward computes the tokens it is given and no others, so that a sparse view of one
+    (``CausalLM.call_options``) changes no committed token."""
+
     reads_at_once: int | None = None
     """Tokens of a row that `Reader` feeds in one forward, at most; None: all."""
 

@@ -89,6 +89,7 @@ class CheckedAlignment(Alignment):
         report: Callable[[InvariantError], None] | None = None,
     ) -> None:
         self.inner = inner
+        self.feeds_given_only = inner.feeds_given_only
         self.model = model
         self.every = every
         self.round = 1
@@ -151,7 +152,7 @@ class CheckedAlignment(Alignment):
             record.nodes += self._make_nodes(fed[b][: counts[b]], positions, links)
         self._check_queries(rows, starts, seen)
         self._check_lengths()
-        if self._sampled and self.model.outputs.logits:
+        if self._sampled and self.model.outputs.logits and self.model.view is None:
             self._check_logits(rows, starts, logits_BTV[..., : self.model.vocab_size])
         return logits_BTV
 
@@ -225,6 +226,8 @@ class CheckedAlignment(Alignment):
             expected_QP = torch.zeros(len(paths), len(keys_PE), dtype=torch.bool, device=keys_PE.device)
             for query, path in enumerate(paths):
                 expected_QP[query, path[self._first_seen(path) :]] = True
+            if self.model.view is not None:
+                expected_QP = self.model.view.seen(expected_QP[None])[0]
             tokens = [node.token for node in record.nodes[first:]]
             positions = [len(path) - 1 for path in paths]
             wanted = Wanted(tokens, positions, expected_QP, keys_PE, TOLERANCE[self.model.dtype])

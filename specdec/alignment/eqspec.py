@@ -52,6 +52,8 @@ class _KeptColumns:
 class EqspecAlignment(Alignment):
     """Left-padded batch; see the module's text."""
 
+    feeds_given_only = True
+
     def __init__(self, model: CausalLM, clock: Clock) -> None:
         self.model = model
         self.clock = clock

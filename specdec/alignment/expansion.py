@@ -49,6 +49,7 @@ class _Branch:
 class ExpansionAlignment(Alignment):
     """One copy per prefix; see the module's text."""
 
+    feeds_given_only = True
     prompts_by_position = True
 
     def __init__(self, model: CausalLM, clock: Clock) -> None:

@@ -35,6 +35,7 @@ from specdec.models.states import StateFeed
 class InplaceAlignment(Alignment):
     """Slots with write cursors; see the module's text."""
 
+    feeds_given_only = True
     prompts_by_position = True
     restores_states = True
 

@@ -24,6 +24,8 @@ from specdec.models.causal_lm import CausalLM
 class MaskedAlignment(Alignment):
     """Holes behind a mask; see the module's text."""
 
+    feeds_given_only = True
+
     def __init__(self, model: CausalLM, clock: Clock, *, max_hole_share: float = 0.25) -> None:
         if not 0 <= max_hole_share <= 1:
             raise ConfigError(f"alignment.max_hole_share={max_hole_share}: it must be between 0 and 1")

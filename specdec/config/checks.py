@@ -84,12 +84,17 @@ def _check_numerics(config: RunConfig) -> None:
         )
 
 
-def check_shared_prefix(config: RunConfig, reads_states: bool) -> None:
-    """Refuse to share what a drafter must see of every row: the target's hidden states of its whole prompt.
+def check_shared_prefix(config: RunConfig, reads_states: bool, reads_cache: bool) -> None:
+    """Refuse to share what a drafter must have of every row: the target's hidden states of its prompt, or its cache.
 
     Raises:
         ConfigError: names the drafter.
     """
+    if getattr(config.alignment, "shared_prefix", 0) and reads_cache:
+        raise ConfigError(
+            f"alignment.shared_prefix={config.alignment.shared_prefix}: drafter={config.drafter.name} sees a part of "
+            "every row's own cache, and what rows share is seen by all their tokens: set alignment.shared_prefix=0"
+        )
     if getattr(config.alignment, "shared_prefix", 0) and reads_states:
         raise ConfigError(
             f"alignment.shared_prefix={config.alignment.shared_prefix}: drafter={config.drafter.name} reads the "

@@ -32,9 +32,13 @@ class RetokenizeDrafterConfig:
 @register("drafter", "self", target="specdec.drafters.early_exit:SelfDrafter", grows=True)
 @dataclass
 class SelfDrafterConfig:
-    """The target's own first layers, norm and head: early exit, no further weights."""
+    """The target's own first layers (early exit), or all with a sparse view of the target's own cache."""
 
-    num_layers: int = setting(2, "layers of the target that draft")
+    num_layers: int | None = setting(None, "first layers that draft; null: 2, or with a window all")
+    window: int | None = setting(
+        None, "all layers draft from the target's own cache, of which they see so many last tokens; null: early exit"
+    )
+    sinks: int = setting(4, "with window: first tokens of a row that they see too")
 
 
 @register("drafter", "early_exit", target="specdec.drafters.early_exit:EarlyExitDrafter", grows=True)

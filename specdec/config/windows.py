@@ -13,8 +13,24 @@ def check_window(drafter: Any) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    if hasattr(drafter, "window") and hasattr(drafter, "sinks"):
+    if hasattr(drafter, "num_layers") and hasattr(drafter, "sinks"):
+        check_self(drafter.num_layers, drafter.window, drafter.sinks)
+    elif hasattr(drafter, "window") and hasattr(drafter, "sinks"):
         check_sizes(drafter.window, drafter.sinks)
+
+
+def check_self(num_layers: int | None, window: int | None, sinks: int) -> None:
+    """The check of ``drafter=self``: it has fewer layers or sees fewer tokens, not both.
+
+    Raises:
+        ConfigError: naming the settings.
+    """
+    check_sizes(window, sinks)
+    if window is not None and num_layers is not None:
+        raise ConfigError(
+            f"drafter.num_layers={num_layers} with drafter.window={window}: with a window all layers draft, from the "
+            "target's own cache; leave one of them out"
+        )
 
 
 def check_sizes(window: int | None, sinks: int) -> None:

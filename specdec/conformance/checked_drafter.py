@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from specdec.alignment.base import Alignment
 from specdec.alignment.checked import TOLERANCE
 from specdec.alignment.reader import Reader
 from specdec.conformance.cases import VOCAB
@@ -31,6 +32,9 @@ class CheckedDrafter(Drafter):
         self.max_length = inner.max_length
         self.hidden_layers = inner.hidden_layers
         self.probe_ids, self.probes_MD = inner.probe_ids, inner.probes_MD
+
+    def attach(self, target: Alignment) -> None:
+        self.inner.attach(target)
 
     def admit(self, rows: list[Sequence]) -> None:
         self.inner.admit(rows)
@@ -90,10 +94,12 @@ class CheckedDrafter(Drafter):
 
 
 def draft_at_once(drafter: Drafter, rows: list[Sequence], gammas: list[int], target: CausalLM) -> Draft:
-    """The first draft of a drafter that was just given the rows, and the target's hidden states if it reads them."""
+    """The first draft of a drafter that was just given the rows, and of the target what it reads."""
+    alignment = create("alignment", "inplace", target, Clock())
+    drafter.attach(alignment)
     drafter.admit(rows)
-    if drafter.hidden_layers:
-        reader = Reader(create("alignment", "inplace", target, Clock()), drafter.observe_hidden, drafter.hidden_layers)
+    if drafter.hidden_layers or drafter.reads_cache:
+        reader = Reader(alignment, drafter.observe_hidden, drafter.hidden_layers)
         reader.read(rows, [row.length - 1 for row in rows])
         if drafter.probe_ids:
             reader.probe(rows, drafter.probe_ids, drafter.probes_MD)

@@ -13,6 +13,8 @@ from specdec.drafters.memory import DrafterMemory
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specdec.alignment.base import Alignment
+
 __all__ = ["Draft", "Drafter", "DrafterMemory", "Sequence"]
 
 
@@ -48,6 +50,9 @@ class Drafter(ABC):
     probes_MD: Tensor | None = None
     """Embeddings (M, D) of ``probe_ids``: row i belongs to the id ``vocab_size + i``."""
 
+    reads_cache: bool = False
+    """Whether it drafts with what the target's cache holds of a row: all its tokens but the last."""
+
     @property
     def memory(self) -> DrafterMemory:
         """What it keeps and computes, for the prediction of a run's memory; by default nothing."""
@@ -58,6 +63,12 @@ class Drafter(ABC):
 
         Called again for another ``batch``, never while it has rows. By default nothing is done. The conformance kit and
         training do not call it.
+        """
+
+    def attach(self, target: Alignment) -> None:  # noqa: B027
+        """Receive the target's rows, before any of them is admitted; by default nothing is done.
+
+        What it feeds them in ``propose`` it must drop there, by a commit of each row's length.
         """
 
     def admit(self, rows: list[Sequence]) -> None:  # noqa: B027

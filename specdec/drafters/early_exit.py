@@ -1,7 +1,7 @@
-"""Drafting with the target's own first layers, its final norm and its head: early exit, without further weights.
+"""Drafting with the target itself: by its first layers, final norm and head, or with a sparse view of its cache.
 
-Source: Elhoushi et al. 2024 (LayerSkip), arXiv 2404.16710, self-speculative decoding; here for any checkpoint, trained
-for early exit or not. The draft has a KV cache of its own.
+Source: Elhoushi et al. 2024 (LayerSkip), arXiv 2404.16710, self-speculative decoding by early exit; here for any
+checkpoint, trained for early exit or not. That draft has a KV cache of its own; draft_cache.py has the sparse view.
 """
 
 from __future__ import annotations
@@ -11,20 +11,49 @@ from typing import Any
 
 from torch import nn
 
+from specdec.alignment.base import Alignment
+from specdec.config.windows import check_self
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.draft_cache import OwnCache, TargetCache, check_windowed
 from specdec.drafters.model_tree import ModelTreeDrafter
 from specdec.drafters.trained import loaded, plain_head, read_settings
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 
+FIRST_LAYERS = 2  # that draft, if nothing is said
+
 
 class SelfDrafter(ModelTreeDrafter):
-    """Drafts from the target's first ``num_layers`` layers."""
+    """Drafts from the target's first ``num_layers`` layers, or with a window from all, which see a part of a row."""
 
-    def __init__(self, context: DrafterContext, *, num_layers: int) -> None:
+    def __init__(
+        self, context: DrafterContext, *, num_layers: int | None = None, window: int | None = None, sinks: int = 4
+    ) -> None:
+        check_self(num_layers, window, sinks)
+        if window is not None:
+            check_windowed(context.target, "target")
+            if context.selector is not None and context.selector.reads_states:
+                raise ConfigError(
+                    "drafter.window with drafter=self: the selector reads the draft's states of a row's last two "
+                    "tokens, and this draft is fed one; choose selector=none"
+                )
+            self.reads_cache = True
+            super().__init__(context.target, TargetCache(window, sinks), context.tree, context.selector)
+            return
+        num_layers = FIRST_LAYERS if num_layers is None else num_layers
         _check_layers(num_layers, context.target)
         draft = CausalLM(first_layers(context.target.module, num_layers), context.target.architecture.mask_form)
-        super().__init__(draft, context.align(draft), context.tree, context.selector)
+        super().__init__(draft, OwnCache(context.align(draft)), context.tree, context.selector)
+
+    def attach(self, target: Alignment) -> None:
+        if not self.reads_cache:
+            return
+        if not target.feeds_given_only:
+            raise ConfigError(
+                "drafter.window with drafter=self: this alignment may feed committed tokens again, which would then "
+                "see no more than the draft does; set alignment=inplace"
+            )
+        self._cache.alignment = target
 
 
 class EarlyExit(nn.Module):
@@ -48,7 +77,7 @@ class EarlyExitDrafter(ModelTreeDrafter):
         _check_layers(num_layers, target)
         exit_head = loaded(EarlyExit(target.module), path, target)
         draft = CausalLM(with_exit_head(target.module, num_layers, exit_head), target.architecture.mask_form)
-        super().__init__(draft, context.align(draft), context.tree, context.selector)
+        super().__init__(draft, OwnCache(context.align(draft)), context.tree, context.selector)
 
 
 def _check_layers(num_layers: int, target: CausalLM) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from specdec.alignment.windowed import windowed
 from specdec.config.windows import check_sizes
 from specdec.drafters.context import DrafterContext
+from specdec.drafters.draft_cache import OwnCache, check_windowed
 from specdec.drafters.model_tree import ModelTreeDrafter
 from specdec.errors import ConfigError
-from specdec.models.causal_lm import CausalLM
-from specdec.models.masks import FULL
 
 
 class ModelDrafter(ModelTreeDrafter):
@@ -22,13 +21,6 @@ class ModelDrafter(ModelTreeDrafter):
             )
         alignment = context.align(context.draft)
         if window is not None:
-            _check_windowed(context.draft)
+            check_windowed(context.draft, "draft")
             alignment = windowed(window, sinks)(context.draft, context.clock)
-        super().__init__(context.draft, alignment, context.tree, context.selector)
-
-
-def _check_windowed(draft: CausalLM) -> None:
-    if draft.recurrent:
-        raise ConfigError("drafter.window: the draft keeps recurrent states, whose size is constant; leave it out")
-    if draft.architecture.mask_form.widest != FULL or draft.architecture.mask_form.by_type:
-        raise ConfigError("drafter.window: the draft has windows or chunks of its own; leave it out")
+        super().__init__(context.draft, OwnCache(alignment), context.tree, context.selector)

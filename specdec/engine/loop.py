@@ -62,6 +62,7 @@ class RoundLoop:
         self.budget = budget or NoBudget()
         self.recorder = recorder
         self.drafter.reports_certainty = self.budget.reads_certainty
+        self.drafter.attach(target)
         self.prefill = Prefill(target, drafter, self.clock, scheduler.prefill_share, prefill_chunk)
         self._seconds_before = dict(self.clock.seconds)
 

@@ -16,6 +16,7 @@ from specdec.models.execution.base import Call, Chains, Execution, Given, Layout
 from specdec.models.execution.choice import make_execution
 from specdec.models.kv import KVShape, KVStorage, KVWriter
 from specdec.models.masks import MaskForm
+from specdec.models.sparse_view import SparseView
 from specdec.models.states import StateFeed
 
 ModelObserver = Callable[["CausalLM", Call], Call]
@@ -45,6 +46,7 @@ class CausalLM:
         self.notes: list[str] = []  # for the user
         self.observers: list[ModelObserver] = []
         self.outputs = LOGITS
+        self.view: SparseView | None = None  # of what later forwards see; None: all of a row
         self._probes_MD: Tensor | None = None
         self._executions: dict[str, Execution] = {}
         self.execution: Execution
@@ -128,6 +130,8 @@ class CausalLM:
             )
         inputs = tokens_BT if self._probes_MD is None else self._embedded(tokens_BT, self._probes_MD)
         call = Call(inputs, layout, writer, num_logits, self.outputs, real_BT, states)
+        if self.view is not None:
+            call = self.view.of(call, self.execution.picks_columns)
         for observe in self.observers:
             call = observe(self, call)
         return self.execution.run(call)
@@ -149,12 +153,15 @@ class CausalLM:
         return self.execution
 
     @contextmanager
-    def call_options(self, outputs: Outputs, probes_MD: Tensor | None = None) -> Iterator[None]:
+    def call_options(
+        self, outputs: Outputs, probes_MD: Tensor | None = None, view: SparseView | None = None
+    ) -> Iterator[None]:
         """Options of the forwards within the block, which alignments need not pass on.
 
         Args:
             outputs: what a forward returns for each token.
             probes_MD: a drafter's embeddings for the ids from ``vocab_size`` on.
+            view: what queries see of their rows; None: all.
 
         Raises:
             ContractError: there is no layer of a number in ``outputs``.
@@ -163,12 +170,12 @@ class CausalLM:
             raise ContractError(
                 f"hidden states {outputs.hidden} of a model of {self.num_layers} layers: -1 is the last"
             )
-        before = self.outputs, self._probes_MD
-        self.outputs, self._probes_MD = outputs, probes_MD
+        before = self.outputs, self._probes_MD, self.view
+        self.outputs, self._probes_MD, self.view = outputs, probes_MD, view
         try:
             yield
         finally:
-            self.outputs, self._probes_MD = before
+            self.outputs, self._probes_MD, self.view = before
 
     def _embedded(self, tokens_BT: Tensor, probes_MD: Tensor) -> Tensor:
         """The embeddings (B, T, D) of ids, some of which may be probes."""

@@ -75,7 +75,7 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
     drafter: Drafter = plugin(config, "drafter", context)
     check_siblings(config, drafter.siblings, verifier.judges)  # the same
     check_probes(config, drafter.probe_ids)
-    check_shared_prefix(config, bool(drafter.hidden_layers))
+    check_shared_prefix(config, bool(drafter.hidden_layers), drafter.reads_cache)
     return RoundLoop(
         target=target,
         drafter=drafter,

@@ -9,7 +9,7 @@ import torch
 from mutations.planting import Patch, planted, wrapped
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.alignment.reader import Reader
-from specdec.drafters import model_tree
+from specdec.drafters import draft_cache, model_tree
 from specdec.drafters.lookup import PromptLookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.model_tree import ModelTreeDrafter
@@ -24,7 +24,7 @@ RUNS = "decoding runs"
 
 @planted(MODEL, "draft cache not rolled back", "calls", RUNS)
 def not_rolled_back(patch: Patch):
-    patch.setattr(model_tree._Fed, "kept", lambda self: self.row.length)
+    patch.setattr(draft_cache.FedRow, "kept", lambda self: self.row.length)
 
 
 @planted(MODEL, "draft cache keeps rejected tokens when gamma has changed", "state", RUNS)
@@ -44,11 +44,12 @@ def rejected_kept_when_gamma_changes(patch: Patch):
             return super().propose(rows, gammas)
 
         def commit(self, rows):
-            fed = [of_row.row for of_row in self._fed if not of_row.row.finished]
+            cache = self._cache
+            fed = [of_row.row for of_row in cache._fed if not of_row.row.finished]
             if fed:
-                kept = [max(min(self.kept[row.index], row.length), row.length - model_tree.LAG, 0) for row in fed]
-                self._alignment.commit([row.index for row in fed], kept)
-            self._fed = []
+                kept = [max(min(self.kept[row.index], row.length), row.length - draft_cache.LAG, 0) for row in fed]
+                cache.alignment.commit([row.index for row in fed], kept)
+            cache._fed = []
 
     # The row's last token is fed all the same.
     wrapped(patch, Reader, "length", lambda original, self, row: min(original(self, row), row.length - 1))
@@ -59,7 +60,7 @@ def rejected_kept_when_gamma_changes(patch: Patch):
 def idle_row_cut(patch: Patch):
     def propose(original, self, rows, gammas):
         draft = original(self, rows, gammas)
-        self._fed = [model_tree._Fed(row, row.length, 0, draft, b, None) for b, row in enumerate(rows)]
+        self._cache._fed = [draft_cache.FedRow(row, row.length, 0, draft, b, None) for b, row in enumerate(rows)]
         return draft
 
     wrapped(patch, ModelTreeDrafter, "propose", propose)
@@ -72,8 +73,8 @@ def last_column_read(patch: Patch):
 
 @planted(MODEL, "only one token of the lag is fed", "state", RUNS)
 def one_token_of_the_lag(patch: Patch):
-    def grow(original, self, keys, missing, growth):
-        original(self, keys, [tokens[-1:] for tokens in missing], growth)
+    def grow(original, self, keys, missing, growth, view):
+        original(self, keys, [tokens[-1:] for tokens in missing], growth, view)
 
     wrapped(patch, ModelTreeDrafter, "_grow", grow)
 

@@ -108,6 +108,7 @@ class Execution(ABC):
     name: str
     prepare_s: float = 0.0  # preparation time, part of no measurement
     shares = False  # whether rows may read columns that are held once for several of them (KVWriter.shared)
+    picks_columns = False  # whether it reads only columns that a mask shows, and no others
     ragged = False  # whether it reads rows in any slots without a copy, and computes no padding
     bits: Any = None  # numerics=invariant: what decides a row's bits, as plain data
     note: str | None = None  # why execution=auto chose this one although a faster one might know the architecture

@@ -51,6 +51,7 @@ class Invariant(Execution):
 
     classes: Classes
     shares = False  # a list reads the columns of one storage
+    picks_columns = True
 
     @abstractmethod
     def operations(self) -> list[Operation]:

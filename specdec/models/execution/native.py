@@ -108,7 +108,7 @@ class NativeExecution(Execution):
     """Forwards of one model of the Llama family; ``make_execution`` checks that they agree with the model's own."""
 
     name = "native"
-    ragged = shares = True
+    ragged = shares = picks_columns = True
 
     def __init__(self, module: Any) -> None:
         start = time.perf_counter()
