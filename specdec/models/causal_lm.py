@@ -33,6 +33,8 @@ class CausalLM:
             token.
     """
 
+    view: SparseView | None = None  # what the queries of later forwards see of their rows; None: all
+
     def __init__(self, module: Any, form: MaskForm | None = None, kv_shapes: tuple[KVShape, ...] | None = None) -> None:
         self.module = module.eval()
         self.device: torch.device = module.device
@@ -46,7 +48,6 @@ class CausalLM:
         self.notes: list[str] = []  # for the user
         self.observers: list[ModelObserver] = []
         self.outputs = LOGITS
-        self.view: SparseView | None = None  # of what later forwards see; None: all of a row
         self._probes_MD: Tensor | None = None
         self._executions: dict[str, Execution] = {}
         self.execution: Execution
