@@ -73,6 +73,46 @@ def test_a_streamer_behind_theirs_gets_the_prompt_once(llama, draft, capsys):
     assert re.findall(r"\d+", capsys.readouterr().out) == [str(token) for token in found[0, 3:].tolist()]
 
 
+def test_what_transformers_changes_on_the_way(llama, draft):
+    """It takes one streamer, repeats rows, widens lengths to the block, loses tokenizers, and swallows arguments."""
+    rows, seen = ragged(3, 9), []
+    ids, mask = block(rows, "left")
+    call = {"attention_mask": mask, "custom_generate": specdec.custom_generate, "assistant_model": draft}
+
+    class Kept:
+        def __init__(self):
+            self.tokens = []
+
+        def put(self, tokens):
+            self.tokens += tokens.flatten().tolist()
+
+        def end(self):
+            self.tokens.append("end")
+
+    streamers = [Kept() for _ in rows]
+    lengths = {"max_length": max(map(len, rows)) + 5}
+    expected = [alone(llama, row, **lengths) for row in rows]
+    assert torch.equal(llama.generate(ids, streamers=streamers, **call, **lengths), laid_out(ids, expected))
+    assert [one.tokens for one in streamers] == [row + new + ["end"] for row, new in zip(rows, expected, strict=True)]
+    sampled = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": 3}
+    with pytest.raises(ValueError, match="num_return_sequences has to be 1 when doing assisted generate"):  # theirs
+        llama.generate(ids, **call, **sampled)
+    del call["assistant_model"]
+    call["draft"] = draft
+    llama.generate(ids, prefix_allowed_tokens_fn=lambda row, _: seen.append(row) or [1], **call, **sampled)
+    assert set(seen) == {0, 1, 2}
+    for match, wrong in {
+        "streamer: one for 3 rows; pass streamers": {"streamer": Kept()},
+        "inputs_embeds=Tensor is not.*token ids or texts": {"inputs_embeds": torch.zeros(3, ids.shape[1], 32)},
+        "position_ids=Tensor is not": {"position_ids": mask},
+        "negative_prompt_ids=Tensor is not": {"negative_prompt_ids": ids},
+        "draft_tokenizer is given without tokenizer=": {"assistant_tokenizer": object()},
+        "num_assistant_tokens=3 is not.*set gamma=": {"num_assistant_tokens": 3},
+    }.items():
+        with pytest.raises(ConfigError, match=match):
+            llama.generate(ids, **call, **wrong)
+
+
 def test_a_folder_for_the_hub(llama, draft, tmp_path):
     """experiments/custom_generate is what is uploaded; there it needs trust_remote_code, as all code from the Hub."""
     ids = torch.tensor([[7, 8, 9], [1, 2, 3]])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from specdec.core.clock import Clock
+from specdec.core.files import read_lines
 from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.errors import ConfigError
@@ -45,8 +46,8 @@ def logged(run, tmp_path, monkeypatch):
 
 
 def wandb_records(folder: Path) -> list:
-    """Records of the one offline run in a folder, once W&B's own process has written the last of them."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    """Records of the last offline run in a folder, once W&B's own process has written the last of them."""
+    path = sorted(folder.glob("wandb/offline-run-*/*.wandb"))[-1]  # their names begin with the time
     for _ in range(300):
         records = parsed_records(path.read_bytes())
         if any(record.WhichOneof("record_type") == "exit" for record in records):
@@ -132,6 +133,32 @@ def test_an_offline_wandb_run_holds_everything_but_secrets(logged, tmp_path):
     (env,) = tmp_path.glob("*/env.json")
     assert SECRET not in env.read_text()
     assert json.loads(env.read_text())["sweep"] == sweeps[0]
+
+
+@pytest.mark.slow
+def test_a_point_that_resumes_goes_on_with_its_wandb_run(logged, tmp_path):
+    """`wandb sync` joins folders of one id in the order of their times."""
+
+    def started_and_steps() -> tuple[str, list[int]]:
+        records = wandb_records(tmp_path)
+        (started,) = [record.run.run_id for record in records if record.WhichOneof("record_type") == "run"]
+        return started, [record.history.step.num for record in records if record.WhichOneof("record_type") == "history"]
+
+    assert logged("logger=wandb", "logger.mode=offline")[0] == 0
+    first, steps = started_and_steps()
+    (folder,) = [path.parent for path in tmp_path.glob("*/summary.json")]
+    (folder / "summary.json").unlink()
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    (folder / "samples.jsonl").write_text(lines[0])
+    time.sleep(1.1)  # the name of a folder tells seconds
+    assert logged("logger=wandb", "logger.mode=offline")[0] == 0
+    second, later = started_and_steps()
+    assert second == first
+    assert first.startswith(folder.name)
+    assert min(later) > len(list(read_lines(folder / "rounds.jsonl"))) - len(later)
+    assert max(steps) <= min(later)
+    assert logged("logger=wandb", "logger.mode=offline", "force=true")[0] == 0
+    assert started_and_steps()[0] != first, "a point that is computed anew is another run"
 
 
 def test_a_point_that_fails_closes_its_run(logged, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import perturbed
 from test_api import EOS, NEW, VOCAB, alone, block, build, laid_out, ragged
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria
+from transformers.generation import EosTokenCriteria
 
 import specdec
 from specdec.errors import ConfigError
@@ -50,6 +51,7 @@ class Twice(StoppingCriteria):
 
 OPTIONS = {
     "min_new_tokens": {"min_new_tokens": 6, "eos_token_id": [EOS, 9, 28, 36, 50]},
+    "min_length": {"min_length": 16, "eos_token_id": [EOS, 9, 28, 36, 50]},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "bad_words_ids": {"bad_words_ids": [[3], [7, 9], [11, 12, 13]]},
     "sequence_bias": {"sequence_bias": {(4,): 3.0, (4, 9): -5.0}, "repetition_penalty": 1.3},
@@ -135,17 +137,38 @@ def test_scores_and_logits_are_those_of_generate(llama, draft):
         torch.testing.assert_close(torch.tensor(found.logprobs[b]), sure, rtol=1e-4, atol=1e-4)
 
 
-def test_sampled_scores_are_what_tokens_are_drawn_from(llama, draft):
-    settings = {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": 8, "seed": 3}
-    found = specdec.generate(
-        llama, draft, [[7, 8]], gamma=3, return_dict_in_generate=True, output_scores=True, **settings
-    )
-    for place, token in enumerate(found.sequences[0, 2:].tolist()):
-        scores = found.scores[place][0]
-        assert scores.isfinite().sum() == 5
-        assert scores[token].isfinite()
-        logits = llama(found.sequences[:, : 2 + place]).logits[0, -1].float() / 0.7
-        torch.testing.assert_close(scores[scores.isfinite()], logits[scores.isfinite()], rtol=1e-5, atol=1e-5)
+def test_sampled_scores_are_those_of_generate(llama, draft, monkeypatch):
+    """`generate` is made to draw the same tokens, so that its scores are those of the same row."""
+    rows = ragged(3, 12)
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.95, "max_new_tokens": 6}
+    settings |= {"repetition_penalty": 1.3, "suppress_tokens": [3, 4], "renormalize_logits": True}
+    settings |= {"return_dict_in_generate": True, "output_scores": True}
+    found = specdec.generate(llama, draft, rows, gamma=3, seed=3, **settings)
+    for b, row in enumerate(rows):
+        count = found.num_new_tokens[b]
+        tokens = found.sequences[b, -max(found.num_new_tokens) :][:count]
+        drawn = iter(tokens.tolist())
+        monkeypatch.setattr(torch, "multinomial", lambda *_, drawn=drawn, **__: torch.tensor([[next(drawn)]]))
+        ids = torch.tensor([row])
+        expected = llama.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+        assert torch.equal(expected.sequences[0, len(row) :], tokens)
+        ours = torch.stack([step[b] for step in found.scores])[:count]
+        torch.testing.assert_close(ours, torch.cat(expected.scores), rtol=1e-5, atol=1e-5)
+
+
+def test_processors_see_only_texts_that_a_row_can_have(llama, draft):
+    """A function that knows the allowed texts alone, as that of a trie: it fails at any other, as drafts contain."""
+    allowed = {(): [11, 12], (11,): [20, 21], (12,): [EOS], (11, 20): [EOS], (11, 21): [30], (11, 21, 30): [EOS]}
+
+    def following(_, ids):
+        return allowed[tuple(ids[2:].tolist())]
+
+    settings = {"prefix_allowed_tokens_fn": following, "max_new_tokens": 6}
+    rows = [[7, token] for token in range(20, 26)]
+    expected = [alone(llama, row, **settings) for row in rows]
+    assert torch.equal(specdec.generate(llama, draft, rows, gamma=3, **settings), laid_out(torch.tensor(rows), expected))
+    sampled = specdec.generate(llama, draft, rows, gamma=3, do_sample=True, seed=1, top_k=0, **settings)
+    assert {tuple(row).count(EOS) > 0 for row in sampled.tolist()} == {True}
 
 
 REFUSED = {
@@ -156,6 +179,13 @@ REFUSED = {
     },
     "greedy rows of one prompt are equal": {"num_return_sequences": 2},
     "output_scores=True needs return_dict_in_generate": {"output_scores": True},
+    "transformers refuses suppress_tokens, forced_eos_token_id: Every token": {
+        "suppress_tokens": [7],
+        "forced_eos_token_id": 7,
+    },
+    "row 0: its logits processors leave no token": {"suppress_tokens": list(range(VOCAB)), "do_sample": True},
+    "set max_length in place of MaxLengthCriteria": {"stopping_criteria": [MaxLengthCriteria(9)]},
+    "set eos_token_id in place of EosTokenCriteria": {"stopping_criteria": [EosTokenCriteria(9)]},
     "transformers refuses bad_words_ids: .*bad_words_ids": {"bad_words_ids": [3]},
     "guidance_scale=2.0 is not supported": {"guidance_scale": 2.0},
 }

@@ -161,7 +161,7 @@ class Engine:
         self.target = wrapped(target, "target")
         self.draft = None if draft is None or isinstance(draft, str) else wrapped(draft, "draft")
         self._draft_tokenizer = draft_tokenizer
-        self._drafter = choose_drafter(draft, draft_tokenizer)
+        self._drafter = choose_drafter(draft, tokenizer, draft_tokenizer)
         check_device(self.target, self.draft)
         self._by_text = lookup("drafter", self._drafter).by_text
         check_fit(self.target, self.draft, tokenizer, draft_tokenizer, by_text=self._by_text, settings=False)
@@ -240,7 +240,7 @@ class Engine:
         check_unmoved(models)
         readers = models[:1] if self._by_text else models
         plan = make_plan(readers, self.tokenizer, input_ids if inputs is None else inputs, generation_config, *call)
-        if plan.samples and self._refusal:
+        if plan.options.samples and self._refusal:
             raise ConfigError(self._refusal)
         return plan
 
@@ -254,7 +254,7 @@ class Engine:
         rounds = RoundLoop(
             parts.target,
             parts.drafter,
-            self._sampling_verifier if plan.samples else self._greedy_verifier,
+            self._sampling_verifier if plan.options.samples else self._greedy_verifier,
             create("scheduler", "continuous", plan.batch, plan.batch),
             create("draft_length", "fixed", gamma=self.gamma),
             parts.clock,
@@ -283,8 +283,9 @@ class Engine:
 
 
 def _recorder(plan: Plan) -> ScoreRecorder | None:
-    wanted = plan.options.outputs
-    return ScoreRecorder(**{name.removeprefix("output_"): True for name in wanted}) if wanted else None
+    wanted = {name.removeprefix("output_"): True for name in plan.options.outputs}
+    normalized = plan.options.samples and bool(plan.options.processing.get("renormalize_logits"))
+    return ScoreRecorder(**wanted, normalized=normalized) if wanted else None
 
 
 def _streamers(streamer: Any, plan: Plan) -> list[Any]:

@@ -30,11 +30,6 @@ class Plan:
     options: Options
     batch: int  # most rows in flight
 
-    @property
-    def samples(self) -> bool:
-        """Whether any row samples."""
-        return any(row.sampling is not None and not row.sampling.greedy for row in self.rows)
-
 
 def make_plan(
     models: list[CausalLM],

@@ -17,7 +17,7 @@ from specdec.budgets.none import NoBudget
 from specdec.core.clock import Clock
 from specdec.core.outputs import Outputs
 from specdec.core.round import Draft, Round, Verdict
-from specdec.core.row_scores import changed
+from specdec.core.row_scores import changed, no_token
 from specdec.core.sampling import penalized, round_noise, scores_of, seen_tokens, settings_of
 from specdec.core.sequence import Sequence, SequencePool
 from specdec.core.target_law import TargetLaw
@@ -26,7 +26,6 @@ from specdec.draft_lengths.base import DraftLength
 from specdec.drafters.base import Drafter
 from specdec.engine.prefill import Prefill
 from specdec.engine.scores import ScoreRecorder
-from specdec.errors import PairError
 from specdec.schedulers.base import Scheduler
 from specdec.verifiers.base import Verifier
 
@@ -148,7 +147,7 @@ class RoundLoop:
         noise = round_noise(rows, logits_BTV.shape[1], logits_BTV.device, num_tests)
         verdict = self.verifier.verify_law(draft, TargetLaw(scores_BTV, settings), noise)
         if max(verdict.next_tokens) >= logits_BTV.shape[-1]:
-            raise PairError("NaN among the logits of the target or the draft: try runner.dtype=bfloat16 or float32")
+            raise no_token(rows[max(range(len(rows)), key=verdict.next_tokens.__getitem__)])
         return verdict
 
     def _emit(self, rows: list[Sequence], draft: Draft, verdict: Verdict) -> Round:

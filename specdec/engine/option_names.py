@@ -88,6 +88,9 @@ INSTEAD = {
     "logprobs": "set output_logprobs=True and return_dict_in_generate=True",
     "inputs_embeds": "pass token ids or texts",
     "past_key_values": "pass the whole prompt; its cache is made in the call",
+    "cache": "pass the whole prompt; its cache is made in the call",
+    "max_time": "pass stopping_criteria=[transformers.generation.MaxTimeCriteria(seconds)]",
+    "num_beams": "it searches, which no draft can shorten: leave it out",
     "position_ids": "pass attention_mask= alone; positions follow from it",
     "generator": "set seed=",
     "batch_size": "set batch=",
@@ -100,18 +103,10 @@ INSTEAD = {
 }
 """What takes the place of an option that is refused, here or in other libraries."""
 
-OWN = (
-    "inputs",
-    "input_ids",
-    "attention_mask",
-    "generation_config",
-    "streamer",
-    "seed",
-    "batch",
-    "tokenizer",
-    "gamma",
-    "shared_prefix",
-)
+OF_ENGINE = ("tokenizer", "draft_tokenizer", "gamma", "verifier", "tree", "tree_settings", "shared_prefix")
+"""Arguments of `specdec.generate` that an Engine is made with."""
+
+OWN = ("inputs", "input_ids", "attention_mask", "generation_config", "streamer", "seed", "batch", *OF_ENGINE)
 """Arguments of `specdec.generate` that are no options of `transformers`."""
 
 WITH_DO_SAMPLE = {"temperature": (1.0, 0), "top_k": (50, 0), "top_p": (1.0,), "min_p": (0.0,)}

@@ -23,6 +23,7 @@ from specdec.engine.option_names import (
     HOW_TO_RUN,
     INSTEAD,
     NEUTRAL,
+    OF_ENGINE,
     OUTPUTS,
     OWN,
     PROCESSING,
@@ -49,6 +50,11 @@ class Options:
     criteria: list[Callable[..., Any]]  # stopping criteria
     outputs: frozenset[str]  # of OUTPUTS
 
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.sampling is not None and not self.sampling.greedy
+
 
 def read_options(own: Any, passed: Any, keywords: Mapping[str, Any]) -> Options:
     """Resolve a call's settings.
@@ -68,17 +74,18 @@ def read_options(own: Any, passed: Any, keywords: Mapping[str, Any]) -> Options:
     values = {name: _resolve(name, sources, DEFAULTS.get(name)) for name in SUPPORTED}
     _refuse_unsupported(sources)
     max_new_tokens, max_length = _lengths(sources)
+    stop_ids, strings = token_ids("eos_token_id", values["eos_token_id"]), _strings(values["stop_strings"])
     return Options(
         max_new_tokens,
         max_length,
-        token_ids("eos_token_id", values["eos_token_id"]),
+        stop_ids,
         _pad(values["pad_token_id"]),
-        _strings(values["stop_strings"]),
+        strings,
         _sampling(values, sources),
         bool(values["return_dict_in_generate"]),
         _copies(values),
         _processing(values),
-        _functions("stopping_criteria", values["stopping_criteria"]),
+        _criteria(values["stopping_criteria"], stop_ids, strings),
         _outputs(values),
     )
 
@@ -123,6 +130,8 @@ def _check_names(keywords: Mapping[str, Any], config: Mapping[str, Any]) -> None
         if name not in known and name not in ARGUMENTS:
             if name in INSTEAD:
                 raise ConfigError(f"{name} is no option of specdec.generate: {INSTEAD[name]}")
+            if name in OF_ENGINE:
+                raise ConfigError(f"{name} belongs to an Engine's making: specdec.Engine(target, draft, {name}=...)")
             raise ConfigError(unknown("option of specdec.generate", name, {*SUPPORTED, *OWN}))
     for name in config:
         if name not in known:
@@ -167,6 +176,8 @@ def _copies(values: Mapping[str, Any]) -> int:
 def _processing(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: values[name] for name in PROCESSING}
     found["logits_processor"] = _functions("logits_processor", found["logits_processor"])
+    if found["min_new_tokens"] is not None:
+        found["min_length"] = None  # as in transformers
     allowed = found["prefix_allowed_tokens_fn"]
     if allowed is not None and not callable(allowed):
         raise ConfigError(f"prefix_allowed_tokens_fn: give a function, not {type(allowed).__name__}")
@@ -182,6 +193,18 @@ def _functions(name: str, value: Any) -> list[Callable[..., Any]]:
     if not isinstance(value, list | tuple) or not all(map(callable, value)):
         raise ConfigError(f"{name}: give a list of functions, not {type(value).__name__}")
     return list(value)
+
+
+def _criteria(value: Any, stop_ids: tuple[int, ...], strings: tuple[str, ...]) -> list[Callable[..., Any]]:
+    """Stopping criteria, but for those that would replace an option in ``transformers``, which go by their type."""
+    criteria = _functions("stopping_criteria", value)
+    replaced = {"MaxLengthCriteria": "max_length"}
+    replaced |= {"EosTokenCriteria": "eos_token_id"} if stop_ids else {}
+    replaced |= {"StopStringCriteria": "stop_strings"} if strings else {}
+    for one in criteria:
+        if (option := replaced.get(type(one).__name__)) is not None:
+            raise ConfigError(f"stopping_criteria: set {option} in place of {type(one).__name__}")
+    return criteria
 
 
 def _outputs(values: Mapping[str, Any]) -> frozenset[str]:

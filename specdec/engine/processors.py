@@ -66,17 +66,19 @@ def score_change(module: Any, options: Options, row: int, prompt_ids: list[int],
     chosen = dict(options.processing)
     own, allowed = chosen.pop("logits_processor", []), chosen.pop("prefix_allowed_tokens_fn", None)
     penalty = 1.0 if options.sampling is None else options.sampling.repetition_penalty
-    config = GenerationConfig(
-        **chosen,
-        num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=penalty,
-        eos_token_id=list(options.stop_ids) or None,
-        pad_token_id=options.pad_token_id,
-        max_length=len(prompt_ids) + budget,
-    )
+    if options.samples:
+        chosen.pop("renormalize_logits", None)  # it comes after temperature and top-k: see ScoreRecorder
     ids_1n = torch.tensor([prompt_ids], device=module.device)
     try:
+        config = GenerationConfig(
+            **chosen,
+            num_beams=1,
+            num_return_sequences=1,
+            repetition_penalty=penalty,
+            eos_token_id=list(options.stop_ids) or None,
+            pad_token_id=options.pad_token_id,
+            max_length=len(prompt_ids) + budget,
+        )
         module._prepare_special_tokens(config, True, device=module.device, batch_size=1)
         made = module._get_logits_processor(
             generation_config=config,

@@ -24,11 +24,13 @@ class ScoreRecorder:
     Args:
         scores: keep those after all processing, as tokens are drawn from. logits: keep the target's own.
         logprobs: keep the log-probability of each emitted token under the target's own logits, at temperature 1.
+        normalized: keep sampled scores as log-probabilities (renormalize_logits).
     """
 
     scores: bool = False
     logits: bool = False
     logprobs: bool = False
+    normalized: bool = False
     scores_of: dict[int, list[Tensor]] = field(init=False, default_factory=lambda: defaultdict(list))
     logits_of: dict[int, list[Tensor]] = field(init=False, default_factory=lambda: defaultdict(list))
     logprobs_of: dict[int, list[float]] = field(init=False, default_factory=lambda: defaultdict(list))
@@ -50,7 +52,8 @@ class ScoreRecorder:
             if self.scores:
                 own = [] if settings is None else [settings[b]]
                 scores_nV = scores_BTV[b, columns].float()
-                self.scores_of[row.index].append(warped(scores_nV[None], own)[0] if own else scores_nV)
+                scores_nV = warped(scores_nV[None], own)[0] if own else scores_nV
+                self.scores_of[row.index].append(scores_nV.log_softmax(-1) if self.normalized else scores_nV)
             if self.logprobs:
                 tokens_n1 = torch.tensor(emitted[b], device=logits_nV.device)[:, None]
                 found_n = logits_nV.double().log_softmax(-1).gather(-1, tokens_n1)[:, 0]

@@ -35,12 +35,15 @@ def wrapped(model: Model, role: str) -> CausalLM:
         return supported(model, role)
 
 
-def choose_drafter(draft: Model | str | None, draft_tokenizer: Any) -> str:
+def choose_drafter(draft: Model | str | None, tokenizer: Any, draft_tokenizer: Any) -> str:
     """The drafter's name in the registry.
 
     Raises:
-        ConfigError: it needs trained weights, which a call cannot name, or there is a tokenizer without a model.
+        ConfigError: it needs trained weights, which a call cannot name, or a draft's tokenizer comes without its model
+            or without the target's.
     """
+    if draft_tokenizer is not None and tokenizer is None:
+        raise ConfigError("draft_tokenizer is given without tokenizer=, the target's: pass both")
     if draft_tokenizer is not None and (draft is None or isinstance(draft, str)):
         raise ConfigError("draft_tokenizer is given without a draft model that it belongs to: leave it out")
     if not isinstance(draft, str):

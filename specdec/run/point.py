@@ -77,7 +77,8 @@ def compute(run: Run, overrides: list[str], baseline: dict[str, Any] | None, log
     """Decode a prepared point and write its folder; returns the summary. Called in every process of the run."""
     run.env["execution"] = executions(run.config, run.pair)
     attempt = _begin(run)
-    logger.start(run.folder.hash, run.folder.settings, overrides, run.env)
+    resumed = {"run": attempt.run, "num_earlier_rounds": attempt.num_earlier_rounds}
+    logger.start(run.folder.hash, run.folder.settings, overrides, {**run.env, **resumed})
     decode_rows(run, attempt, logger)
     run.ranks.gather(None)  # from here on all rows are on disk
     classify_divergences(run)

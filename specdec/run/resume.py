@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
+from uuid import uuid4
 
 from specdec.config.identity import CODE_AND_MACHINE
 from specdec.core.files import append_line, digest
@@ -24,6 +25,8 @@ class Attempt:
 
     number: int  # from 1
     todo: frozenset[int]  # indices of the prompts that are not finished
+    run: str  # an id that attempts which resume one another share, and other attempts at the point do not
+    num_earlier_rounds: int  # rounds on disk of the attempts that this one resumes
 
 
 def begin(
@@ -43,9 +46,12 @@ def begin(
     kept = folder.samples()
     if earlier:
         note = f"resumed in {folder.path}: {len(kept)} of {len(prompts)} prompts are finished"
-    attempt = Attempt(len(earlier) + 1, frozenset(prompt.index for prompt in prompts) - kept.keys())
+    todo = frozenset(prompt.index for prompt in prompts) - kept.keys()
+    run = earlier[0].get("run") if earlier else None
+    attempt = Attempt(len(earlier) + 1, todo, run or uuid4().hex[:8], len(folder.rounds()))
     record = {
         "attempt": attempt.number,
+        "run": attempt.run,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "batch": batch,
         "num_kept": len(kept),

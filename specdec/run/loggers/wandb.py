@@ -21,6 +21,8 @@ _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 class WandbLogger(Logger):
     """Logs config, step metrics, tables and summary. The run is always finished, also when the point fails.
 
+    A point that resumes continues its W&B run: the id is the same, and steps go on after those of earlier attempts.
+
     Args:
         group: name of a group of runs; None: the sweep's name.
         mode: ``auto`` is online if WANDB_API_KEY or the netrc file has a key, and offline otherwise.
@@ -44,15 +46,19 @@ class WandbLogger(Logger):
         self._group = group
         self._num_samples = num_samples
         self._run: Any = None
+        self._num_earlier_steps = 0
 
     def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:
         import wandb
 
         os.makedirs(str(self._place["dir"]), exist_ok=True)
+        self._num_earlier_steps = env["num_earlier_rounds"]
         try:
             self._run = wandb.init(
                 **self._place,
                 mode=self._mode,
+                id=f"{run_hash}-{env['run']}",
+                resume="allow",
                 group=scrub(self._group or env.get("sweep")),
                 name=run_name(run_hash, overrides),
                 config={
@@ -73,7 +79,7 @@ class WandbLogger(Logger):
             ) from error
 
     def round(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.log(metrics, step=step)
+        self._run.log(metrics, step=self._num_earlier_steps + step)
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         import wandb
