@@ -46,7 +46,7 @@ def test_processing_fields_are_compared_with_generate():
 def test_values_without_effect_are_accepted(engine):
     ids = torch.tensor([[7, 8, 9], [EOS, 2, 3]])
     expected = engine.generate(ids, max_new_tokens=6)
-    off = {name: False for name in FIELDS - FOLLOWED - {"use_cache"}}
+    off = dict.fromkeys(FIELDS - FOLLOWED - {"use_cache"}, False)
     for silent in (off, NEUTRAL | {name: values[0] for name, values in WITH_DO_SAMPLE.items()} | SILENT):
         for way in both_ways({**silent, "max_new_tokens": 6}):
             assert torch.equal(engine.generate(ids, **way), expected)

@@ -166,7 +166,8 @@ def test_processors_see_only_texts_that_a_row_can_have(llama, draft):
     settings = {"prefix_allowed_tokens_fn": following, "max_new_tokens": 6}
     rows = [[7, token] for token in range(20, 26)]
     expected = [alone(llama, row, **settings) for row in rows]
-    assert torch.equal(specdec.generate(llama, draft, rows, gamma=3, **settings), laid_out(torch.tensor(rows), expected))
+    found = specdec.generate(llama, draft, rows, gamma=3, **settings)
+    assert torch.equal(found, laid_out(torch.tensor(rows), expected))
     sampled = specdec.generate(llama, draft, rows, gamma=3, do_sample=True, seed=1, top_k=0, **settings)
     assert {tuple(row).count(EOS) > 0 for row in sampled.tolist()} == {True}
 

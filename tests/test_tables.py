@@ -39,7 +39,7 @@ def test_markdown_and_latex_escape_and_align():
     wide = Table([Column("x", "x", ".1f", shows_interval=True)], [table.rows[0][1:]])
     assert "| 1.0 [0.5, 1.5] |" in markdown(wide)
     assert "1.0 {\\scriptsize [0.5, 1.5]} \\\\" in latex(wide)
-    assert r"a|b & x\_\% \\" in latex(table)
+    assert r"a\textbar{}b & x\_\% \\" in latex(table)
     assert "\\begin{tabular}{lr}" in latex(table)
     assert r"\caption{T\_1. 5\%.}" in latex_float(Table(table.columns, table.rows, "T_1", "5%"))
     float_ = latex_float(Table(table.columns, table.rows, "pair T_1", "pair T_1, 5%"))

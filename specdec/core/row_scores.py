@@ -57,6 +57,6 @@ def no_token(row: Sequence) -> SpecdecError:
     if row.change_scores is None:
         return PairError("NaN among the logits of the target or the draft: try runner.dtype=bfloat16 or float32")
     return ConfigError(
-        f"row {row.index}: its logits processors leave no token to draw (all scores are -inf, or one is NaN): allow more "
-        "(suppress_tokens, bad_words_ids, logits_processor, prefix_allowed_tokens_fn ...)"
+        f"row {row.index}: its logits processors leave no token to draw (all scores are -inf, or one is NaN): "
+        "allow more (suppress_tokens, bad_words_ids, logits_processor, prefix_allowed_tokens_fn ...)"
     )

@@ -13,6 +13,9 @@ _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",  # these three are other characters in LaTeX's default font encoding
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 
 

@@ -13,8 +13,10 @@ class Logger(ABC):
     """
 
     def start(self, run_hash: str, settings: dict[str, Any], overrides: list[str], env: dict[str, Any]) -> None:  # noqa: B027
-        """A point begins or resumes. ``env`` is what env.json holds (git revision, versions, machine, sweep), ``run``, an
-        id that is the same when the point resumes, and ``num_earlier_rounds``, those that it resumes after.
+        """A point begins or resumes.
+
+        ``env`` is what env.json holds (git revision, versions, machine, sweep), ``run``, an id that stays when the
+        point resumes, and ``num_earlier_rounds``, those that it resumes after.
         """
 
     def round(self, step: int, metrics: dict[str, float]) -> None:  # noqa: B027
