@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import last_document
 from hydra import compose, initialize_config_module
 from hydra.plugins.launcher import Launcher
@@ -42,6 +44,23 @@ def test_a_launcher_can_be_chosen_for_a_sweep(launcher):
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         cfg = compose(config_name="config", overrides=words, return_hydra_config=True)
     assert issubclass(get_class(cfg.hydra.launcher._target_), Launcher)
+
+
+def test_the_file_for_skypilot_gives_every_machine_its_part(tmp_path):
+    """Its shell lines, with `echo` in the place of Python."""
+    text = (ROOT / "docs" / "launchers.md").read_text()
+    task = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert set(task) == {"num_nodes", "resources", "workdir", "file_mounts", "setup", "run"}
+    (tmp_path / "results").mkdir()
+    script = task["run"].replace(".venv/bin/python", "echo").replace(" /results/", f" {tmp_path}/bucket-")
+    parts = []
+    for rank in range(task["num_nodes"]):
+        environment = {"SKYPILOT_NODE_RANK": str(rank), "PATH": os.environ["PATH"]}
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / f"bucket-{rank}").is_dir()
+        parts.append(next(word for word in done.stdout.split() if word.startswith("batch=")))
+    assert parts == ["batch=1,2,4", "batch=8,16"]
 
 
 @pytest.mark.slow

@@ -50,7 +50,11 @@ class Twice(StoppingCriteria):
 
 
 OPTIONS = {
-    "min_new_tokens": {"min_new_tokens": 6, "eos_token_id": [EOS, 9, 28, 36, 50]},
+    "min_new_tokens": {
+        "min_new_tokens": 4,
+        "min_length": 40,
+        "eos_token_id": [EOS, 9, 28, 36, 50],
+    },  # the second: no effect
     "min_length": {"min_length": 16, "eos_token_id": [EOS, 9, 28, 36, 50]},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "bad_words_ids": {"bad_words_ids": [[3], [7, 9], [11, 12, 13]]},
