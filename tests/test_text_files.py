@@ -165,20 +165,24 @@ def test_a_corpus_in_another_encoding_is_refused(tmp_path, monkeypatch, source, 
     )
     path.write_bytes(text.encode("latin-1"))
     cfg = CorpusConfig(source=source, path=str(path))
-    refused(TrainingError, rf"{name}: line 1: byte 0xe9 .*; line 2: .*; line 3: ", lambda: read_documents(cfg))
+    refused(TrainingError, rf"{name}: line 1: byte 0xe9 .*; line 2: .*; line 3: ", lambda: list(read_documents(cfg)))
     path.write_bytes(text.encode("utf-16-le"))
-    refused(TrainingError, f"{name}: it looks like UTF-16 without", lambda: read_documents(cfg))
+    refused(TrainingError, f"{name}: it looks like UTF-16 without", lambda: list(read_documents(cfg)))
     path.write_bytes(text.encode())
-    plain = read_documents(cfg)
+    plain = list(read_documents(cfg))
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_documents(cfg) == plain, "a byte order mark is no part of the text"
+    assert list(read_documents(cfg)) == plain, "a byte order mark is no part of the text"
 
 
 def test_a_lone_surrogate_in_a_corpus_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b\\ud83d"}\n')
     cfg = CorpusConfig(source="jsonl", path=str(tmp_path / "a.jsonl"))
-    refused(TrainingError, r"corpus\.path=.*surrogate pair in string is invalid. in row 1", lambda: read_documents(cfg))
+    refused(
+        TrainingError,
+        r"corpus\.path=.*surrogate pair in string is invalid. in row 1",
+        lambda: list(read_documents(cfg)),
+    )
 
 
 def test_a_byte_order_mark_is_no_part_of_a_program(tmp_path):
@@ -186,7 +190,7 @@ def test_a_byte_order_mark_is_no_part_of_a_program(tmp_path):
         text = f"# Module {number}\n" + "def function():\n    return None\n" * 20
         (tmp_path / f"m{number}.py").write_bytes(b"\xef\xbb\xbf" + text.encode())
     corpus = read_corpus(CorpusConfig(root=str(tmp_path), heldout_percent=20))
-    assert all(file.text.startswith("# Module") for file in corpus.train + corpus.heldout)
+    assert all(file.text.startswith("# Module") for file in [*corpus.train, *corpus.heldout])
 
 
 def test_a_csv_file_in_another_encoding_is_refused_before_the_run(tmp_path):

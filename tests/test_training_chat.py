@@ -129,7 +129,8 @@ def test_outputs_of_conversations_are_the_target_s_answers_to_their_prompts(root
     """Rows of different lengths: prompt, answer and what was kept of the target's distribution stand side by side."""
     cfg = settings(root, "rows", "outputs")
     sources = Sources(cfg, root / "rows")
-    prompts = {len(ids): ids for ids in ChatPrompts(sources.corpus, sources.tokenizer, cfg.greedy, 0).prompts}
+    every = ChatPrompts(sources.corpus, sources.tokenizer, cfg.greedy, 0)
+    prompts = {len(ids): ids for ids in map(every.prompt, range(40))}
     made = outputs_of(sources.target, list(prompts.values())[:4], cfg.greedy, frozenset([0]), 0)
     save_outputs(made, root / "rows.npz", 2048)
     outputs = load_outputs(root / "rows.npz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_training_resume import settings, write_corpus
 
 from specdec.training import outputs, run_task, shared_outputs
 from specdec.training.config import OutputsConfig, PhaseConfig
+from specdec.training.shared_outputs import shared_file
 
 
 @pytest.fixture
@@ -38,7 +40,31 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_other_runs_of_the_same_target_take_what_was_made(root, made):
+def test_everything_that_decides_outputs_is_in_their_name():
+    target = SimpleNamespace(dtype=torch.float32)
+
+    def name(cfg=None, *, target=target, made_by="a", prompts=((1, 2), (3,)), stops=(0,), seed=1):
+        prompts = [list(ids) for ids in prompts]
+        return shared_file(target, made_by, prompts, cfg or OutputsConfig(), frozenset(stops), seed)
+
+    warm = OutputsConfig(temperature=0.7)
+    names = [
+        name(),
+        name(warm),
+        name(warm, seed=2),
+        name(OutputsConfig(temperature=1.3)),
+        name(OutputsConfig(new_tokens=7)),
+        name(OutputsConfig(top_k=3)),
+        name(target=SimpleNamespace(dtype=torch.bfloat16)),
+        name(made_by="b"),
+        name(prompts=((1,), (2, 3))),
+        name(stops=(0, 5)),
+    ]
+    assert len(set(names)) == len(names)
+    assert name(seed=2) == name(), "greedy outputs do not depend on the seed"
+
+
+def test_other_runs_of_the_same_target_take_what_was_made(root, made, capsys):
     def run(name, frozen="target", **changed):
         cfg = settings(root, name)
         cfg.frozen, cfg.distill.data, cfg.distill.on_policy = str(root / frozen), "outputs", 0.0
@@ -50,6 +76,7 @@ def test_other_runs_of_the_same_target_take_what_was_made(root, made):
         return [path.read_bytes() for path in sorted((root / name / "outputs").glob("*.npz"))]
 
     first = run("first")
+    assert "[outputs] batch 2 of 2 " in capsys.readouterr().out, "no stage is silent"
     assert made == [4, 4]
     assert run("second") == first
     assert made == []

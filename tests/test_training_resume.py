@@ -202,21 +202,24 @@ def test_a_vocabulary_that_does_not_match_is_one_line(root):
         run_task("", cfg)
 
 
-def test_sources_of_text(tmp_path):
+def test_sources_of_text(tmp_path, monkeypatch):
     import pandas
 
     texts = [f"document number {index} says something\n" for index in range(80)]
     frame = pandas.DataFrame({"body": texts})
     frame.to_json(tmp_path / "some.jsonl", orient="records", lines=True)
     frame.to_parquet(tmp_path / "some.parquet")
+    (tmp_path / "some.hub").mkdir()  # a data set's folder is loaded as one of the Hub is
+    frame.to_parquet(tmp_path / "some.hub/train.parquet")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     found = [
         read_corpus(
             CorpusConfig(source=source, path=str(tmp_path / f"some.{source}"), column="body", heldout_percent=20)
         )
-        for source in ("jsonl", "parquet")
+        for source in ("jsonl", "parquet", "hub")
     ]
-    assert found[0].sha256 == found[1].sha256
-    assert sorted(file.text for file in found[0].train + found[0].heldout) == sorted(texts)
+    assert found[0].sha256 == found[1].sha256 == found[2].sha256
+    assert sorted(file.text for file in [*found[0].train, *found[0].heldout]) == sorted(texts)
     assert not found[0].is_code
     with pytest.raises(TrainingError, match=r"corpus\.column=text is no column of .*; there are body"):
         read_corpus(CorpusConfig(source="jsonl", path=str(tmp_path / "some.jsonl")))

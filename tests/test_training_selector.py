@@ -12,10 +12,11 @@ from specdec.selectors.combs import CombLayout
 from specdec.selectors.network import NUM_NUMBERS
 from specdec.selectors.times import NODES, RoundTimes
 from specdec.training import TrainingError, run_task
-from specdec.training.config import SelectorConfig, TrainConfig
+from specdec.training.config import TrainConfig
 from specdec.training.resolve import shrink_to_rehearse
 from specdec.training.roots import RootSet
 from specdec.training.selector import NETWORK, Problem, check_settings, evaluate, fit
+from specdec.training.selector_config import SelectorConfig
 
 CFG = SelectorConfig(temperatures=[0.5, 1.0], num_paths=2, depth=2, batches=[1, 4], steps=100)
 

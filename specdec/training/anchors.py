@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specdec.core.transfer import to_device
 from specdec.training.blocks import Batch
+from specdec.training.teacher import read_target
 
 
 class Anchors(NamedTuple):
@@ -67,7 +68,6 @@ def teacher(target: Any, batch: Batch, anchors: Anchors, layer_ids: list[int]) -
     """The target's hidden states of several layers side by side (B, T, H), and its logits (B, A, K, V) for the tokens
     that are predicted."""
     start = max(0, batch.first_counted - 1)  # the first column that predicts a counted token
-    keep = batch.ids_BT.shape[1] - start
-    output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
-    hidden_BTH = torch.cat([output.hidden_states[number] for number in layer_ids], dim=-1)
-    return hidden_BTH, at(output.logits, (anchors.columns_BAK - 1 - start).clamp(min=0)).float()
+    states, logits_BTV = read_target(target, batch, start)
+    hidden_BTH = torch.cat([states[number] for number in layer_ids], dim=-1)
+    return hidden_BTH, at(logits_BTV, (anchors.columns_BAK - 1 - start).clamp(min=0))

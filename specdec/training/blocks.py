@@ -1,4 +1,8 @@
-"""Batches of token blocks from one long array. Shapes: B rows, T tokens, K kept entries of a distribution."""
+"""Batches of token blocks from long arrays, which are mapped from disk.
+
+Shapes: B rows, T tokens, K kept entries of a distribution, V vocabulary, L layers, D hidden
+size.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from torch.utils.data import IterableDataset
 
 from specdec.training import TrainingError
 from specdec.training.budget import Budget
+from specdec.training.records import PART
+from specdec.training.shares import Mixture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +38,8 @@ class Batch(NamedTuple):
     place: Place
     top_ids_BTK: Tensor | None = None  # the target's most probable tokens for each column, if they were kept
     top_logps_BTK: Tensor | None = None
+    hidden_BTLD: Tensor | None = None  # the target's hidden states of some layers, if they were kept
+    layers: tuple[int, ...] = ()  # which ones; the last stands for its output
 
     @property
     def first_counted(self) -> int:
@@ -91,20 +99,28 @@ class BlockStream(Stream):
             )
 
     def token_counts(self, vocab_size: int) -> Tensor:
-        counted = self.tokens if self.counted is None else self.tokens[self.counted]
-        return torch.from_numpy(np.bincount(counted, minlength=vocab_size))
+        counts_V = np.zeros(vocab_size, np.int64)
+        for start in range(0, len(self.tokens), PART):
+            part = self.tokens[start : start + PART]
+            counted = slice(None) if self.counted is None else self.counted[start : start + PART]
+            counts_V += np.bincount(part[counted], minlength=vocab_size)
+        return torch.from_numpy(counts_V)
+
+    def row(self, block: int, number: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The tokens of a row, and which of them count."""
+        start = self._start(block, number)
+        ids_T = self.tokens[start : start + block].astype(np.int64)
+        if self.counted is None:
+            return ids_T, np.ones(block, np.bool_)
+        return ids_T, self.counted[start : start + block]
 
     def draw(self) -> Batch:
         phase = self.budget.phase_at(self.place["batches"] / self.budget.stage.accumulate)
         key = f"rows of {phase.block}"
         first, count = self.place.get(key, 0), phase.batch * self.num_devices
-        starts = [self._start(phase.block, row) for row in range(first, first + count)]
-        rows = [torch.from_numpy(self.tokens[start : start + phase.block].astype(np.int64)) for start in starts]
+        rows = [self.row(phase.block, number) for number in range(first, first + count)]
         self.place = {**self.place, key: first + count, "batches": self.place["batches"] + 1}
-        ids_BT = torch.stack(rows)
-        counted_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        if self.counted is not None:
-            counted_BT = torch.from_numpy(np.stack([self.counted[start : start + phase.block] for start in starts]))
+        ids_BT, counted_BT = (torch.from_numpy(np.stack(parts)) for parts in zip(*rows, strict=True))
         counted_BT[:, 0] = False
         return Batch(ids_BT, counted_BT, self.place)
 
@@ -116,6 +132,26 @@ class BlockStream(Stream):
             starts = random.integers(block) + block * random.permutation(len(self.tokens) // block - 1)
             self._pass = ((block, number), starts)
         return int(self._pass[1][index])
+
+
+class MixedBlocks(BlockStream):
+    """Rows of several streams of blocks, each as often as its share asks for."""
+
+    def __init__(self, streams: list[BlockStream], shares: list[float], budget: Budget, seed: int) -> None:
+        super().__init__(streams[0].tokens, budget, seed)
+        self.streams, self.shares, self._mixture = streams, shares, Mixture(shares)
+
+    def token_counts(self, vocab_size: int) -> Tensor:
+        """As often as they are drawn: for every token of the first stream."""
+        rates = [share / len(part.tokens) for part, share in zip(self.streams, self.shares, strict=True)]
+        counts = [
+            part.token_counts(vocab_size) * (rate / rates[0]) for part, rate in zip(self.streams, rates, strict=True)
+        ]
+        return torch.stack(counts).sum(0)
+
+    def row(self, block: int, number: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        part, own = self._mixture(number)
+        return self.streams[part].row(block, own)
 
 
 def fixed_blocks(tokens: NDArray[Any], block: int, num_blocks: int) -> Tensor:

@@ -6,6 +6,7 @@ Prompts are rendered as `run.py` renders them, so that drafts learn and are sele
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from specdec.core.prompts import encode
 from specdec.core.questions import Message
 from specdec.training import TrainingError
 from specdec.training.config import HeldoutConfig, OutputsConfig
+from specdec.training.records import RecordsWriter, scratch_records
 
 if TYPE_CHECKING:
     from specdec.training.corpus import Corpus
@@ -98,25 +100,41 @@ class ChatPrompts:
 
     def __init__(self, corpus: Corpus, tokenizer: Any, cfg: OutputsConfig, seed: int) -> None:
         check_template(tokenizer)
-        prompts = [encoded_prompt(tokenizer, asked) for file in corpus.train for asked in prompts_of(file.messages)]
-        self.prompts = [ids for ids in prompts if len(ids) <= cfg.max_prompt_tokens]
-        self.num_left_out = len(prompts) - len(self.prompts)
+        self.num_left_out, shortest = 0, math.inf
+
+        def write(writer: RecordsWriter) -> None:
+            nonlocal shortest
+            for file in corpus.train:
+                for asked in prompts_of(file.messages):
+                    ids = encoded_prompt(tokenizer, asked)
+                    shortest = min(shortest, len(ids))
+                    if len(ids) <= cfg.max_prompt_tokens:
+                        writer.append(np.asarray(ids, np.uint32).tobytes())
+                    else:
+                        self.num_left_out += 1
+
+        self._prompts = scratch_records(corpus.folder, write)
         self.batch_size, self.seed = cfg.batch, seed
-        if not self.prompts:
+        if not self._prompts:
             raise TrainingError(
-                f"greedy.max_prompt_tokens={cfg.max_prompt_tokens} leaves out all {len(prompts)} prompts of the "
-                f"corpus; the shortest has {min(map(len, prompts), default=0)} tokens"
+                f"greedy.max_prompt_tokens={cfg.max_prompt_tokens} leaves out all {self.num_left_out} prompts of the "
+                f"corpus; the shortest has {shortest if self.num_left_out else 0} tokens"
             )
+
+    def prompt(self, number: int) -> list[int]:
+        """The token ids of one prompt."""
+        ids: list[int] = np.frombuffer(self._prompts[number], np.uint32).tolist()
+        return ids
 
     def batch(self, index: int) -> list[list[int]]:
         """Prompts of about one length."""
         group, place = divmod(index, _SORTED_BATCHES)
         random = np.random.default_rng([self.seed, group])
         size = _SORTED_BATCHES * self.batch_size
-        numbers, count = range(group * size, (group + 1) * size), len(self.prompts)
+        numbers, count = range(group * size, (group + 1) * size), len(self._prompts)
         passes = range(numbers[0] // count, numbers[-1] // count + 1)
         orders = {n: np.random.default_rng([self.seed, 1, n]).permutation(count) for n in passes}
-        chosen = [self.prompts[int(orders[number // count][number % count])] for number in numbers]
+        chosen = [self.prompt(int(orders[number // count][number % count])) for number in numbers]
         batches = sorted(chosen, key=len)
         first = int(random.permutation(_SORTED_BATCHES)[place]) * self.batch_size
         return batches[first : first + self.batch_size]
@@ -125,19 +143,25 @@ class ChatPrompts:
 def heldout_conversations(corpus: Corpus, tokenizer: Any, cfg: HeldoutConfig, seed: int) -> list[dict[str, Any]]:
     """Prompts of held-out conversations in the form that a run's data takes, evenly over their turns and lengths."""
     check_template(tokenizer)
-    lines = []
-    for file in corpus.heldout:
-        asked = prompts_of(file.messages)
-        lines += [(turn, len(encoded_prompt(tokenizer, messages)), messages) for turn, messages in enumerate(asked, 1)]
-    fitting = [line for line in lines if line[1] <= cfg.max_tokens]
-    if not fitting:
+    lines = list[tuple[int, int, int]]()  # of fitting prompts: conversation, turn, tokens
+    lengths = list[int]()
+    for number, file in enumerate(corpus.heldout):
+        for turn, messages in enumerate(prompts_of(file.messages), 1):
+            lengths.append(len(encoded_prompt(tokenizer, messages)))
+            if lengths[-1] <= cfg.max_tokens:
+                lines.append((number, turn, lengths[-1]))
+    if not lines:
         raise TrainingError(
-            f"heldout.max_tokens={cfg.max_tokens} leaves out all {len(lines)} prompts of the held-out conversations; "
-            f"the shortest has {min((length for _, length, _ in lines), default=0)} tokens"
+            f"heldout.max_tokens={cfg.max_tokens} leaves out all {len(lengths)} prompts of the held-out conversations; "
+            f"the shortest has {min(lengths, default=0)} tokens"
         )
-    shuffled = [fitting[place] for place in np.random.default_rng(seed).permutation(len(fitting))][: cfg.num_prompts]
-    ordered = sorted(shuffled, key=lambda line: line[1])
+    shuffled = [lines[place] for place in np.random.default_rng(seed).permutation(len(lines))][: cfg.num_prompts]
+    ordered = sorted(shuffled, key=lambda line: line[2])
     return [
-        {"question_id": number, "category": f"turn {turn}", "messages": messages}
-        for number, (turn, _, messages) in enumerate(ordered, 1)
+        {
+            "question_id": number,
+            "category": f"turn {turn}",
+            "messages": prompts_of(corpus.heldout[place].messages)[turn - 1],
+        }
+        for number, (place, turn, _) in enumerate(ordered, 1)
     ]

@@ -6,8 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.core.settings import setting
+from specdec.training.selector_config import SelectorConfig
 
 LINE_EVERY_S = 30.0  # from one line of progress to the next, without a terminal
+
+
+@dataclass
+class PartConfig:
+    """A further part of a corpus, beside the first; what is not here is as for the first."""
+
+    source: str = "jsonl"
+    root: str | None = None
+    path: str | None = None
+    column: str = "text"
+    split: str = "train"
+    max_files: int | None = None
+    share: float = 0.5
 
 
 @dataclass
@@ -31,6 +45,9 @@ class CorpusConfig:
     max_digit_share: float = setting(0.2, "share of digits above which a file is a table, not a program")
     heldout_percent: int = setting(4, "chosen by a hash of the path: the same files on every machine")
     max_files: int | None = setting(None, "rehearsals: at most this many training files")
+    also: list[PartConfig] = setting(
+        list, "further sources of a mixture, each with its share of what is drawn: [{source, path, column, share}]"
+    )
 
 
 @dataclass
@@ -182,6 +199,7 @@ class HeadsConfig:
         None,
         "eagle3 and blocks: tokens that the head can draft, the most frequent in the training data; None: all",
     )
+    cache_hidden: bool = setting(False, "keep the target's hidden states of all outputs on disk, shared by recipes")
     markov_rank: int = setting(32, "dspark: width of the bias by the token before; 0: none")
     confidence_weight: float = setting(1.0, "dspark: weight of the confidences' cross-entropy")
     decay: float = setting(0.8, "weight of the i-th head, unrolled step or slot of a block: decay ** i")
@@ -191,29 +209,6 @@ class HeadsConfig:
         None, "longspec: positions are moved by up to this, all but the first few; None: up to the target's context"
     )
     num_insertions: int = setting(32, "ppd: positions per row where prompt tokens are inserted")
-
-
-@dataclass
-class SelectorConfig:
-    """The selector of tree shapes, for `task=selector`: its roots, and how it learns from them."""
-
-    draft: str = setting("asset:tiny/draft", "the pair's draft model, a folder or a Hub name; frozen is the target")
-    verifier: str = setting("specinfer", "the rule that judges the trees: those with a formula of expected tokens")
-    temperatures: list[float] = setting(lambda: [0.2, 0.4, 0.6, 0.8, 1.0], "temperatures that it is for")
-    num_paths: int = setting(4, "most paths of a shape")
-    depth: int = setting(5, "of the deepest shape")
-    samples: int = setting(4, "trees per root that the expected tokens of all shapes are averaged over")
-    every: int = setting(16, "tokens of an output from one root to the next")
-    num_batches: int = setting(6, "batches of prompts per temperature, from the corpus' training files")
-    rows: int = setting(8, "prompts of such a batch")
-    new_tokens: int = setting(96, "tokens of their outputs")
-    max_prompt_tokens: int = 256
-    batches: list[int] = setting(lambda: [1, 4, 8], "batch sizes whose times it learns for")
-    steps: int = setting(1500, "optimizer steps, 256 roots each")
-    lr: float = 1e-3
-    risk_weight: float = setting(0.5, "weight of the loss at the worst roots, by their squared shortfall")
-    risk_share: float = setting(0.1, "share of the roots that are the worst ones")
-    heldout_share: float = setting(0.15, "share of the prompts that choose the weights, instead of training them")
 
 
 @dataclass
@@ -242,8 +237,9 @@ class DeviceConfig:
     """What `lightning.Trainer` runs on."""
 
     accelerator: str = setting("auto", "auto (a GPU, or the CPU without one), cpu, gpu; the frozen target is there too")
-    devices: int = 1
-    strategy: str = setting("auto", "with more than one device: ddp, ...")
+    devices: int = setting(1, "per machine")
+    num_nodes: int = setting(1, "machines; torchrun or srun starts the processes on each")
+    strategy: str = setting("auto", "with several devices: ddp, or fsdp (weights and optimizer in parts; lm, distill)")
 
 
 @dataclass
@@ -265,6 +261,7 @@ class TrainConfig:
     precision: str = setting(
         "auto", "Lightning's names; auto: bf16-mixed if the device computes in bfloat16, else 32-true"
     )
+    gradient_checkpointing: bool = setting(False, "compute layers and losses again in backward, to hold less")
     max_export_bytes: int = 12_000_000
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)

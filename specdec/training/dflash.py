@@ -24,6 +24,7 @@ from specdec.training.config import HeadsConfig, LossConfig
 from specdec.training.draft_tokens import ReducibleHead
 from specdec.training.losses import LossSum, masked_sum
 from specdec.training.published import begin_as, config_of, layers_read, mask_token, save_published
+from specdec.training.recompute import recomputed
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -108,7 +109,7 @@ class BlockHead(ReducibleHead):
         of_context = self.rotary(context_BTD, torch.arange(width, device=ids_BT.device).expand(num_rows, -1))
         mask_B1SC = slots_mask(places_BA, width, self.block_size, causal=False)[:, None]
         for layer in self.layers:
-            x_BSD = layer(x_BSD, context_BTD, of_slots, of_context, mask_B1SC)
+            x_BSD = recomputed(layer, x_BSD, context_BTD, of_slots, of_context, mask_B1SC)
         states_BASD: Tensor = self.norm(x_BSD).unflatten(1, positions_BAS.shape[1:])
         return states_BASD[:, :, self.first :]
 

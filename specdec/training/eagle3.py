@@ -30,7 +30,11 @@ from specdec.training.config import HeadsConfig, LossConfig
 from specdec.training.draft_tokens import ReducibleHead
 from specdec.training.losses import LossSum, masked_sum
 from specdec.training.published import begin_as, config_of, layers_read, save_published
+from specdec.training.recompute import recomputed
+from specdec.training.teacher import read_target
 from specdec.training.unrolled import unrolled_mask
+
+KeysAndValues = tuple[Tensor, Tensor]
 
 
 class Eagle3Layer(nn.Module):
@@ -56,21 +60,26 @@ class Eagle3Layer(nn.Module):
         self.post_attention_layernorm = LlamaRMSNorm(size, eps)
 
     def forward(
-        self, embeds_BTD: Tensor, states_BTD: Tensor, rotation: tuple[Tensor, Tensor], past: list[Any], mask: Tensor
-    ) -> Tensor:
-        """States (B, T, D); adds the entries' keys and values to ``past``, which the mask's columns are those of."""
+        self,
+        embeds_BTD: Tensor,
+        states_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        past: tuple[KeysAndValues, ...],
+        mask: Tensor,
+    ) -> tuple[Tensor, KeysAndValues]:
+        """States (B, T, D), and the entries' keys and values, which the mask's last columns are those of."""
         x_BTX = torch.cat([self.input_layernorm(embeds_BTD), self.hidden_norm(states_BTD)], dim=-1)
         parts = (self.self_attn[f"{name}_proj"](x_BTX) for name in "qkv")
         queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         queries, keys = apply_rotary_pos_emb(queries, keys, *rotation)
-        past.append((keys, values.to(keys.dtype)))
-        all_keys, all_values = (torch.cat(each, dim=2) for each in zip(*past, strict=True))
+        own = keys, values.to(keys.dtype)
+        all_keys, all_values = (torch.cat(each, dim=2) for each in zip(*past, own, strict=True))
         read = nn.functional.scaled_dot_product_attention(
             queries, all_keys, all_values, attn_mask=mask, enable_gqa=True
         )
         states_BTD = states_BTD + self.self_attn["o_proj"](read.transpose(1, 2).flatten(2))
         out_BTD: Tensor = states_BTD + self.mlp(self.post_attention_layernorm(states_BTD))
-        return out_BTD
+        return out_BTD, own
 
 
 class Eagle3Head(ReducibleHead):
@@ -102,12 +111,13 @@ class Eagle3Head(ReducibleHead):
         Entry t has position t, and reads the embedding of token t + 1 and the output of the step before at entry t - 1.
         """
         features_BTD = self.fc(hidden_BTH)
-        fed_BTD, past = features_BTD, list[Any]()
+        fed_BTD, past = features_BTD, tuple[KeysAndValues, ...]()
         count, device = embeds_BTD.shape[1], embeds_BTD.device
         rotation = self.rotary(features_BTD, torch.arange(count, device=device)[None])
         for step in range(num_steps):
             mask = unrolled_mask(count, step, device)
-            states_BTD: Tensor = self.layers[0](embeds_BTD, fed_BTD, rotation, past, mask)
+            states_BTD, own = recomputed(self.layers[0], embeds_BTD, fed_BTD, rotation, past, mask)
+            past = (*past, own)
             yield states_BTD
             fed_BTD = torch.cat([features_BTD[:, :1].to(states_BTD.dtype), states_BTD[:, :-1]], dim=1)
 
@@ -122,12 +132,10 @@ def eagle3_loss(
 ) -> LossSum:
     """At every unrolled step, entry t learns the distribution of token t + 2."""
     start = max(0, batch.first_counted - 2)
-    keep = batch.ids_BT.shape[1] - start
+    hidden, teacher_BTV = read_target(target, batch, start)
     with torch.no_grad():
-        output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
         embeds_BTD = target.get_input_embeddings()(batch.ids_BT[:, 1:])
-    teacher_BTV = output.logits.float()
-    hidden_BTH = torch.cat([output.hidden_states[number] for number in module.layer_ids], dim=-1)[:, :-1]
+    hidden_BTH = torch.cat([hidden[number] for number in module.layer_ids], dim=-1)[:, :-1]
     total = torch.zeros((), device=batch.ids_BT.device)
     for step, states_BTD in enumerate(module.unroll(embeds_BTD, hidden_BTH, cfg.num_heads)):
         first = max(start, step)  # earlier entries have no true entry to start from

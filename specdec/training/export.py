@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from specdec.core.files import write_json
 from specdec.run.provenance import git_revision
 from specdec.training.card import model_card
-from specdec.training.config import TrainConfig
+from specdec.training.config import PartConfig, TrainConfig
 from specdec.training.heads import write_heads
 from specdec.training.model import save_model
 from specdec.training.resolve import output_folder
@@ -36,17 +36,20 @@ def provenance_of(
 ) -> Record:
     """Where a model or heads come from: data, code, settings, and each stage's record with its figures."""
     corpus, text = sources.corpus, cfg.corpus
-    is_stdlib = text.source == "python" and text.root is None
-    where = f"{text.source}: {text.root if text.source == 'python' else text.path}"
+    is_stdlib = text.source == "python" and text.root is None and not text.also
+    where = "; ".join(
+        f"{part.source}: {part.root if part.source == 'python' else part.path}"
+        for part in [PartConfig(text.source, text.root, text.path), *text.also]
+    )
     return {
         "task": cfg.task,
         "data": {
             "source": f"Python {platform.python_version()} standard library" if is_stdlib else where,
             "license": "PSF-2.0" if is_stdlib else None,  # of other data, only the user knows
-            "sha256": corpus.sha256,
+            "sha256": corpus.sha256 if not corpus.also else [part.sha256 for part in corpus.parts],
             "heldout_percent": text.heldout_percent,
-            "num_train": len(corpus.train),
-            "num_heldout": len(corpus.heldout),
+            "num_train": sum(len(part.train) for part in corpus.parts),
+            "num_heldout": sum(len(part.heldout) for part in corpus.parts),
         },
         "target_fingerprint": sources.fingerprint if cfg.task != "lm" else None,
         **code_record(),
@@ -69,7 +72,8 @@ def code_record() -> Record:
 def settings_record(cfg: TrainConfig) -> Record:
     """All settings but those of output folders and display; folders by their whole path, wherever the run started."""
     found = {key: value for key, value in asdict(cfg).items() if key not in ("output_dir", "export_dir", "progress")}
-    for settings, key in ((found, "frozen"), (found, "tokenizer"), (found, "start"), (found["corpus"], "path")):
+    parts = [(part, "path") for part in (found["corpus"], *found["corpus"]["also"])]
+    for settings, key in ((found, "frozen"), (found, "tokenizer"), (found, "start"), *parts):
         if settings[key] and Path(settings[key]).expanduser().exists():
             settings[key] = str(Path(settings[key]).expanduser().resolve())
     return found

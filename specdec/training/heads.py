@@ -35,6 +35,7 @@ from specdec.training.longspec import LongSpecHead, longspec_loss
 from specdec.training.losses import LossSum, check_losses, masked_sum, weighted_losses
 from specdec.training.peagle import PEagleHead, peagle_loss, save_peagle
 from specdec.training.specblock import SpecBlockHead, save_specblock, specblock_loss
+from specdec.training.teacher import read_target
 from specdec.training.unrolled import unrolled_mask
 
 
@@ -80,7 +81,7 @@ def medusa_loss(
     """Head k at token t learns the distribution of token t + 2 + k."""
     # From the token at which the last head predicts the first counted one.
     start = max(0, batch.first_counted - len(module.heads) - 1)
-    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
+    hidden_BTD, teacher_BTV = _read(target, batch, start)
     logits_BTGV = module(hidden_BTD[:, start:])
     total = torch.zeros((), device=hidden_BTD.device)
     for k in range(logits_BTGV.shape[2]):
@@ -94,7 +95,7 @@ def medusa_loss(
 
 def medusa_guesses(module: MedusaHeads, target: Any, ids_BT: Tensor, start: int) -> Tensor:
     """Logits (B, T - start, G, V): the g-th of token t are for token t + 2 + g."""
-    hidden_BTD, _ = _read(target, ids_BT, ids_BT.shape[1] - 1)
+    hidden_BTD, _ = _read(target, Batch(ids_BT, torch.ones_like(ids_BT).bool(), {}), ids_BT.shape[1] - 1)
     logits_BTGV: Tensor = module(hidden_BTD[:, start:])
     return logits_BTGV
 
@@ -104,13 +105,11 @@ def early_exit_loss(
 ) -> LossSum:
     """The exit learns the distribution of the whole target."""
     start = batch.first_counted - 1
-    keep = batch.ids_BT.shape[1] - start
-    with torch.no_grad():
-        output = target(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
-    if not 1 <= cfg.layer < len(output.hidden_states) - 1:
-        raise TrainingError(f"heads.layer={cfg.layer}: choose 1 to {len(output.hidden_states) - 2}")
-    student_BTV = module.head(module.norm(output.hidden_states[cfg.layer][:, start:-1])).float()
-    values = weighted_losses(losses, student_BTV, output.logits[:, :-1].float(), batch.ids_BT[:, start + 1 :])
+    states, teacher_BTV = read_target(target, batch, start)
+    if not 1 <= cfg.layer < max(states):
+        raise TrainingError(f"heads.layer={cfg.layer}: choose 1 to {max(states) - 1}")
+    student_BTV = module.head(module.norm(states[cfg.layer][:, start:-1])).float()
+    values = weighted_losses(losses, student_BTV, teacher_BTV[:, :-1], batch.ids_BT[:, start + 1 :])
     return LossSum(masked_sum(values, batch.counted_BT[:, start + 1 :]), batch.counted_BT.sum())
 
 
@@ -119,7 +118,7 @@ def eagle_loss(
 ) -> LossSum:
     """At every unrolled step, entry t learns the distribution of token t + 2 and the hidden state of token t + 1."""
     start = max(0, batch.first_counted - 2)
-    hidden_BTD, teacher_BTV = _read(target, batch.ids_BT, start)
+    hidden_BTD, teacher_BTV = _read(target, batch, start)
     embeds_BTD, head = target.get_input_embeddings()(batch.ids_BT[:, 1:]), target.get_output_embeddings()
     total = torch.zeros((), device=batch.ids_BT.device)
     for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads)):
@@ -225,12 +224,25 @@ def _probe_mask(places_BK: Tensor, width: int, num_probes: int) -> Tensor:
     return mask_BSS[:, None]
 
 
-@torch.no_grad()
-def _read(target: Any, ids_BT: Tensor, start: int) -> tuple[Tensor, Tensor]:
+def _read(target: Any, batch: Batch, start: int) -> tuple[Tensor, Tensor]:
     """The target's last hidden states (B, T, D), and its logits from column ``start`` on (B, T - start, V)."""
-    keep = ids_BT.shape[1] - start
-    output = target(input_ids=ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
-    return output.hidden_states[-1], output.logits.float()
+    states, logits_BTV = read_target(target, batch, start)
+    return states[max(states)], logits_BTV
+
+
+def layers_to_cache(cfg: HeadsConfig, module: Any, target: Any) -> list[int]:
+    """The layers of the target that a kind reads, by number; the last stands for its output.
+
+    Raises:
+        TrainingError: the kind needs forwards of the target that depend on more than the text.
+    """
+    if cfg.kind in ("ppd", "longspec"):
+        raise TrainingError(
+            f"heads.cache_hidden=true with heads.kind={cfg.kind}: the target runs with other inputs or positions in "
+            "every batch; set it to false"
+        )
+    own = [cfg.layer] if cfg.kind == "early_exit" else getattr(module, "layer_ids", [])
+    return [*own, target.config.get_text_config().num_hidden_layers]
 
 
 KINDS: dict[str, HeadsKind] = {

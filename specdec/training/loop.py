@@ -30,6 +30,8 @@ from specdec.training.export import settings_record
 from specdec.training.metrics_file import MetricsFile
 from specdec.training.module import TrainingModule
 from specdec.training.progress import FitProgress
+from specdec.training.recompute import enable_in
+from specdec.training.sharding import SHARDED, strategy_of
 from specdec.training.stages import is_first_process
 
 if TYPE_CHECKING:
@@ -49,11 +51,15 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
     last = folder / LAST
     if last.exists():
         check_resumable(module, last)
+    if cfg.gradient_checkpointing:
+        module.recomputes = True
+        enable_in(module.model)
     logger = _wandb(module.name, folder, cfg)
     trainer = lightning.Trainer(
         accelerator=lightning_accelerator(cfg),
         devices=cfg.device.devices,
-        strategy=cfg.device.strategy,
+        strategy=strategy_of(cfg),
+        num_nodes=cfg.device.num_nodes,
         max_steps=stage.steps,
         max_epochs=-1,
         precision=precision_of(cfg),  # type: ignore[arg-type]
@@ -81,6 +87,8 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
                 logger.experiment.finish()
     if not trainer.is_global_zero:
         sys.exit(0)  # only the first device's process measures and exports
+    if cfg.device.strategy == SHARDED:
+        module.unshard(read_checkpoint(last)["state_dict"])
     return {
         "precision": str(trainer.precision),
         "steps": module.budget.step,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from specdec.training import TrainingError
 from specdec.training.config import LossConfig
+from specdec.training.recompute import recomputed
 
 LOWEST = -87.0
 """In place of lower log-probabilities: 0 times -inf would be NaN, and e^-87 is float32's least normal number."""
@@ -80,6 +81,25 @@ def check_losses(cfg: LossConfig) -> None:
 
 def weighted_losses(cfg: LossConfig, draft_XV: Tensor, target_XV: Tensor, tokens_X: Tensor) -> Tensor:
     """The sum of all losses with their weights, per position (X)."""
+    return recomputed(_weighted_losses, cfg, draft_XV, target_XV, tokens_X)
+
+
+def kept_losses(
+    cfg: LossConfig, draft_XV: Tensor, top_ids_XK: Tensor, top_logps_XK: Tensor, tokens_X: Tensor
+) -> Tensor:
+    """The losses that need the kept entries of the target's distribution alone, per position (X)."""
+    return recomputed(_kept_losses, cfg, draft_XV, top_ids_XK, top_logps_XK, tokens_X)
+
+
+def _kept_losses(
+    cfg: LossConfig, draft_XV: Tensor, top_ids_XK: Tensor, top_logps_XK: Tensor, tokens_X: Tensor
+) -> Tensor:
+    total = cfg.argmax * cross_entropy(draft_XV, top_ids_XK[:, 0])
+    total = total + cfg.ce * cross_entropy(draft_XV, tokens_X)
+    return total + cfg.forward_kl * kept_forward_kl(draft_XV, top_ids_XK, top_logps_XK)
+
+
+def _weighted_losses(cfg: LossConfig, draft_XV: Tensor, target_XV: Tensor, tokens_X: Tensor) -> Tensor:
     total = torch.zeros_like(draft_XV[..., 0])
     if cfg.ce:
         total = total + cfg.ce * cross_entropy(draft_XV, tokens_X)

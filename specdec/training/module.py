@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.losses import LossSum
+from specdec.training.recompute import recomputing
+from specdec.training.sharding import all_finite, shard, whole, whole_weights
 
 Objective = Callable[[Any, Batch, int], LossSum]
 """(model, batch, optimizer steps done) -> loss; its random numbers follow from seed and step alone."""
@@ -37,6 +40,8 @@ class TrainingModule(lightning.LightningModule):
         self.losses: list[float] = []  # one per optimizer step
         self.grad_norm = self._step_loss = math.nan
         self.num_tokens = 0
+        self._whole: list[Any] | None = None  # if the weights are sharded
+        self.recomputes = False  # layers and losses, in the backward pass
         phase = self.budget.stage.phases[0]
         self._scale = phase.block * phase.batch  # keeps gradients of sums in the range of means
         self._sums: Tensor | None = None  # since the last optimizer step: loss, positions, tokens read
@@ -47,6 +52,28 @@ class TrainingModule(lightning.LightningModule):
     def result(self) -> Any:
         """The model to measure and to export: the average of the weights if one is kept."""
         return self.model if self.ema is None else self.ema.module
+
+    def configure_model(self) -> None:
+        """Shard the weights if the strategy does; the first process keeps a whole copy, in which they are measured."""
+        if self.device_mesh is not None and self._whole is None:
+            self._whole = [copy.deepcopy(self.model) if self.trainer.is_global_zero else None]  # no part of the module
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def whole_result(self) -> Any:
+        """The result with all its weights, on the first process; every process must ask for it."""
+        if self._whole is None:
+            return self.result
+        weights = whole_weights(self.model)
+        if self._whole[0] is not None:
+            self._whole[0].load_state_dict(weights)
+            self._whole[0].to(self.device)
+        return self._whole[0]
+
+    def unshard(self, weights: dict[str, Any]) -> None:
+        """After the fit: go on with the whole model and the weights of a checkpoint."""
+        if self._whole is not None:
+            self.model = self._whole[0]
+            self.load_state_dict(weights)
 
     def train_dataloader(self) -> Any:
         world = self.trainer.world_size
@@ -61,7 +88,8 @@ class TrainingModule(lightning.LightningModule):
             torch.set_rng_state(self._random_state)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.objective(self.model, batch, self.global_step)
+        with recomputing(self.recomputes):
+            loss = self.objective(self.model, batch, self.global_step)
         sums = [loss.total.detach(), loss.num_positions, batch.ids_BT.numel()]
         sums_3 = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=loss.total.device) for x in sums])
         self._sums = sums_3 if self._sums is None else self._sums + sums_3
@@ -79,7 +107,7 @@ class TrainingModule(lightning.LightningModule):
         gradients = [weight.grad for weight in self.trained_parameters() if weight.grad is not None]
         torch._foreach_mul_(gradients, self._scale * shares / num_positions)
         norm = nn.utils.clip_grad_norm_(self.trained_parameters(), self.budget.stage.clip or math.inf)
-        self.grad_norm = float(norm)
+        self.grad_norm = float(whole(norm))
         if not math.isfinite(self.grad_norm) and str(self.trainer.precision) != "16-mixed":
             raise self._failure(f"the gradient's norm is {self.grad_norm}", self._place)
 
@@ -128,7 +156,7 @@ class TrainingModule(lightning.LightningModule):
 
     def check_finite(self) -> None:
         """Raise TrainingError if a weight is NaN or infinite."""
-        if not bool(torch.stack([parameter.isfinite().all() for parameter in self.trained_parameters()]).all()):
+        if not all_finite([*self.trained_parameters()]):
             raise self._failure("a weight is not finite", self._place)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -140,10 +168,21 @@ class TrainingModule(lightning.LightningModule):
             "losses": self.losses,
             "place": self._place,
             "random_state": torch.get_rng_state(),
+            "num_devices": self.trainer.world_size,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = checkpoint["specdec"]
+        """Restore them.
+
+        Raises:
+            TrainingError: on another number of devices a step has other rows, and batches have another order.
+        """
+        kept, now = checkpoint["specdec"], self.trainer.world_size
+        if (before := kept.get("num_devices", now)) != now:
+            raise TrainingError(
+                f"device.devices: the fit ran on {before} devices, now there are {now}: a step would have other rows, "
+                f"and batches another order; go on with {before}, or set force=true"
+            )
         self.budget.earlier_s = self.budget.clock_s = kept["spent_s"]
         self.budget.step = checkpoint["global_step"]
         self.num_tokens, self.losses = kept["num_tokens"], list(kept["losses"])

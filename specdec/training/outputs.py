@@ -27,13 +27,12 @@ from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
-from specdec.training.chat import ChatPrompts
 from specdec.training.config import LINE_EVERY_S, OutputsConfig
 from specdec.training.corpus import Corpus
 from specdec.training.decoding import decode
 from specdec.training.losses import output_mask
+from specdec.training.prompts import prompt_source
 from specdec.training.shared_outputs import share, shared_file
-from specdec.training.snippets import PROSE_KINDS, starts_by_kind
 from specdec.training.tokenizer import id_type
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 
 DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
-NUM_LOADED = 128  # files in memory; the shuffle spreads the rows of each over a whole pass
+NUM_LOADED = 16  # files in memory, in the small types of the disk; the shuffle spreads the rows of each over a pass
 
 
 class Outputs(NamedTuple):
@@ -63,8 +62,9 @@ class Outputs(NamedTuple):
         # The output token of each column; what stands at the prompt's columns, for which nothing was kept, is not read.
         place_BT = (torch.arange(width) - prompts[:, None]).clamp(0, self.top_ids_BNK.shape[1] - 1)
         place_BTK = place_BT[..., None].expand(-1, -1, self.top_ids_BNK.shape[2])
-        tops = [part[rows].gather(1, place_BTK) for part in (self.top_ids_BNK, self.top_logps_BNK)]
-        return Batch(self.ids_BT[rows, :width], counted_BT, place, *tops)
+        top_ids_BNK, top_logps_BNK = self.top_ids_BNK[rows].long(), self.top_logps_BNK[rows].float()
+        top_ids_BTK, top_logps_BTK = (part.gather(1, place_BTK) for part in (top_ids_BNK, top_logps_BNK))
+        return Batch(self.ids_BT[rows, :width].long(), counted_BT, place, top_ids_BTK, top_logps_BTK)
 
 
 @torch.inference_mode()
@@ -99,11 +99,6 @@ def _most_probable(target: CausalLM, rows_BT: Tensor, prompt_B: Tensor, cfg: Out
     return top.indices.cpu().gather(1, columns_BNK), top.values.cpu().gather(1, columns_BNK)
 
 
-def prompt_source(corpus: Corpus, tokenizer: Any, cfg: OutputsConfig, seed: int) -> PromptSource | ChatPrompts:
-    """Prompts of the training side of a corpus."""
-    return (ChatPrompts if corpus.is_chat else PromptSource)(corpus, tokenizer, cfg, seed)
-
-
 def generate_outputs(
     target: CausalLM,
     corpus: Corpus,
@@ -132,7 +127,7 @@ def generate_outputs(
         if not path.exists():
             if cfg.minutes is not None and time.monotonic() - started_s > 60.0 * cfg.minutes:
                 break
-            asked = prompts.batch(index)
+            asked = prompts(index)
             shared = shared_file(target, made_by, asked, cfg, stop_ids, seed + index) if made_by else None
             if shared is None or not share(shared, path) or not _is_whole(path, len(asked)):
                 made = outputs_of(target, asked, cfg, stop_ids, seed + index)
@@ -169,38 +164,6 @@ def _check_made_by(out: Path, made_by: str) -> None:
     write_json(note, {"made_by": made_by})
 
 
-class PromptSource:
-    """Prompts cut from training files, at starts of every kind; batch `index` depends on the seed alone."""
-
-    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cfg: OutputsConfig, seed: int) -> None:
-        self.starts = starts_by_kind(corpus.train, corpus.is_code)
-        self.tokenizer, self.cfg, self.seed = tokenizer, cfg, seed
-
-    def batch(self, index: int) -> list[list[int]]:
-        """Prompts of one length, log-uniform between the limits."""
-        random = np.random.default_rng([self.seed, index])
-        low, high = np.log(self.cfg.min_prompt_tokens), np.log(self.cfg.max_prompt_tokens + 1)
-        num_tokens = int(np.exp(random.uniform(low, high)))
-        rows: list[list[int]] = []
-        for _ in range(1000 * self.cfg.batch):
-            ids = self._prompt(num_tokens, random)
-            if len(ids) == num_tokens:
-                rows.append(ids)
-            if len(rows) == self.cfg.batch:
-                return rows
-        raise TrainingError(f"the corpus has too few texts of {num_tokens} tokens; lower greedy.max_prompt_tokens")
-
-    def _prompt(self, num_tokens: int, random: np.random.Generator) -> list[int]:
-        prose = [kind for kind in PROSE_KINDS if kind in self.starts]
-        code = [kind for kind in self.starts if kind not in PROSE_KINDS]
-        kinds = prose if prose and random.random() < self.cfg.prose_share else code
-        places = self.starts[kinds[random.integers(len(kinds))]]
-        file, offset = places[random.integers(len(places))]
-        text = file.text[offset : offset + 12 * num_tokens]
-        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text).ids
-        return ids[:num_tokens]
-
-
 class OutputStream(Stream):
     """Batches from the cached outputs, each of prompts of about one length; shuffled again in each pass."""
 
@@ -221,6 +184,7 @@ class OutputStream(Stream):
         self.sizes = [num_rows(path) for path in self.paths]
         self._load = lru_cache(maxsize=NUM_LOADED)(lambda path: _loaded(path, cut_loops))
         self.place = {"batches": 0}
+        self.states: Any = None  # the target's hidden states (HiddenStates), if they are kept on disk
         self._pass: tuple[int, list[tuple[int, Tensor]]] | None = None
 
     def token_counts(self, vocab_size: int) -> Tensor:
@@ -238,7 +202,12 @@ class OutputStream(Stream):
             self._pass = (number, self._shuffled(number, size))
         source, rows = self._pass[1][index]
         self.place = {"batches": self.place["batches"] + 1}
-        return self._load(self.paths[source]).batch(rows, self.place, self.count_prompt)
+        outputs, path = self._load(self.paths[source]), self.paths[source]
+        batch = outputs.batch(rows, self.place, self.count_prompt)
+        if self.states is None:
+            return batch
+        hidden_BTLD = self.states.of(path, rows, batch.ids_BT.shape[1])
+        return batch._replace(hidden_BTLD=hidden_BTLD, layers=tuple(self.states.layers))
 
     def _shuffled(self, number: int, size: int) -> list[tuple[int, Tensor]]:
         """Every row of every cached batch once: (cached batch, rows)."""
@@ -265,12 +234,13 @@ def save_outputs(outputs: Outputs, path: Path, vocab_size: int) -> None:
 
 
 def load_outputs(path: Path) -> Outputs:
-    """Read what `save_outputs` wrote."""
+    """Read what `save_outputs` wrote, in its small types."""
     try:
         with np.load(path) as arrays:
-            numbers = [arrays[key].astype(np.int64) for key in ("ids", "num_prompt", "num_valid", "top_ids")]
-            ids, num_prompt, num_valid, top_ids = map(torch.from_numpy, numbers)
-            top_logps = torch.from_numpy(arrays["top_logps"].astype(np.float32))
+            ids, top_ids, top_logps = (torch.from_numpy(arrays[key]) for key in ("ids", "top_ids", "top_logps"))
+            num_prompt, num_valid = (
+                torch.from_numpy(arrays[key].astype(np.int64)) for key in ("num_prompt", "num_valid")
+            )
             return Outputs(ids, num_prompt, num_valid, top_ids, top_logps)
     except DAMAGE as error:
         raise _damaged(path, error) from error

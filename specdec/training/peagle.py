@@ -25,6 +25,7 @@ from specdec.training.dflash import slots_loss
 from specdec.training.eagle3 import Eagle3Head
 from specdec.training.losses import LossSum
 from specdec.training.published import mask_token, save_published
+from specdec.training.recompute import recomputed
 
 
 class PEagleHead(Eagle3Head):
@@ -48,9 +49,9 @@ class PEagleHead(Eagle3Head):
         after_BAM = ends_BA[..., None] + 1 + torch.arange(num_masks, device=ids_BT.device)
         rotation = self.rotary(states_BSD, torch.cat([columns_T, after_BAM.flatten(1)], dim=1))
         mask_B1SS = self._mask(ends_BA, num_entries, num_masks)[:, None]
-        states_BSD = self.layers[0](embeds_BSD, states_BSD, rotation, [], mask_B1SS)
+        states_BSD, _ = recomputed(self.layers[0], embeds_BSD, states_BSD, rotation, (), mask_B1SS)
         for layer in self.layers[1:]:
-            states_BSD = layer(states_BSD, attention_mask=mask_B1SS, position_embeddings=rotation)
+            states_BSD = recomputed(layer, states_BSD, attention_mask=mask_B1SS, position_embeddings=rotation)
         slots_BAMD = states_BSD[:, num_entries:].unflatten(1, (places_BA.shape[1], num_masks))
         return torch.cat([at(states_BSD, ends_BA[..., None]), slots_BAMD], dim=2)
 

@@ -20,6 +20,7 @@ from specdec.training.config import (
 _NOT_DECIDING = {
     "device",
     "force",
+    "gradient_checkpointing",
     "log",
     "progress",
     "stages",

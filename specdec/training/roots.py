@@ -21,8 +21,8 @@ from specdec.selectors.combs import CombLayout
 from specdec.selectors.efficiency import expected_accepted
 from specdec.selectors.explore import Explorer
 from specdec.selectors.network import numbers_of
-from specdec.training.config import SelectorConfig
 from specdec.training.decoding import decode
+from specdec.training.selector_config import SelectorConfig
 
 
 @dataclass(frozen=True, slots=True)

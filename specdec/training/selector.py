@@ -31,11 +31,12 @@ from specdec.selectors.network import NUM_NUMBERS, SelectorNetwork
 from specdec.selectors.times import RoundTimes, measure
 from specdec.selectors.trained import save_selector
 from specdec.training import TrainingError
-from specdec.training.config import SelectorConfig, TrainConfig
+from specdec.training.config import TrainConfig
 from specdec.training.decoding import stop_ids_of
 from specdec.training.export import provenance_of, replace_folder
-from specdec.training.outputs import prompt_source
+from specdec.training.prompts import prompt_source
 from specdec.training.roots import RootSet, joined, log_roots
+from specdec.training.selector_config import SelectorConfig
 from specdec.training.sources import Sources
 from specdec.training.stages import Record, run_stage
 
@@ -120,7 +121,7 @@ def log_all(cfg: TrainConfig, sources: Sources, draft: CausalLM, out: Path) -> R
             number = i * some.num_batches + n
             paths.append(out / f"batch_{number:04d}.safetensors")
             if not paths[-1].exists():
-                ids = prompts.batch(number)
+                ids = prompts(number)
                 made = log_roots(sources.target, draft, ids, params, some, number * some.rows, stops)
                 made.save(out / PARTIAL)
                 (out / PARTIAL).replace(paths[-1])

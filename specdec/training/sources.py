@@ -20,12 +20,13 @@ from specdec.models.checkpoints import load_model, load_tokenizer
 from specdec.models.compatibility import supported
 from specdec.models.vocabulary import check_tokenizer, num_ids
 from specdec.training import TrainingError
-from specdec.training.chat import heldout_conversations
+from specdec.training.blocks import BlockStream, MixedBlocks
+from specdec.training.budget import Budget
 from specdec.training.config import TrainConfig
-from specdec.training.corpus import Corpus, read_corpus
+from specdec.training.corpus import Corpus, open_corpus, write_corpus
 from specdec.training.decoding import stop_ids_of
 from specdec.training.device import device_of, frozen_dtype
-from specdec.training.heldout import make_prompts
+from specdec.training.heldout import mixed_prompts
 from specdec.training.outputs import generate_outputs
 from specdec.training.questions import FILE as QUESTIONS
 from specdec.training.questions import write_questions
@@ -45,12 +46,14 @@ class Sources:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """Training and held-out text; where the target writes it, that is the stage `questions`."""
-        if self.cfg.corpus.source != "target":
-            return read_corpus(self.cfg.corpus)
-        run_stage("questions", self.folder, self.cfg.force, self.ask)
-        path = str(self.folder / "questions" / QUESTIONS)
-        return read_corpus(replace(self.cfg.corpus, source="jsonl", path=path, column="messages"))
+        """Training and held-out text, written to the stage `documents` once; the target may write it (`questions`)."""
+        cfg = self.cfg.corpus
+        if cfg.source == "target":
+            run_stage("questions", self.folder, self.cfg.force, self.ask)
+            path = str(self.folder / "questions" / QUESTIONS)
+            cfg = replace(cfg, source="jsonl", path=path, column="messages")
+        run_stage("documents", self.folder, self.cfg.force, lambda out: write_corpus(cfg, out))
+        return open_corpus(self.folder / "documents")
 
     @cached_property
     def target(self) -> CausalLM:
@@ -75,7 +78,7 @@ class Sources:
         if self.cfg.task == "lm" and self.cfg.tokenizer is None:
             name = str(self.folder / "tokens")
             if not (Path(name) / "tokenizer.json").exists():
-                texts = (file.text for file in self.corpus.train)
+                texts = (file.text for part in self.corpus.parts for file in part.train)
                 return train_tokenizer(texts, self.cfg.vocab_size, self.cfg.context_length, Path(name))
         else:
             name = self.cfg.tokenizer or _tokenizer_of(self.cfg.frozen)
@@ -131,7 +134,7 @@ class Sources:
         )
 
     def load(self, split: str) -> Any:
-        """The token array of one side, mapped from disk."""
+        """The token array of one side, mapped from disk; of a mixture that of its first part."""
         return np.load(self.folder / f"tokens/{split}.npy", mmap_mode="r")
 
     def load_counted(self, split: str) -> Any:
@@ -139,16 +142,26 @@ class Sources:
         path = self.folder / f"tokens/{split}_counted.npy"
         return np.load(path, mmap_mode="r") if path.exists() else None
 
+    def blocks(self, budget: Budget) -> BlockStream:
+        """Batches of blocks of the training tokens, of all parts of a mixture."""
+        names = ["train", *(f"train_{number}" for number in range(1, len(self.corpus.parts)))]
+        streams = [
+            BlockStream(self.load(name), budget, self.cfg.seed, counted=self.load_counted(name)) for name in names
+        ]
+        if len(streams) == 1:
+            return streams[0]
+        return MixedBlocks(streams, self.corpus.shares, budget, self.cfg.seed)
+
     def cut_prompts(self, out: Path) -> Record:
         """Stage: held-out prompts, the same for every seed of training."""
-        if not self.corpus.is_chat and self.cfg.task != "lm" and getattr(self.tokenizer, "chat_template", None):
+        is_plain = not any(part.is_chat for part in self.corpus.parts) and self.cfg.task != "lm"
+        if is_plain and getattr(self.tokenizer, "chat_template", None):
             print(
                 "note: the corpus is plain text, but the tokenizer has a chat template, in which `run.py` asks: give "
                 "conversations (corpus.column=messages), or set data.chat_template=never in runs",
                 flush=True,
             )
-        make = heldout_conversations if self.corpus.is_chat else make_prompts
-        prompts = make(self.corpus, self.tokenizer, self.cfg.heldout, HELDOUT_SEED)
+        prompts = mixed_prompts(self.corpus, self.tokenizer, self.cfg.heldout, HELDOUT_SEED)
         write_lines(out / "heldout.jsonl", prompts)
         return {"prompts": len(prompts)}
 

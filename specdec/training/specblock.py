@@ -26,6 +26,7 @@ from specdec.training.config import HeadsConfig, LossConfig
 from specdec.training.eagle3 import Eagle3Head
 from specdec.training.losses import LossSum, masked_sum
 from specdec.training.published import save_published
+from specdec.training.recompute import recomputed
 
 NUM_BLOCKS = 2
 """After every anchor. A block more costs a forward over all slots before it too."""
@@ -124,11 +125,12 @@ class SpecBlockHead(Eagle3Head):
     def _states(self, slots: Slots) -> Tensor:
         """(B, S, D)."""
         rotation, mask_B1SS = self.rotary(slots.conditions_BSD, slots.positions_BS), slots.mask_BSS[:, None]
-        states_BSD: Tensor = self.layers[0](slots.embeds_BSD, slots.conditions_BSD, rotation, [], mask_B1SS)
+        states_BSD: Tensor
+        states_BSD, _ = recomputed(self.layers[0], slots.embeds_BSD, slots.conditions_BSD, rotation, (), mask_B1SS)
         for shift, layer in zip(self.shifts, self.layers[1:], strict=True):
             before_BSD = at(states_BSD, slots.before_BS[..., None])[:, :, 0]
             states_BSD = shift(torch.cat([states_BSD, before_BSD], dim=-1))
-            states_BSD = layer(states_BSD, attention_mask=mask_B1SS, position_embeddings=rotation)
+            states_BSD = recomputed(layer, states_BSD, attention_mask=mask_B1SS, position_embeddings=rotation)
         return states_BSD
 
     def ranks(self, states_XD: Tensor, logits_XN: Tensor) -> Tensor:

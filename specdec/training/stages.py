@@ -13,7 +13,7 @@ from typing import Any
 from specdec.core.files import flatten, write_json
 from specdec.training import TrainingError
 
-_DATA = ("questions", "tokens", "tokenizer", "heldout", "outputs", "greedy")  # stages that make data
+_DATA = ("questions", "documents", "tokens", "tokenizer", "heldout", "outputs", "greedy")  # stages that make data
 _OF_FITS = (  # settings that those stages do not depend on
     *("fit.", "target.", "draft.", "distill.", "heads.", "validation.", "measure.", "draft_model."),
     *("new_draft", "start", "keep", "precision"),

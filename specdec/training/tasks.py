@@ -22,7 +22,7 @@ from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.accuracies import measure_accuracies
-from specdec.training.blocks import BlockStream, Stream, fixed_blocks
+from specdec.training.blocks import Stream, fixed_blocks
 from specdec.training.budget import Budget
 from specdec.training.chat import encoded_prompt
 from specdec.training.checkpoints import load_archive
@@ -30,8 +30,9 @@ from specdec.training.config import TrainConfig
 from specdec.training.device import device_of
 from specdec.training.draft import aligned, new_draft
 from specdec.training.export import export_heads, export_model, provenance_of
-from specdec.training.heads import KINDS, HeadsObjective, reduce_vocabulary, write_heads
+from specdec.training.heads import KINDS, HeadsObjective, layers_to_cache, reduce_vocabulary, write_heads
 from specdec.training.heldout import read_prompts
+from specdec.training.hidden_states import HiddenStates
 from specdec.training.limits import check_heads, check_lengths
 from specdec.training.loop import fit, take_best
 from specdec.training.model import build_model, load_weights, num_parameters, save_model
@@ -40,6 +41,7 @@ from specdec.training.objectives import Distill, evaluate_loss, next_token
 from specdec.training.outputs import OutputStream
 from specdec.training.resolve import deciding, output_folder
 from specdec.training.selector import train_selector
+from specdec.training.sharding import check_sharding
 from specdec.training.sources import Sources
 from specdec.training.stages import Record, is_first_process, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
@@ -60,6 +62,7 @@ def train(cfg: TrainConfig) -> Record:
         raise TrainingError(f"distill.data={cfg.distill.data} is unknown; choose outputs or corpus")
     if cfg.force and launched_from_outside():
         raise TrainingError("force=true with several processes: one would delete what others read; delete the folder")
+    check_sharding(cfg)
     if is_first_process():
         keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
     report = TASKS[cfg.task](cfg, output_folder(cfg))
@@ -127,6 +130,15 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     stream, stages = training_stream(cfg, folder, sources, cfg.distill.data)
     reduce_vocabulary(module, cfg.heads, stream, target)
     target.module.requires_grad_(False)
+    if cfg.heads.cache_hidden:
+        if not isinstance(stream, OutputStream):
+            raise TrainingError(
+                f"heads.cache_hidden=true with distill.data={cfg.distill.data}: blocks have other borders in every "
+                "pass; set distill.data=outputs"
+            )
+        layers = layers_to_cache(cfg.heads, module, target.module)
+        stream.states = HiddenStates(target, sources.fingerprint, folder / "outputs", layers)
+        stages["hidden"] = run_stage("hidden", folder, cfg.force, stream.states.make)
 
     def measure(trained: Any) -> Record:
         with TemporaryDirectory() as path:  # measured as a run would load it
@@ -192,8 +204,7 @@ def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str)
     budget = Budget(cfg.fit)
     if data == "corpus":
         record = run_stage("tokens", folder, cfg.force, sources.encode)
-        counted = sources.load_counted("train")
-        return BlockStream(sources.load("train"), budget, cfg.seed, counted=counted), {"tokens": record}
+        return sources.blocks(budget), {"tokens": record}
     record = run_stage("outputs", folder, cfg.force, sources.generate)
     options = {"count_prompt": cfg.distill.count_prompt, "cut_loops": cfg.greedy.cut_loops}
     stream = OutputStream(folder / "outputs", budget, cfg.seed, **options)

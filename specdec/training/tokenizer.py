@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,14 @@ import numpy as np
 from specdec.training import TrainingError
 from specdec.training.chat import check_template, encoded_texts
 from specdec.training.corpus import Corpus, SourceFile
+from specdec.training.records import ArrayWriter
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 END_OF_TEXT_ID, PAD_ID = 0, 1
+CHARACTERS_AT_ONCE = 1 << 18  # encoded together: the tokenizer's records of their tokens take 100 times as much
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int, out: Path) -> PreTrainedTokenizerFast:
@@ -57,40 +58,62 @@ def encode_corpus(corpus: Corpus, tokenizer: Any, seed: int, vocab_size: int, ou
     """Stage: write both sides of the corpus as arrays of tokens, train.npy and heldout.npy.
 
     Of conversations also train_counted.npy and heldout_counted.npy: which tokens are to be predicted, those of answers.
+    Further parts of a mixture are train_1.npy and so on.
     """
     record: dict[str, Any] = {"corpus_sha256": corpus.sha256}
-    for split, files in (("train", corpus.train), ("heldout", corpus.heldout)):
-        texts = [file.text for file in files]
-        num_bytes = sum(len(text.encode()) for text in texts)
-        record[split] = {"files": len(files), "bytes": num_bytes}
-        if corpus.is_chat:
-            tokens, counted = encode_conversations(tokenizer, files, seed, vocab_size)
-            np.save(out / f"{split}_counted.npy", counted)
-            record[split]["answer_tokens"] = int(counted.sum())
-        else:
-            tokens = encode_texts(tokenizer, texts, seed, vocab_size)
-        np.save(out / f"{split}.npy", tokens)
-        record[split]["tokens"] = len(tokens)
+    for number, part in enumerate(corpus.parts):
+        for split, files in (("train", part.train), ("heldout", part.heldout)):
+            name = f"{split}_{number}" if number else split
+            record[name] = _encode_files(files, part.is_chat, tokenizer, seed, vocab_size, out / name)
     return record
 
 
-def encode_texts(tokenizer: Any, texts: list[str], seed: int, vocab_size: int) -> NDArray[Any]:
-    """All texts in one array, shuffled, each followed by the tokenizer's end-of-text token where it has one."""
-    order = np.random.default_rng(seed).permutation(len(texts))
+def _encode_files(
+    files: Sequence[SourceFile], is_chat: bool, tokenizer: Any, seed: int, vocab_size: int, path: Path
+) -> dict[str, int]:
+    """All files in one array, shuffled, a few in memory at a time."""
+    if is_chat:
+        check_template(tokenizer)
+    shuffled = (files[int(index)] for index in np.random.default_rng(seed).permutation(len(files)))
+    num_bytes = num_counted = 0
+    ids = ArrayWriter(path.with_name(f"{path.name}.npy"), id_type(vocab_size))
+    counted = ArrayWriter(path.with_name(f"{path.name}_counted.npy"), np.bool_) if is_chat else None
+    for some in _few(shuffled):
+        num_bytes += sum(len(file.text.encode()) for file in some)
+        if counted is None:
+            for text in encode_texts(tokenizer, [file.text for file in some]):
+                ids.append(text)
+            continue
+        for file in some:
+            text, is_answer = encoded_texts(tokenizer, file.messages)
+            ids.append(text)
+            counted.append(is_answer)
+            num_counted += sum(is_answer)
+    ids.close()
+    figures = {"files": len(files), "bytes": num_bytes, "tokens": ids.length}
+    if counted is not None:
+        counted.close()
+        figures["answer_tokens"] = num_counted
+    return figures
+
+
+def _few(files: Iterable[SourceFile]) -> Iterator[list[SourceFile]]:
+    """Files in lists of about CHARACTERS_AT_ONCE."""
+    some, size = list[SourceFile](), 0
+    for file in files:
+        some.append(file)
+        size += len(file.text)
+        if size >= CHARACTERS_AT_ONCE:
+            yield some
+            some, size = [], 0
+    yield some
+
+
+def encode_texts(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
+    """The texts' token ids, each followed by the tokenizer's end-of-text token where it has one."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encodings = tokenizer.backend_tokenizer.encode_batch([texts[index] for index in order])
-    return np.concatenate([np.asarray([*encoding.ids, *end], id_type(vocab_size)) for encoding in encodings])
-
-
-def encode_conversations(
-    tokenizer: Any, files: list[SourceFile], seed: int, vocab_size: int
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """All conversations in one array, shuffled, and which tokens are part of an answer."""
-    check_template(tokenizer)
-    order = np.random.default_rng(seed).permutation(len(files))
-    parts = [encoded_texts(tokenizer, files[index].messages) for index in order]
-    ids = np.concatenate([np.asarray(part, id_type(vocab_size)) for part, _ in parts])
-    return ids, np.concatenate([np.asarray(counted, np.bool_) for _, counted in parts])
+    for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
+        yield [*encoding.ids, *end]
 
 
 def id_type(vocab_size: int) -> Any:

@@ -57,7 +57,8 @@ class Validation(Callback):
         assert isinstance(pl_module, TrainingModule)
         pl_module.check_finite()
         self._measured = trainer.global_step
-        figures = self._figures(pl_module.result) if trainer.is_global_zero else {}
+        result = pl_module.whole_result()
+        figures = self._figures(result) if trainer.is_global_zero else {}
         figures = trainer.strategy.broadcast(figures)  # all devices must agree on which is best, and when to stop
         shown = {key: value for key, value in figures.items() if isinstance(value, float)}
         if trainer.is_global_zero:
