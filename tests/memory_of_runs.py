@@ -25,10 +25,11 @@ from specdec.run.factory import build_engine
 CPU = torch.device("cpu")
 SYNTHETIC = ("pair=synthetic", "pair.hidden_size=256", "pair.num_layers=4")
 TINY = ("pair=tiny", "drafter.untrained=true")
-RUNS = [  # settings, alignment, batch, prompt tokens
+RUNS = [  # settings, alignment, batch, prompt tokens, groups of prompts that have more than their first half in common
     (("pair=tiny",), "eqspec", 16, 300),
     (("pair=tiny",), "inplace", 16, 300),
     (("pair=tiny", "alignment.shared_prefix=64"), "inplace", 16, 300),
+    (("pair=tiny", "alignment.shared_prefix=64"), "inplace", 16, 900, 4),
     (("pair=tiny",), "expansion", 4, 200),
     (("pair=tiny", "drafter=self", "drafter.window=64"), "inplace", 16, 300),
     (("pair=tiny", "tree=paths", "tree.num_paths=6", "temperature=1", "verifier=naive"), "inplace", 8, 300),
@@ -50,9 +51,12 @@ def composed(*overrides: str) -> DictConfig:
         return resolve(compose("config", ["runner.accelerator=cpu", "warmup=false", "data.num_prompts=4", *overrides]))
 
 
-def prompts_of(pair: Pair, count: int, length: int) -> list[Prompt]:
-    ids = [(7 * i) % (pair.target.vocab_size - 1) for i in range(length)]
-    return [Prompt(index, str(index), "", [*ids[:-1], index]) for index in range(count)]
+def prompts_of(pair: Pair, count: int, length: int, groups: int = 1) -> list[Prompt]:
+    def ids(index: int) -> list[int]:
+        group = index % groups
+        return [(7 * i + group * (i >= length // 2)) % (pair.target.vocab_size - 1) for i in range(length - 1)]
+
+    return [Prompt(index, str(index), "", [*ids(index), index]) for index in range(count)]
 
 
 def give_back() -> None:
@@ -62,11 +66,11 @@ def give_back() -> None:
         libc.malloc_trim(0)
 
 
-def measure(settings: tuple[str, ...], alignment: str, batch: int, length: int) -> dict[str, object]:
+def measure(settings: tuple[str, ...], alignment: str, batch: int, length: int, groups: int = 1) -> dict[str, object]:
     """Predicted and taken bytes of one run."""
     cfg = composed(*settings, "scheduler=continuous", f"alignment={alignment}", f"batch={batch}", "max_new_tokens=8")
     loaded = load_pair(cfg)
-    prompts = prompts_of(loaded, batch, length)
+    prompts = prompts_of(loaded, batch, length, groups)
     decode(cfg, loaded, prompts[:1])  # what the first forwards of a process load is not the run's
     drafter = build_engine(cfg, loaded, Clock()).drafter
     give_back()

@@ -60,7 +60,7 @@ def run(chains: bool = False, **changes: Any) -> Tensor:
     writer = Writer(Place(KVStorage(storage, 8, ()), given["slots"], given["starts"]), given["columns"])
     if (shared := given["shared"]) is not None:
         storages = tuple(KVStorage(part, 4, ()) for part in shared[0])
-        writer.shared = SharedColumns(storages, shared[1], torch.tensor(shared[2]))
+        writer.shared = SharedColumns(storages, list(shared[3])[: len(storages)], shared[1], torch.tensor(shared[2]))
     T = given["tokens"].shape[1] if given["tokens"].ndim > 1 else 0
     layout = Chains(writer, T, 100, model.device) if chains else Given(given["positions"], given["mask"])
     call = Call(given["tokens"], layout, writer, given["num_logits"], LOGITS, given["real"])
@@ -73,12 +73,13 @@ def embeddings(ids: Tensor, width: int) -> Tensor:
 
 
 def shares(
-    storages: Callable[[Tensor], list[Tensor]], of: list[int], lengths: list[int], message: str
+    storages: Callable[[Tensor], list[Tensor]], of: list[Any], lengths: list[int], message: str, *starts: int
 ) -> tuple[dict[str, Callable[[Any], Any]], str]:
     """A call whose rows read columns of prefixes of four before their own; the mask is as wide as it says."""
     width = 6 + max(lengths)
+    paths = [path if isinstance(path, list) else [path] for path in of]
     changes: dict[str, Callable[[Any], Any]] = {
-        "shared": lambda _: (storages(build("llama").empty_storage(1, 4).data_NBHSD), of, lengths),
+        "shared": lambda _: (storages(build("llama").empty_storage(1, 4).data_NBHSD), paths, lengths, starts or (0, 0)),
         "columns": lambda _: width,
         "mask": lambda x: x.new_ones(2, 3, width),
     }
@@ -119,7 +120,18 @@ WRONG: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
     "a prefix of a negative number": shares(lambda x: [x], [-1, 0], [2, 1], "row 0 shares 2 columns of prefix -1"),
     "more than the prefix holds": shares(lambda x: [x], [0, 0], [4, 6], "row 1 shares 6 columns of prefix 0"),
     "fewer shared columns than none": shares(lambda x: [x], [0, 0], [4, -1], "row 1 shares -1 of 4 columns"),
-    "shared columns of one row": shares(lambda x: [x], [0], [4], r"prefixes \(1,\)"),
+    "shared columns of one row": shares(lambda x: [x], [0], [4], r"prefixes \(1, 1\)"),
+    "a first prefix that starts later": shares(lambda x: [x], [0, 0], [4, 4], "row 0 shares 2 columns of prefix 0", 2),
+    "a next prefix that starts past the end": shares(
+        lambda x: [x, x], [[0, 1], 0], [7, 4], "row 0 shares 5 columns of prefix 0", 0, 5
+    ),
+    "a next prefix that starts with the first": shares(
+        lambda x: [x, x], [0, [0, 1]], [4, 4], "row 1 shares 0 columns of prefix 0", 0, 0
+    ),
+    "a next prefix of which nothing is read": shares(
+        lambda x: [x, x], [[0, 1], 0], [3, 4], "row 0 shares 0 columns of prefix 1", 0, 3
+    ),
+    "a next prefix that there is not": shares(lambda x: [x], [0, [0, 7]], [4, 4], "row 1 shares 4 columns of prefix 7"),
     "a prefix of several rows": shares(lambda x: [x.repeat(1, 2, 1, 1, 1)], [0, 0], [1, 1], "a storage .*"),
     "more logits than tokens": ({"num_logits": lambda x: 4}, "logits of 4 tokens are wanted, and 3 are fed"),
     "fewer logits than none": ({"num_logits": lambda x: -1}, "logits of -1 tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from functools import partial
 
@@ -18,9 +19,11 @@ from test_hybrids import target_of
 from test_native import build
 
 import specdec
-from specdec.alignment import prefixes
+from specdec.alignment import prefix_tree
 from specdec.alignment.inplace import InplaceAlignment
-from specdec.alignment.prefixes import Prefixes, best_groups, common
+from specdec.alignment.own_columns import OwnColumns
+from specdec.alignment.prefix_tree import Part, PrefixTree, common, shared_parts
+from specdec.alignment.prefixes import Prefixes
 from specdec.conformance.calls import check_program
 from specdec.conformance.models import on_device, perturbed, small_llama, small_pair
 from specdec.conformance.programs import leaving_program, sharing_programs, wide_program
@@ -29,8 +32,10 @@ from specdec.core.transfer import to_device
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution import parts
-from specdec.models.execution.parts import Part
+from specdec.models.execution.parts import Part as Attended
+from specdec.models.kv import KVStorage
 from specdec.models.pair import load_pair
+from specdec.models.shared import SharedColumns
 from specdec.run.factory import build_engine
 
 EXECUTIONS = [
@@ -88,6 +93,50 @@ def test_a_prefix_is_computed_and_kept_once():
     alignment.admit([6], [[*PREFIX[:30], 1, 2]])
     model.observers.clear()
     assert (fed[2:], alignment.shared_length(6), alignment._prefixes.num_columns) == ([2], 30, 40)
+
+
+def tree_of_prompts() -> list[list[int]]:
+    """All begin with the same 20 tokens, four of six with 30 more, of which two with 10 more."""
+    every, more = [(7 * i + 3) % 61 for i in range(20)], [(11 * i + 5) % 61 for i in range(30)]
+    deep = [*every, *more, *((5 * i + 2) % 61 for i in range(10))]
+    return [[*deep, 1], [*deep, 2, 3], [*every, *more, 50], [*every, *more, 51, 52], [*every, 40], [*every, 41, 42]]
+
+
+def test_every_level_is_computed_and_kept_once():
+    """Rows that come one by one, or together: the same tree; no token of it is computed twice."""
+    model, fed, rows = the_model(), [], tree_of_prompts()
+    model.observers.append(lambda _, call: fed.append(call.tokens_BT.numel()) or call)
+    together, apart = SHARED(model, Clock()), SHARED(model, Clock())
+    together.admit([0, 1, 2, 3, 4, 5], rows)
+    assert fed == [20, 30, 10, 12], "20, 30 and 10 shared tokens, two of six rows"
+    fed.clear()
+    for row in (0, 5, 2, 1, 4, 3):
+        apart.admit([row], [rows[row]])
+    model.observers.clear()
+    assert fed == [61, 2, 1, 2, 1, 2]
+    for alignment in (together, apart):
+        assert alignment._prefixes.num_columns == 60
+        assert [alignment.shared_length(row) for row in range(6)] == [60, 60, 50, 50, 20, 20]
+        for row in range(6):
+            torch.testing.assert_close(alignment.content(row), fresh(*rows[row])[1], rtol=0, atol=1e-10)
+    together.release([0, 1])
+    together.admit([6], [[*rows[4][:20], 7]])
+    assert together._prefixes.num_columns == 50, "nobody reads the last ten"
+    together.release([2, 3])
+    together.admit([7], [rows[2][:35]])
+    assert together._prefixes.num_columns == 35, "of the second part, the first fifteen are read"
+
+
+def test_a_declared_prefix_is_held_until_the_end():
+    """Also for one row, and where nothing else is shared; a shorter row reads what it has of it."""
+    alignment = InplaceAlignment(the_model(), Clock())
+    alignment.declare(PREFIX)
+    assert alignment.hold([]) == []
+    alignment.admit([0, 1, 2], [[*PREFIX, 1, 2, 3], [*PREFIX, 1, 2, 4], PREFIX[:9]])
+    assert [alignment.shared_length(row) for row in (0, 1, 2)] == [40, 40, 9]
+    alignment.release([0, 1, 2])
+    alignment.admit([3], [[9, 9]])
+    assert (alignment.hold([[*PREFIX, 5]]), alignment._prefixes.num_columns) == ([40], 40)
 
 
 def test_a_row_that_came_alone_shares_with_the_next():
@@ -149,7 +198,7 @@ def test_native_bits_do_not_depend_on_who_shares(shape):
     """Alone, beside rows without a common token, and with rows that share all or half of the prefix."""
     model = build(shape)
     model.execute("native")
-    rows = [*prompts(), [5, 6, 7]]
+    rows = [*prompts(), [5, 6, 7], *tree_of_prompts()]
     endings = [[token % 61 for token in range(b, b + 3)] for b in range(len(rows))]
 
     def logits(alignment: InplaceAlignment, names: list[int]) -> list[torch.Tensor]:
@@ -162,10 +211,12 @@ def test_native_bits_do_not_depend_on_who_shares(shape):
             for pair in zip(found, alignment.forward(names, torch.tensor([[1]] * len(names))), strict=True)
         ]
 
-    together = logits(SHARED(model, Clock()), list(range(len(rows))))
+    shared = SHARED(model, Clock())
+    together = logits(shared, list(range(len(rows))))
     pairs = SHARED(model, Clock())
     halves = [*logits(pairs, [3, 5]), *logits(pairs, [0, 6])]
     assert (pairs._prefixes.num_columns, pairs.shared_length(0)) == (20, 20)
+    assert max(len(end.path()) for end in shared._prefixes._ends.values()) == 3
     for b in range(len(rows)):
         alone = logits(InplaceAlignment(model, Clock()), [b])[0]
         assert torch.equal(together[b], alone), b
@@ -252,19 +303,17 @@ def test_a_drafter_that_reads_the_states_of_every_prompt_token_is_refused():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), max_size=7), min_size=1, max_size=6), st.integers(1, 3))
-def test_groups_are_disjoint_share_what_they_say_and_save_at_least_as_much_as_any_one_group(contents, least):
-    ids = [np.array(content, dtype=np.int64) for content in contents]
-    groups = best_groups(ids, [0] * len(ids), least)
-    assert len({b for group, _ in groups for b in group}) == sum(len(group) for group, _ in groups)
-    for group, length in groups:
-        assert length >= least
+def test_what_two_contents_have_in_common_is_held_once_but_for_less_than_the_least(contents, least):
+    ids, held = [np.array(content, dtype=np.int64) for content in contents], [0] * len(contents)
+    for group, length in shared_parts(ids, held, least):
         assert len(group) > 1
         assert len({tuple(contents[b][:length]) for b in group}) == 1
         assert min(len(contents[b]) for b in group) >= length
-    saved = sum(length * (len(group) - 1) for group, length in groups)
-    for leader in ids:
-        for length in range(least, len(leader) + 1):
-            assert saved >= length * (sum(common(leader, other) >= length for other in ids) - 1)
+        assert length - max(held[b] for b in group) >= least, "no part is shorter"
+        for b in group:
+            held[b] = length
+    for a, b in itertools.combinations(range(len(ids)), 2):
+        assert min(held[a], held[b]) > common(ids[a], ids[b]) - least
 
 
 def test_what_cannot_share_is_refused_in_one_line():
@@ -279,28 +328,55 @@ def test_what_cannot_share_is_refused_in_one_line():
         SHARED(target_of("Lfm2"), Clock())
 
 
-def _without_weights(first: Part, second: Part) -> Part:
+def _without_weights(first: Attended, second: Attended) -> Attended:
     return (first[0] + second[0]) / 2, torch.logaddexp(first[1], second[1])
 
 
 def _frees(self: Prefixes, rows: list[int]) -> None:
     for row in rows:
-        self.lengths.pop(row, None)
-        if (prefix := self._of.pop(row, None)) is not None:
-            prefix.rows.clear()
-            prefix.kv.data_NBHSD.zero_()
+        self._ids.pop(row, None)
+        if (part := self._ends.pop(row, None)) is not None:
+            part.kv.data_NBHSD.zero_()
 
 
-PLANTED = {
-    "the merge has no weights": (parts, "merge", _without_weights),
-    "a row that leaves frees the prefix of others": (Prefixes, "release", _frees),
-    "a prefix may differ in its last token": (prefixes, "common", lambda one, other: _one_more(one, other)),
-}
+def _from_the_first(self: SharedColumns, number: int) -> slice:
+    return slice(0, min(self.storages[number].data_NBHSD.shape[3], self.width))
+
+
+def _from_the_front(self: OwnColumns, row: int, first: int, last: int) -> KVStorage:
+    return self.slots.kv.copied(self.slots.slot[row], 0, last - first)
+
+
+SPLIT = PrefixTree.split
+
+
+def _split_without_rows(self: PrefixTree, part: Part, at: int) -> Part:
+    first = SPLIT(self, part, at)
+    first.rows |= dict.fromkeys(part.rows, at)
+    part.rows.clear()
+    return first
+
+
+def _frees_parts_above(self: PrefixTree, kept: Part | None) -> None:
+    for part in self.parts():
+        if not part.rows and not part.awaited:
+            part.kv.data_NBHSD.zero_()
 
 
 def _one_more(one: np.ndarray, other: np.ndarray) -> int:
     size = min(len(one), len(other))
     return min(size, common(one, other) + 1)
+
+
+PLANTED = {
+    "rows of a part that is split read its first tokens only": (PrefixTree, "split", _split_without_rows),
+    "a part that no path ends in is freed": (PrefixTree, "prune", _frees_parts_above),
+    "every level is read from the first position on": (SharedColumns, "positions", _from_the_first),
+    "a part begins at the row's first own column": (OwnColumns, "copied", _from_the_front),
+    "the merge has no weights": (parts, "merge", _without_weights),
+    "a row that leaves frees the prefix of others": (Prefixes, "release", _frees),
+    "a prefix may differ in its last token": (prefix_tree, "common", _one_more),
+}
 
 
 @pytest.mark.parametrize("bug", PLANTED)
@@ -316,5 +392,5 @@ def test_planted_bugs_are_found(bug, monkeypatch):
 
 def test_a_thousand_rows_that_each_begin_the_next_are_grouped():
     ids = [np.arange(2, 2 + size) for size in range(1, 1201)]
-    groups = best_groups(ids, [0] * len(ids), 1)
-    assert sum((len(group) - 1) * length for group, length in groups) == 600 * 600, "the upper half shares half"
+    lengths = [length for _, length in shared_parts(ids, [0] * len(ids), 64)]
+    assert lengths == list(range(64, 1200, 64))

@@ -94,8 +94,8 @@ class Run:
         self.loop.step(self.pool)
         self.synchronize()
         seconds = time.perf_counter() - start
-        held = [prefix.kv for prefix in self.target._prefixes._held]
-        self.num_bytes = max(self.num_bytes, sum(kv.data_NBHSD.nbytes for kv in (self.target._slots.kv, *held)))
+        held = self.target._prefixes.num_bytes
+        self.num_bytes = max(self.num_bytes, held + self.target._slots.kv.data_NBHSD.nbytes)
         return seconds
 
 

@@ -114,6 +114,13 @@ class Alignment(ABC):
         """
         return [0] * len(contents)
 
+    def declare(self, tokens: list[int]) -> None:
+        """Rows to come begin with these tokens: hold their keys and values once, until the last row is gone.
+
+        Only of strategies with a setting ``shared_prefix``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} holds no columns for several rows")
+
     def shared_length(self, row: int) -> int:
         """First tokens of a row whose keys and values are held once for several rows. By default none."""
         return 0

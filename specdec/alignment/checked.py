@@ -102,6 +102,9 @@ class CheckedAlignment(Alignment):
     def hold(self, contents: list[list[int]]) -> list[int]:
         return self.inner.hold(contents)
 
+    def declare(self, tokens: list[int]) -> None:
+        self.inner.declare(tokens)
+
     def shared_length(self, row: int) -> int:
         return self.inner.shared_length(row)
 

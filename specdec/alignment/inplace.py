@@ -23,7 +23,7 @@ from specdec.alignment.checkpoints import Checkpoints
 from specdec.alignment.content import Contents
 from specdec.alignment.layout import attention_mask, consecutive, padded, real_tokens
 from specdec.alignment.own_columns import OwnColumns
-from specdec.alignment.prefixes import Prefixes
+from specdec.alignment.prefixes import Prefixes, check_sharing
 from specdec.alignment.slots import SlotStorage, feed_chains, idle_are_cheap
 from specdec.core.clock import Clock
 from specdec.core.transfer import to_device
@@ -44,17 +44,8 @@ class InplaceAlignment(Alignment):
             raise ConfigError(
                 f"alignment.shared_prefix={shared_prefix}: it must be 0 (off), or the fewest tokens that are shared"
             )
-        if shared_prefix and model.recurrent:
-            raise ConfigError(
-                f"alignment.shared_prefix={shared_prefix}: {type(model.module).__name__} has layers with a recurrent "
-                "state, which is no column of a cache: set alignment.shared_prefix=0"
-            )
-        if shared_prefix and not model.execution.shares:
-            raise ConfigError(
-                f"alignment.shared_prefix={shared_prefix}: the execution of {type(model.module).__name__} with these "
-                f"numerics ({model.execution.name}) reads all keys of a row from one place; set execution=native, "
-                "numerics=default, or alignment.shared_prefix=0"
-            )
+        if shared_prefix:
+            check_sharing(model, f"alignment.shared_prefix={shared_prefix}", "alignment.shared_prefix=0")
         self.model = model
         self.clock = clock
         self._contents = Contents()
@@ -85,10 +76,14 @@ class InplaceAlignment(Alignment):
                 self._checkpoints.expect(num_rows)
 
     def hold(self, contents: list[list[int]]) -> list[int]:
-        return self._prefixes.hold(contents) if self._prefixes.least else super().hold(contents)
+        return self._prefixes.hold(contents) if self._prefixes.used else super().hold(contents)
+
+    def declare(self, tokens: list[int]) -> None:
+        check_sharing(self.model, "data.shared_prefix", "data.shared_prefix=null")
+        self._prefixes.declare(tokens)
 
     def shared_length(self, row: int) -> int:
-        return self._prefixes.lengths.get(row, 0)
+        return self._prefixes.length(row)
 
     def admit(self, rows: list[int], contents: list[list[int]]) -> None:
         """Prefill new rows from column 0 of their slots, after what they share."""

@@ -9,6 +9,7 @@ from specdec.alignment.layout import padded
 from specdec.alignment.prefixes import CHUNK_TOKENS, Columns
 from specdec.alignment.slots import SlotStorage, feed_chains
 from specdec.models.kv import KVStorage
+from specdec.models.shared import SharedColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,24 +19,22 @@ class OwnColumns(Columns):
     slots: SlotStorage
     contents: Contents
 
-    def computed(self, tokens: list[int]) -> KVStorage:
+    def computed(self, tokens: list[int], after: SharedColumns | None) -> KVStorage:
         model = self.slots.model
         kv = model.empty_storage(1, len(tokens))
         for start in range(0, len(tokens), CHUNK_TOKENS):
             part = tokens[start : start + CHUNK_TOKENS]
-            feed_chains(model, kv, [0], [start], padded([part], model.device), [len(part)], num_logits=1)
+            tokens_1T, counts = padded([part], model.device), [len(part)]
+            feed_chains(model, kv, [0], [start], tokens_1T, counts, num_logits=1, shared=after)
         return kv
 
-    def copied(self, row: int, length: int) -> KVStorage:
-        kv = self.slots.model.empty_storage(1, length)
-        kv.data_NBHSD[:, 0] = self.slots.kv.data_NBHSD[:, self.slots.slot[row], :, :length]
-        kv.width = length
-        return kv
+    def copied(self, row: int, first: int, last: int) -> KVStorage:
+        return self.slots.kv.copied(self.slots.slot[row], first, last)
 
     def may_move(self, row: int) -> bool:
         return not self.contents[row].parents
 
-    def drop_first(self, row: int, length: int) -> None:
+    def begin_at(self, row: int, position: int, before: int) -> None:
         own_NHSD = self.slots.kv.data_NBHSD[:, self.slots.slot[row]]
-        left = self.contents[row].length - length
-        own_NHSD[:, :, :left] = own_NHSD[:, :, length : length + left].clone()
+        count, left = position - before, self.contents[row].length - position
+        own_NHSD[:, :, :left] = own_NHSD[:, :, count : count + left].clone()

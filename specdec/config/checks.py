@@ -39,6 +39,7 @@ def check(config: RunConfig) -> None:
     _check_runner(config)
     _check_numerics(config)
     _check_serving(config)
+    check_shared_prefix(config)
     check_drafter_weights(config.drafter)
     check_window(config.drafter)
     check_tree(config)
@@ -84,23 +85,35 @@ def _check_numerics(config: RunConfig) -> None:
         )
 
 
-def check_shared_prefix(config: RunConfig, reads_states: bool, reads_cache: bool) -> None:
-    """Refuse to share what a drafter must have of every row: the target's hidden states of its prompt, or its cache.
+def check_shared_prefix(config: RunConfig, reads_states: bool = False, reads_cache: bool = False) -> None:
+    """Refuse to share where the alignment cannot, or what a drafter must have of every row.
+
+    Args:
+        reads_states: whether the drafter reads the target's hidden states of all prompt tokens.
+        reads_cache: whether it reads a part of each row's own cache.
 
     Raises:
-        ConfigError: names the drafter.
+        ConfigError: names what to set.
     """
-    if getattr(config.alignment, "shared_prefix", 0) and reads_cache:
+    name, value = "data.shared_prefix", config.data.shared_prefix
+    if value is not None and not hasattr(config.alignment, "shared_prefix"):
         raise ConfigError(
-            f"alignment.shared_prefix={config.alignment.shared_prefix}: drafter={config.drafter.name} sees a part of "
-            "every row's own cache, and what rows share is seen by all their tokens: set alignment.shared_prefix=0"
+            f"{name}={value}: alignment={config.alignment.name} holds no columns for several rows: set "
+            f"alignment=inplace, or {name}=null"
         )
-    if getattr(config.alignment, "shared_prefix", 0) and reads_states:
-        raise ConfigError(
-            f"alignment.shared_prefix={config.alignment.shared_prefix}: drafter={config.drafter.name} reads the "
-            "target's hidden states of all prompt tokens of every row, and those of shared ones are computed once: "
-            "set alignment.shared_prefix=0"
+    off = "null"
+    if value is None:
+        name, value, off = "alignment.shared_prefix", getattr(config.alignment, "shared_prefix", None) or None, "0"
+    if value is None or not (reads_states or reads_cache):
+        return
+    if reads_cache:
+        why = "sees a part of every row's own cache, and what rows share is seen by all their tokens"
+    else:
+        why = (
+            "reads the target's hidden states of all prompt tokens of every row, and those of shared ones are computed "
+            "once"
         )
+    raise ConfigError(f"{name}={value}: drafter={config.drafter.name} {why}: set {name}={off}")
 
 
 def _check_runner(config: RunConfig) -> None:

@@ -43,6 +43,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del settings["numerics"]
     if settings["data"]["subset"] is None:  # so that results from before there were subsets keep their hash
         del settings["data"]["subset"]
+    if settings["data"]["shared_prefix"] is None:  # the same of declared prefixes
+        del settings["data"]["shared_prefix"]
     if not declared(config, "drafter").drafts:  # the draft length has no effect
         del settings["draft_length"], settings["gamma"]
     if not declared(config, "drafter").drafts or config.budget.name == "none":  # as before there were budgets
@@ -66,7 +68,7 @@ def input_hashes(config: RunConfig, prefix: str = "") -> dict[str, str]:
 def input_names(config: RunConfig) -> dict[str, str]:
     """The files, folders and names on the Hub that a point's settings name as inputs."""
     found = {f"pair.{role}": getattr(config.pair, role) for role in ("target", "draft", "tokenizer", "draft_tokenizer")}
-    found["data.path"] = config.data.path
+    found |= {"data.path": config.data.path, "data.shared_prefix": config.data.shared_prefix}
     for group in PLUGIN_GROUPS:
         settings = [(key, value) for key, value in vars(getattr(config, group)).items() if key not in NOT_PARAMS]
         found |= {f"{group}.{key}": value for key, value in settings if group != "logger" and _is_path(key, value)}

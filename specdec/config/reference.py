@@ -85,6 +85,7 @@ def reference_run(config: RunConfig) -> RunConfig:
         plain(config) if follows_plain(config) else config,
         batch=1,
         warmup=False,
+        data=replace(config.data, shared_prefix=None),
         **{group: plugin_config(group, name) for group, name in alone.items()},
     )
 

@@ -154,4 +154,37 @@ def sharing_programs() -> list[Program]:
     lengths.update({1: 25, 2: 0})
     steps += [Commit(((1, 25), (2, 0))), *feed(2, 1, 5), Release((0, 1, 2, 3, 5, 7)), Admit(((8, common), (9, (1, 2))))]
     lengths.update({8: 40, 9: 2})
-    return [Program((*steps, *feed(9, 8), Admit(((10, (*other, 1)), (11, (*other, 2))))))]
+    return [Program((*steps, *feed(9, 8), Admit(((10, (*other, 1)), (11, (*other, 2)))))), levels_program()]
+
+
+def levels_program() -> Program:
+    """Rows whose equal first tokens are a tree, which grows, and forks in the middle of a part."""
+    every = ramp(3, 20)
+    one, two = (*every, *ramp(11, 15)), (*every, *ramp(14, 12))
+    deep = (*one, *ramp(17, 18))
+    fork = (*deep[:44], *ramp(2, 9))
+    lengths = dict[int, int]()
+
+    def admit(*rows: tuple[int, tuple[int, ...]]) -> Admit:
+        lengths.update((row, len(content)) for row, content in rows)
+        return Admit(rows)
+
+    def feed(*rows: int) -> tuple[Forward, Commit]:
+        fed = Forward(tuple((row, ramp(row, 2 + row % 2)) for row in rows))
+        lengths.update((row, lengths[row] + 1 + row % 2) for row in rows)
+        return fed, Commit(tuple((row, lengths[row]) for row in rows))
+
+    # Each row that comes finds a row that decodes already, and shares another part of its tokens.
+    steps: list[Step] = [admit((0, (*deep, 1, 2))), *feed(0), admit((1, (*two, 4))), *feed(0, 1)]
+    steps += [admit((2, (*deep, 5)), (3, (*one, 6)), (4, (9, 9)), (5, (*two, 7))), *feed(5, 3, 1, 0, 2, 4)]
+    tree = Forward(tuple((row, ramp(row, 3)) for row in (3, 0, 5, 2)), ((-1, 0, -1), (-1, -1, 1)) * 2)
+    steps += [tree, Commit(((3, (2,)), (0, (1, 2)), (5, (0, 1)), (2, (1,))))]
+    for row, size in ((3, 1), (0, 2), (5, 2), (2, 1)):
+        lengths[row] += size
+    # The first rows of every part leave; others come that fork off within the longest one, or share what all do.
+    steps += [Release((0, 1)), admit((6, (*fork, 60)), (7, (*every, 58)), (10, (*fork, 59))), *feed(7, 2, 10, 6, 5)]
+    # Rows are cut back into parts above theirs, and grow otherwise; the last ones find the longest parts still there.
+    lengths.update({2: 30, 6: 12})
+    steps += [Release((5,)), Commit(((2, 30), (6, 12))), *feed(6, 3, 2), admit((8, deep), (9, (*deep, 3)))]
+    steps += feed(8, 2, 9, 6, 10, 7)
+    return Program(tuple(steps))

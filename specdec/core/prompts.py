@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from specdec.core.declared_prefix import check_begins, first_tokens, opening, read_prefix
 from specdec.core.prompt_sources import read_questions
 from specdec.core.questions import Message, Question
 from specdec.core.settings import setting
@@ -41,6 +42,9 @@ class DataConfig:
     )
     num_prompts: int | None = setting(None, "null means all (8 with weights=random)")
     category: list[str] | None = setting(None, "keep only these categories")
+    shared_prefix: str | None = setting(
+        None, "UTF-8 file of a text that every prompt begins with; its tokens are computed once and held for the run"
+    )
     prompt_tokens: int | None = setting(None, "cut or extend every prompt to exactly this many tokens; null: unchanged")
     max_input_tokens: int | None = setting(
         None, "longest prompt, history included; null: context length minus max_new_tokens"
@@ -64,6 +68,7 @@ class Prompt:
     turn: int = 0  # number in its conversation; a later turn waits for the answer to the one before it
     text: str = ""  # of the turn alone
     max_new_tokens: int | None = None  # its own limit, if lower than the run's
+    num_declared: int = 0  # first tokens that every prompt of the run begins with (data.shared_prefix)
 
     def budget(self, limit: int) -> int:
         """The most tokens that its output may have, where ``limit`` is the run's max_new_tokens."""
@@ -88,6 +93,7 @@ def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tup
             raise ConfigError(unknown(f"data.{key}", getattr(data, key), choices))
     if data.num_prompts is not None and data.num_prompts < 1:
         raise ConfigError(f"data.num_prompts={data.num_prompts}: it must be at least 1, or null for all")
+    prefix = None if data.shared_prefix is None else read_prefix(data.shared_prefix)
     notes: list[str] = []
     questions = _select(data, _read(data, notes))
     limit = max_input_tokens
@@ -97,10 +103,14 @@ def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tup
         limit = min(limit, data.max_input_tokens)
     prompts: list[Prompt] = []
     changed: Counter[str] = Counter()
+    declared: list[int] = []
     for question in questions:
         for turn, messages in enumerate(question.prompts(data.turns)):
             if len(prompts) == data.num_prompts:
                 break
+            if prefix is not None and (data.turns != "conversation" or not turn):
+                _check_prefix(data, question, messages, tokenizer, prefix)
+                declared = declared or _encoded(data, question, _declared(data, messages, tokenizer, prefix), tokenizer)
             ids = _fit(data, question, _encoded(data, question, messages, tokenizer), limit, changed)
             if ids is not None:
                 place, text = turn if data.turns == "conversation" else 0, messages[-1]["content"]
@@ -111,7 +121,27 @@ def load_prompts(data: DataConfig, tokenizer: Any, max_input_tokens: int) -> tup
     notes += [f"{count} prompts {what}" for what, count in changed.items()]
     if not prompts:
         raise DataError(f"data={data.name}: no prompt is left to decode ({'; '.join(notes) or 'the source is empty'})")
+    if data.shared_prefix is not None:
+        count = first_tokens(declared, [prompt.ids for prompt in prompts if not prompt.turn], data.shared_prefix)
+        prompts = [replace(prompt, num_declared=0 if prompt.turn else count) for prompt in prompts]
+        notes.append(f"data.shared_prefix: the first {count} tokens of every prompt are held once")
     return prompts, notes
+
+
+def declared_tokens(prompts: list[Prompt]) -> list[int]:
+    """The first tokens that every prompt of a run was declared to begin with."""
+    return next((prompt.ids[: prompt.num_declared] for prompt in prompts if prompt.num_declared), [])
+
+
+def _check_prefix(data: DataConfig, question: Question, messages: list[Message], tokenizer: Any, prefix: str) -> None:
+    where = f"question_id {question.question_id}"
+    check_begins(prefix, opening(messages, _templated(tokenizer, data.chat_template)), where, str(data.shared_prefix))
+
+
+def _declared(data: DataConfig, messages: list[Message], tokenizer: Any, prefix: str) -> list[Message]:
+    """A prompt that says no more than the declared text; templates may need the messages after the first."""
+    rest = messages[1:] if _templated(tokenizer, data.chat_template) else []
+    return [{**messages[0], "content": prefix}, *rest]
 
 
 def _read(data: DataConfig, notes: list[str]) -> list[Question]:
@@ -136,13 +166,18 @@ def _encoded(data: DataConfig, question: Question, messages: list[Message], toke
 
 def encode(tokenizer: Any, messages: list[Message], chat_template: str) -> list[int]:
     """Token ids of messages, through the tokenizer's chat template where that is wanted; without it, one per line."""
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if chat_template == "always" and not has_template:
-        raise ConfigError("data.chat_template=always: this tokenizer has none; use auto or never")
-    if has_template and chat_template != "never":
+    if _templated(tokenizer, chat_template):
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     return list(tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
+
+
+def _templated(tokenizer: Any, chat_template: str) -> bool:
+    """Whether messages go through a chat template."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat_template == "always" and not has_template:
+        raise ConfigError("data.chat_template=always: this tokenizer has none; use auto or never")
+    return has_template and chat_template != "never"
 
 
 def _of_one_length(data: DataConfig, prompts: list[Prompt], limit: int) -> list[Prompt]:

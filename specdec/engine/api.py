@@ -18,6 +18,7 @@ from torch import Tensor
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from specdec.alignment.base import Alignment
 from specdec.alignment.inplace import InplaceAlignment
+from specdec.alignment.prefixes import check_sharing
 from specdec.config.judging import why_not
 from specdec.core.clock import Clock
 from specdec.core.sequence import SequencePool
@@ -172,6 +173,9 @@ class Engine:
         self._sampling_verifier = create("verifier", verifier)
         self._greedy_verifier = create("verifier", "greedy")
         self._shared_prefix = whole_number("shared_prefix", shared_prefix, 0)
+        for model in (self.target, self.draft):
+            if shared_prefix and model is not None:
+                check_sharing(model, f"shared_prefix={shared_prefix}", "shared_prefix=0")
         self._idle: list[_Parts] = [self._parts()]
 
     def generate(

@@ -166,6 +166,11 @@ class KVStorage:
         vectors_MD = self.data_NBHSD[index].view(-1, self.data_NBHSD.shape[-1])
         return vectors_MD if vectors_MD.shape[1] == size else vectors_MD[:, :size]
 
+    def copied(self, row: int, first: int, last: int) -> KVStorage:
+        """A storage of one row that has copies of some columns of a row of this one."""
+        data_N1HSD = self.data_NBHSD[:, row : row + 1, :, first:last].clone(memory_format=torch.contiguous_format)
+        return KVStorage(data_N1HSD, last - first, self.shapes)
+
     def reserve(self, width: int) -> None:
         """Make room for ``width`` columns. New columns are zero, as even masked values must be finite."""
         N, B, H, S, D = self.data_NBHSD.shape

@@ -13,7 +13,7 @@ from specdec.config.reference import sampling_params
 from specdec.config.schema import RunConfig
 from specdec.core.clock import Clock
 from specdec.core.metrics import Tally
-from specdec.core.prompts import Prompt
+from specdec.core.prompts import Prompt, declared_tokens
 from specdec.core.round import Round
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import KnownOutput, Sequence, SequencePool
@@ -131,7 +131,7 @@ def decode(
         _warm_up(config, pair, prompts, synchronize, known_output)
     draft_length, budget = _prepared(config, pair, prompts, synchronize, known_output)
     clock = build_arrivals(config).open_clock(synchronize)
-    engine = build_engine(config, pair, clock, known_output)
+    engine = build_engine(config, pair, clock, known_output, declared_tokens(prompts))
     engine.draft_length, engine.budget = draft_length, budget
     engine.drafter.prepare(config.batch)
     if watch.witness is not None:
@@ -174,7 +174,7 @@ def _warm_up(
 ) -> None:
     """Trigger lazy initialisation before the clock starts."""
     for gamma in (config.gamma, 0):  # with and without drafts, whatever the policy would choose
-        engine = build_engine(config, pair, Clock(synchronize), known_output)
+        engine = build_engine(config, pair, Clock(synchronize), known_output, declared_tokens(prompts))
         engine.draft_length, engine.budget = FixedLength(gamma=gamma), NoBudget()
         rows = [Sequence(p.index, p.ids, WARMUP_TOKENS, sampling=row_sampling(config)) for p in prompts[:WARMUP_ROWS]]
         pool = SequencePool(rows)

@@ -33,13 +33,22 @@ from specdec.trees.base import Tree
 from specdec.verifiers.base import Verifier
 
 
-def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: KnownOutput | None = None) -> RoundLoop:
+def build_engine(
+    config: RunConfig,
+    pair: Pair,
+    clock: Clock,
+    known_output: KnownOutput | None = None,
+    first_tokens: list[int] | None = None,
+) -> RoundLoop:
     """The engine that a resolved run config describes, over the models of ``pair``.
 
-    ``known_output`` is for drafters that replay: a row's reference output, if it is known.
+    Args:
+        known_output: for drafters that replay: a row's reference output, if it is known.
+        first_tokens: of every row, with ``data.shared_prefix``.
     """
     observers: list[ModelObserver] = []  # one list for all models of this engine, those of the drafter's own too
     pair.target.observers = observers
+    reads_text = declared(config, "drafter").by_text
 
     def align(model: CausalLM) -> Alignment:
         of_pair = model is pair.target or model is pair.draft
@@ -52,6 +61,9 @@ def build_engine(config: RunConfig, pair: Pair, clock: Clock, known_output: Know
                 f"alignment={config.alignment.name} does not restore the recurrent states of a "
                 f"{type(model.module).__name__}: set alignment=inplace"
             )
+        # Tokens of another tokenizer's prompts need not begin with those of the text: they share what is found.
+        if config.data.shared_prefix is not None and first_tokens and (model is pair.target or not reads_text):
+            alignment.declare(first_tokens)
         if config.debug.invariants:
             from specdec.alignment.checked import CheckedAlignment
 

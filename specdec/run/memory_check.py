@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from specdec.alignment.base import Alignment
-from specdec.alignment.prefixes import common
+from specdec.alignment.prefix_tree import shared_parts
 from specdec.assets import local_path
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
-from specdec.core.prompts import Prompt
+from specdec.core.prompts import Prompt, declared_tokens
+from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.eager import EagerExecution
@@ -25,7 +26,7 @@ from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
 from specdec.run.factory import build_batching, build_tree, max_depth, most_nodes
 from specdec.run.memory_plan import MemoryPlan, require_weights
-from specdec.run.model_memory import EAGER, FUSED, RAGGED, ModelMemory
+from specdec.run.model_memory import EAGER, FUSED, RAGGED, ModelMemory, Sharing
 from specdec.verifiers.base import LawVerifier
 
 _REMEDY = {
@@ -33,6 +34,8 @@ _REMEDY = {
     "random": "choose runner.dtype=bfloat16, or fewer layers (pair.num_layers)",
     "synthetic": "choose runner.dtype=bfloat16, or fewer layers (pair.num_layers)",
 }
+
+_WINDOWS = 64  # sets of rows in flight whose common tokens are counted
 
 
 def check_weights_fit(config: RunConfig) -> None:
@@ -87,13 +90,14 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt], drafter: Draf
         draft = _model(adds.model, adds.alignment or alignment, num_fed, step, num_logits)
     num_laws = (adds.num_logits or 0) if draft is None else num_nodes + draft.num_logits
     target = _model(pair.target, alignment, num_nodes + 1, num_nodes + 1, num_nodes + 1)
+    window = build_batching(config).window if declared(config, "scheduler").windowed else None
     by_column = issubclass(declared(config, "verifier").load(), LawVerifier)
     return MemoryPlan(
         target=replace(target, num_hidden=len(drafter.hidden_layers), num_laws=1 if by_column else num_nodes + 1),
         draft=draft,
         base_bytes=max(used_bytes(pair.target.device), sum(weights.values())),
         batch=config.batch,
-        window=build_batching(config).window if declared(config, "scheduler").windowed else None,
+        window=window,
         longest_prompt=max(len(prompt.ids) for prompt in prompts),
         max_new_tokens=config.max_new_tokens,
         sampled=config.temperature > 0,
@@ -103,15 +107,28 @@ def plan_run(config: RunConfig, pair: Pair, prompts: list[Prompt], drafter: Draf
         row_bytes=adds.row_bytes,
         by_products=adds.by_products,
         hidden_chunk=adds.hidden_chunk,
-        shared=_shared(prompts, getattr(config.alignment, "shared_prefix", 0)) if config.batch > 1 else 0,
+        sharing=_sharing(config, prompts, max(config.batch, window or 0)),
     )
 
 
-def _shared(prompts: list[Prompt], least: int) -> int:
-    """First tokens that all prompts have in common, which are held once if they are at least ``least``; 0: never."""
-    ids = [np.array(prompt.ids[:-1], dtype=np.int64) for prompt in prompts]
-    length = min((common(ids[0], other) for other in ids), default=0)
-    return length if least and length >= least else 0
+def _sharing(config: RunConfig, prompts: list[Prompt], in_flight: int) -> Sharing | None:
+    """What rows in flight hold once, at most, if they are neighbours in the order of admission; None: nothing ever."""
+    least, declared_ids = getattr(config.alignment, "shared_prefix", 0), declared_tokens(prompts)
+    if not (least or declared_ids):
+        return None
+    rows = [Sequence(prompt.index, prompt.ids, 1, frozenset()) for prompt in prompts]
+    ids = [np.array(row.prompt_ids[:-1], dtype=np.int64) for row in build_batching(config).order(rows)]
+    most, last = Sharing(0, 0, 1), max(len(ids) - in_flight, 0)
+    for start in range(0, last + 1, max(1, last // _WINDOWS)):
+        window = ids[start : start + in_flight]
+        read, columns = [min(len(declared_ids), len(own)) for own in window], len(declared_ids)
+        for group, length in shared_parts(window, read, least) if least else []:
+            columns += length - max(read[b] for b in group)
+            for b in group:
+                read[b] = length
+        own = max(len(tokens) + 1 - shared for tokens, shared in zip(window, read, strict=True))
+        most = Sharing(max(most.columns, columns), max(most.path, *read), max(most.own, own))
+    return most
 
 
 def _model(model: CausalLM, alignment: type[Alignment], num_fed: int, step: int, num_logits: int) -> ModelMemory:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from specdec.errors import ConfigError
-from specdec.run.model_memory import ModelMemory, RunSize
+from specdec.run.model_memory import ModelMemory, RunSize, Sharing
 
 SLACK = 1.1  # factor for the allocator's rounding and small tensors, on everything but weights
 SMALLEST_CHUNK = 16
@@ -33,20 +33,21 @@ class MemoryPlan:
     token_bytes: int = 0  # per token of a row, of the drafter's own tables
     row_bytes: int = 0  # per row, of the drafter's own keys and values that do not grow
     by_products: bool = False  # whether the draft makes keys and values of hidden states by products alone
-    shared: int = 0  # first tokens of every prompt that are held once
+    sharing: Sharing | None = None  # None: rows share nothing
     hidden_chunk: int | None = None  # tokens whose hidden states the drafter reads at once; None: it keeps none
 
     @property
     def run_bytes(self) -> int:
         """Memory of the run, without the loaded models: the largest of its moments."""
+        longest = self.longest_prompt if self.sharing is None else self.sharing.own
         size = RunSize(
             self.batch,
             max(self.batch, self.window or 0),
             self.longest_prompt,
-            max(min(self.prefill_chunk or self.longest_prompt, self.longest_prompt - self.shared), 1),
+            max(min(self.prefill_chunk or longest, longest), 1),
             self.max_new_tokens,
             self.sampled,
-            self.shared,
+            self.sharing,
         )
         models = [self.target] if self.draft is None else [self.target, self.draft]
         kept = sum(model.kept_bytes(size) for model in models)

@@ -19,6 +19,15 @@ EAGER, FUSED, RAGGED = "eager", "fused", "ragged"
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """What the rows in flight hold once."""
+
+    columns: int  # of keys and values, of all parts together
+    path: int  # columns of them that a row reads, at most
+    own: int  # tokens that a prompt has to itself, at most
+
+
+@dataclass(frozen=True, slots=True)
 class RunSize:
     """What all models of a run share; every row counts with the longest possible length."""
 
@@ -28,7 +37,12 @@ class RunSize:
     chunk: int  # of these, those read in one forward
     max_new_tokens: int
     sampled: bool
-    shared: int = 0  # first tokens of every prompt that are held once
+    sharing: Sharing | None = None  # None: rows share nothing
+
+    @property
+    def shared(self) -> Sharing:
+        """What is held once."""
+        return self.sharing or Sharing(0, 0, self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +61,7 @@ class ModelMemory:
     def kept_bytes(self, run: RunSize) -> float:
         """Keys and values, and recurrent states with their checkpoints, during a forward."""
         states = self.alignment.kept_states(self._rows(run)) * self.architecture.states.num_bytes
-        columns = run.shared + self.alignment.kept_columns(self._rows(run))
+        columns = run.shared.columns + self.alignment.kept_columns(self._rows(run))
         return columns * self.architecture.token_bytes + states
 
     def workspace_bytes(self, run: RunSize) -> float:
@@ -71,10 +85,10 @@ class ModelMemory:
 
     def prompt_bytes(self, run: RunSize) -> float:
         """The forward that reads a part of the prompts of all rows, who are admitted at once at the start."""
-        whole, masked = run.chunk >= run.prompt - run.shared, not self.alignment.prompts_by_position
+        whole, masked = run.chunk >= run.shared.own, not self.alignment.prompts_by_position
         wants_logits = not self.num_hidden or not whole
         num_logits = (1 if whole else run.chunk) if wants_logits else 0
-        prefix = self._forward_bytes(1, min(run.shared, CHUNK_TOKENS), run.shared, 1, masked)
+        prefix = self._forward_bytes(1, min(run.shared.path, CHUNK_TOKENS), run.shared.path, 1, masked)
         own = self._forward_bytes(run.in_flight, run.chunk, run.prompt, num_logits, masked)
         return max(prefix, own + self._part_bytes(run, run.in_flight * run.chunk, run.prompt))
 
@@ -87,18 +101,18 @@ class ModelMemory:
     def step_bytes(self, run: RunSize) -> float:
         """The largest forward of a round, and the distributions that are made of its logits."""
         rows = self.alignment.fed_rows(run.in_flight, run.batch)
-        columns = run.shared + self._rows(run).length
+        columns = run.shared.path + self._rows(run).length
         laws = LAW_BYTES * run.batch * self.num_laws * self.architecture.vocab_size if run.sampled else 0
         whole = self._forward_bytes(rows, self.step, columns, self.num_logits, True)
         return whole + self._part_bytes(run, rows * self.step, columns) + laws
 
     def _part_bytes(self, run: RunSize, tokens: int, columns: int) -> float:
         """Scores in full, of an attention in parts."""
-        in_parts = run.shared and self.kind == FUSED
+        in_parts = run.shared.path and self.kind == FUSED
         return tokens * columns * self.architecture.num_heads * 4 if in_parts else 0
 
     def _rows(self, run: RunSize) -> Admitted:
-        prompt = run.prompt - run.shared
+        prompt = run.shared.own
         length = prompt + run.max_new_tokens + self.num_fed
         columns, before = grown_columns(prompt, run.chunk, length, max(self.num_fed, 1))
         return Admitted(run.in_flight, run.batch, self.num_fed, length, columns, before)

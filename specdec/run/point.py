@@ -14,7 +14,7 @@ from specdec.config.reference import has_reference, is_baseline
 from specdec.config.schema import RANDOM_WEIGHTS_PROMPTS, RunConfig
 from specdec.core.clock import Clock
 from specdec.core.metrics import ratio
-from specdec.core.prompts import Prompt, load_prompts
+from specdec.core.prompts import Prompt, declared_tokens, load_prompts
 from specdec.drafters.base import Drafter
 from specdec.errors import ConfigError
 from specdec.models.pair import Pair, load_pair
@@ -105,7 +105,7 @@ def _check_parts(config: RunConfig, pair: Pair, prompts: list[Prompt]) -> Drafte
 
     Returns its drafter, which knows the memory that it will take.
     """
-    engine = build_engine(config, pair, Clock())
+    engine = build_engine(config, pair, Clock(), first_tokens=declared_tokens(prompts))
     build_arrivals(config).times(sum(prompt.turn == 0 for prompt in prompts))  # a trace may be too short
     return engine.drafter
 

@@ -84,7 +84,8 @@ def _profiler(
             debug=replace(config.debug, invariants=False),  # the checks take time
         )
         gc.collect()  # reference cycles may hold the previous batch
-        engine = build_engine(alone, pair, Clock(synchronize), trial_rows.known_output)
+        declared_tokens = trial_rows.first_tokens
+        engine = build_engine(alone, pair, Clock(synchronize), trial_rows.known_output, declared_tokens)
         engine.drafter.prepare(batch)
         rows = trial_rows.rows(batch, NUM_TOKENS)
         if declared(config, "drafter").replays:
@@ -176,6 +177,7 @@ def _settings(config: RunConfig, pair: Pair, trial_rows: TrialRows, width: int |
         **({} if width is None else {"width": width}),
         "prompt_tokens": 4 ** round(log(max(trial_rows.mean_prompt_tokens, 1), 4)),
         **({"max_new_tokens": config.max_new_tokens} if declared(config, "drafter").replays else {}),
+        **({"first_tokens": len(trial_rows.first_tokens)} if trial_rows.first_tokens else {}),
         "pair": [pair.fingerprint, pair.draft_fingerprint],
         "drafter_inputs": input_hashes(config, "drafter."),
         "device": name,

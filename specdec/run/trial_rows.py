@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from specdec.core.prompts import Prompt
+from specdec.core.prompts import Prompt, declared_tokens
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import KnownOutput, Sequence
 
@@ -35,6 +35,11 @@ class TrialRows:
     def mean_prompt_tokens(self) -> float:
         """Mean over all prompts of the run."""
         return sum(len(prompt.ids) for prompt in self._prompts) / len(self._prompts)
+
+    @property
+    def first_tokens(self) -> list[int]:
+        """Those that every prompt was declared to begin with."""
+        return declared_tokens(self._prompts)
 
     def rows(self, batch: int, num_tokens: int) -> list[Sequence]:
         """``batch`` rows that may emit ``num_tokens``, or fewer if every prompt leaves less room in the context."""

@@ -250,9 +250,6 @@ class NativeExecution(Execution):
         shape = (max(parts, 2 * layers[1]), slots, self._model.key_heads, capacity, E)
         _check_storage(data_NBHSD, shape)
         shared = writer.shared
-        prefixes = None if shared is None else self._prefixes(shared, layers[1])
-        of_B = None if shared is None else checked("prefixes", torch.tensor(shared.of_B), torch.int64, (B,))
-        lengths_B = None if shared is None else checked("their lengths", shared.lengths_B, torch.int64, (B,))
         batch = BatchStruct(
             rows=B,
             width=T,
@@ -270,23 +267,26 @@ class NativeExecution(Execution):
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
             num_positions=cosines.shape[0],
-            prefixes=prefixes,
-            num_prefixes=len(shared.storages) if shared else 0,
-            shared=shared.width if shared else 0,
-            prefix_of=None if of_B is None else of_B.data_ptr(),
-            prefix_lengths=None if lengths_B is None else lengths_B.data_ptr(),
+            **({} if shared is None else self._shared(shared, B, layers[1])),
         )
         run_forward(self._model, batch, wanted, layers, torch.get_num_threads(), states_BTD)
         writer.written()
 
-    def _prefixes(self, shared: SharedColumns, num_layers: int) -> Any:
-        """The storages of columns that rows share, as the library reads them."""
-        structs = []
-        for storage in shared.storages:
+    def _shared(self, shared: SharedColumns, B: int, num_layers: int) -> dict[str, Any]:
+        """The fields of a batch whose rows share columns; the tensors that they point to are kept by ``shared``."""
+        structs, levels = [], shared.paths_BL.shape[1]
+        for storage, start in zip(shared.storages, shared.starts, strict=True):
             parts, _, _, capacity, E = storage.data_NBHSD.shape
             _check_storage(storage.data_NBHSD, (max(parts, 2 * num_layers), 1, self._model.key_heads, capacity, E))
-            structs.append(PrefixStruct(storage.data_NBHSD.data_ptr(), capacity))
-        return (PrefixStruct * len(structs))(*structs)
+            structs.append(PrefixStruct(storage.data_NBHSD.data_ptr(), capacity, start))
+        return {
+            "prefixes": (PrefixStruct * len(structs))(*structs),
+            "num_prefixes": len(structs),
+            "levels": levels,
+            "shared": shared.width,
+            "paths": checked("prefixes", shared.paths_BL, torch.int64, (B, levels)).data_ptr(),
+            "prefix_lengths": checked("their lengths", shared.lengths_B, torch.int64, (B,)).data_ptr(),
+        }
 
 
 def _check_storage(data_NBHSD: Tensor, shape: tuple[int, ...]) -> None:

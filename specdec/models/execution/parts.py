@@ -1,7 +1,7 @@
 """Attention over disjoint parts of the columns, merged by the log of each part's sum of exponentials.
 
-Softmax over all columns weighs part j by exp(lse_j) / sum exp(lse_i), so the parts are computed apart: columns that
-rows share in one product over the queries of all of them, each row's own as ever.
+Softmax over all columns weighs part j by exp(lse_j) / sum exp(lse_i), so the parts are computed apart: each level of
+columns that rows share in one product over the queries of all of them, each row's own as ever.
 Source: Hydragen, arXiv 2402.05099. Scores, weights and sums are float32 or better, and an lse is float64: the rounding
 of a float32 lse of 80 would change shares by 4e-6.
 
@@ -60,9 +60,9 @@ def attend_shared(
     for number in range(len(shared.storages)):
         rows = shared.readers(number)
         keys_KSE, values_KSE = (shared.columns(number, 2 * layer + i, part)[0] for i, part in enumerate(own))
-        S = keys_KSE.shape[1]
+        mask_1XS = mask_B1QS[rows, 0, :, shared.positions(number)].flatten(0, 1)[None]
         folded_KXE = q_BKQE[rows].transpose(0, 1).reshape(K, -1, E)
-        part = attend_part(folded_KXE, keys_KSE, values_KSE, mask_B1QS[rows, 0, :, :S].reshape(1, -1, S), scale)
+        part = attend_part(folded_KXE, keys_KSE, values_KSE, mask_1XS, scale)
         mixed, lse = (x.unflatten(1, (-1, Q)).transpose(0, 1) for x in part)
         for into_XX, merged_XX in zip(whole, merge((whole[0][rows], whole[1][rows]), (mixed, lse)), strict=True):
             into_XX[rows] = merged_XX

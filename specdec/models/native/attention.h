@@ -3,8 +3,8 @@
 // What a query sees is a list of columns in order of position, so that padding, holes, rejected tokens and other
 // branches of a tree are never read: scores are computed in groups of W list entries, the softmax and the sum of values
 // go through the list in order. A query's bits thus follow from its own keys and values, wherever they are stored.
-// Columns that rows share are the first entries of their lists. They are served for the queries of all these rows
-// together, and each row's own entries after them, in the order that a row alone has: sharing changes no bit either.
+// A list lies in parts: columns that rows share, one part for each level, then the row's own. Queries whose lists have a
+// part in common are served together, part by part, in the order that a row alone has: sharing changes no bit either.
 // (Scores are kept in full rather than rescaled as an online softmax does: one fixed maximum, one rounding less.)
 #pragma once
 #include <algorithm>
@@ -124,10 +124,15 @@ static void add_values(const float* const* weights, long E, const float* values,
   for (; e < E; e += W) mix<Q, 1>(weights, E, values, seen, first, last, cold, out, e);
 }
 
+// The entries of a query's list that lie in one place; no keys where its row reads nothing there.
+struct SeenPart {
+  Seen seen;
+  const float *keys, *values;
+};
+
 struct Query {
-  float* q;            // the result takes its place
-  Seen before, own;    // shared columns, and its row's own after them
-  const float *keys, *values;  // of its row
+  float* q;           // the result takes its place
+  const SeenPart* parts;  // in the order of the list
 };
 
 // Writes the keys of list entries [t, t + W) with one vector per number; the last one stands for those past the list.
@@ -198,29 +203,31 @@ class Segment {
   bool one_list = true;
 };
 
-// Attention of at most QUERIES queries of rows that share the same columns, or of one row.
-static void attend(const Query* of, long count, long E, const float* shared_keys, const float* shared_values,
-                   float scale, float* work, long work_stride) {
-  float *query[QUERIES], *weights[QUERIES], *own_weights[QUERIES], inverse[QUERIES];
-  Seen before[QUERIES], own[QUERIES];
-  for (long n = 0; n < count; n++) {
-    query[n] = of[n].q, before[n] = of[n].before, own[n] = of[n].own;
-    weights[n] = work + n * work_stride, own_weights[n] = weights[n] + before[n].count;
-  }
+// Attention of at most QUERIES queries, which have as many parts each; neighbours whose parts lie in one place share them.
+static void attend(const Query* of, long count, long num_parts, long E, float scale, float* work, long work_stride) {
+  float *query[QUERIES], *weights[QUERIES], inverse[QUERIES];
+  Seen seen[QUERIES];
   const auto of_segments = [&](const auto& visit) {  // in the order of the lists
-    if (shared_keys) visit(Segment(query, before, weights, count, E, shared_keys, shared_values));
-    for (long n = 0, same; n < count; n += same) {
-      for (same = 1; n + same < count && of[n + same].keys == of[n].keys;) same++;
-      visit(Segment(query + n, own + n, own_weights + n, same, E, of[n].keys, of[n].values));
+    for (long n = 0; n < count; n++) weights[n] = work + n * work_stride;
+    for (long p = 0; p < num_parts; p++) {
+      for (long n = 0; n < count; n++) seen[n] = of[n].parts[p].seen;
+      for (long n = 0, same; n < count; n += same) {
+        const SeenPart& part = of[n].parts[p];
+        for (same = 1; n + same < count && of[n + same].parts[p].keys == part.keys;) same++;
+        if (part.keys) visit(Segment(query + n, seen + n, weights + n, same, E, part.keys, part.values));
+      }
+      for (long n = 0; n < count; n++) weights[n] += seen[n].count;
     }
   };
+  for (long n = 0; n < count; n++) query[n] = of[n].q;
   of_segments([&](const Segment& segment) { segment.score(scale); });
   for (long n = 0; n < count; n++) {
-    const long total = before[n].count + own[n].count;
-    inverse[n] = total ? softmax(weights[n], total) : 0;
+    float* const all_of_it = work + n * work_stride;
+    const long total = weights[n] - all_of_it;
+    inverse[n] = total ? softmax(all_of_it, total) : 0;
     std::memset(query[n], 0, 4 * E);
   }
   of_segments([&](const Segment& segment) { segment.add(); });
   for (long n = 0; n < count; n++)
-    for (long e = 0; e < E && before[n].count + own[n].count; e++) query[n][e] *= inverse[n];
+    for (long e = 0; e < E; e++) query[n][e] *= inverse[n];
 }

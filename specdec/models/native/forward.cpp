@@ -90,7 +90,7 @@ struct Wanted {
 class Forward {
  public:
   Forward(const Model& model, const Batch& batch, const Tokens& listed, int threads)
-      : model(model), batch(batch), tokens(listed.all), longest(listed.longest), threads(threads) {}
+      : model(model), batch(batch), listed(listed), tokens(listed.all), longest(listed.longest), threads(threads) {}
 
   // Layers [first, last), then the last norm and the head; `states` (rows, width, hidden) gets what the layers give.
   void run(long first, long last, float* states, const Wanted& wanted) {
@@ -106,6 +106,7 @@ class Forward {
     const bool ends_only = !states && first < last && last == model.num_layers && num_ends < M;
     tokens_per_item = std::max<long>(1, QUERIES / group);
     work_stride = (longest + W - 1) / W * W + 16;
+    item_parts.resize(threads * tokens_per_item * num_parts);
     const long item_work = std::min<long>(tokens_per_item, M) * group * work_stride;
     static thread_local Workspace space;
     x_stride = stride_of(model.hidden);
@@ -137,7 +138,7 @@ class Forward {
         const bool some = ends_only && l == last - 1;
         const std::vector<Item>& items = some ? end_items : all_items;
         for (long i; (i = next_item[l - first].fetch_add(1)) < (long)items.size();)
-          attend_item(l, items[i], at + thread * item_work);
+          attend_item(l, items[i], at + thread * item_work, item_parts.data() + thread * tokens_per_item * num_parts);
         barrier.wait(threads);
         if (some && thread == 0) gather_ends(ends, x);
         if (some) barrier.wait(threads);
@@ -184,14 +185,15 @@ class Forward {
     long token, count, key_head;
   };
 
-  long prefix_of(const Token& token) const { return Tokens::prefix_of(batch, token.row); }
+  long first_prefix(const Token& token) const { return Tokens::prefix_of(batch, token.row, 0); }
 
-  // An item is a few consecutive tokens of one row, or of rows that share a prefix, for one key head: the token joins
-  // the last items, or begins others.
+  // An item is a few consecutive tokens of one row, or of rows that share their first prefix, for one key head: the
+  // token joins the last items, or begins others.
   void add_item(const Token& token, std::vector<Item>& items) const {
     const long m = &token - tokens.data(), J = model.key_heads;
     if (!items.empty() && items.back().token + items.back().count == m && items.back().count < tokens_per_item &&
-        (tokens[m - 1].row == token.row || (prefix_of(token) >= 0 && prefix_of(tokens[m - 1]) == prefix_of(token)))) {
+        (tokens[m - 1].row == token.row ||
+         (first_prefix(token) >= 0 && first_prefix(tokens[m - 1]) == first_prefix(token)))) {
       for (long j = 0; j < J; j++) items[items.size() - J + j].count++;
     } else {
       for (long j = 0; j < J; j++) items.push_back({m, 1, j});
@@ -239,29 +241,38 @@ class Forward {
     barrier.wait(threads);
   }
 
-  void attend_item(long l, const Item& item, float* work) {
-    const long E = model.head_size, group = model.heads / model.key_heads, window = model.layers[l].window;
-    const long prefix = prefix_of(tokens[item.token]);
-    const float* shared[2] = {};
-    for (long i = 0; i < 2 && prefix >= 0; i++) {
+  // What a token's queries of one key head see, within the window, in the order of their lists.
+  void see(long l, const Token& token, long key_head, SeenPart* parts) const {
+    const long E = model.head_size, J = model.key_heads, window = model.layers[l].window;
+    long seen = token.seen.count;
+    for (long level = 0; level < num_parts - 1; level++) {
+      const long prefix = Tokens::prefix_of(batch, token.row, level);
+      parts[level] = {listed.before(batch, token.row, level), nullptr, nullptr};
+      if (prefix < 0) continue;
       const Prefix& from = batch.prefixes[prefix];
-      shared[i] = from.cache + ((2 * l + i) * model.key_heads + item.key_head) * from.capacity * E;
+      parts[level].keys = from.cache + (2 * l * J + key_head) * from.capacity * E;
+      parts[level].values = from.cache + ((2 * l + 1) * J + key_head) * from.capacity * E;
+      seen += parts[level].seen.count;
     }
+    parts[num_parts - 1] = {token.seen, cached(2 * l, token.row, key_head), cached(2 * l + 1, token.row, key_head)};
+    long outside = window ? std::max<long>(seen - window, 0) : 0;
+    for (long p = 0; outside; p++) {
+      const long first = std::min(outside, parts[p].seen.count);
+      parts[p].seen = {parts[p].seen.columns + first, parts[p].seen.count - first};
+      outside -= first;
+    }
+  }
+
+  void attend_item(long l, const Item& item, float* work, SeenPart* parts) {
+    const long E = model.head_size, group = model.heads / model.key_heads;
     Query queries[QUERIES];
     long n = 0;
     for (long i = 0; i < item.count; i++) {
-      const Token& token = tokens[item.token + i];
-      Seen before = token.before, own = token.seen;
-      if (const long outside = before.count + own.count - window; window && outside > 0) {
-        const long first = std::min(outside, before.count);
-        before = {before.columns + first, before.count - first};
-        own = {own.columns + (outside - first), own.count - (outside - first)};
-      }
-      const float *keys = cached(2 * l, token.row, item.key_head), *values = cached(2 * l + 1, token.row, item.key_head);
+      see(l, tokens[item.token + i], item.key_head, parts + i * num_parts);
       for (long g = 0; g < group; g++) {
-        queries[n++] = {q + (item.token + i) * q_stride + (item.key_head * group + g) * E, before, own, keys, values};
+        queries[n++] = {q + (item.token + i) * q_stride + (item.key_head * group + g) * E, parts + i * num_parts};
         if (n < QUERIES && (i < item.count - 1 || g < group - 1)) continue;
-        attend(queries, n, E, shared[0], shared[1], model.layers[l].scale, work, work_stride);
+        attend(queries, n, num_parts, E, model.layers[l].scale, work, work_stride);
         n = 0;
       }
     }
@@ -292,11 +303,14 @@ class Forward {
 
   const Model& model;
   const Batch& batch;
+  const Tokens& listed;
   const std::vector<Token>& tokens;
   const long longest;
   int threads;
   Barrier barrier;
   std::vector<Item> all_items, end_items;
+  const long num_parts = Tokens::levels_of(batch) + 1;  // of what a query sees: each level, and its row's own columns
+  std::vector<SeenPart> item_parts;                         // of each thread
   long tokens_per_item = 1, work_stride = 0;
   float *q = nullptr, *normed = nullptr, *joined = nullptr, *gates = nullptr;
   long x_stride = 0, q_stride = 0, normed_stride = 0, joined_stride = 0, gates_stride = 0;

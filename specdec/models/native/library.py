@@ -48,7 +48,7 @@ class ModelStruct(Structure):
 class PrefixStruct(Structure):
     """`Prefix` of tokens.h."""
 
-    _fields_ = (("cache", c_void_p), ("capacity", c_int64))
+    _fields_ = (("cache", c_void_p), ("capacity", c_int64), ("start", c_int64))
 
 
 class BatchStruct(Structure):
@@ -61,8 +61,8 @@ class BatchStruct(Structure):
         *((name, c_void_p) for name in ("cosines", "sines")),
         ("num_positions", c_int64),
         ("prefixes", POINTER(PrefixStruct)),
-        *((name, c_int64) for name in ("num_prefixes", "shared")),
-        *((name, c_void_p) for name in ("prefix_of", "prefix_lengths")),
+        *((name, c_int64) for name in ("num_prefixes", "levels", "shared")),
+        *((name, c_void_p) for name in ("paths", "prefix_lengths")),
     )
 
 
