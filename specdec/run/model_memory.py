@@ -69,7 +69,7 @@ class ModelMemory:
         if self.kind != RAGGED:
             return 0
         sizes = self.architecture
-        tokens = max(run.in_flight * run.chunk, run.batch * self.step)
+        tokens = max(run.in_flight * run.chunk, run.batch * self.step, min(run.shared.path, CHUNK_TOKENS))
         queries, keys = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
         of_all = tokens * (sizes.hidden_size + queries)
         passing = min(tokens, RAGGED_TOKENS) * (sizes.hidden_size + queries + 2 * keys + 2 * sizes.intermediate_size)
