@@ -57,14 +57,15 @@ class Outputs(NamedTuple):
         prompts, ends = self.num_prompt_B[rows], self.num_prompt_B[rows] + self.num_valid_B[rows]
         width = int(ends.max())
         counted_BT = output_mask(prompts.tolist(), ends.tolist(), width, count_prompt)
+        ids_BT = self.ids_BT[rows, :width].long()
         if not self.top_ids_BNK.shape[2]:
-            return Batch(self.ids_BT[rows, :width], counted_BT, place)
+            return Batch(ids_BT, counted_BT, place)
         # The output token of each column; what stands at the prompt's columns, for which nothing was kept, is not read.
         place_BT = (torch.arange(width) - prompts[:, None]).clamp(0, self.top_ids_BNK.shape[1] - 1)
         place_BTK = place_BT[..., None].expand(-1, -1, self.top_ids_BNK.shape[2])
         top_ids_BNK, top_logps_BNK = self.top_ids_BNK[rows].long(), self.top_logps_BNK[rows].float()
         top_ids_BTK, top_logps_BTK = (part.gather(1, place_BTK) for part in (top_ids_BNK, top_logps_BNK))
-        return Batch(self.ids_BT[rows, :width].long(), counted_BT, place, top_ids_BTK, top_logps_BTK)
+        return Batch(ids_BT, counted_BT, place, top_ids_BTK, top_logps_BTK)
 
 
 @torch.inference_mode()
