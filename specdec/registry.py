@@ -67,6 +67,7 @@ class Entry:
     replays: bool = False  # proposes the reference outputs, and nothing past their end
     grows: bool = False  # steps by a model, so that it can draft any `tree`
     trees: str = ""  # where it has trees of its own: their settings, for error messages
+    learner: str = ""  # "module:Class" of the learner that updates it while it serves; "": it cannot learn
     # tree
     shaped: bool = False  # its rows may have different shapes, so that a selector can choose them
     # drafter, tree

@@ -30,7 +30,7 @@ ORDER = (
     ("selectors",),
     ("drafters",),
     ("heads",),
-    ("engine",),
+    ("engine", "adaptation"),
     ("run", "conformance", "audit", "lm_eval"),
     ("training", "bench"),
     ("cli",),

@@ -63,7 +63,9 @@ class Workload:
         return {
             "target_fingerprint": self.pair.fingerprint,
             "draft_fingerprint": self.pair.draft_fingerprint,
-            "drafter": drafter_label(self.cfg.drafter.name, getattr(self.cfg.drafter, UNTRAINED, False)),
+            "drafter": drafter_label(
+                self.cfg.drafter.name, getattr(self.cfg.drafter, UNTRAINED, False), self.cfg.adapt.policy
+            ),
             "inputs": {name: found for name in input_names(self.cfg).values() if (found := content_hash(name))},
         }
 

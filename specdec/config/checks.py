@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specdec.config.adaptation import check_adaptation
 from specdec.config.budgets import check_budget
 from specdec.config.drafter_weights import check_drafter_weights
 from specdec.config.judging import check_selector, check_tree
@@ -45,6 +46,7 @@ def check(config: RunConfig) -> None:
     check_tree(config)
     check_selector(config)
     check_budget(config)
+    check_adaptation(config)
     _refuse_incorrect(config)
     _check_sampling(config)
     _check_replay(config)

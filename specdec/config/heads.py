@@ -37,7 +37,13 @@ class EagleConfig:
     untrained: bool = setting(False, "allow path=null: drafts badly, with an untrained layer")
 
 
-@register("drafter", "eagle3", target="specdec.heads.eagle3:Eagle3Drafter", grows=True)
+@register(
+    "drafter",
+    "eagle3",
+    target="specdec.heads.eagle3:Eagle3Drafter",
+    grows=True,
+    learner="specdec.training.online_eagle3:Eagle3Learner",
+)
 @dataclass
 class Eagle3Config(HeadConfig):
     """A decoder layer over the hidden states of three of the target's layers and the next tokens: EAGLE-3."""

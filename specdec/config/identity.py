@@ -37,6 +37,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     for key, default in TREE_SETTINGS.items():  # so that results from before there were trees keep their hash
         if settings["drafter"].get(key, not default) == default:
             del settings["drafter"][key]
+    if settings["adapt"]["policy"] == "none":  # the same
+        del settings["adapt"]
     if settings["turn"] == 0:  # the same
         del settings["turn"]
     if settings["numerics"] == "default":  # so that results from before there was a choice keep their hash

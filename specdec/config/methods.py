@@ -12,7 +12,13 @@ NODES = "set tree=chain, and drafter.nodes for a tree of its own"
 _MATCHES = "set tree=chain, and drafter.matches for a tree of its own"
 
 
-@register("drafter", "model", target="specdec.drafters.model:ModelDrafter", grows=True)
+@register(
+    "drafter",
+    "model",
+    target="specdec.drafters.model:ModelDrafter",
+    grows=True,
+    learner="specdec.training.online_model:ModelLearner",
+)
 @dataclass
 class ModelDrafterConfig:
     """The pair's draft model, with a KV cache that is aligned like the target's."""

@@ -9,7 +9,7 @@
   that a row does not depend on its neighbours. (Another execution rounds differently, and a sampled row has hundreds
   of draws and tests that rounding may turn.) That the distribution is right is tested by enumeration
   (tests/test_verifiers_exact.py). A draft-length policy that depends on the batch drafts other tokens at batch 1, so
-  then there is no reference; the same holds of a verify budget.
+  then there is no reference; the same holds of a verify budget, and of a drafter that learns from other rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from specdec.config.identity import identity, input_hashes
 from specdec.config.plugins import declared, plugin_config
-from specdec.config.schema import RunConfig
+from specdec.config.schema import AdaptConfig, RunConfig
 from specdec.core.sampling_params import SamplingParams
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -41,7 +41,7 @@ def plain(config: RunConfig) -> RunConfig:
     verifier = plugin_config("verifier", "greedy" if config.temperature == 0 else "naive")
     off = (("drafter", "none"), ("tree", "chain"), ("selector", "none"), ("budget", "none"))
     nothing = {group: plugin_config(group, name) for group, name in off}
-    return replace(config, **nothing, verifier=verifier)
+    return replace(config, **nothing, verifier=verifier, adapt=AdaptConfig())
 
 
 def baseline_run(config: RunConfig) -> RunConfig:
@@ -75,7 +75,8 @@ def follows_plain(config: RunConfig) -> bool:
 
 def has_reference(config: RunConfig) -> bool:
     """Whether there is a run that must emit the same tokens."""
-    return follows_plain(config) or (declared(config, "draft_length").per_row and declared(config, "budget").per_row)
+    alone = declared(config, "draft_length").per_row and declared(config, "budget").per_row
+    return follows_plain(config) or (alone and config.adapt.policy == "none")
 
 
 def reference_run(config: RunConfig) -> RunConfig:

@@ -73,6 +73,23 @@ class RunnerConfig:
 
 
 @dataclass
+class AdaptConfig:
+    """When a drafter learns from the rows that it has served: online adaptation."""
+
+    policy: str = setting(
+        "none", "none; always: after every window; bandit: where the measured gain pays for the update's time"
+    )
+    rows: int = setting(8, "finished rows that an update learns from: a window")
+    lr: float = setting(5e-4, "learning rate of an update")
+    depth: int = setting(4, "drafted tokens in a row that it teaches, and that gains are measured with")
+    max_tokens: int = setting(256, "last tokens of a row that it learns from")
+    horizon: int | None = setting(
+        None, "bandit: rows for which what is learned stays useful; null: as many as came since acceptance last fell"
+    )
+    trial_share: float = setting(0.05, "bandit: largest share of the time for updates that are not known to pay")
+
+
+@dataclass
 class DebugConfig:
     """Checks and shortcuts for development."""
 
@@ -99,6 +116,7 @@ class RunConfig:
     arrivals: Any = MISSING
     logger: Any = MISSING
     runner: RunnerConfig = field(default_factory=RunnerConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     experiment: str | None = setting(None, "name of the preset, which the summary lists under `experiments`")
 

@@ -32,6 +32,7 @@ class Draft:
     # By column: the drafter's own prediction that the next token is accepted, made of what precedes that token alone.
     chances_BG: Tensor | None = None  # None: it predicts nothing
     cut_from: list[int] | None = None  # a budget has cut the drafts, which had these depths
+    learned: tuple[str, float] | None = None  # the part of the drafter that was updated before, and the seconds it took
     _ids: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
     _chances: list[list[float]] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -146,6 +147,7 @@ class Round:
     ranks: list[list[int]] | None = None  # trees: the place of each accepted node among its siblings
     proposed: list[int] = field(default_factory=list)  # depths of the drafts before a budget cut them
     cut_chances: list[float] | None = None  # a budget's: that the first level it cut would have been accepted, 0: none
+    learned: tuple[str, float] | None = None  # as `Draft.learned`
     calibration: list[list[float]] | None = None  # predictions of a budget or a drafter by bins: number, sum, accepted
 
     def __post_init__(self) -> None:

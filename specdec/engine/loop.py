@@ -180,6 +180,7 @@ class RoundLoop:
             end_depths=[draft.end_depth(b, verdict.paths[b]) for b in places],
             proposed=draft.cut_from or [],
             ranks=[draft.ranks(b, verdict.paths[b][: num_accepted[b]]) for b in places] if draft.parents else None,
+            learned=draft.learned,
         )
 
     def _commit(self, rows: list[Sequence], verdict: Verdict) -> None:

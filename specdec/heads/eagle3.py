@@ -7,6 +7,8 @@ Source: Li et al. 2025, arXiv 2503.01840 (EAGLE-3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,4 +85,14 @@ class Eagle3Drafter(StepDrafter):
     """Steps by the head of a folder, or by a random one."""
 
     def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool) -> None:
-        super().__init__(context, Eagle3(head_of("eagle3", context, path, untrained), context.target))
+        self.weights, self._target = head_of("eagle3", context, path, untrained), context.target
+        super().__init__(context, Eagle3(self.weights, context.target))
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Draft with these weights from now on; the keys and values that the old ones made stay."""
+        dtypes = {name: tensor.dtype for name, tensor in self.weights.tensors.items()}
+        new = {name: tensor.detach().to(dtypes[name], copy=True) for name, tensor in tensors.items()}
+        self.weights = replace(self.weights, tensors={**self.weights.tensors, **new})
+        made, model = Eagle3(self.weights, self._target), self.head.model
+        model.execution, made.model = made.model.execution, model  # the cache's model stays
+        self.head = made

@@ -153,6 +153,12 @@ class CausalLM:
         self.execution = self._executions[key]
         return self.execution
 
+    def refresh(self) -> None:
+        """Make the execution in use again if weights that it has copied were changed in place."""
+        if not self.execution.is_valid():
+            self._executions = {}  # with their packed weights
+            self.execute(self.execution.name)
+
     @contextmanager
     def call_options(
         self, outputs: Outputs, probes_MD: Tensor | None = None, view: SparseView | None = None

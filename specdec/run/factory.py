@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
+from specdec.adaptation.build import adapting, with_own_draft
 from specdec.alignment.base import Alignment
 from specdec.budgets.base import Budget
 from specdec.budgets.none import NoBudget
+from specdec.config.adaptation import adapts
 from specdec.config.budgets import check_probes
 from specdec.config.checks import check_samples, check_shared_prefix
 from specdec.config.judging import NO_SELECTOR, check_siblings
@@ -84,10 +87,14 @@ def build_engine(
     context = DrafterContext(pair.target, pair.draft, align, *tools, tree, selector, config.pair.allow_pickle)
     verifier: Verifier = plugin(config, "verifier")
     check_samples(config, verifier.samples)  # a plug-in may not have declared it
+    if adapts(config):
+        context = with_own_draft(context)
     drafter: Drafter = plugin(config, "drafter", context)
     check_siblings(config, drafter.siblings, verifier.judges)  # the same
     check_probes(config, drafter.probe_ids)
     check_shared_prefix(config, bool(drafter.hidden_layers), drafter.reads_cache)
+    if adapts(config):
+        drafter = adapting(drafter, context, declared(config, "drafter").learner, **asdict(config.adapt))
     return RoundLoop(
         target=target,
         drafter=drafter,

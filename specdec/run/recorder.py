@@ -70,6 +70,7 @@ class Recorder:
             "end_depth": outcome.end_depths,
             **({"proposed": outcome.proposed} if outcome.proposed != outcome.depths else {}),
             **({"calibration": outcome.calibration} if outcome.calibration else {}),
+            **({"learned": list(outcome.learned)} if outcome.learned else {}),
             "num_accepted": outcome.num_accepted,
             "accepted_ranks": outcome.ranks,
             "num_emitted": [len(tokens) for tokens in outcome.emitted],

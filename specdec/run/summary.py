@@ -7,7 +7,7 @@ decoded again.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def summarize(run: Run) -> dict[str, Any]:
         **by_place(_steps(rounds)),
         **loop_figures({sample["index"]: sample["output_ids"] for sample in samples}, levels(rounds)),
         **_of_budget(rounds, config.budget.name),
+        **_of_adaptation(rounds),
         "num_discarded_tokens": _emitted(rounds) - tally.num_output_tokens,
         **timing(stage_seconds(rounds), tally.num_output_tokens),
         "latency_s": percentiles([sample["latency_s"] for sample in samples]),
@@ -108,6 +109,15 @@ def _of_budget(rounds: Records, budget: str) -> dict[str, Any]:
     }
 
 
+def _of_adaptation(rounds: Records) -> dict[str, Any]:
+    """Updates of the drafter by what was updated, and what learning took; None where none was thought of."""
+    learned = [line["learned"] for line in rounds if line.get("learned")]
+    if not learned:
+        return {"num_updates": None, "adapt_s": None}
+    arms = Counter(arm for arm, _ in learned if arm != "none")
+    return {"num_updates": dict(arms), "adapt_s": sum(seconds for _, seconds in learned)}
+
+
 def stage_seconds(rounds: Records) -> dict[str, float]:
     """Seconds per stage: the sum over attempts of their slowest process."""
     parts: dict[int, dict[int, Records]] = defaultdict(lambda: defaultdict(list))
@@ -159,7 +169,7 @@ def _choices(run: Run) -> dict[str, Any]:
         "scheduler": config.scheduler.label,
         **{group: getattr(config, group).name for group in groups},
         "tree": tree_label(config),
-        "drafter": drafter_label(config.drafter.name, getattr(config.drafter, UNTRAINED, False)),
+        "drafter": drafter_label(config.drafter.name, getattr(config.drafter, UNTRAINED, False), config.adapt.policy),
         "batch": config.batch,
         "gamma": config.gamma if declared(config, "drafter").drafts else 0,
         "temperature": config.temperature,

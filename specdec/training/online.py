@@ -1,0 +1,122 @@
+"""Learning from finished rows while a drafter serves: what its learners share.
+
+The target's own tokens are the labels, and the hidden states that rounds brought are the inputs: the target is not run.
+Greedy drafts after every token of a row follow from one forward over the row, because a draft is only continued while
+its tokens are the row's; so the rounds that the row would have taken are known exactly.
+Shape letters: B rows, T tokens, H the target's hidden states, K drafted tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from specdec.adaptation.learner import Learner
+from specdec.adaptation.served import ServedRow
+from specdec.core.transfer import to_device
+
+BETAS, CLIP = (0.9, 0.99), 1.0  # of AdamW, and of the gradient's norm
+DECAY = 0.8  # of the loss, from one drafted token to the next
+
+
+class Lessons(NamedTuple):
+    """Right-padded rows."""
+
+    ids_BT: Tensor
+    chosen_BT: Tensor  # bool: tokens that the target chose
+    hidden_BTH: Tensor | None  # of all but the last token
+
+    @classmethod
+    def of(cls, rows: list[ServedRow], device: torch.device) -> Lessons:
+        """Ordinary tensors: gradients may be taken, which those of a run do not allow."""
+        width = max(len(row.ids) for row in rows)
+        ids = [row.ids + [0] * (width - len(row.ids)) for row in rows]
+        chosen = [[row.num_given <= t < len(row.ids) for t in range(width)] for row in rows]
+        hidden_BTH = None
+        if (first_TH := rows[0].hidden_TH) is not None:
+            hidden_BTH = torch.zeros(len(rows), width - 1, first_TH.shape[-1], device=device)
+            for b, row in enumerate(rows):
+                assert row.hidden_TH is not None
+                hidden_BTH[b, : len(row.hidden_TH)] = row.hidden_TH
+        return cls(to_device(ids, device), to_device(chosen, device), hidden_BTH)
+
+
+def rounds_of(rows: list[ServedRow], right_BTK: Tensor) -> list[int]:
+    """Rounds in which each of these rows is decoded.
+
+    Args:
+        right_BTK: whether drafted token k after token t is the row's.
+    """
+    accepted_BT = right_BTK.long().cumprod(-1).sum(-1).tolist()
+    found = []
+    for row, accepted_T in zip(rows, accepted_BT, strict=True):
+        place, last, count = max(row.num_given - 1, 0), len(row.ids) - 1, 0
+        while place < last:
+            place += accepted_T[place] + 1
+            count += 1
+        found.append(count)
+    return found
+
+
+class ModuleLearner(Learner):
+    """A learner whose weights are those of a module, in float32.
+
+    Args:
+        arms: the weights that each updates.
+    """
+
+    def __init__(self, module: Any, arms: dict[str, list[nn.Parameter]], lr: float) -> None:
+        self.module, self._parts, self.arms = module, arms, tuple(arms)
+        options: dict[str, Any] = {"lr": lr, "betas": BETAS, "weight_decay": 0.0}
+        self._optimizers = {arm: torch.optim.AdamW(parts, **options) for arm, parts in arms.items()}
+        self._marked = dict[str, Tensor]()
+        self.device = next(module.parameters()).device
+
+    @abstractmethod
+    def loss(self, lessons: Lessons, arm: str) -> Tensor:
+        """The mean loss of an arm over the tokens that count."""
+
+    @abstractmethod
+    def right(self, lessons: Lessons) -> Tensor:
+        """(B, T, K) bool: whether greedy drafted token k after token t is the row's."""
+
+    @abstractmethod
+    def serve(self) -> None:
+        """Hand the weights over to the drafter."""
+
+    def num_rounds(self, rows: list[ServedRow], *, before: bool = False) -> list[int]:
+        if not before:
+            with torch.no_grad():
+                return rounds_of(rows, self.right(Lessons.of(rows, self.device)))
+        now = self._state()
+        self.module.load_state_dict(self._marked)
+        found = self.num_rounds(rows)
+        self.module.load_state_dict(now)
+        return found
+
+    def mark(self) -> None:
+        self._marked = self._state()
+
+    def restore(self) -> None:
+        self.module.load_state_dict(self._marked)
+        for optimizer in self._optimizers.values():
+            optimizer.state.clear()
+        self.serve()
+
+    def update(self, arm: str, rows: list[ServedRow]) -> None:
+        parts = self._parts[arm]
+        self.module.requires_grad_(False)
+        for part in parts:
+            part.requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            self._optimizers[arm].zero_grad()
+            self.loss(Lessons.of(rows, self.device), arm).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parts, CLIP)
+            self._optimizers[arm].step()
+        self.serve()
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
