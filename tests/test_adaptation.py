@@ -73,17 +73,19 @@ def test_greedy_rows_and_sampled_ones_under_naive_emit_the_same_tokens_whatever_
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_rounds_that_a_learner_counts_are_those_that_were_run(name):
-    """Nothing is learned here: a forward over the finished rows tells how many rounds each took."""
+    """A forward over the finished rows tells how many rounds each took, with drafts that are right here and there."""
     target, draft = small_pair(0, "float32")
-    engine = engine_of(target, draft, name, 3, "greedy", rows=10**6)
-    rows = [Sequence(i, [1 + i, 2, 3 + i], 4 + 3 * i, frozenset({5})) for i in range(6)]
+    engine = engine_of(target, draft, name, 3, "greedy", rows=2, lr=0.01)
+    decoded(engine, [Sequence(i, [1 + i, 2, 3 + i], 16) for i in range(12)])
+    engine.drafter._feedback.take()
+    engine.drafter._rows = 10**6  # from here on nothing is learned
+    rows = [Sequence(20 + i, [1 + i, 3, 2 + i, 1], 4 + 2 * i, frozenset({5})) for i in range(10)]
     decoded(engine, rows)
     finished = engine.drafter._feedback.take()
     of_tokens = {tuple(row.tokens(0)): len(row.accepted_lengths) for row in rows}
-    found = engine.drafter.learner.num_rounds(finished)
-    assert found == [of_tokens[tuple(row.ids)] for row in finished]
-    assert len(set(found)) > 1
-    assert any(row.num_accepted for row in rows)
+    assert engine.drafter.learner.num_rounds(finished) == [of_tokens[tuple(row.ids)] for row in finished]
+    accepted = [count for row in rows for count in row.accepted_lengths]
+    assert {0, 1, 2, 3} <= set(accepted)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

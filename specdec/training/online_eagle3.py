@@ -33,7 +33,7 @@ class Eagle3Learner(ModuleLearner):
         module = Eagle3Head(context.target.module, layers).to(context.device)
         load_head(module, drafter.weights)
         assert module.lm_head is not None
-        super().__init__(module, {HEAD: [module.lm_head.weight], DRAFTER: list(module.parameters())}, lr)
+        super().__init__(module, {HEAD: list(module.lm_head.parameters()), DRAFTER: list(module.parameters())}, lr)
 
     def loss(self, lessons: Lessons, arm: str) -> Tensor:
         total, count = torch.zeros((), device=self.device), lessons.chosen_BT[:, 2:].sum().clamp(min=1)
