@@ -21,12 +21,13 @@ from specdec.drafters.base import Drafter
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.eager import EagerExecution
 from specdec.models.gguf import checked_header, is_gguf
+from specdec.models.live_bytes import scan_bytes
 from specdec.models.memory import free_bytes, used_bytes
 from specdec.models.pair import DTYPES, WEIGHTS, Pair, choose_device
 from specdec.models.random_weights import random_model
 from specdec.run.factory import build_batching, build_tree, max_depth, most_nodes
 from specdec.run.memory_plan import MemoryPlan, require_weights
-from specdec.run.model_memory import EAGER, FUSED, RAGGED, ModelMemory, Sharing
+from specdec.run.model_memory import EAGER, FUSED, NO_SCAN, RAGGED, ModelMemory, Sharing
 from specdec.verifiers.base import LawVerifier
 
 _REMEDY = {
@@ -134,7 +135,9 @@ def _sharing(config: RunConfig, prompts: list[Prompt], in_flight: int) -> Sharin
 def _model(model: CausalLM, alignment: type[Alignment], num_fed: int, step: int, num_logits: int) -> ModelMemory:
     """A model as its execution computes it."""
     kind = RAGGED if model.execution.ragged else EAGER if isinstance(model.execution, EagerExecution) else FUSED
-    return ModelMemory(model.architecture, alignment, num_fed, step, num_logits, kind)
+    sizes = model.architecture
+    scan = scan_bytes(model.module, sizes.token_bytes, sizes.states.continues) if model.recurrent else NO_SCAN
+    return ModelMemory(model.architecture, alignment, num_fed, step, num_logits, kind, scan=scan)
 
 
 def check_run_fits(

@@ -11,9 +11,11 @@ from specdec.alignment.base import Admitted, Alignment
 from specdec.alignment.prefixes import CHUNK_TOKENS
 from specdec.models.architecture import Architecture
 from specdec.models.kv import GROWTH_COLUMNS, grown_columns
+from specdec.models.live_bytes import ScanBytes
 
 RAGGED_TOKENS = 192  # whose MLP a ragged execution computes at once, at most
 LAW_BYTES = 12  # per logit while distributions are computed: float32 scores, float64 probabilities
+NO_SCAN = ScanBytes()
 EAGER, FUSED, RAGGED = "eager", "fused", "ragged"
 """How forwards are computed: by the model's own code; with folded masks and without repeated keys; without padding."""
 
@@ -57,6 +59,7 @@ class ModelMemory:
     kind: str = EAGER
     num_laws: int = 0  # of these, those of which distributions are made at once, where rows sample
     num_hidden: int = 0  # layers whose hidden states are wanted of every token
+    scan: ScanBytes = NO_SCAN  # what reading a prompt takes in a model with recurrent states
 
     def kept_bytes(self, run: RunSize) -> float:
         """Keys and values, and recurrent states with their checkpoints, during a forward."""
@@ -90,7 +93,8 @@ class ModelMemory:
         num_logits = (1 if whole else run.chunk) if wants_logits else 0
         prefix = self._forward_bytes(1, min(run.shared.path, CHUNK_TOKENS), run.shared.path, 1, masked)
         own = self._forward_bytes(run.in_flight, run.chunk, run.prompt, num_logits, masked)
-        return max(prefix, own + self._part_bytes(run, run.in_flight * run.chunk, run.prompt))
+        scan = self.scan.of(run.in_flight, run.chunk)
+        return max(prefix, scan, own + self._part_bytes(run, run.in_flight * run.chunk, run.prompt))
 
     def context_bytes(self, run: RunSize) -> float:
         """Keys and values that are made of hidden states, without a forward: the projected states, twice, and these."""
