@@ -173,7 +173,9 @@ def table(records: list[dict[str, Any]]) -> str:
                 length,
                 method,
                 f"{sum(r['tokens'] for r in turns) / sum(r['seconds'] for r in turns):.1f}",
-                "1" if method == "plain" else f"{mean(ratios):.2f} +- {spread:.2f}",
+                "1"
+                if method == "plain"
+                else f"{mean(ratios):.2f}" + (f" +- {spread:.2f}" if len(ratios) > 1 else " (one turn)"),
                 f"{first['accepted'] / drafted:.2f}" if drafted else "",
                 f"{first['tokens'] / first['rounds'] / len(first['outputs']):.2f}",
                 f"{first['target_mb']:.0f}",
