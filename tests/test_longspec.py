@@ -229,6 +229,8 @@ def test_what_cannot_be_is_refused(model, folder, tmp_path, capsys):
         context = DrafterContext(model, None, lambda other: ALIGNMENTS["inplace"](other, clock), clock)
         with pytest.raises(ConfigError, match=rf"drafter\.window={window}: give a number of tokens"):
             create("drafter", "longspec", context, untrained=True, window=window)
+    with pytest.raises(ConfigError, match=r"drafter\.window=8 with drafter\.path=folder: the head has the window"):
+        create("drafter", "longspec", context, path="folder", window=8)
     gpt = CausalLM(GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64)))
     with pytest.raises(SpecdecError, match="GPT2LMHeadModel are not made as a Llama's"):
         drafter_of(gpt, None)

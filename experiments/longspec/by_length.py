@@ -42,7 +42,7 @@ def drafter(context: DrafterContext, folder: str | None) -> Drafter:
     """The head of a folder; without one, the draft model."""
     if folder is None:
         return create("drafter", "model", context)  # type: ignore[no-any-return]
-    return create("drafter", "longspec", context, path=folder, untrained=False, window=1)  # type: ignore[no-any-return]
+    return create("drafter", "longspec", context, path=folder, untrained=False)  # type: ignore[no-any-return]
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ class LongSpecConfig:
 
     path: str | None = setting(None, "folder that train.py wrote; null needs untrained=true")
     untrained: bool = setting(False, "allow path=null: drafts badly, with copies of the target's own layers")
-    window: int = setting(512, "if path is null: tokens that its self-attention sees")
+    window: int | None = setting(None, "with path=null: tokens that its self-attention sees; null: 512")
 
 
 @register("drafter", "mtp", target="specdec.heads.mtp:MtpDrafter", grows=True)

@@ -36,6 +36,8 @@ from specdec.models.kv import GROWTH_COLUMNS
 from specdec.trees.frontier import Workspace
 from specdec.trees.growth import Growth
 
+WINDOW = 512  # tokens that the self-attention of an untrained layer sees, if nothing is said
+
 
 class LongSpecExecution(Execution):
     """The layer, over the columns of a `BothCaches`."""
@@ -61,9 +63,14 @@ class LongSpecExecution(Execution):
 class LongSpecDrafter(Drafter):
     """Chains and trees, one forward of the layer per level."""
 
-    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool, window: int) -> None:
+    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool, window: int | None) -> None:
         target = context.target
-        settings = read_settings("longspec", path, untrained, target, window=window)
+        if path is not None and window is not None:
+            raise ConfigError(
+                f"drafter.window={window} with drafter.path={path}: the head has the window that it was trained with; "
+                "leave drafter.window out"
+            )
+        settings = read_settings("longspec", path, untrained, target, window=WINDOW if window is None else window)
         window = checked_window(
             settings.get("window"), "drafter.window" if path is None else f"drafter.path={path}: window"
         )
