@@ -48,7 +48,9 @@ SHAPES = {
         "turn 2 is an object with role, content"
     ),
     '{"question_id": 1, "category": "a", "turns": ["x"], "turns": ["y"]}': "turns is given twice",
-    '{"text": "x", "model": "m"}': r"no question_id, category, turns, nor prompt or messages \(it has text, model\)",
+    '{"text": "x", "model": "m"}': r"no question_id, category, turns, nor prompt or messages \(it has text, model;",
+    '{"context": "x", "answers": ["y"]}': "a context without input or question",
+    '{"context": ["x"], "input": "y"}': "context must be a string, not a list of 1",
     '{"prompt": ["x"]}': "prompt must be a string, not a list of 1",
     '{"prompt": "x", "prompt": "y"}': "prompt is given twice",
     '{"messages": "x"}': "messages must be a non-empty list of objects, not a string",
@@ -191,6 +193,23 @@ def test_speed_benchs_schema_is_read_through_datasets(tmp_path):
         ("stand_in-1", 1),
         ("stand_in-4", 0),
     ]
+
+
+def test_long_contexts_come_with_their_question_and_choices(tmp_path):
+    lines = [
+        {"_id": "66f2", "domain": "Code", "context": "a text", "question": "which?", "choice_A": "b", "choice_B": "c"},
+        {"_id": "0a1b", "dataset": "qasper", "context": "a text", "input": "which?", "answers": ["b"], "length": 2},
+        {"_id": "2c3d", "dataset": "gov_report", "context": "a text", "input": "", "answers": ["b"]},
+        {"_id": "4e5f", "domain": "Code", "context": "a text " * 40, "question": "which?"},
+    ]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = composed("data=longbench", f"data.path={tmp_path}/long.jsonl").data
+    prompts, notes = load_prompts(settings, byte_level(), 100)
+    texts = ["a text\n\nwhich?\n(A) b\n(B) c", "a text\n\nwhich?", "a text"]
+    assert [prompt.text for prompt in prompts] == texts
+    assert [prompt.question_id for prompt in prompts] == ["66f2", "0a1b", "2c3d"]
+    assert [prompt.category for prompt in prompts] == ["Code", "qasper", "gov_report"]
+    assert any("1 prompts" in note for note in notes), "the fourth would have lost its question"
 
 
 SUBSETS = ("qualitative", "other")

@@ -1,4 +1,4 @@
-"""Lines of prompt files: Spec-Bench's and SPEED-Bench's schema, one prompt, or messages; every field is checked.
+"""Lines of prompt files: Spec-Bench's, SPEED-Bench's and LongBench's schemas, one prompt, or messages; all is checked.
 
 Imports no torch.
 """
@@ -60,12 +60,14 @@ def question_of(record: Any, number: int) -> Question:
         record = _parsed(record)
     if not isinstance(record, dict):
         raise ValueError(f"not a JSON object but {_kind(record)}")
+    record = _with_prompt(record)
     form = next((key for key in ("turns", "messages", "prompt") if record.get(key) is not None), None)
     if form not in ("messages", "prompt"):
         missing = [key for key in FIELDS if record.get(key) is None]
         if missing:
             other = ", nor prompt or messages" if form is None else ""
-            raise ValueError(f"no {', '.join(missing)}{other} (it has {_keys(record)})")
+            known = f'it has {_keys(record)}; {{"prompt": "..."}} alone is enough'
+            raise ValueError(f"no {', '.join(missing)}{other} ({known})")
     question_id = number if record.get("question_id") is None else record["question_id"]
     category = record["category"] if record.get("category") is not None else str(form)
     _check_id(question_id)
@@ -78,6 +80,21 @@ def question_of(record: Any, number: int) -> Question:
     if form == "prompt":
         _check_text("prompt", turns[0])
     return Question(question_id, category, tuple({"role": "user", "content": turn} for turn in turns))
+
+
+def _with_prompt(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of LongBench or a set like it, whose prompt is a context, a question, and what to choose from."""
+    if any(record.get(key) is not None for key in ("turns", "messages", "prompt")) or record.get("context") is None:
+        return record
+    question = next((key for key in ("input", "question") if record.get(key) is not None), None)
+    if question is None:
+        raise ValueError("a context without input or question")
+    for key in ("context", question):
+        _check_text(key, record[key])
+    choices = [f"({letter}) {record[f'choice_{letter}']}" for letter in "ABCD" if record.get(f"choice_{letter}")]
+    asked = "\n".join([record[question], *choices])
+    named = {"question_id": record.get("_id"), "category": record.get("dataset") or record.get("domain")}
+    return {**named, "prompt": f"{record['context']}\n\n{asked}".strip()}
 
 
 def _parsed(line: str) -> Any:
