@@ -216,6 +216,9 @@ def test_a_missing_checkpoint_is_named_with_the_remedy(run, monkeypatch, tmp_pat
     assert "weights=random" in err
 
 
+LIMIT_S = 2.0  # torch alone takes longer; half of it is common, and a machine may be slow
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
 def test_help_answers_at_once_and_without_torch(arguments):
     script = (
@@ -233,10 +236,10 @@ def test_help_answers_at_once_and_without_torch(arguments):
         _, torch_loaded, seconds = result.stderr.strip().splitlines()[-1].split()
         assert torch_loaded == "False"
         best = min(best, float(seconds))
-        if best < 1.0:
+        if best < LIMIT_S:
             break
     assert "eqspec" in result.stdout
-    assert best < 1.0
+    assert best < LIMIT_S
 
 
 def test_run_py_works_from_the_shell_and_ends_with_json(tmp_path):
