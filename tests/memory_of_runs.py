@@ -39,7 +39,6 @@ RUNS = [  # settings, alignment, batch, prompt tokens, groups of prompts that ha
     ((*TINY, "drafter=medusa", "drafter.nodes=32"), "inplace", 16, 300),
     ((*TINY, "drafter=ppd", "drafter.nodes=32"), "inplace", 16, 300),
     ((*TINY, "drafter=eagle3", "tree=beam"), "inplace", 16, 300),
-    ((*TINY, "drafter=eagle3", "tree=beam"), "masked", 4, 1000),
     ((*TINY, "drafter=dflash"), "inplace", 16, 300),
     ((*TINY, "drafter=longspec"), "inplace", 16, 300),
     (("pair=tiny", "drafter=suffix"), "inplace", 16, 300),
