@@ -18,9 +18,11 @@ from transformers import (
 )
 
 import specdec
+from specdec.alignment.reader import Reader
 from specdec.assets import resolve
 from specdec.core.sampling_params import SamplingParams
 from specdec.drafters.trigram import TrigramDrafter
+from specdec.engine import api
 from specdec.engine.options import read_options
 from specdec.engine.wrapping import choose_gamma
 from specdec.errors import ConfigError, DataError, PairError
@@ -359,3 +361,20 @@ def test_a_target_may_name_its_decoder_start_and_a_forced_first_token():
         assert outputs[row, 3:].tolist() == alone[0, len(prompt) :].tolist()
     with pytest.raises(DataError, match=r"row 1: after a prompt of one token .* forces token 5"):
         specdec.generate(target, None, [[3, 9], [4]], max_new_tokens=8)
+
+
+def test_long_prompts_are_read_in_parts(monkeypatch):
+    """A mask of a whole prompt would grow by the square of its length."""
+    target, rows, parts = build("Llama"), ragged(3), []
+
+    def read(self, rows, stops, original=Reader.read):
+        parts.extend(stop - self.length(row) for row, stop in zip(rows, stops, strict=True))
+        original(self, rows, stops)
+
+    monkeypatch.setattr(Reader, "read", read)
+    whole = specdec.generate(target, perturbed(target, 0.05), rows, max_new_tokens=6)
+    assert max(parts) == max(map(len, rows)) - 1
+    parts.clear()
+    monkeypatch.setattr(api, "PREFILL_CHUNK", 4)
+    assert torch.equal(specdec.generate(target, perturbed(target, 0.05), rows, max_new_tokens=6), whole)
+    assert max(parts) == 4

@@ -45,6 +45,9 @@ from specdec.models.causal_lm import CausalLM
 from specdec.models.vocabulary import check_fit
 from specdec.registry import create, lookup
 
+PREFILL_CHUNK = 2048
+"""Tokens of a prompt per forward, at most: a mask of the whole would grow by the square of a long prompt."""
+
 
 def generate(
     target: Model,
@@ -262,6 +265,7 @@ class Engine:
             create("scheduler", "continuous", plan.batch, plan.batch),
             create("draft_length", "fixed", gamma=self.gamma),
             parts.clock,
+            prefill_chunk=PREFILL_CHUNK,
             recorder=recorder,
         )
         pool = SequencePool(plan.rows)
