@@ -14,15 +14,14 @@ from torch import Tensor
 from specdec.adaptation.learner import Learner
 from specdec.adaptation.policies import Policy, Window
 from specdec.adaptation.served import Feedback
-from specdec.alignment.base import Alignment
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
-from specdec.drafters.memory import DrafterMemory
+from specdec.drafters.wrapped import WrappedDrafter
 
 
-class AdaptingDrafter(Drafter):
+class AdaptingDrafter(WrappedDrafter):
     """Drafts what ``inner`` drafts, whose weights ``learner`` updates when ``policy`` says so.
 
     Args:
@@ -33,47 +32,26 @@ class AdaptingDrafter(Drafter):
     def __init__(
         self, inner: Drafter, learner: Learner, policy: Policy, clock: Clock, *, rows: int, max_tokens: int
     ) -> None:
-        self.inner, self.learner, self.policy = inner, learner, policy
-        self.max_length, self.siblings, self.hidden_layers = inner.max_length, inner.siblings, inner.hidden_layers
-        self.probe_ids, self.probes_MD, self.reads_cache = inner.probe_ids, inner.probes_MD, inner.reads_cache
+        super().__init__(inner)
+        self.learner, self.policy = learner, policy
         self._clock, self._rows, self._feedback = clock, rows, Feedback(max_tokens)
         self._rates: list[float] = []  # tokens per round, of the finished rows
         self._until_s = 0.0  # seconds of the clock's stages up to the end of the last window
 
-    @property
-    def memory(self) -> DrafterMemory:
-        return self.inner.memory
-
-    def prepare(self, batch: int) -> None:
-        self.inner.prepare(batch)
-
-    def attach(self, target: Alignment) -> None:
-        self.inner.attach(target)
-
-    def admit(self, rows: list[Sequence]) -> None:
-        self.inner.admit(rows)
-
-    def read(self, rows: list[Sequence], stops: list[int]) -> None:
-        self.inner.read(rows, stops)
-
     def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
         self._feedback.observe_hidden(rows, hidden_BTD, kept)
-        self.inner.observe_hidden(rows, hidden_BTD, kept)
+        super().observe_hidden(rows, hidden_BTD, kept)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
         learned = self._learn() if len(self._feedback.finished) >= self._rows else None
-        self.inner.width, self.inner.reports_certainty = self.width, self.reports_certainty
-        draft = self.inner.propose(rows, gammas)
+        draft = super().propose(rows, gammas)
         draft.learned = learned
         return draft
-
-    def commit(self, rows: list[Sequence]) -> None:
-        self.inner.commit(rows)
 
     def release(self, rows: list[Sequence]) -> None:
         self._rates += [len(row.output_ids) / len(row.accepted_lengths) for row in rows if row.accepted_lengths]
         self._feedback.release(rows)
-        self.inner.release(rows)
+        super().release(rows)
 
     def _learn(self) -> tuple[str, float]:
         """The arm that is updated, "none" if none is, and the seconds that it took."""

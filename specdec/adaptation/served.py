@@ -5,6 +5,7 @@ Shape letters: B rows, T tokens, H the target's hidden states.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -28,15 +29,18 @@ class _Hidden:
     """Hidden states of a row's tokens from one position on."""
 
     start: int = 0
-    parts: list[Tensor] = field(default_factory=list)  # (T, H) each
+    parts: deque[Tensor] = field(default_factory=deque)  # (T, H) each
+    num_tokens: int = 0
 
     def add(self, part_TH: Tensor, max_tokens: int) -> None:
         self.parts.append(part_TH)
-        while sum(map(len, self.parts[1:])) > max_tokens:
-            self.start += len(self.parts.pop(0))
+        self.num_tokens += len(part_TH)
+        while self.num_tokens - len(self.parts[0]) > max_tokens:
+            dropped = len(self.parts.popleft())
+            self.start, self.num_tokens = self.start + dropped, self.num_tokens - dropped
 
     def of(self, start: int, stop: int) -> Tensor:
-        return torch.cat(self.parts)[start - self.start : stop - self.start]
+        return torch.cat([*self.parts])[start - self.start : stop - self.start]
 
 
 class Feedback:

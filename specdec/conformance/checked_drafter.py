@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specdec.alignment.base import Alignment
 from specdec.alignment.checked import TOLERANCE
 from specdec.alignment.reader import Reader
 from specdec.conformance.cases import VOCAB
@@ -16,48 +15,28 @@ from specdec.core.clock import Clock
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
 from specdec.drafters.base import Drafter
+from specdec.drafters.wrapped import WrappedDrafter
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.verifiers.base import parents_of
 
 
-class CheckedDrafter(Drafter):
+class CheckedDrafter(WrappedDrafter):
     """Drafts what ``inner`` drafts, and notes every broken promise."""
 
     def __init__(self, inner: Drafter, fresh: Callable[[], Drafter], target: CausalLM, notes: list[Broken]) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.fresh = fresh
         self.target = target
         self.notes = notes
-        self.max_length = inner.max_length
-        self.hidden_layers = inner.hidden_layers
-        self.probe_ids, self.probes_MD = inner.probe_ids, inner.probes_MD
-
-    def attach(self, target: Alignment) -> None:
-        self.inner.attach(target)
-
-    def admit(self, rows: list[Sequence]) -> None:
-        self.inner.admit(rows)
-
-    def read(self, rows: list[Sequence], stops: list[int]) -> None:
-        self.inner.read(rows, stops)
-
-    def observe_hidden(self, rows: list[Sequence], hidden_BTD: Tensor, kept: list[list[int]]) -> None:
-        self.inner.observe_hidden(rows, hidden_BTD, kept)
 
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:
-        draft = self.inner.propose(rows, list(gammas))
+        draft = super().propose(rows, list(gammas))
         if problem := shape_problem(draft, gammas):
             self.notes.append(Broken("shape", problem))
         else:
             self._compare(draft, rows, gammas)
         return draft
-
-    def commit(self, rows: list[Sequence]) -> None:
-        self.inner.commit(rows)
-
-    def release(self, rows: list[Sequence]) -> None:
-        self.inner.release(rows)
 
     def _compare(self, draft: Draft, rows: list[Sequence], gammas: list[int]) -> None:
         together = self._draft_afresh(rows, gammas)
