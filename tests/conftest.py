@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: furth
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
+from library_models import build
 
 from specdec import registry
 from specdec.cli import run as cli
@@ -185,3 +186,9 @@ def own_plugins():
     for group, (entries, options) in before.items():
         registry._ENTRIES[group] = entries
         repo[group] = options
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    """The Llama of the library's tests, whose end of text is its padding."""
+    return build("Llama")

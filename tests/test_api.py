@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-import transformers
 from conftest import perturbed, small_llama
+from library_models import EOS, FAMILIES, NEW, VOCAB, alone, block, build, laid_out, ragged
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -18,79 +16,18 @@ from transformers import (
 )
 
 import specdec
-from specdec.alignment.reader import Reader
 from specdec.assets import resolve
 from specdec.core.sampling_params import SamplingParams
-from specdec.drafters.trigram import TrigramDrafter
-from specdec.engine import api
 from specdec.engine.options import read_options
-from specdec.engine.wrapping import choose_gamma
-from specdec.errors import ConfigError, DataError, PairError
-from specdec.models.causal_lm import CausalLM
-
-ROLES = ("target", "draft")
-VOCAB, CONTEXT, NEW, EOS = 61, 128, 14, 5
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-}
-FAMILIES = {
-    "Llama": SIZES,
-    "Qwen3": {**SIZES, "head_dim": 16},
-    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT},
-}
-
-
-def build(family):
-    sizes = {**FAMILIES[family], "vocab_size": VOCAB, "initializer_range": 0.25}
-    config = getattr(transformers, f"{family}Config")(**sizes, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    torch.manual_seed(0)
-    name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
-    module = getattr(transformers, name)(config).to(torch.float64).eval()
-    module.generation_config.eos_token_id = module.generation_config.pad_token_id = EOS  # pad == eos
-    return module
-
-
-def ragged(count, longest=40, seed=1):
-    """Prompts in which the padding token, which is the end-of-text token too, occurs."""
-    rng = random.Random(seed)
-    rows = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, longest))] for _ in range(count)]
-    rows[1] = [EOS, *rows[1], EOS]
-    return rows
-
-
-def block(rows, side, filler=EOS):
-    width = max(map(len, rows))
-    pads = [width - len(row) for row in rows]
-    left = side == "left"
-    ids = [[filler] * n + row if left else row + [filler] * n for row, n in zip(rows, pads, strict=True)]
-    mask = [[0] * n + [1] * len(row) if left else [1] * len(row) + [0] * n for row, n in zip(rows, pads, strict=True)]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def alone(module, row, **settings):
-    """transformers' own generate on one row; returns the new tokens."""
-    ids = torch.tensor([row])
-    return module.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(row) :].tolist()
-
-
-def laid_out(ids, news):
-    most = max(map(len, news))
-    return torch.cat([ids, torch.tensor([new + [EOS] * (most - len(new)) for new in news])], dim=1)
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return build("Llama")
+from specdec.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
 def draft(llama):
     return perturbed(llama, 0.04)
+
+
+ROLES = ("target", "draft")
 
 
 @pytest.fixture(scope="module")
@@ -219,30 +156,6 @@ def test_stop_strings(tiny):
     assert {"stop_string", "length"} <= set(output.stop_reasons)
 
 
-def test_events_add_up_to_the_output_and_the_statistics(llama, draft):
-    rows = ragged(7)
-    engine = specdec.Engine(llama, draft, gamma=3)
-    output = engine.generate(rows, max_new_tokens=NEW, return_dict_in_generate=True)
-    events = list(engine.stream(rows, max_new_tokens=NEW))
-    width = max(map(len, rows))
-    for b in range(len(rows)):
-        own = [event for event in events if event.row == b]
-        tokens = [token for event in own for token in event.tokens]
-        assert output.sequences[b, width : width + len(tokens)].tolist() == tokens
-        assert output.num_new_tokens[b] == len(tokens)
-        assert output.num_accepted[b] == sum(event.kinds.count("accepted") for event in own)
-        assert output.num_drafted[b] == sum(event.num_drafted for event in own)
-        assert output.accepted_lengths[b] == [event.num_accepted for event in own]
-        assert output.num_verify_calls[b] == len(own)
-        assert [event.stop_reason for event in own] == [None] * (len(own) - 1) + [output.stop_reasons[b]]
-    kinds = {kind for event in events for kind in event.kinds}
-    assert kinds == {"accepted", "recovered", "bonus"} or kinds == {"accepted", "recovered", "bonus", "plain"}
-    assert output.acceptance_rate == sum(output.num_accepted) / sum(output.num_drafted)
-    assert output.mean_acceptance_length == sum(output.num_new_tokens) / sum(output.num_verify_calls)
-    assert torch.equal(output["sequences"], output[0]), "it is read like the outputs of transformers"
-    assert isinstance(output, specdec.SpeculativeOutput)
-
-
 def test_streamers_one_per_row(llama, draft, words):
     rows = ragged(3, longest=6)
     streamers = [TextIteratorStreamer(words, skip_prompt=True, timeout=1) for _ in rows]
@@ -253,47 +166,6 @@ def test_streamers_one_per_row(llama, draft, words):
         assert list(streamer) == list(theirs)
     with pytest.raises(ConfigError, match="streamer: 1 for 3 rows"):
         specdec.generate(llama, draft, rows, streamer=streamers[0])
-
-
-def test_an_engine_keeps_its_caches_and_survives_an_abandoned_call(llama, draft):
-    rows = ragged(6)
-    engine = specdec.Engine(CausalLM(llama), draft)
-    first = engine.generate(rows, max_new_tokens=NEW)
-    [parts] = engine._idle
-    abandoned = engine.stream(rows, max_new_tokens=NEW)
-    next(abandoned)
-    between = engine.generate(rows[::-1], max_new_tokens=NEW)
-    list(abandoned)
-    assert torch.equal(between.flip(0), first)
-    abandoned = engine.stream(rows, max_new_tokens=NEW)
-    next(abandoned)
-    abandoned.close()
-    assert torch.equal(engine.generate(rows, max_new_tokens=NEW), first)
-    assert parts in engine._idle or len(engine._idle) == 1
-    assert torch.equal(specdec.generate(llama, None, rows, max_new_tokens=NEW), first), "plain batched decoding"
-    assert torch.equal(specdec.generate(llama, "prompt_lookup", rows, max_new_tokens=NEW), first)
-
-
-def test_a_drafter_may_measure_before_the_first_rows_and_for_another_batch(llama, monkeypatch):
-    prepared = []
-    monkeypatch.setattr(TrigramDrafter, "prepare", lambda self, batch: prepared.append(batch))
-    engine = specdec.Engine(llama, "trigram", gamma=2)
-    for rows in (2, 2, 3):
-        engine.generate([[1, 2, 3]] * rows, max_new_tokens=2, pad_token_id=0)
-    assert prepared == [2, 3]
-
-
-def test_models_are_left_as_they_were(llama):
-    draft = perturbed(llama, 0.04)
-    draft.train()
-    draft.model.layers[0].eval()
-    before = [part.training for part in draft.modules()]
-    engine = specdec.Engine(llama, draft)
-    engine.generate(ragged(2), max_new_tokens=3)
-    assert [part.training for part in draft.modules()] == before
-    draft.float()
-    with pytest.raises(PairError, match=r"from cpu, torch.float64 to cpu, torch.float32"):
-        engine.generate(ragged(2), max_new_tokens=3)
 
 
 def test_sampling_is_repeatable_and_knows_no_neighbours(llama, draft):
@@ -344,12 +216,6 @@ def test_a_draft_of_another_tokenizer_is_joined_by_text(tiny):
     assert (plain.acceptance_rate, plain.mean_acceptance_length) == (0, 1)
 
 
-def test_the_draft_length_follows_the_cost_of_the_draft():
-    target = CausalLM(small_llama(0, torch.float32, layers=8))
-    half, small = (CausalLM(small_llama(0, torch.float32, layers=layers)) for layers in (4, 1))
-    assert choose_gamma(target, half) < choose_gamma(target, small) < choose_gamma(target, None)
-
-
 def test_a_target_may_name_its_decoder_start_and_a_forced_first_token():
     """XGLM's own configuration does: neither decides a token after a prompt of two tokens or more."""
     target = small_llama(0, torch.float32)
@@ -361,20 +227,3 @@ def test_a_target_may_name_its_decoder_start_and_a_forced_first_token():
         assert outputs[row, 3:].tolist() == alone[0, len(prompt) :].tolist()
     with pytest.raises(DataError, match=r"row 1: after a prompt of one token .* forces token 5"):
         specdec.generate(target, None, [[3, 9], [4]], max_new_tokens=8)
-
-
-def test_long_prompts_are_read_in_parts(monkeypatch):
-    """A mask of a whole prompt would grow by the square of its length."""
-    target, rows, parts = build("Llama"), ragged(3), []
-
-    def read(self, rows, stops, original=Reader.read):
-        parts.extend(stop - self.length(row) for row, stop in zip(rows, stops, strict=True))
-        original(self, rows, stops)
-
-    monkeypatch.setattr(Reader, "read", read)
-    whole = specdec.generate(target, perturbed(target, 0.05), rows, max_new_tokens=6)
-    assert max(parts) == max(map(len, rows)) - 1
-    parts.clear()
-    monkeypatch.setattr(api, "PREFILL_CHUNK", 4)
-    assert torch.equal(specdec.generate(target, perturbed(target, 0.05), rows, max_new_tokens=6), whole)
-    assert max(parts) == 4

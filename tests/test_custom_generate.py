@@ -8,24 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import perturbed
-from test_api import NEW, alone, block, build, laid_out, ragged
+from library_models import NEW, alone, block, laid_out, ragged
 from test_processors import OPTIONS
 from transformers import TextStreamer
 
 import specdec
 from specdec.errors import ConfigError
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "custom_generate"
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return build("Llama")
-
 
 @pytest.fixture(scope="module")
 def draft(llama):
     return perturbed(llama, 0.04)
+
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "custom_generate"
 
 
 @pytest.mark.parametrize("name", [None, "min_new_tokens", "logits_processor", "stopping_criteria"])

@@ -8,7 +8,7 @@ from inspect import signature
 import pytest
 import torch
 from conftest import perturbed
-from test_api import EOS, build
+from library_models import EOS, build
 from test_processors import OPTIONS
 from transformers import GenerationConfig
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import perturbed
-from test_api import EOS, NEW, VOCAB, alone, block, build, laid_out, ragged
+from library_models import EOS, NEW, VOCAB, alone, block, laid_out, ragged
 from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria
 from transformers.generation import EosTokenCriteria
 
 import specdec
 from specdec.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return build("Llama")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from specdec.core.sequence import Sequence, SequencePool
 from specdec.engine.loop import RoundLoop
 from specdec.errors import ConfigError
 from specdec.registry import create
+from specdec.selectors import trained
 from specdec.selectors.base import Roots, RowShape, Selector, SelectorContext
 from specdec.selectors.combs import CombLayout
 from specdec.selectors.explore import Explorer
@@ -323,8 +324,15 @@ def test_a_trained_selector_decodes_and_is_refused_where_it_was_not_trained(fold
 
 
 @pytest.mark.parametrize("name", ["by_length", "trained", "estimate"])
-def test_on_a_gpu_that_is_pretended(folder, name):
-    """Tensors of both devices are never mixed, and shapes are those of the CPU."""
+def test_on_a_gpu_that_is_pretended(folder, name, monkeypatch):
+    """Tensors of both devices are never mixed, and shapes are those of the CPU where forwards take the same time."""
+
+    def measured_alike(*args):
+        times = measure(*args)
+        return RoundTimes(dict.fromkeys(times.draft_s, 1.0), dict.fromkeys(times.target_s, 2.0))
+
+    measure = trained.measure
+    monkeypatch.setattr(trained, "measure", measured_alike)
 
     def run():
         settings = {"trained": {"path": folder}, "estimate": {"samples": 2, "by": "tokens"}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from functools import partial
 
@@ -11,18 +10,13 @@ import pytest
 import torch
 from conftest import greedy_alone, no_library
 from harness import fresh, make_engine, run_all, the_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from memory_of_runs import composed
 from pretend_cuda import GPU, PretendCuda
 from test_hybrids import target_of
 from test_native import build
 
 import specdec
-from specdec.alignment import prefix_tree
 from specdec.alignment.inplace import InplaceAlignment
-from specdec.alignment.own_columns import OwnColumns
-from specdec.alignment.prefix_tree import Part, PrefixTree, common, shared_parts
 from specdec.alignment.prefixes import Prefixes
 from specdec.conformance.calls import check_program
 from specdec.conformance.models import on_device, perturbed, small_llama, small_pair
@@ -31,11 +25,7 @@ from specdec.core.clock import Clock
 from specdec.core.transfer import to_device
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
-from specdec.models.execution import parts
-from specdec.models.execution.parts import Part as Attended
-from specdec.models.kv import KVStorage
 from specdec.models.pair import load_pair
-from specdec.models.shared import SharedColumns
 from specdec.run.factory import build_engine
 
 EXECUTIONS = [
@@ -100,31 +90,6 @@ def tree_of_prompts() -> list[list[int]]:
     every, more = [(7 * i + 3) % 61 for i in range(20)], [(11 * i + 5) % 61 for i in range(30)]
     deep = [*every, *more, *((5 * i + 2) % 61 for i in range(10))]
     return [[*deep, 1], [*deep, 2, 3], [*every, *more, 50], [*every, *more, 51, 52], [*every, 40], [*every, 41, 42]]
-
-
-def test_every_level_is_computed_and_kept_once():
-    """Rows that come one by one, or together: the same tree; no token of it is computed twice."""
-    model, fed, rows = the_model(), [], tree_of_prompts()
-    model.observers.append(lambda _, call: fed.append(call.tokens_BT.numel()) or call)
-    together, apart = SHARED(model, Clock()), SHARED(model, Clock())
-    together.admit([0, 1, 2, 3, 4, 5], rows)
-    assert fed == [20, 30, 10, 12], "20, 30 and 10 shared tokens, two of six rows"
-    fed.clear()
-    for row in (0, 5, 2, 1, 4, 3):
-        apart.admit([row], [rows[row]])
-    model.observers.clear()
-    assert fed == [61, 2, 1, 2, 1, 2]
-    for alignment in (together, apart):
-        assert alignment._prefixes.num_columns == 60
-        assert [alignment.shared_length(row) for row in range(6)] == [60, 60, 50, 50, 20, 20]
-        for row in range(6):
-            torch.testing.assert_close(alignment.content(row), fresh(*rows[row])[1], rtol=0, atol=1e-10)
-    together.release([0, 1])
-    together.admit([6], [[*rows[4][:20], 7]])
-    assert together._prefixes.num_columns == 50, "nobody reads the last ten"
-    together.release([2, 3])
-    together.admit([7], [rows[2][:35]])
-    assert together._prefixes.num_columns == 35, "of the second part, the first fifteen are read"
 
 
 def test_a_declared_prefix_is_held_until_the_end():
@@ -301,21 +266,6 @@ def test_a_drafter_that_reads_the_states_of_every_prompt_token_is_refused():
         build_engine(cfg, load_pair(cfg), Clock())
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 2), max_size=7), min_size=1, max_size=6), st.integers(1, 3))
-def test_what_two_contents_have_in_common_is_held_once_but_for_less_than_the_least(contents, least):
-    ids, held = [np.array(content, dtype=np.int64) for content in contents], [0] * len(contents)
-    for group, length in shared_parts(ids, held, least):
-        assert len(group) > 1
-        assert len({tuple(contents[b][:length]) for b in group}) == 1
-        assert min(len(contents[b]) for b in group) >= length
-        assert length - max(held[b] for b in group) >= least, "no part is shorter"
-        for b in group:
-            held[b] = length
-    for a, b in itertools.combinations(range(len(ids)), 2):
-        assert min(held[a], held[b]) > common(ids[a], ids[b]) - least
-
-
 def test_what_cannot_share_is_refused_in_one_line():
     model = the_model()
     with pytest.raises(ConfigError, match=r"alignment.shared_prefix=-1: it must be 0"):
@@ -326,71 +276,3 @@ def test_what_cannot_share_is_refused_in_one_line():
         SHARED(model, Clock())
     with pytest.raises(ConfigError, match=r"alignment.shared_prefix=8: Lfm2ForCausalLM has layers with a recurrent"):
         SHARED(target_of("Lfm2"), Clock())
-
-
-def _without_weights(first: Attended, second: Attended) -> Attended:
-    return (first[0] + second[0]) / 2, torch.logaddexp(first[1], second[1])
-
-
-def _frees(self: Prefixes, rows: list[int]) -> None:
-    for row in rows:
-        self._ids.pop(row, None)
-        if (part := self._ends.pop(row, None)) is not None:
-            part.kv.data_NBHSD.zero_()
-
-
-def _from_the_first(self: SharedColumns, number: int) -> slice:
-    return slice(0, min(self.storages[number].data_NBHSD.shape[3], self.width))
-
-
-def _from_the_front(self: OwnColumns, row: int, first: int, last: int) -> KVStorage:
-    return self.slots.kv.copied(self.slots.slot[row], 0, last - first)
-
-
-SPLIT = PrefixTree.split
-
-
-def _split_without_rows(self: PrefixTree, part: Part, at: int) -> Part:
-    first = SPLIT(self, part, at)
-    first.rows |= dict.fromkeys(part.rows, at)
-    part.rows.clear()
-    return first
-
-
-def _frees_parts_above(self: PrefixTree, kept: Part | None) -> None:
-    for part in self.parts():
-        if not part.rows and not part.awaited:
-            part.kv.data_NBHSD.zero_()
-
-
-def _one_more(one: np.ndarray, other: np.ndarray) -> int:
-    size = min(len(one), len(other))
-    return min(size, common(one, other) + 1)
-
-
-PLANTED = {
-    "rows of a part that is split read its first tokens only": (PrefixTree, "split", _split_without_rows),
-    "a part that no path ends in is freed": (PrefixTree, "prune", _frees_parts_above),
-    "every level is read from the first position on": (SharedColumns, "positions", _from_the_first),
-    "a part begins at the row's first own column": (OwnColumns, "copied", _from_the_front),
-    "the merge has no weights": (parts, "merge", _without_weights),
-    "a row that leaves frees the prefix of others": (Prefixes, "release", _frees),
-    "a prefix may differ in its last token": (prefix_tree, "common", _one_more),
-}
-
-
-@pytest.mark.parametrize("bug", PLANTED)
-def test_planted_bugs_are_found(bug, monkeypatch):
-    place, name, wrong = PLANTED[bug]
-    monkeypatch.setattr(place, name, wrong)
-    with on_device(torch.device("cpu"), "fused"):
-        found = [
-            broken for p in sharing_programs() for broken in check_program(p, make=partial(SHARED, shared_prefix=8))
-        ]
-    assert found
-
-
-def test_a_thousand_rows_that_each_begin_the_next_are_grouped():
-    ids = [np.arange(2, 2 + size) for size in range(1, 1201)]
-    lengths = [length for _, length in shared_parts(ids, [0] * len(ids), 64)]
-    assert lengths == list(range(64, 1200, 64))

@@ -42,10 +42,10 @@ def choose_drafter(draft: Model | str | None, tokenizer: Any, draft_tokenizer: A
         ConfigError: it needs trained weights, which a call cannot name, or a draft's tokenizer comes without its model
             or without the target's.
     """
-    if draft_tokenizer is not None and tokenizer is None:
-        raise ConfigError("draft_tokenizer is given without tokenizer=, the target's: pass both")
     if draft_tokenizer is not None and (draft is None or isinstance(draft, str)):
         raise ConfigError("draft_tokenizer is given without a draft model that it belongs to: leave it out")
+    if draft_tokenizer is not None and tokenizer is None:
+        raise ConfigError("draft_tokenizer is given without tokenizer=, the target's: pass both")
     if not isinstance(draft, str):
         return "none" if draft is None else "model" if draft_tokenizer is None else "retokenize"
     if UNTRAINED in lookup("drafter", draft).config.__dataclass_fields__:  # type: ignore[attr-defined]
