@@ -9,10 +9,12 @@ from harness import make_engine, run_all
 
 import specdec.alignment.windowed as windowed_module
 from specdec.alignment.inplace import InplaceAlignment
+from specdec.alignment.reader import Reader
 from specdec.alignment.windowed import MARGIN, ROOM, windowed
 from specdec.config.windows import check_sizes
 from specdec.conformance import conformance
 from specdec.core.clock import Clock
+from specdec.core.sequence import Sequence
 from specdec.drafters.context import DrafterContext
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError, ContractError
@@ -85,6 +87,18 @@ def test_positions_beyond_the_columns_in_other_executions(execution):
     alignment.admit([0], [tokens[:-1]])
     logits_V = alignment.forward([0], torch.tensor([tokens[-1:]]))[0, 0]
     torch.testing.assert_close(logits_V, alone(model, tokens)[-1], rtol=0, atol=1e-3)
+
+
+def test_a_row_that_is_read_on_takes_the_columns_of_a_row_that_decodes(model):
+    """A row that lacks much is fed in parts: its cache never grows to hold all that is missing."""
+    alignment = windowed(WINDOW, SINKS)(model, Clock())
+    reader, row = Reader(alignment), Sequence(0, made(1, 700), 4)
+    reader.read([row], [5])
+    reader.read([row], [650])
+    assert alignment.length(0) == 650
+    assert alignment._slots.kv.data_NBHSD.shape[3] <= SINKS + WINDOW + MARGIN + 3 * ROOM
+    logits_V = alignment.forward([0], torch.tensor([row.prompt_ids[650:651]]))[0, 0]
+    torch.testing.assert_close(logits_V, alone(model, row.prompt_ids[:651])[-1], rtol=0, atol=1e-8)
 
 
 def test_first_tokens_of_a_short_row_are_sinks_in_a_tree_too(model):
