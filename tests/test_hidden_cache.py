@@ -52,7 +52,8 @@ def test_recipes_share_the_layers_and_the_disk_must_have_room(root, capsys, monk
     files = {path.name for path in (root / "cache/hidden").rglob("*.safetensors")}
     assert {name.rpartition("-")[2] for name in files} == {"1.safetensors", "3.safetensors"}
     assert len(files) == 2 * 2
-    assert "GB of hidden states (layers [1, 3])" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "GB of hidden states (layers [1, 3])" in told and "[hidden] batch 2 of 2  0.0 min left" in told
     made = {path: path.stat().st_mtime_ns for path in (root / "cache/hidden").rglob("*.safetensors")}
     cfg = heads(root, "medusa", "second", cached=True)
     run_task("", cfg)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from specdec.assets import cache_folder
 from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
+from specdec.training.config import LINE_EVERY_S
 from specdec.training.outputs import load_outputs
 
 ROWS_AT_ONCE = 8
@@ -73,8 +75,14 @@ class HiddenStates:
                 "set it to false"
             )
         print(f"[hidden] {told}", flush=True)
-        for path, layers in missing.items():
+        start_s = told_s = time.monotonic()
+        for num_done, (path, layers) in enumerate(missing.items(), 1):
             self._write(path, layers)
+            now_s = time.monotonic()
+            if now_s - told_s >= LINE_EVERY_S or num_done == len(missing):
+                left_min = (now_s - start_s) / 60 * (len(missing) - num_done) / num_done
+                print(f"[hidden] batch {num_done} of {len(missing)}  {left_min:.1f} min left", flush=True)
+                told_s = now_s
         return {"bytes_made": num_bytes, "files": len(self.paths) * len(self.layers), "layers": self.layers}
 
     @torch.inference_mode()
