@@ -113,7 +113,7 @@ class HiddenStates:
             )
 
     def of(self, path: Path, chosen: Tensor, width: int) -> Tensor:
-        """(B, T, L, D) of some rows of a file of outputs; past a row's end 0.
+        """(B, T, L, D) of some rows of a file of outputs, up to ``width`` tokens T; past a row's end 0.
 
         Raises:
             TrainingError: the cache was emptied after the stage.
@@ -129,5 +129,6 @@ class HiddenStates:
             with safe_open(file, framework="pt") as stored:
                 states_ND = stored.get_slice("hidden_ND")
                 for row, number in enumerate(chosen.tolist()):
-                    found[row, : lengths[number], place] = states_ND[ends[number] - lengths[number] : ends[number]]
+                    start, size = ends[number] - lengths[number], min(lengths[number], width)
+                    found[row, :size, place] = states_ND[start : start + size]
         return found
