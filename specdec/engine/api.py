@@ -28,7 +28,7 @@ from specdec.engine.call import Plan, make_plan
 from specdec.engine.inputs import Inputs
 from specdec.engine.loop import RoundLoop
 from specdec.engine.options import whole_number
-from specdec.engine.output import Event, SpeculativeOutput, events_of, sequences, statistics
+from specdec.engine.output import Event, SpeculativeOutput, events_of, sequences, statistics, streamers_of
 from specdec.engine.scores import ScoreRecorder
 from specdec.engine.wrapping import (
     Model,
@@ -214,7 +214,7 @@ class Engine:
             ConfigError: an option is unknown, unsupported or out of range. DataError: a row cannot be continued.
         """
         plan = self._plan(inputs, generation_config, input_ids, attention_mask, seed, batch, settings)
-        streamers = _streamers(streamer, plan)
+        streamers = streamers_of(streamer, plan.rows)
         recorder = _recorder(plan)
         for event in self._run(plan, recorder):
             if streamers:
@@ -294,15 +294,3 @@ def _recorder(plan: Plan) -> ScoreRecorder | None:
     wanted = {name.removeprefix("output_"): True for name in plan.options.outputs}
     normalized = plan.options.samples and bool(plan.options.processing.get("renormalize_logits"))
     return ScoreRecorder(**wanted, normalized=normalized) if wanted else None
-
-
-def _streamers(streamer: Any, plan: Plan) -> list[Any]:
-    """One streamer per row, or none; each gets its prompt first, as in ``transformers``."""
-    if streamer is None:
-        return []
-    streamers = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
-    if len(streamers) != len(plan.rows):
-        raise ConfigError(f"streamer: {len(streamers)} for {len(plan.rows)} rows; give a list with one per row")
-    for one, row in zip(streamers, plan.rows, strict=True):
-        one.put(torch.tensor([row.prompt_ids]))
-    return streamers

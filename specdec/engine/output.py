@@ -15,6 +15,7 @@ from specdec.core.round import Round
 from specdec.core.sequence import Sequence
 from specdec.engine.inputs import Block
 from specdec.engine.scores import ScoreRecorder, by_step
+from specdec.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +114,15 @@ def statistics(
         logits=by_step(recorder.logits_of, rows) if recorder and recorder.logits else None,
         logprobs=[recorder.logprobs_of[row.index] for row in rows] if recorder and recorder.logprobs else None,
     )
+
+
+def streamers_of(streamer: Any, rows: list[Sequence]) -> list[Any]:
+    """One streamer per row, or none; each gets its prompt first, as in ``transformers``."""
+    if streamer is None:
+        return []
+    streamers = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
+    if len(streamers) != len(rows):
+        raise ConfigError(f"streamer: {len(streamers)} for {len(rows)} rows; give a list with one per row")
+    for one, row in zip(streamers, rows, strict=True):
+        one.put(torch.tensor([row.prompt_ids]))
+    return streamers
