@@ -1,9 +1,10 @@
 """Trained heads against the draft model and plain decoding: what they accept, what drafting costs, how fast they are.
 
     python experiments/heads/study.py              # trains and measures what is not there yet, writes heads.md
-    python experiments/heads/study.py --only train # or measure
+    python experiments/heads/study.py --only train --recipes eagle3,dspark # or measure; a core for each such command
     python experiments/heads/study.py --rehearse   # every line of it at small sizes; the figures mean nothing
 
+A head per recipe and seed, each trained for `--minutes` of the clock on the same outputs.
 All methods decode the same prompts greedily in turns, after a warm-up, in this process; every row is compared with the
 target's own `generate`. The prompts are cut from held-out files, at other places than those that training measures.
 Times are of the processor, from the end of the first round to the end of the last, because other jobs run on the
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fits import STEPS, configured, train_head
+from fits import RECIPES, configured, train_head
 
 from specdec.bench.own import Workload, Workloads, warm_up
 from specdec.bench.plan import BenchCell
@@ -72,12 +73,13 @@ class Counter:
         return calibration_error(np.sum(self.bins, axis=0).tolist()) if self.bins else None
 
 
-def methods(folders: dict[str, Path]) -> dict[str, list[str]]:
-    """Overrides of every method, by the name that tables give it."""
-    found = {PLAIN: ["drafter=none"], "draft model": ["drafter=model"]}
-    found |= {name: [f"drafter={name}", f"drafter.path={path.resolve()}"] for name, path in folders.items()}
+def methods(folders: dict[str, list[Path]]) -> dict[str, list[list[str]]]:
+    """Overrides of every method, by the name that tables give it: one list of them for each seed."""
+    found = {PLAIN: [["drafter=none"]], "draft model": [["drafter=model"]]}
+    for name, paths in folders.items():
+        found[name] = [[f"drafter={name}", f"drafter.path={path.resolve()}"] for path in paths]
     if "dspark" in folders:
-        found["dspark, early_stop"] = [*found["dspark"], *EARLY_STOP]
+        found["dspark, early_stop"] = [[*overrides, *EARLY_STOP] for overrides in found["dspark"]]
     return found
 
 
@@ -106,7 +108,9 @@ def measured(work: Workload) -> dict[str, Any]:
     }
 
 
-def measure(all_methods: dict[str, list[str]], data: Path, batch: int, given: argparse.Namespace) -> list[list[str]]:
+def measure(
+    all_methods: dict[str, list[list[str]]], data: Path, batch: int, given: argparse.Namespace
+) -> list[list[str]]:
     """The table's lines of one batch size."""
     suite = Suite(cache=str(given.results / "references"), data=str(data), threads=1)
     loads = Workloads(suite, ["pair=tiny"])
@@ -120,41 +124,52 @@ def measure(all_methods: dict[str, list[str]], data: Path, batch: int, given: ar
         prompts_per_row=1,
         data=str(data),
     )
-    path, names, warm = given.results / f"batch_{batch}.json", list(all_methods), set[str]()
+    overrides = {f"{name} {i}": of_seed for name, seeds in all_methods.items() for i, of_seed in enumerate(seeds)}
+    path, names, warm = given.results / f"batch_{batch}.json", list(overrides), set[str]()
     records: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
     if list(records) != names:
         records = {name: [] for name in names}
-    for turn in range(len(records[PLAIN]), given.turns):
+    for turn in range(len(records[names[0]]), given.turns):
         found = {}
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            method = Method(overrides=[*SHARED, *all_methods[name]])
+            method = Method(overrides=[*SHARED, *overrides[name]])
             work = loads.of(BenchCell("heads", "tiny", None, batch, name), study, method.overrides)
             if name not in warm:
                 warm_up(work, method)
                 warm.add(name)
             found[name] = measured(work)
+            print(f"batch {batch}, turn {turn + 1} of {given.turns}: {name}", flush=True)
         for name in names:
             records[name].append(found[name])
         write_json(path, records)
-    return [line(batch, name, found, records[PLAIN]) for name, found in records.items()]
+    return [
+        line(batch, name, [records[f"{name} {i}"] for i in range(len(seeds))], records[f"{PLAIN} 0"])
+        for name, seeds in all_methods.items()
+    ]
 
 
-def line(batch: int, name: str, found: list[dict[str, Any]], plain: list[dict[str, Any]]) -> list[str]:
-    """One method: counts of its first turn, medians of its times, and the range of its ratio to plain decoding."""
-    counts = found[0]
-    speeds = [record["cpu_tokens_per_s"] for record in found]
-    ratios = [speed / other["cpu_tokens_per_s"] for speed, other in zip(speeds, plain, strict=True)]
-    error, accepted = counts["calibration_error"], counts["acceptance_rate"]
+def line(batch: int, name: str, seeds: list[list[dict[str, Any]]], plain: list[dict[str, Any]]) -> list[str]:
+    """One method: means over seeds of counts, medians over seeds and turns of times, and ranges of both."""
+    lengths = [found[0]["mean_acceptance_length"] for found in seeds]
+    rates = [found[0]["acceptance_rate"] for found in seeds if found[0]["acceptance_rate"] is not None]
+    errors = [found[0]["calibration_error"] for found in seeds if found[0]["calibration_error"] is not None]
+    turns = [record for found in seeds for record in found]
+    ratios = [
+        record["cpu_tokens_per_s"] / other["cpu_tokens_per_s"]
+        for found in seeds
+        for record, other in zip(found, plain, strict=True)
+    ]
+    spread = f" [{min(lengths):.2f}, {max(lengths):.2f}]" if len(lengths) > 1 else ""
     return [
         name,
         str(batch),
-        f"{counts['mean_acceptance_length']:.2f}",
-        "" if accepted is None else f"{accepted:.2f}",
-        f"{statistics.median(record['draft_cpu_ms_per_round'] for record in found):.2f}",
-        f"{statistics.median(speeds):,.0f}",
+        f"{statistics.mean(lengths):.2f}{spread}",
+        f"{statistics.mean(rates):.2f}" if rates else "",
+        f"{statistics.median(record['draft_cpu_ms_per_round'] for record in turns):.2f}",
+        f"{statistics.median(record['cpu_tokens_per_s'] for record in turns):,.0f}",
         f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
-        "" if error is None else f"{error:.3f}",
-        f"{counts['num_exact']}/{counts['num_prompts']}",
+        f"{statistics.mean(errors):.3f}" if errors else "",
+        f"{sum(record['num_exact'] for record in turns)}/{sum(record['num_prompts'] for record in turns)}",
     ]
 
 
@@ -165,7 +180,9 @@ def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["train", "measure"], help="that part; without it both")
-    parser.add_argument("--recipes", default=",".join(STEPS), help="of the heads, with commas")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="of the heads, with commas")
+    parser.add_argument("--seeds", default="1,2,3", help="of the fits, with commas")
+    parser.add_argument("--minutes", type=float, default=10, help="of each fit")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--num-prompts", type=int, default=64)
@@ -175,10 +192,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the table (default: heads.md beside this file)")
     given = parser.parse_args()
     given.results = given.results / ("rehearsal" if given.rehearse else "full")
-    recipes = given.recipes.split(",")
-    folders = {name: given.results / name / "export" for name in recipes}
-    if given.only != "measure":
-        folders = {name: train_head(name, given.results, given.rehearse) for name in recipes}
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    folders: dict[str, list[Path]] = {}
+    for name in given.recipes.split(","):
+        if given.only == "measure":
+            folders[name] = [given.results / f"{name}_{seed}" / "export" for seed in seeds]
+        else:
+            folders[name] = [train_head(name, seed, given.minutes, given.results, given.rehearse) for seed in seeds]
     if given.only == "train":
         return
     lines, data = list[list[str]](), unseen_prompts(given.results, given.num_prompts)
@@ -186,7 +206,8 @@ def main() -> None:
         lines += measure(methods(folders), data, batch, given)
         table = markdown(text_table(HEADINGS, lines))
         out = given.out or (given.results if given.rehearse else FOLDER) / "heads.md"
-        out.write_text(f"Pair tiny, gamma 4, {given.max_new_tokens} new tokens, {given.turns} turns.\n\n{table}")
+        head = f"Pair tiny, gamma 4, {given.max_new_tokens} new tokens, {len(seeds)} seeds, {given.turns} turns."
+        out.write_text(f"{head}\n\n{table}")
         print(table, flush=True)
 
 
