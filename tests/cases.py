@@ -12,7 +12,7 @@ import pytest
 def all_pairs(*axes: Sequence[Any]) -> list[Any]:
     """Parameters of every combination of one value per axis; a value that is a tuple stands for several parameters.
 
-    Combinations are taken greedily until any two values of different axes have met; the others are marked slow.
+    Combinations are taken greedily until any two values of different axes have met; the others run every night.
     """
     everything = list(product(*(range(len(axis)) for axis in axes)))
     met = {combination: set(combinations(enumerate(combination), 2)) for combination in everything}
@@ -22,7 +22,7 @@ def all_pairs(*axes: Sequence[Any]) -> list[Any]:
         short.add(best)
         missing -= met[best]
     return [
-        pytest.param(*_values(axes, combination), marks=() if combination in short else pytest.mark.slow)
+        pytest.param(*_values(axes, combination), marks=() if combination in short else pytest.mark.nightly)
         for combination in everything
     ]
 

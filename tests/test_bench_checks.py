@@ -111,7 +111,7 @@ def test_built_in_prompts_are_enough_and_all_different(tmp_path):
     assert f"data.path={file}" in count_overrides(str(file), 480, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_suite_for_a_gpu(tmp_path, monkeypatch):
     """All of it with few prompts and a small 7B: what runs on a GPU has run before."""
     for sizes in (forward_bound.COPIED_NUMBERS, forward_bound.PRODUCT_SIZE):

@@ -131,7 +131,7 @@ def test_known_incorrect_verifier_and_scheduler():
         ("scheduler=exspec", {"max_wait_rounds": 3}),
         ("drafter=model", {}),
         ("drafter=scripted", {}),
-        pytest.param("drafter=retokenize", {}, marks=pytest.mark.slow),
+        pytest.param("drafter=retokenize", {}, marks=pytest.mark.nightly),
         pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
         pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),
         *(
@@ -174,7 +174,7 @@ def test_the_example_plug_ins_keep_every_promise(group, name, monkeypatch):
     assert group != "scheduler" or plugin(2, 5).max_wait_rounds == 8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_drafter_that_listens_to_its_neighbours_is_caught():
     class Nosy(ModelDrafter):
         def propose(self, rows, gammas):

@@ -49,6 +49,8 @@ USUAL = {
 SAMPLED = SamplingParams(temperature=1.3, seed=5)
 registry.load_entry_points()
 PLUGINS = [(g, name) for g in GROUPS for name in registry.names(g) if f"{g}={name}" not in OF_A_PAIR]
+IN_CI = {("alignment", "inplace"), ("tree", "chain"), ("verifier", "block"), ("scheduler", "continuous")}
+"""Whose kit CI runs on the pretended GPU; it decodes with every plug-in there, and the kit runs every night."""
 
 
 def settings_of(group: str, name: str) -> dict[str, bool]:
@@ -172,10 +174,7 @@ def test_the_example_plug_ins(own_plugins):
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [
-        pytest.param(*plugin, marks=pytest.mark.nightly if plugin[0] == "drafter" else pytest.mark.slow)
-        for plugin in PLUGINS
-    ],
+    [pytest.param(*plugin, marks=pytest.mark.slow if plugin in IN_CI else pytest.mark.nightly) for plugin in PLUGINS],
 )
 def test_the_kit(group, name):
     if registry.lookup(group, name).known_incorrect:
