@@ -65,7 +65,7 @@ def test_the_bench_measures_again_what_was_measured_with_another_model(tmp_path,
     assert len((tmp_path / "out" / "measurements.jsonl").read_text().splitlines()) == len(lines) + 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_pair_without_a_draft_gives_other_engines_its_gguf_file_and_no_draft(tmp_path, monkeypatch, capsys):
     gguf = write_gguf(tmp_path / "small.Q4_1.gguf", gguf_llama(), "Q4_1")
     monkeypatch.setattr("specdec.bench.machine.os.sched_setaffinity", lambda *_: None, raising=False)

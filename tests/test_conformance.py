@@ -41,7 +41,8 @@ def broken(group: str, name: str, scale: float = SCALE, execution: str = "eager"
     "name",
     [
         "inplace",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("eqspec", "masked", "rollback", "expansion")),
+        pytest.param("eqspec", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("masked", "rollback", "expansion")),
     ],
 )
 def test_correct_strategies_keep_every_promise(name):
@@ -53,9 +54,13 @@ def test_correct_strategies_keep_every_promise(name):
 @pytest.mark.parametrize(
     ("plugin", "settings"),
     [
-        *((f"alignment={name}", {}) for name in ("inplace", "eqspec", "masked", "rollback", "expansion")),
+        ("alignment=inplace", {}),
+        *(
+            pytest.param(f"alignment={name}", {}, marks=pytest.mark.nightly)
+            for name in ("eqspec", "masked", "rollback", "expansion")
+        ),
         ("drafter=model", {}),
-        ("drafter=medusa", {"untrained": True}),
+        pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
         ("scheduler=exspec", {}),
     ],
 )
@@ -76,7 +81,7 @@ def test_a_defect_is_found_with_native_forwards_too():
 @pytest.mark.parametrize(
     ("name", "switches", "expected"),
     [
-        pytest.param("bsp", {"count_padding": True, "count_holes": False}, "position", marks=pytest.mark.slow),
+        pytest.param("bsp", {"count_padding": True, "count_holes": False}, "position", marks=pytest.mark.nightly),
         ("bsp", {"count_padding": False, "count_holes": True}, "position"),
         pytest.param(
             "dsd",
@@ -88,7 +93,7 @@ def test_a_defect_is_found_with_native_forwards_too():
             "dsd",
             {"attend_padding": False, "pile_up_padding": True, "absolute_positions": True},
             "position, visibility",  # where many tokens pile up, an earlier one's key is not where it is looked for
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
     ],
 )
@@ -97,7 +102,7 @@ def test_each_published_defect_breaks_its_own_promise(name, switches, expected):
     assert found & {"length", "position", "visibility", "logits", "filler", "calls"} == set(expected.split(", "))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "switches"),
     [
@@ -124,7 +129,7 @@ def test_known_incorrect_verifier_and_scheduler():
         ("verifier=greedy", {}),
         ("verifier=rejection", {}),
         ("verifier=block", {}),
-        pytest.param("verifier=naive", {}, marks=pytest.mark.slow),
+        pytest.param("verifier=naive", {}, marks=pytest.mark.nightly),
         ("verifier=typical", {}),
         ("scheduler=static", {}),
         ("scheduler=exspec", {}),
@@ -190,7 +195,7 @@ def test_a_drafter_that_listens_to_its_neighbours_is_caught():
         assert promise in {finding.promise for finding in findings if not finding.kept}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_smallest_case_is_small():
     """One forward after one rejected token is all it takes to show that holes are counted."""
     findings = examine("alignment", "bsp", {"count_padding": False}, scale=SCALE)

@@ -11,7 +11,7 @@ from specdec.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("name", "params"), [("none", {}), pytest.param("estimate", {"samples": 1}, marks=pytest.mark.slow)]
+    ("name", "params"), [("none", {}), pytest.param("estimate", {"samples": 1}, marks=pytest.mark.nightly)]
 )
 def test_built_in_selectors_keep_every_promise(name, params):
     findings = examine("selector", name, params, scale=0.1)

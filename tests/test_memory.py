@@ -56,7 +56,7 @@ def plan(**changes: object) -> MemoryPlan:
     return replace(MemoryPlan(replace(target, **of_target), None, 0, 8, None, 1024, 128, False, None), **changes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_a_run_takes_is_what_was_predicted():
     """In a process of its own: what earlier work has freed or kept would be counted, or hide the run's."""
     if not hasattr(ctypes.CDLL(None), "mallopt"):

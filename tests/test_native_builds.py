@@ -43,7 +43,7 @@ def bits(**environment: str) -> dict[str, str]:
     return digests
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fewer_threads_than_asked_for_compute_the_same_bits():
     """OpenMP may give fewer: under a limit, or where it adapts their number to the load."""
     assert bits(NATIVE_THREADS="3", OMP_THREAD_LIMIT="2") == bits()

@@ -205,7 +205,7 @@ def test_a_forward_that_was_replaced_after_loading_is_tried_itself():
     assert supported(module, "target").architecture.mask_form.widest == FULL
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_model_is_the_model_within():
     module = small_llama(0, torch.float32)
     prompts = [[3, 9, 4, 1], [8, 1]]

@@ -93,7 +93,7 @@ def test_what_the_runner_group_cannot_mean(overrides, message):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # by pytest, not by a run
 @pytest.mark.parametrize(
-    ("strategy", "baseline"), [("ddp_fork", False), pytest.param("ddp", True, marks=pytest.mark.slow)]
+    ("strategy", "baseline"), [("ddp_fork", False), pytest.param("ddp", True, marks=pytest.mark.nightly)]
 )
 def test_two_processes_give_the_same_outputs_as_one(run, monkeypatch, strategy, baseline):
     monkeypatch.chdir(ROOT)

@@ -37,7 +37,7 @@ def decode(command: list[str], results: Path, *overrides: str) -> tuple[dict, li
     return json.loads((path / "summary.json").read_text()), list(read_lines(path / "samples.jsonl"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_share_the_target_and_give_the_tokens_of_one(tmp_path):
     pytest.importorskip("accelerate", reason="transformers places the parts of a model through accelerate")
     small = [*save_pair(tmp_path), "data.num_prompts=4", "data.max_input_tokens=30", "data.overlong=truncate"]
