@@ -1,4 +1,4 @@
-"""Large products of cases: the short form of the tests takes every pair of values, CI every combination."""
+"""Large products of cases: the tests take every pair of values, and every combination at night."""
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
 }
-
-
 FAMILIES = {
     "Llama": SIZES,
     "Qwen3": {**SIZES, "head_dim": 16},

@@ -21,13 +21,12 @@ from specdec.core.sampling_params import SamplingParams
 from specdec.engine.options import read_options
 from specdec.errors import ConfigError, DataError
 
+ROLES = ("target", "draft")
+
 
 @pytest.fixture(scope="module")
 def draft(llama):
     return perturbed(llama, 0.04)
-
-
-ROLES = ("target", "draft")
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,7 @@ def broken(group: str, name: str, scale: float = SCALE, execution: str = "eager"
     "name",
     [
         "inplace",
-        pytest.param("eqspec", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("masked", "rollback", "expansion")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("eqspec", "masked", "rollback", "expansion")),
     ],
 )
 def test_correct_strategies_keep_every_promise(name):
@@ -129,7 +128,7 @@ def test_known_incorrect_verifier_and_scheduler():
         ("verifier=greedy", {}),
         ("verifier=rejection", {}),
         ("verifier=block", {}),
-        pytest.param("verifier=naive", {}, marks=pytest.mark.nightly),
+        pytest.param("verifier=naive", {}, marks=pytest.mark.slow),
         ("verifier=typical", {}),
         ("scheduler=static", {}),
         ("scheduler=exspec", {}),
