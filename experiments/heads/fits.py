@@ -12,7 +12,7 @@ from specdec.training.resolve import register_schema, to_dataclass
 
 RECIPES = ("eagle", "eagle3", "peagle", "specblock", "dflash", "dspark", "medusa")
 SHARED = (
-    *("threads=1", "device.accelerator=cpu", "greedy.minutes=null", "greedy.num_batches=48"),
+    *("threads=1", "device.accelerator=cpu", "greedy.minutes=null", "greedy.num_batches=128"),
     *("fit.phases=[{share: 1.0, batch: 8}]", "fit.steps=100000", "validation.every=250"),
 )
 SMALL = ("rehearse=true", "threads=1", "device.accelerator=cpu")
