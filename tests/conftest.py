@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: furth
 
 import pytest
 import torch
+from head_folders import KINDS, published
 from hydra.core.config_store import ConfigStore
 from library_models import build
 
@@ -26,6 +27,7 @@ from specdec.cli import run as cli
 from specdec.conformance.models import VOCAB, perturbed, small_llama
 from specdec.models.causal_lm import CausalLM
 from specdec.models.native.build import NotBuiltError, library_path
+from specdec.run.loggers import meter
 from specdec.training import shared_outputs
 
 os.environ.setdefault("PYTHONWARNINGS", "error::FutureWarning")  # in the processes that tests start too
@@ -156,6 +158,27 @@ def run(tmp_path, capsys):
     return call
 
 
+SECRET = "s3cr3t-value-of-a-token"
+LOGGED = [
+    *("pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "data.num_prompts=4", "data.max_input_tokens=40"),
+    *("data.overlong=truncate", "max_new_tokens=8", "baseline=false", "batch=2"),
+]
+
+
+@pytest.fixture
+def logged(run, tmp_path, monkeypatch):
+    """Run the command line with a secret in the environment; returns exit code and stderr."""
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(meter, "EVERY_S", 0.0)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        code, _, err = run(*LOGGED, *arguments, results=tmp_path)
+        return code, err
+
+    return call
+
+
 def pytest_collection_finish() -> None:
     """What has been imported by now stays: the collector, which runs call often, need not look through it again."""
     gc.collect()
@@ -192,3 +215,9 @@ def own_plugins():
 def llama() -> Any:
     """The Llama of the library's tests, whose end of text is its padding."""
     return build("Llama")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """A folder of a published head by layout."""
+    return {layout: published(layout, tmp_path_factory.mktemp(layout)) for layout in KINDS}

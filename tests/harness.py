@@ -48,6 +48,21 @@ ALIGNMENTS: dict[str, Callable[[CausalLM, Clock], Alignment]] = {
     "expansion": ExpansionAlignment,
 }
 """Those that are correct."""
+TREES = {
+    "chain": {},
+    "paths": {"num_paths": 3},
+    "delayed": {"num_paths": 3, "trunk": 1},
+    "gumbel": {"branches": [3, 2, 1]},
+    "beam": {"width": 3},
+    "confidence": {"top_k": 3, "num_nodes": 7},
+    "static": {"num_nodes": 7},
+}
+"""Settings of every tree."""
+
+
+def context_for(model: CausalLM, alignment: str = "inplace", **tools) -> DrafterContext:
+    clock = Clock()
+    return DrafterContext(model, None, lambda other: ALIGNMENTS[alignment](other, clock), clock, **tools)
 
 
 def make_engine(

@@ -12,6 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 VECTORS = Path(__file__).parent / "data" / "heads"
+KINDS = {
+    "eagle": "eagle",
+    "eagle3": "eagle3",
+    "medusa": "medusa",
+    "dflash": "dflash",
+    "dspark": "dspark",
+    "mimo": "mtp",
+    "specblock": "specblock",
+}
+"""The drafter of each layout."""
+UNTRAINED = ("eagle3", "peagle", "specblock", "dflash", "dspark", "mtp")
 
 
 def numbers(name: str, shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:

@@ -9,7 +9,7 @@ import hashlib
 import os
 
 import torch
-from test_native import IDS, SHAPES, build, in_steps, quantised, whole
+from native_models import IDS, SHAPES, build, in_steps, quantised, whole
 
 from specdec.alignment.inplace import InplaceAlignment
 from specdec.core.clock import Clock

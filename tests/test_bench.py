@@ -1,11 +1,10 @@
-"""The benchmark suite: statistics, order, resuming and claims."""
+"""The benchmark suite: order, resuming and claims."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
@@ -21,7 +20,6 @@ from specdec.core.files import read_lines
 from specdec.core.lock import locked
 from specdec.core.prompts import Prompt
 from specdec.errors import ConfigError
-from specdec.report.intervals import median, ratio_of_medians
 
 SMALL = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3", "pair.synthetic.residual_scale=0.02"]
 HF = str(FOLDER / "peers" / "peer_hf.py")
@@ -30,29 +28,6 @@ HF = str(FOLDER / "peers" / "peer_hf.py")
 def composed(*overrides):
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         return resolve(compose(config_name="config", overrides=[*SMALL, "baseline=false", *overrides]))
-
-
-# --- statistics -----------------------------------------------------------------------------------------------------
-
-
-def test_the_interval_covers_the_median_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        estimate = median(rng.lognormal(0.0, 0.4, size=25).tolist())
-        assert estimate.low <= estimate.value <= estimate.high
-        covered += estimate.low <= 1.0 <= estimate.high  # the median of that law
-    assert 0.88 * 200 <= covered <= 0.995 * 200
-
-
-def test_a_ratio_of_turns_is_free_of_what_the_turns_share():
-    rng = np.random.default_rng(2)
-    drift = rng.uniform(0.2, 5.0, size=9)  # the machine is slow in some turns, for both
-    ratio = ratio_of_medians((2 * drift).tolist(), drift.tolist())
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
-    assert ratio_of_medians([3.0, 9.0, 1.0], [2.0, 1.0, 4.0]).value == pytest.approx(3.0 / 2.0)
-    with pytest.raises(ValueError, match="turns must be complete"):
-        ratio_of_medians([1.0], [1.0, 2.0])
 
 
 # --- what is measured, and in which order -----------------------------------------------------------------------------

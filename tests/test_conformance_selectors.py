@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_selector_choices import untrained
+from selector_runs import untrained
 
 from specdec.conformance import examine
 from specdec.conformance.selector_copies import PAIR

@@ -8,8 +8,8 @@ import pytest
 import torch
 from cases import all_pairs
 from conftest import greedy_alone, perturbed
+from families import FAMILIES, NEW, VOCAB, build
 from harness import make_engine, run_all
-from test_architectures import FAMILIES, NEW, VOCAB, build
 from torch import nn
 from transformers import AutoModelForCausalLM
 

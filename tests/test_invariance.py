@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 import torch
+from families import build as family
+from native_models import IDS, in_steps, whole
 from pretend_cuda import GPU, PretendCuda
-from test_architectures import build as family
 from test_execution import STRATEGIES
-from test_native import IDS, in_steps, whole
 
 from specdec.alignment.base import Alignment
 from specdec.alignment.checked import CheckedAlignment

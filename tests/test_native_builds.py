@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import no_library
 from native_bits import KINDS
-from test_native import SHAPES
+from native_models import SHAPES
 
 pytestmark = pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
 TESTS = Path(__file__).parent

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import no_library, small_llama
+from native_models import IDS, build
 from tampering import aligned_logits, own_logits
-from test_native import IDS, build
 from torch import Tensor, nn
 
 from specdec.core.outputs import LOGITS

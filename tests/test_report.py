@@ -9,7 +9,6 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import command
@@ -22,7 +21,6 @@ from specdec.errors import ConfigError
 from specdec.report import plots
 from specdec.report.__main__ import main, parser, write
 from specdec.report.content import USUAL_SLOTS, Group, ReportContent, collect
-from specdec.report.intervals import of_ratio
 from specdec.report.page import render, tiles, verdicts
 from specdec.report.plots import MethodCurve
 from specdec.report.published import published_tables
@@ -219,21 +217,6 @@ def test_without_the_tokenizer_whole_texts_are_shown(content, monkeypatch):
     monkeypatch.setattr("specdec.report.texts.local_tokenizer", lambda point: None)
     shown = prompts(content, content.groups[0], 2)
     assert all(len(rendering.pieces) == 1 for prompt in shown for rendering in prompt.renderings)
-
-
-def test_bootstrap_intervals_have_the_width_of_theory():
-    rng = np.random.default_rng(1)
-    values = rng.normal(5, 2, size=400)
-    low, high = of_ratio(values, np.ones_like(values))
-    width = 2 * 1.96 * values.std() / 20
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(width, rel=0.15)
-    drafted = rng.integers(20, 60, size=300)
-    accepted = rng.binomial(drafted, 0.6)
-    low, high = of_ratio(accepted, drafted)
-    assert low < accepted.sum() / drafted.sum() < high
-    assert high - low == pytest.approx(2 * 1.96 * (0.24 / drafted.sum()) ** 0.5, rel=0.25)
-    assert of_ratio([1.0, 2.0, 3.0], [1, 1, 1]) is None, "three values say nothing of their spread"
 
 
 def test_several_folders_stand_side_by_side_under_their_names(results, tmp_path):

@@ -11,9 +11,9 @@ import torch
 from conftest import greedy_alone, no_library
 from harness import fresh, make_engine, run_all, the_model
 from memory_of_runs import composed
+from native_models import build
 from pretend_cuda import GPU, PretendCuda
 from test_hybrids import target_of
-from test_native import build
 
 import specdec
 from specdec.alignment.inplace import InplaceAlignment
