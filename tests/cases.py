@@ -1,8 +1,8 @@
-"""Large products of cases: the tests take every pair of values, and every combination at night."""
+"""Large products of cases: CI takes every pair of values, the short tests a few, and every night every combination."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -29,4 +29,34 @@ def all_pairs(*axes: Sequence[Any]) -> list[Any]:
 
 def _values(axes: Sequence[Sequence[Any]], combination: tuple[int, ...]) -> list[Any]:
     chosen = [axis[place] for axis, place in zip(axes, combination, strict=True)]
-    return [part for value in chosen for part in (value if isinstance(value, tuple) else (value,))]
+    return [part for value in chosen for part in _parts(value)]
+
+
+def each_value(*axes: Sequence[Any]) -> list[Any]:
+    """As `all_pairs`, but of the pairs only as many cases are short as show every value once; CI takes the others."""
+    cases = all_pairs(*axes)
+    places = list(product(*(range(len(axis)) for axis in axes)))
+    left = [number for number, case in enumerate(cases) if not case.marks]
+    missing, short = {place for number in left for place in enumerate(places[number])}, []
+    while missing:
+        short.append(max(left, key=lambda number: len(missing & set(enumerate(places[number])))))
+        missing -= set(enumerate(places[short[-1]]))
+    return [
+        pytest.param(*case.values, marks=pytest.mark.slow) if number in left and number not in short else case
+        for number, case in enumerate(cases)
+    ]
+
+
+def short_only(cases: Iterable[Any], *short: Any) -> list[Any]:
+    """Parameters of which only those named are short, by all values or the first one; CI takes the others too."""
+    found = []
+    for case in cases:
+        case = case if hasattr(case, "marks") else pytest.param(*_parts(case))
+        is_short = case.values[0] in short or (len(case.values) > 1 and case.values in short)
+        marks = case.marks if is_short or case.marks else pytest.mark.slow
+        found.append(pytest.param(*case.values, marks=marks, id=case.id))
+    return found
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

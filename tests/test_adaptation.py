@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from cases import short_only
 from hydra import compose, initialize_config_module
 
 from specdec.adaptation.adapting import AdaptingDrafter
@@ -57,7 +58,7 @@ def decoded(engine, rows):
     return [one for one in learned if one]
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", short_only(LEARNERS, "model"))
 def test_greedy_rows_and_sampled_ones_under_naive_emit_the_same_tokens_whatever_was_learned(name):
     """The kit's runs, whose outputs are known; the draft changes after every finished row."""
     cases = [case for case in _patterns(("static", "continuous", "exspec")) if not case.pattern] + _sampled_runs()
@@ -192,6 +193,7 @@ def config_of(*words):
         return resolve(compose(config_name="config", overrides=["drafter=eagle3", "adapt.policy=bandit", *words]))
 
 
+@pytest.mark.slow
 def test_sampled_runs_that_learn_have_no_reference_but_naive_ones_have():
     sampled = ("temperature=1", "draft_length=fixed")
     assert not has_reference(config_of(*sampled, "verifier=rejection"))

@@ -79,6 +79,7 @@ def test_arithmetic_that_only_numbers_show_is_found(dtype, monkeypatch):
     assert "layer 0 differs" in str(execution.note)
 
 
+@pytest.mark.slow
 def test_a_run_says_once_why_it_is_not_fused(run, monkeypatch):
     plain = modeling_llama.rotate_half
     monkeypatch.setattr(modeling_llama, "rotate_half", lambda x: 1.01 * plain(x))

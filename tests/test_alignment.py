@@ -36,7 +36,7 @@ def ancestors(parents: list[int], node: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
 @pytest.mark.parametrize("trees", [False, True])
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_random_interleavings_keep_every_promise(model, name, trees, seed):
     """Admit, release, feed ragged chains and trees in several forwards, commit paths, cut back, change rows."""
     rng = random.Random(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import short_only
 from conftest import perturbed, small_llama
 from library_models import EOS, FAMILIES, NEW, VOCAB, alone, block, build, laid_out, ragged
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,7 +45,7 @@ def tiny():
     return *models, AutoTokenizer.from_pretrained(resolve("asset:tiny/tokenizer"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", short_only(FAMILIES, "GPT2"))
 def test_64_ragged_prompts_are_what_each_row_says_alone(family):
     target = build(family)
     draft, rows = perturbed(target, 0.04), ragged(64)

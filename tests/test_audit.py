@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from audit_samples import PROMPTS, SETTINGS, samples
+from cases import short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -115,6 +116,7 @@ def test_ends_are_judged_where_budget_and_stops_are_known(audit, right):
         assert reason in document["rows"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_log_probabilities_show_a_wrong_cache_behind_right_tokens(audit, model, right):
     tokens = torch.tensor([PROMPTS[0] + right[0]])
     logits = model.module(tokens).logits[0, len(PROMPTS[0]) - 1 : -1].double()
@@ -224,7 +226,7 @@ def sampled_rows(outputs):
     return [{"prompt_ids": PROMPTS[0], "output_ids": output} for output in outputs]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", short_only(SETTINGS, "cool"))
 def test_samples_of_the_law_pass_and_those_of_another_temperature_do_not(audit, model, name):
     params = SETTINGS[name]
     outputs = samples(model, params, 60, 15, seed=1)
@@ -248,6 +250,7 @@ def test_a_token_that_the_settings_exclude_is_named(audit, model):
     assert document["counts"]["failure"] == 1
 
 
+@pytest.mark.slow
 def test_one_row_from_another_model_is_found_among_right_ones(audit, model):
     outputs = samples(model, SETTINGS["plain"], 40, 30, seed=3)
     outputs[7] = samples(CausalLM(small_llama(5, torch.float32)), SETTINGS["plain"], 1, 30, seed=3)[0]

@@ -22,6 +22,7 @@ def model() -> CausalLM:
     return CausalLM(small_llama(0, torch.float32))
 
 
+@pytest.mark.slow
 def test_counts_of_repeated_contexts_see_what_the_likelihood_cannot(model):
     """An engine that never draws one of two equally probable tokens."""
     twin = small_llama(0, torch.float32)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from cases import short_only
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -38,7 +39,9 @@ def test_every_turn_takes_every_method_once_and_begins_elsewhere():
     assert turns == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "suite").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", short_only(sorted(path.stem for path in (FOLDER / "suite").glob("*.yaml")), "quick", "real", "gpu")
+)
 def test_the_suites_are_whole(name):
     suite, library = load_suite([f"suite={name}"])
     planned = [step for pair in pairs(suite) for step in steps(suite, library, pair)]
@@ -52,6 +55,7 @@ def test_the_suites_are_whole(name):
         assert set(claim.contexts or []) <= set(study.contexts)
 
 
+@pytest.mark.slow
 def test_a_key_changes_with_what_decides_the_measurement():
     def keys(*words):
         suite, library = load_suite(["suite=quick", *words])
@@ -66,15 +70,20 @@ def test_a_key_changes_with_what_decides_the_measurement():
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (["suite=quikc"], "did you mean 'quick'"),
-        (["suite=quick", "repeat=3"], "repeat"),
-        (["suite=quick", "studies.quick.methods=[inplce]"], "did you mean 'inplace'"),
-        (["suite=quick", "threads"], "KEY=VALUE"),
-        (["suite=quick", "studies.quick.spread=1.5"], "spread=1.5: it must be from 0 to below 1"),
-        (["suite=two_core", "studies.engines.spread=0.5"], "other engines take one max_new_tokens"),
-        (["suite=quick", "folder=/nowhere"], "methods.yaml"),
-    ],
+    short_only(
+        [
+            (["suite=quikc"], "did you mean 'quick'"),
+            (["suite=quick", "repeat=3"], "repeat"),
+            (["suite=quick", "studies.quick.methods=[inplce]"], "did you mean 'inplace'"),
+            (["suite=quick", "threads"], "KEY=VALUE"),
+            (["suite=quick", "studies.quick.spread=1.5"], "spread=1.5: it must be from 0 to below 1"),
+            (["suite=two_core", "studies.engines.spread=0.5"], "other engines take one max_new_tokens"),
+            (["suite=quick", "folder=/nowhere"], "methods.yaml"),
+        ],
+        ["suite=quikc"],
+        ["suite=quick", "threads"],
+        ["suite=quick", "studies.quick.spread=1.5"],
+    ),
 )
 def test_wrong_words_are_one_line(words, message, capsys):
     assert main(words) == 1
@@ -243,6 +252,7 @@ def test_outputs_of_uneven_length_are_compared_up_to_their_own_ends(folder):
         assert record["num_output_tokens"] == sum(ends)
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_that_is_not_there_is_told_before_anything_is_measured(folder, capsys):
     words = ("data=/nowhere.jsonl", "studies.s.methods=[plain]", "studies.s.batches=[2]", "claims=[]", "repeats=1")
     assert bench(folder, *words) == 1

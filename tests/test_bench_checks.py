@@ -59,6 +59,7 @@ def bench(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_checks_come_first_and_are_kept(bench, tmp_path, capsys):
     code, document = bench()
     assert code == 0
@@ -73,6 +74,7 @@ def test_checks_come_first_and_are_kept(bench, tmp_path, capsys):
     assert list(read_lines(tmp_path / "out" / "checks.jsonl")) == before
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_is_told_and_the_others_are_taken(bench, capsys):
     code, document = bench("equivalence.same.methods=[wrong,right]", "kit.plugins=[scheduler=none]")
     kit, wrong, right = document["checks"]
@@ -83,6 +85,7 @@ def test_a_check_that_fails_is_told_and_the_others_are_taken(bench, capsys):
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["checks_not_passed"] == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_begun_when_the_time_is_over(bench, tmp_path):
     code, document = bench("minutes=0")
     assert code == 0

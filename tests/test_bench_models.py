@@ -24,6 +24,7 @@ def _fresh_cache():
     pair_module._cache.clear()
 
 
+@pytest.mark.slow
 def test_the_bench_measures_again_what_was_measured_with_another_model(tmp_path, monkeypatch, capsys):
     data = write_words(tmp_path / "words.jsonl")
     monkeypatch.setattr("specdec.bench.machine.os.sched_setaffinity", lambda *_: None, raising=False)
@@ -123,6 +124,7 @@ def test_a_table_of_the_bench_never_holds_two_targets(tmp_path):
     assert to_markdown(document).count("## All: pair p ") == 2
 
 
+@pytest.mark.slow
 def test_exported_pairs_with_one_target_do_not_share_a_draft(tmp_path):
     """Folders without a tokenizer in them are exported for other engines, under a name that tells drafts apart."""
     exported = []

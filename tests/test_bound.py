@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cases import short_only
 from hydra import compose, initialize_config_module
 from tampering import FAST
 
@@ -25,7 +26,9 @@ def composed(*overrides):
 
 @pytest.mark.parametrize(
     ("scheduler", "alignment"),
-    [("static", "inplace"), ("static", "eqspec"), ("exspec", "eqspec"), ("static", "masked")],
+    short_only(
+        [("static", "inplace"), ("static", "eqspec"), ("exspec", "eqspec"), ("static", "masked")], ("static", "eqspec")
+    ),
 )
 def test_the_replay_runs_the_same_forwards(scheduler, alignment):
     cfg = composed(
@@ -68,6 +71,7 @@ def test_the_replay_runs_the_same_forwards(scheduler, alignment):
     assert figures["bandwidth_share"] > 0
 
 
+@pytest.mark.slow
 def test_forwards_of_a_model_that_the_drafter_made_are_counted():
     """EAGLE's layer is no model of the pair, and is aligned apart from it."""
     cfg = composed("drafter=eagle", "drafter.untrained=true", "batch=2", "max_new_tokens=6", "data.num_prompts=2")

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from cases import short_only
 from enumeration import Laws
 from tree_laws import drafts_of, independent, judge, renumbered
 
@@ -29,11 +30,12 @@ def broken(name: str, cases: list[LawCase], **params: object) -> dict[LawCase, s
     return {case: outcome[0].promise for case, outcome in outcomes.items() if outcome}
 
 
-@pytest.mark.parametrize(("name", "params"), CAUSAL, ids=str)
+@pytest.mark.parametrize(("name", "params"), short_only(CAUSAL, ("top_max_q", {"tokens": 1})), ids=str)
 def test_causal_policies_leave_every_rows_law(name, params):
     assert not broken(name, law_cases(0.5), **params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "params"), [("own_q", {"tokens": 2}), ("global_optimum", {})], ids=str)
 def test_biased_policies_are_named(name, params):
     found = broken(name, law_cases(1.0), **params)

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from cases import short_only
 
 from specdec.budgets.confidence import Confidence
 from specdec.budgets.cut import cut
@@ -167,13 +168,16 @@ def test_a_budget_cuts_in_runs():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [
-        (["budget=own_q", "temperature=1", "verifier=rejection"], "allow_incorrect=true"),
-        (["budget=early_stop", "temperature=1", "verifier=gbv", "tree=paths"], "averages over the paths that lost"),
-        (["budget=top_survival", "budget.tokens=-1"], "budget.tokens=-1"),
-        (["budget=early_stop", "drafter=ppd", "drafter.untrained=true"], "its prompt tokens hang below"),
-        (["budget=early_stop", "runner.tensor_parallel=true", "runner.devices=2"], "set budget.tokens"),
-    ],
+    short_only(
+        [
+            (["budget=own_q", "temperature=1", "verifier=rejection"], "allow_incorrect=true"),
+            (["budget=early_stop", "temperature=1", "verifier=gbv", "tree=paths"], "averages over the paths that lost"),
+            (["budget=top_survival", "budget.tokens=-1"], "budget.tokens=-1"),
+            (["budget=early_stop", "drafter=ppd", "drafter.untrained=true"], "its prompt tokens hang below"),
+            (["budget=early_stop", "runner.tensor_parallel=true", "runner.devices=2"], "set budget.tokens"),
+        ],
+        ["budget=own_q", "temperature=1", "verifier=rejection"],
+    ),
 )
 def test_what_cannot_be_right_is_refused(settings, message, run):
     code, _, error = run(*settings)

@@ -1,10 +1,11 @@
-"""The short form of a product of cases is smaller, and no two values are never seen together."""
+"""Products of cases: CI sees any two values together, the short tests every value, and nothing is lost."""
 
 from __future__ import annotations
 
 from itertools import combinations, product
 
-from cases import all_pairs
+import pytest
+from cases import all_pairs, each_value, short_only
 
 
 def test_all_pairs_meet_in_the_short_form_and_nothing_is_lost():
@@ -16,3 +17,24 @@ def test_all_pairs_meet_in_the_short_form_and_nothing_is_lost():
     assert len(short) <= 14 < len(flat)
     met = {pair for name, kind, *shape, dtype in short for pair in combinations((name, kind, tuple(shape), dtype), 2)}
     assert met == {pair for case in product(*axes) for pair in combinations(case, 2)}
+
+
+def test_every_value_is_in_the_short_form_and_the_other_pairs_are_slow():
+    axes = (["a", "b", "c", "d"], ["x", "y"], [(1, 5), (4, 5), (11, 3)], ["float32", "float64"])
+    pairs, cases = all_pairs(*axes), each_value(*axes)
+    assert [case.values for case in cases] == [case.values for case in pairs]
+    nightly = [case.values for case in cases if "nightly" in {mark.name for mark in case.marks}]
+    assert nightly == [case.values for case in pairs if case.marks]
+    short = [case.values for case in cases if not case.marks]
+    assert len(short) == 4
+    for place, values in enumerate((["a", "b", "c", "d"], ["x", "y"], [1, 4, 11], [5, 3], ["float32", "float64"])):
+        assert {case[place] for case in short} == set(values)
+
+
+def test_what_is_not_named_is_slow_and_marks_are_kept():
+    night = pytest.param("d", 3, marks=pytest.mark.nightly)
+    cases = short_only([("a", 1), ("a", 2), ("b", 1), ("c", 1), night], "a", ("b", 1))
+    assert [case.values for case in cases] == [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("d", 3)]
+    assert [[mark.name for mark in case.marks] for case in cases] == [[], [], [], ["slow"], ["nightly"]]
+    lists = short_only([None, ["x"], ["y"]], None, ["y"])
+    assert [case.values for case in lists if not case.marks] == [(None,), (["y"],)]

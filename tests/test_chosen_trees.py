@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 
@@ -61,8 +62,8 @@ def engine_of(model, name, alignment="inplace", batch=4, **parts):
 # --- every output is the target's -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, 4, 8])
-@pytest.mark.parametrize("alignment", ["eqspec", "inplace", "masked"])
+@pytest.mark.parametrize("batch", short_only([1, 4, 8], 4))
+@pytest.mark.parametrize("alignment", short_only(["eqspec", "inplace", "masked"], "inplace"))
 @pytest.mark.parametrize("name", TREES)
 def test_greedy_tokens_are_the_targets_own(model, known, truth, name, alignment, batch):
     budgets = [(NEW, 1, 2, NEW - 3, NEW - 1)[i % 5] for i in range(len(known))]
@@ -71,7 +72,7 @@ def test_greedy_tokens_are_the_targets_own(model, known, truth, name, alignment,
     assert max(max(outcome.num_drafted) for outcome in rounds) > 4, "it drafted no tree"
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", short_only(TREES, "prompt_lookup"))
 def test_a_rows_rounds_do_not_depend_on_its_neighbours(model, known, name):
     accepted = []
     for batch in (1, 4):
@@ -89,7 +90,7 @@ def test_drafts_of_any_length_are_trees(model, known, name):
         assert shape_problem(draft_at_once(drafter_of(model, name), rows, gammas, model), gammas) == ""
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", short_only(TREES, "medusa", "prompt_lookup"))
 def test_naive_sampling_gives_the_tokens_of_plain_sampling(model, known, name):
     def sampled(engine):
         params = [SamplingParams(temperature=0.9 * (i % 3), seed=i, repetition_penalty=1.2) for i in range(len(known))]
@@ -103,7 +104,7 @@ def test_naive_sampling_gives_the_tokens_of_plain_sampling(model, known, name):
     assert sampled(engine_of(model, name, verifier=NaiveVerifier())) == sampled(plain)
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", short_only(TREES, "ppd", "prompt_lookup"))
 def test_rows_end_where_the_context_does(name):
     model = CausalLM(small_llama(0, torch.float64, max_position_embeddings=40))
     prompts = [list(range(1, 22)) * 2, [5, 6, 7] * 9, [1, 2] * 3]

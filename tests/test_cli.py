@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cases import short_only
 from conftest import last_document
 
 from specdec.cli import run as cli
@@ -31,6 +32,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
     arguments = [*SMALL, "scheduler=plain,eqspec,exspec", "batch=1,3", "-m"]
     code, out, _ = run(*arguments)
@@ -62,6 +64,7 @@ def test_a_sweep_prints_one_table_and_a_rerun_skips_every_point(run, tmp_path):
     assert [p["tokens_per_s"] for p in last_document(again)["points"]] == [p["tokens_per_s"] for p in points]
 
 
+@pytest.mark.slow
 def test_a_pair_is_loaded_once_per_sweep(run, monkeypatch):
     from specdec.models import pair
 
@@ -118,6 +121,7 @@ def test_a_failing_point_is_recorded_and_the_sweep_goes_on(run):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_an_unfinished_folder_is_computed_again(run, tmp_path):
     code, out, _ = run(*SMALL, "baseline=false")
     folder = Path(last_document(out)["path"])
@@ -129,6 +133,7 @@ def test_an_unfinished_folder_is_computed_again(run, tmp_path):
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_force_and_changed_inputs_run_again(run, tmp_path):
     data = tmp_path / "prompts.jsonl"
     line = {"question_id": 1, "category": "a", "turns": ["hello world"]}
@@ -141,6 +146,7 @@ def test_force_and_changed_inputs_run_again(run, tmp_path):
     assert "skipped" not in run(*arguments)[1]
 
 
+@pytest.mark.slow
 def test_csv_logger(run, tmp_path):
     path = tmp_path / "points.csv"
     code, _, _ = run(*SMALL, "logger=csv", f"logger.path={path}", "batch=1,2", "baseline=false", "-m")
@@ -154,7 +160,7 @@ def test_csv_logger(run, tmp_path):
 LIMIT_S = 2.0  # torch alone takes longer; half of it is common, and a machine may be slow
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
+@pytest.mark.parametrize("arguments", short_only([["--help"], ["--cfg", "job"], ["--info", "defaults"]], ["--help"]))
 def test_help_answers_at_once_and_without_torch(arguments):
     script = (
         "import sys, time; sys.argv = ['run.py', *sys.argv[1:]]\n"
@@ -177,6 +183,7 @@ def test_help_answers_at_once_and_without_torch(arguments):
     assert best < LIMIT_S
 
 
+@pytest.mark.slow
 def test_run_py_works_from_the_shell_and_ends_with_json(tmp_path):
     started = time.perf_counter()
     result = subprocess.run(
@@ -196,6 +203,7 @@ def test_the_flag_of_a_sweep_may_stand_anywhere():
     assert cli.flags_first(["run.py", "batch=1"]) == ["run.py", "batch=1"]
 
 
+@pytest.mark.slow
 def test_a_baseline_of_other_code_or_another_machine_is_measured_again(run):
     _, out, _ = run(*SMALL, "batch=2", "scheduler=static")
     baseline = Path(last_document(out)["path"]).parent / last_document(out)["baseline"]
@@ -214,6 +222,7 @@ def test_a_baseline_of_other_code_or_another_machine_is_measured_again(run):
     assert (baseline / "rounds.jsonl").read_text() != rounds
 
 
+@pytest.mark.slow
 def test_random_weights_share_a_baseline(run):
     small = ["pair=vicuna", "weights=random", "pair.num_layers=1", "pair.hidden_size=128", "pair.vocab_size=2048"]
     small += ["max_new_tokens=4", "data.max_input_tokens=16", "data.overlong=truncate"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import short_only
 from conftest import last_document, small_llama
 from test_cli import SMALL
 
@@ -28,26 +29,34 @@ def output_ids(point: dict) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [
-        ("temperature=-1", "temperature=-1.0: it must be 0 .greedy. or more"),
-        ("temperature=0.8", r"temperature=0.8 with verifier=greedy: set verifier=rejection\|block"),
-        ("temperature=0.8 verifier=block top_p=0", "top_p=0.0: it must be above 0 and at most 1"),
-        ("top_p=1.5", "top_p=1.5: it must be above 0 and at most 1"),
-        ("top_k=0", "top_k=0: it must be at least 1"),
-        ("min_p=2", "min_p=2.0: it must be from 0 to 1"),
-        ("repetition_penalty=0", "repetition_penalty=0.0: it must be above 0"),
-        ("temprature=1", "unknown setting 'temprature'.*did you mean 'temperature'"),
-        ("stop_strings=['']", "stop_strings: an empty string"),
-        ("verifier=typical temperature=0.8", "verifier=typical is lossy.*allow_lossy=true"),
-        ("verifier=typical allow_lossy=true temperature=1 verifier.epsilon=0", "verifier.epsilon=0.0: it must be"),
-        ("verifier=dsd allow_incorrect=true temperature=0.5", "verifier=dsd supports greedy decoding only"),
-        ("drafter=scripted reference=false", "drafter=scripted replays the reference outputs: set reference=true"),
-        ("drafter=scripted temperature=1 verifier=block", "drafter=scripted with temperature=1.0: only verifier=naive"),
-        ("drafter=scripted drafter.rate=2", "drafter.rate=2.0: it must be from 0 to 1"),
-        ("drafter=self drafter.num_layers=9", "drafter.num_layers=9: choose 1 to 3"),
-        ("drafter=prompt_lookup drafter.min_ngram=4", "drafter.min_ngram=4, drafter.max_ngram=3"),
-        ("drafter=trigram drafter.corpus=nowhere.txt", "drafter.corpus=nowhere.txt: not a readable text file"),
-    ],
+    short_only(
+        [
+            ("temperature=-1", "temperature=-1.0: it must be 0 .greedy. or more"),
+            ("temperature=0.8", r"temperature=0.8 with verifier=greedy: set verifier=rejection\|block"),
+            ("temperature=0.8 verifier=block top_p=0", "top_p=0.0: it must be above 0 and at most 1"),
+            ("top_p=1.5", "top_p=1.5: it must be above 0 and at most 1"),
+            ("top_k=0", "top_k=0: it must be at least 1"),
+            ("min_p=2", "min_p=2.0: it must be from 0 to 1"),
+            ("repetition_penalty=0", "repetition_penalty=0.0: it must be above 0"),
+            ("temprature=1", "unknown setting 'temprature'.*did you mean 'temperature'"),
+            ("stop_strings=['']", "stop_strings: an empty string"),
+            ("verifier=typical temperature=0.8", "verifier=typical is lossy.*allow_lossy=true"),
+            ("verifier=typical allow_lossy=true temperature=1 verifier.epsilon=0", "verifier.epsilon=0.0: it must be"),
+            ("verifier=dsd allow_incorrect=true temperature=0.5", "verifier=dsd supports greedy decoding only"),
+            ("drafter=scripted reference=false", "drafter=scripted replays the reference outputs: set reference=true"),
+            (
+                "drafter=scripted temperature=1 verifier=block",
+                "drafter=scripted with temperature=1.0: only verifier=naive",
+            ),
+            ("drafter=scripted drafter.rate=2", "drafter.rate=2.0: it must be from 0 to 1"),
+            ("drafter=self drafter.num_layers=9", "drafter.num_layers=9: choose 1 to 3"),
+            ("drafter=prompt_lookup drafter.min_ngram=4", "drafter.min_ngram=4, drafter.max_ngram=3"),
+            ("drafter=trigram drafter.corpus=nowhere.txt", "drafter.corpus=nowhere.txt: not a readable text file"),
+        ],
+        "min_p=2",
+        "stop_strings=['']",
+        "verifier=typical temperature=0.8",
+    ),
 )
 def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
     code, _, err = run(*SMALL, *arguments.split())
@@ -74,6 +83,7 @@ def test_a_sweep_over_verifiers_shows_what_sampling_costs_and_gains(run):
     assert "temperature 0.8" in out
 
 
+@pytest.mark.slow
 def test_naive_is_compared_with_plain_sampling_and_other_verifiers_with_themselves(run):
     arguments = [*SAMPLED, "batch=4", "baseline=false"]
     outputs, references = {}, {}
@@ -87,6 +97,7 @@ def test_naive_is_compared_with_plain_sampling_and_other_verifiers_with_themselv
     assert outputs["drafter=none verifier=naive"] == outputs["verifier=naive"] != outputs["verifier=block"]
 
 
+@pytest.mark.slow
 def test_a_draft_length_that_looks_at_the_batch_has_no_reference_when_it_samples(run):
     arguments = [*SAMPLED, "verifier=block", "draft_length=lockstep", "baseline=false"]
     code, out, _ = run(*arguments)
@@ -97,6 +108,7 @@ def test_a_draft_length_that_looks_at_the_batch_has_no_reference_when_it_samples
     assert last_document(out)["skipped"], "no reference is asked for, so the result answers"
 
 
+@pytest.mark.slow
 def test_another_seed_samples_other_tokens(run):
     texts = []
     for seed in (0, 1):
@@ -107,7 +119,9 @@ def test_another_seed_samples_other_tokens(run):
     assert texts[0] != texts[1]
 
 
-@pytest.mark.parametrize("drafter", ["self", "prompt_lookup", "trigram", "scripted", "retokenize"])
+@pytest.mark.parametrize(
+    "drafter", short_only(["self", "prompt_lookup", "trigram", "scripted", "retokenize"], "trigram")
+)
 def test_every_drafter_runs_and_is_exact(run, drafter):
     code, out, err = run(*SMALL, "runner.dtype=float64", f"drafter={drafter}", "scheduler=exspec")
     assert code == 0, err
@@ -116,6 +130,7 @@ def test_every_drafter_runs_and_is_exact(run, drafter):
     assert point["drafter"] == drafter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", ["scripted", "trigram"])
 def test_chosen_drafts_are_plain_samplings_own_tokens_under_naive(run, drafter):
     code, out, err = run(*SAMPLED, f"drafter={drafter}", "verifier=naive", "baseline=false")
@@ -125,6 +140,7 @@ def test_chosen_drafts_are_plain_samplings_own_tokens_under_naive(run, drafter):
     assert drafter == "trigram" or point["acceptance_rate"] > 0.4
 
 
+@pytest.mark.slow
 def test_typical_runs_when_it_is_asked_for(run):
     code, out, _ = run(*SAMPLED, "verifier=typical", "allow_lossy=true", "baseline=false")
     assert code == 0
@@ -143,6 +159,7 @@ def test_stop_strings_end_rows_and_reach_the_reference(run):
         assert re.search("[ea]", row["text"])
 
 
+@pytest.mark.slow
 def test_greedy_with_a_repetition_penalty_is_exact_and_differs(run):
     outputs = []
     for penalty in ("1.0", "1.5"):
@@ -155,6 +172,7 @@ def test_greedy_with_a_repetition_penalty_is_exact_and_differs(run):
     assert outputs[0] != outputs[1]
 
 
+@pytest.mark.slow
 def test_a_draft_with_another_vocabulary_runs_by_way_of_text(run, tmp_path):
     folder = tmp_path / "draft"
     small_llama(1, torch.float32, layers=1).save_pretrained(folder)

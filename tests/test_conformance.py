@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from cases import short_only
 from conftest import no_library
 
 from specdec.alignment.checked import InvariantError
@@ -32,6 +33,7 @@ def broken(group: str, name: str, scale: float = SCALE, execution: str = "eager"
     return {finding.promise for finding in findings if not finding.kept}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -72,6 +74,7 @@ def test_a_defect_is_found_with_native_forwards_too():
     assert "position" in broken("alignment", "bsp", execution="native", count_padding=True, count_holes=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "switches", "expected"),
     [
@@ -108,6 +111,7 @@ def test_without_their_defects_they_pass(name, switches):
     assert broken("alignment", name, scale=0.1, **switches) == set()
 
 
+@pytest.mark.slow
 def test_known_incorrect_verifier_and_scheduler():
     assert {"greedy", "emission"} <= broken("verifier", "dsd", keep_rejected=True, no_bonus=False)
     slower = broken("verifier", "dsd", keep_rejected=False, no_bonus=True)
@@ -119,41 +123,45 @@ def test_known_incorrect_verifier_and_scheduler():
 
 @pytest.mark.parametrize(
     ("plugin", "settings"),
-    [
-        ("verifier=greedy", {}),
-        ("verifier=rejection", {}),
-        ("verifier=block", {}),
-        pytest.param("verifier=naive", {}, marks=pytest.mark.slow),
-        ("verifier=typical", {}),
-        ("scheduler=static", {}),
+    short_only(
+        [
+            ("verifier=greedy", {}),
+            ("verifier=rejection", {}),
+            ("verifier=block", {}),
+            pytest.param("verifier=naive", {}, marks=pytest.mark.slow),
+            ("verifier=typical", {}),
+            ("scheduler=static", {}),
+            ("scheduler=exspec", {}),
+            ("scheduler=exspec", {"max_wait_rounds": 3}),
+            ("drafter=model", {}),
+            ("drafter=scripted", {}),
+            pytest.param("drafter=retokenize", {}, marks=pytest.mark.nightly),
+            pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
+            pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),
+            *(
+                pytest.param(f"drafter={name}", {"untrained": True}, marks=pytest.mark.nightly)
+                for name in ("ppd", "eagle3", "peagle", "specblock", "dflash", "dspark", "mtp", "longspec")
+            ),
+            pytest.param("drafter=trigram", {}, marks=pytest.mark.nightly),
+            ("drafter=prompt_lookup", {"matches": 3}),
+            pytest.param("drafter=medusa", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
+            pytest.param("drafter=ppd", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
+            pytest.param("drafter=specblock", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
+            pytest.param("drafter=trigram", {"nodes": 9}, marks=pytest.mark.nightly),
+            pytest.param("drafter=suffix", {"nodes": 9}, marks=pytest.mark.slow),
+            pytest.param("drafter=suffix", {}, marks=pytest.mark.nightly),
+            pytest.param("drafter=recycling", {"nodes": 9}, marks=pytest.mark.nightly),
+            pytest.param("drafter=recycling", {}, marks=pytest.mark.slow),
+        ],
         ("scheduler=exspec", {}),
-        ("scheduler=exspec", {"max_wait_rounds": 3}),
-        ("drafter=model", {}),
-        ("drafter=scripted", {}),
-        pytest.param("drafter=retokenize", {}, marks=pytest.mark.nightly),
-        pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
-        pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),
-        *(
-            pytest.param(f"drafter={name}", {"untrained": True}, marks=pytest.mark.nightly)
-            for name in ("ppd", "eagle3", "peagle", "specblock", "dflash", "dspark", "mtp", "longspec")
-        ),
-        pytest.param("drafter=trigram", {}, marks=pytest.mark.nightly),
-        ("drafter=prompt_lookup", {"matches": 3}),
-        pytest.param("drafter=medusa", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
-        pytest.param("drafter=ppd", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
-        pytest.param("drafter=specblock", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
-        pytest.param("drafter=trigram", {"nodes": 9}, marks=pytest.mark.nightly),
-        pytest.param("drafter=suffix", {"nodes": 9}, marks=pytest.mark.slow),
-        pytest.param("drafter=suffix", {}, marks=pytest.mark.nightly),
-        pytest.param("drafter=recycling", {"nodes": 9}, marks=pytest.mark.nightly),
-        pytest.param("drafter=recycling", {}, marks=pytest.mark.slow),
-    ],
+    ),
 )
 def test_other_groups_pass(plugin, settings):
     group, _, name = plugin.partition("=")
     assert broken(group, name, **settings) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "name"),
     [

@@ -66,6 +66,7 @@ def test_assertion_for_plug_in_authors():
     assert "smallest case found" in str(failure.value)
 
 
+@pytest.mark.slow
 def test_pytest_plugin(tmp_path, capsys):
     """Option and fixture, in a project of another author; in this process, where torch is loaded."""
     (tmp_path / "test_mine.py").write_text(

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from cases import short_only
 
 from specdec.conformance import decoding
 from specdec.conformance.__main__ import main
@@ -50,6 +51,7 @@ def found_of(families: list[Family], group: str) -> dict[str, int]:
 # --- what is noted before an exception -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_scheduler_breaks_before_the_round_breaks_down_is_reported():
     found = found_of(scheduler_suite(Abandoning, 0.1), "scheduler")
     assert found.keys() == {"choice"}
@@ -165,6 +167,7 @@ def test_a_verifier_whose_constructor_fails_is_a_finding():
     assert {finding.promise for finding in findings if not finding.kept} == {"calls"}
 
 
+@pytest.mark.slow
 def test_emitted_tokens_of_a_lossy_verifier_show_it():
     """What typical acceptance emits is not distributed as the target says; it is registered as lossy for that."""
     lossy = create("verifier", "typical", epsilon=0.5, delta=1.0)
@@ -229,6 +232,7 @@ def test_a_refusal_in_mid_run_is_a_finding():
 # --- claims --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_not_claimed_is_not_called_kept(capsys):
     assert main(["scheduler=static", "verifier=greedy", "--scale", "0.02"]) == 0
     out = capsys.readouterr().out
@@ -237,6 +241,7 @@ def test_what_is_not_claimed_is_not_called_kept(capsys):
     assert "not claimed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_not_kept_is_broken():
     class FirstRows(Scheduler):
         def __init__(self, batch, window):
@@ -260,7 +265,7 @@ def test_a_claim_that_is_not_kept_is_broken():
 
 
 @pytest.mark.parametrize("family", ["growth of the cache", "decoding runs"])
-@pytest.mark.parametrize("name", ["eqspec", "inplace", "masked", "rollback", "expansion"])
+@pytest.mark.parametrize("name", short_only(["eqspec", "inplace", "masked", "rollback", "expansion"], "inplace"))
 def test_the_cases_make_storage_grow_that_holds_something(name, family, monkeypatch):
     """In single calls and in whole runs, for the target and for the draft."""
     grown: list[int] = []

@@ -10,6 +10,7 @@ from specdec.conformance.selector_copies import PAIR
 from specdec.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"), [("none", {}), pytest.param("estimate", {"samples": 1}, marks=pytest.mark.nightly)]
 )

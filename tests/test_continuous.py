@@ -6,6 +6,7 @@ import random
 from itertools import pairwise
 
 import pytest
+from cases import short_only
 from conftest import VOCAB, greedy_alone
 from harness import ALIGNMENTS, make_engine, run_all
 
@@ -40,7 +41,7 @@ class SlowPrefill(Prefill):
         super().decoded(1e-4)
 
 
-@pytest.mark.parametrize("gamma", [0, 3])
+@pytest.mark.parametrize("gamma", short_only([0, 3], 3))
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_prompts_read_in_chunks_change_no_output(target, draft, long_prompts, expected, alignment, gamma):
     engine = make_engine(

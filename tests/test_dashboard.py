@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
@@ -21,6 +22,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_wandb_sweep_file_names_settings_that_exist():
     sweep = yaml.safe_load((ROOT / "experiments" / "dashboard" / "sweep.yaml").read_text())
     assert (ROOT / sweep["program"]).is_file()
@@ -36,6 +38,7 @@ def test_the_wandb_sweep_file_names_settings_that_exist():
     assert sweep["metric"]["name"] == "tokens_per_s"
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_figures_that_runs_have(run, tmp_path):
     code, _, _ = run(*SMALL, results=tmp_path)
     assert code == 0
@@ -66,6 +69,7 @@ def test_the_dashboard_shows_figures_that_runs_have(run, tmp_path):
         assert not [name for name in named if name not in known], panel
 
 
+@pytest.mark.slow
 def test_the_dashboard_says_what_it_needs(tmp_path):
     for arguments, message in ([], "--entity is missing"), (["--entity", "team"], "no W&B key"):
         failed = subprocess.run(

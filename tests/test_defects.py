@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import make_engine, run_all
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -54,12 +55,13 @@ def test_bsp_as_published_is_wrong_already_at_batch_1(target, draft, prompts, ex
         assert exact(make_engine(target, draft, batch=batch, alignment=BspAlignment), prompts, expected) <= 4
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("scheduler", short_only(["static", "exspec"], "exspec"))
 def test_bsp_with_running_counts_is_exact(target, draft, prompts, expected, scheduler):
     engine = make_engine(target, draft, scheduler=scheduler, alignment=bsp(count_padding=False, count_holes=False))
     assert exact(engine, prompts, expected) == len(prompts)
 
 
+@pytest.mark.slow
 def test_each_bsp_defect_alone_is_wrong(target, draft, prompts, expected, even):
     """Padding needs ragged prompts; holes need a rejection."""
     padding, holes = bsp(count_holes=False), bsp(count_padding=False)
@@ -85,12 +87,13 @@ def test_dsd_as_published_is_wrong_already_at_batch_1(target, draft, prompts, ex
         assert exact(engine, prompts, expected) <= 2
 
 
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("scheduler", short_only(["static", "exspec"], "exspec"))
 def test_dsd_without_its_defects_is_exact(target, draft, prompts, expected, scheduler):
     engine = make_engine(target, draft, scheduler=scheduler, alignment=dsd(), verifier=EXACT_VERIFIER())
     assert exact(engine, prompts, expected) == len(prompts)
 
 
+@pytest.mark.slow
 def test_each_dsd_defect_of_the_alignment(target, draft, prompts, expected):
     """Attended padding is fatal for a ragged batch, and nothing at batch 1. The others are harmless for RoPE."""
     ragged = make_engine(target, draft, alignment=dsd(attend_padding=True))
@@ -139,6 +142,7 @@ def test_dsd_verifier(keep_rejected, no_bonus):
         assert verdict == GreedyVerifier().verify(draft, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_bonus", [True, False])
 def test_keeping_the_rejected_token_is_the_defect_that_breaks_batch_1(target, draft, prompts, expected, no_bonus):
     for keep_rejected in (True, False):
@@ -165,7 +169,7 @@ def test_lockstep_that_waits_is_exact(target, draft, prompts, expected):
     assert exact(engine, prompts, expected) == len(prompts)
 
 
-@pytest.mark.parametrize("name", ["bsp", "dsd"])
+@pytest.mark.parametrize("name", short_only(["bsp", "dsd"], "dsd"))
 def test_known_incorrect_methods_are_refused_unless_asked_for(name):
     from hydra import compose, initialize_config_module
 

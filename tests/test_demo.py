@@ -15,6 +15,7 @@ import specdec
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch():
     script = "import sys, specdec; print('torch' in sys.modules, specdec.Engine.__module__)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -23,6 +24,7 @@ def test_importing_the_package_imports_no_torch():
         specdec.genrate  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["alignment", "drafters", "verifiers", "schedulers", "draft_lengths", "trees"])
 def test_what_a_plugin_imports_imports_no_torch(room):
     """A plug-in is imported when it is announced, and `--help` must answer at once."""
@@ -32,6 +34,7 @@ def test_what_a_plugin_imports_imports_no_torch(room):
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_the_drop_in_script(capsys):
     scope = runpy.run_path(str(ROOT / "experiments" / "drop_in.py"))
     theirs = scope["target"].generate(**scope["inputs"], max_new_tokens=40)

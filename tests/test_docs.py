@@ -25,6 +25,7 @@ def test_the_configuration_page_is_up_to_date():
     assert (DOCS / "config.md").read_text() == page, REMEDY
 
 
+@pytest.mark.slow
 def test_the_map_of_the_packages_is_up_to_date():
     """Every package with its purpose, and every import that does not follow from others."""
     scripts = runpy.run_path(str(ROOT / "scripts" / "make_map.py"))

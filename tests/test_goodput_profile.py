@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from cases import short_only
 from hydra import compose, initialize_config_module
 from worlds import READ_S, Always, World, compute_bound, memory_bound
 
@@ -58,7 +59,7 @@ def test_with_a_profile_nothing_is_spent_on_what_is_known_not_to_pay(batch, tmp_
         assert sum(map(bool, short.gammas[:PAUSE])) == 0
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("batch", short_only([1, 8, 32], 1, 8))
 def test_with_a_profile_drafting_begins_at_once_where_it_pays(batch, tmp_path):
     def speed(policy: DraftLength, seed: int) -> float:
         world = memory_bound(0.9)
@@ -74,6 +75,7 @@ def test_with_a_profile_drafting_begins_at_once_where_it_pays(batch, tmp_path):
     assert known > 0.93 * max(mean(speed(Always(gamma), seed) for seed in range(8)) for gamma in (4, 6, 8))
 
 
+@pytest.mark.slow
 def test_a_profile_that_is_wrong_is_corrected_by_what_the_run_sees(tmp_path):
     world = memory_bound(0.9)
     world.run(profiled(partial(memory_bound, 0.02), 4, tmp_path / "low"), 4, 2500)
@@ -172,6 +174,7 @@ def composed(folder: Path, *overrides: str):
         return resolve(compose(config_name="config", overrides=[*words, *overrides]))
 
 
+@pytest.mark.slow
 def test_a_real_pair_is_measured_once_with_whole_drafts_only(tmp_path, capsys):
     cfg = composed(tmp_path, "batch=3")
     pair = load_pair(cfg)
@@ -220,6 +223,7 @@ def test_a_round_is_timed_after_one_of_the_same_length(tmp_path, monkeypatch):
     assert timed == NUM_TURNS * [[2, 2], [1, 1], [0, 0]]
 
 
+@pytest.mark.slow
 def test_what_is_drafted_behind_a_stop_is_not_counted(tmp_path):
     cfg = composed(tmp_path, "batch=2", "draft_length.max_gamma=2")
     pair = load_pair(cfg)
@@ -244,6 +248,7 @@ def test_a_few_rows_do_not_stand_for_many(tmp_path):
     assert eight.gammas.count(0) >= 2
 
 
+@pytest.mark.slow
 def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
     cfg = composed(tmp_path, "batch=2", "max_new_tokens=2")
     pair = load_pair(cfg)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import short_only
 from pretend_cuda import GPU, NAME, PretendCuda, on_gpu
 
 import specdec
@@ -51,6 +52,9 @@ registry.load_entry_points()
 PLUGINS = [(g, name) for g in GROUPS for name in registry.names(g) if f"{g}={name}" not in OF_A_PAIR]
 IN_CI = {("alignment", "inplace"), ("tree", "chain"), ("verifier", "block"), ("scheduler", "continuous")}
 """Whose kit CI runs on the pretended GPU; it decodes with every plug-in there, and the kit runs every night."""
+SHORT = [("alignment", "inplace"), ("drafter", "model"), ("tree", "beam"), ("selector", "estimate")]
+SHORT += [("verifier", "block"), ("scheduler", "lockstep"), ("budget", "own_q"), ("draft_length", "goodput")]
+"""One of each kind, which the short tests run there."""
 
 
 def settings_of(group: str, name: str) -> dict[str, bool]:
@@ -112,7 +116,7 @@ def assert_same(**settings) -> None:
         assert outputs(GPU, **settings) == expected
 
 
-@pytest.mark.parametrize(("group", "name"), PLUGINS)
+@pytest.mark.parametrize(("group", "name"), short_only(PLUGINS, *SHORT))
 def test_every_plug_in(group, name):
     """Known incorrect ones too: they are to be as wrong as on a CPU."""
     samples = group == "verifier" and registry.create(group, name).samples
@@ -124,8 +128,8 @@ def test_every_plug_in(group, name):
     [
         SamplingParams(temperature=0.0, repetition_penalty=1.4),
         SamplingParams(temperature=0.8, top_k=5, repetition_penalty=0.7),
-        SamplingParams(temperature=1.5, top_p=0.8),
-        SamplingParams(temperature=1.0, min_p=0.1),
+        pytest.param(SamplingParams(temperature=1.5, top_p=0.8), marks=pytest.mark.slow),
+        pytest.param(SamplingParams(temperature=1.0, min_p=0.1), marks=pytest.mark.slow),
     ],
     ids=lambda params: f"temperature {params.temperature}",
 )
@@ -140,7 +144,7 @@ def test_every_drafter_under_sampled_rows(drafter):
     assert_same(drafter=drafter, verifier="naive", sampling=SAMPLED)
 
 
-@pytest.mark.parametrize("execution", ["fused", "compiled"])
+@pytest.mark.parametrize("execution", short_only(["fused", "compiled"], "compiled"))
 def test_every_execution(execution):
     """Compiled code is out of sight of a mode of torch: here its functions run as they are written, uncompiled."""
     assert_same(execution=execution)

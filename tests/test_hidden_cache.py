@@ -53,6 +53,7 @@ def test_losses_are_those_without_the_cache(root, kind, monkeypatch):
     assert len({round(loss, 3) for loss in plain}) > 2, "the losses tell batches apart"
 
 
+@pytest.mark.slow
 def test_rows_that_are_cut_where_they_loop_are_read_up_to_the_cut(root):
     save_target(root, 0.02)  # which repeats itself in some rows
     for name, cached in (("plain", False), ("cached", True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import all_pairs
+from cases import each_value
 from conftest import greedy_alone, no_library, small_llama
 from harness import ALIGNMENTS, run_all
 
@@ -51,7 +51,7 @@ class Recording(Drafter):
         """Keeps what it saw."""
 
 
-@pytest.mark.parametrize(("alignment", "execution", "chunk"), all_pairs(list(ALIGNMENTS), EXECUTIONS, [None, 3]))
+@pytest.mark.parametrize(("alignment", "execution", "chunk"), each_value(list(ALIGNMENTS), EXECUTIONS, [None, 3]))
 @torch.inference_mode()
 def test_every_row_gets_its_own_layers_in_chunks_trees_and_refilled_batches(prompts, alignment, execution, chunk):
     if execution == "native" and (reason := no_library()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from cases import short_only
 from pretend_cuda import GPU, PretendCuda
 from test_gpu import SAMPLED, engine_of, rows_of
 
@@ -39,7 +40,7 @@ def waits_per_round(batch: int, sampling: SamplingParams | None, **chosen: str) 
     return counts, places
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", short_only([1, 4], 4))
 @pytest.mark.parametrize(
     ("sampling", "verifier"),
     [(None, "greedy"), (PENALIZED, "greedy"), (SAMPLED, "block"), (SAMPLED, "rejection"), (SAMPLED, "naive")],
@@ -51,7 +52,7 @@ def test_one_wait_per_round(drafter, sampling, verifier, batch):
     assert set(counts) == {1}, places
 
 
-@pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", short_only([None, SAMPLED], None), ids=["greedy", "sampled"])
 @pytest.mark.parametrize("tree", registry.names("tree"))
 def test_a_tree_waits_once_per_level_where_its_shape_is_not_known(tree, sampling):
     """Three levels deep. Greedy paths are chains, and the children of a greedy gumbel tree all exist."""
@@ -63,7 +64,14 @@ def test_a_tree_waits_once_per_level_where_its_shape_is_not_known(tree, sampling
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [(group, name) for group in ("drafter", "verifier") for name in registry.names(group)]
+    ("group", "name"),
+    short_only(
+        [(group, name) for group in ("drafter", "verifier") for name in registry.names(group)],
+        ("drafter", "model"),
+        ("drafter", "ppd"),
+        ("verifier", "block"),
+        ("verifier", "naive_tree"),
+    ),
 )
 def test_every_drafter_and_verifier(group, name):
     sampled = group == "verifier" and registry.create(group, name).samples
@@ -72,7 +80,7 @@ def test_every_drafter_and_verifier(group, name):
     assert max(counts) == MORE.get(name, 1)
 
 
-@pytest.mark.parametrize("name", registry.names("budget"))
+@pytest.mark.parametrize("name", short_only(registry.names("budget"), "early_stop", "global_optimum"))
 def test_a_budget_waits_once_more(name):
     """The host lays out the verifying forward, so it must know what is kept."""
     budget = registry.create("budget", name)

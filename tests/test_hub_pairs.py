@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from cases import short_only
 from test_pair import composed
 
 from specdec.models.random_weights import random_model
@@ -20,7 +21,7 @@ NUM_WEIGHTS = {
 """Of target and draft, as the model pages on the Hub show them."""
 
 
-@pytest.mark.parametrize("name", NUM_WEIGHTS)
+@pytest.mark.parametrize("name", short_only(NUM_WEIGHTS, "smollm2"))
 def test_the_shapes_are_those_that_were_published(name):
     pair = composed(f"pair={name}", "weights=random").pair
     modules = [random_model(role, pair, 0, torch.float32, torch.device("meta")) for role in ("target", "draft")]
@@ -28,7 +29,7 @@ def test_the_shapes_are_those_that_were_published(name):
     assert len({module.config.vocab_size for module in modules}) == 1
 
 
-@pytest.mark.parametrize("name", ["smollm2", "llama3", "gemma3"])
+@pytest.mark.parametrize("name", short_only(["smollm2", "llama3", "gemma3"], "smollm2"))
 def test_small_random_copies_decode_exactly(run, name):
     small = ["weights=random", "pair.num_layers=2", "pair.hidden_size=256", "pair.vocab_size=2048"]
     code, out, err = run(f"pair={name}", *small, "data.num_prompts=2", "max_new_tokens=6", "batch=2", "baseline=false")

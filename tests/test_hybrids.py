@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 import transformers
+from cases import short_only
 from conftest import greedy_alone, perturbed
 from harness import make_engine, run_all
 
@@ -89,7 +90,7 @@ def expected_of(name: str) -> tuple[list[list[int]], frozenset[int]]:
     return [output[:end] for output, end in zip(outputs, ends, strict=True)], stops
 
 
-@pytest.mark.parametrize("name", [*list(FAMILIES)[:3], *NIGHTLY])
+@pytest.mark.parametrize("name", short_only([*list(FAMILIES)[:3], *NIGHTLY], "Lfm2"))
 def test_tokens_equal_transformers_own(name):
     """Target and draft both have states; rows are ragged, end at different times, and are refilled."""
     expected, stops = expected_of(name)
@@ -132,7 +133,7 @@ def test_trees_and_the_api():
         assert row[start : start + len(output)] == output
 
 
-@pytest.mark.parametrize("name", ["Jamba", "Lfm2"])
+@pytest.mark.parametrize("name", short_only(["Jamba", "Lfm2"], "Lfm2"))
 def test_the_first_layers_of_a_target_draft(name):
     """Of a config that derives the kinds of its layers, and of one that lists them; both models share mixers."""
     expected, stops = expected_of(name)
@@ -143,6 +144,7 @@ def test_the_first_layers_of_a_target_draft(name):
         assert row[start : start + len(output)] == output
 
 
+@pytest.mark.slow
 def test_sampled_rows_are_those_of_plain_sampling():
     settings = {"do_sample": True, "temperature": 0.8, "seed": 3, "max_new_tokens": 12, "pad_token_id": 0}
     models, prompts = (target_of("Lfm2"), draft_of("Lfm2")), made_prompts()[:5]
@@ -186,11 +188,15 @@ def test_other_alignments_refuse():
 
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
-    [
-        ("Zamba2", {"mamba_headdim": 8, "n_mamba_heads": 8, "mamba_d_state": 8}, "no defined reference output"),
-        ("NemotronH", FAMILIES["NemotronH"] | {"time_step_min": 0.001}, "no defined reference output"),
-        ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "outside of the cache"),
-    ],
+    short_only(
+        [
+            ("Zamba2", {"mamba_headdim": 8, "n_mamba_heads": 8, "mamba_d_state": 8}, "no defined reference output"),
+            ("NemotronH", FAMILIES["NemotronH"] | {"time_step_min": 0.001}, "no defined reference output"),
+            ("RecurrentGemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}, "outside of the cache"),
+        ],
+        "NemotronH",
+        "RecurrentGemma",
+    ),
 )
 def test_what_cannot_be_restored_is_refused(name, settings, reason):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, last_document, perturbed, small_llama
 from hydra import compose, initialize_config_module
 from test_pair import save_tokenizer
@@ -37,7 +38,7 @@ def composed(*overrides):
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", short_only(PRESETS, "tiny", "smollm2_135m"))
 def test_a_preset_has_its_own_name(preset):
     assert composed(f"pair={preset}").pair.name == preset
     assert composed(f"pair={preset}", "pair.draft=null").pair.name == preset, "without a draft it is the same target"
@@ -62,6 +63,7 @@ def test_other_checkpoints_give_their_names_unless_one_is_set(overrides, name):
     assert composed(*overrides.split()).pair.name == name
 
 
+@pytest.mark.slow
 def test_fingerprints_follow_what_decides_made_up_weights():
     """Not the pair's name or threads, by which tables would be parted for nothing."""
     base = ["pair=synthetic", "pair.hidden_size=64", "pair.num_layers=3"]
@@ -108,6 +110,7 @@ def data(tmp_path_factory) -> Path:
     return write_words(tmp_path_factory.mktemp("data") / "words.jsonl")
 
 
+@pytest.mark.slow
 def test_two_pairs_of_other_folders_have_names_of_their_own(run, tmp_path, data):
     results = tmp_path / "results"
     for name in ("one", "two"):
@@ -141,6 +144,7 @@ def alike(tmp_path_factory, data) -> tuple[Path, list[str]]:
     return root / "results", marks
 
 
+@pytest.mark.slow
 def test_two_pairs_of_one_name_are_told_apart_by_their_fingerprints(alike):
     results, marks = alike
     assert len(marks) == 2
@@ -150,6 +154,7 @@ def test_two_pairs_of_one_name_are_told_apart_by_their_fingerprints(alike):
     assert set(analysis.samples(results)["pair"]) == set(points["pair"])
 
 
+@pytest.mark.slow
 def test_a_report_parts_them(alike, tmp_path):
     results, marks = alike
     content = collect([results])
@@ -177,6 +182,7 @@ def test_a_report_that_is_asked_to_mix_them_names_them_in_every_row(alike):
             assert "".join(piece.text for piece in rendering.pieces) in texts
 
 
+@pytest.mark.slow
 def test_the_table_of_a_sweep_tells_them_apart(run, tmp_path, data):
     from specdec.cli.table import print_table
 
@@ -193,6 +199,7 @@ def test_the_table_of_a_sweep_tells_them_apart(run, tmp_path, data):
     assert all(f"mine {mark}" in out for mark in marks)
 
 
+@pytest.mark.slow
 def test_two_files_of_prompts_of_one_name_are_told_apart(run, tmp_path, data):
     results = tmp_path / "results"
     overrides = save_pair(tmp_path / "one", 1)

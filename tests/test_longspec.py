@@ -9,6 +9,7 @@ from pathlib import Path
 import plain_heads as plain
 import pytest
 import torch
+from cases import short_only
 from conftest import greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 from safetensors.torch import load_file, save_file
@@ -71,13 +72,17 @@ def drafter_of(model: CausalLM, folder: str | None, alignment: str = "inplace", 
 
 @pytest.mark.parametrize(
     ("batch", "alignment", "scheduler", "tree"),
-    [
-        (1, "eqspec", "static", None),
-        (4, "masked", "continuous", None),
+    short_only(
+        [
+            (1, "eqspec", "static", None),
+            (4, "masked", "continuous", None),
+            (8, "inplace", "exspec", None),
+            (4, "rollback", "static", TREES["beam"]),
+            (8, "expansion", "continuous", TREES["confidence"]),
+        ],
         (8, "inplace", "exspec", None),
         (4, "rollback", "static", TREES["beam"]),
-        (8, "expansion", "continuous", TREES["confidence"]),
-    ],
+    ),
 )
 def test_outputs_are_the_targets_own(model, prompts, folder, batch, alignment, scheduler, tree):
     """Chains and trees; ragged prompts, some of one token, some longer than the window."""
@@ -93,7 +98,7 @@ def test_outputs_are_the_targets_own(model, prompts, folder, batch, alignment, s
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("tree", [None, TREES["paths"]])
+@pytest.mark.parametrize("tree", short_only([None, TREES["paths"]], None))
 def test_drafts_have_the_law_of_a_plain_implementation(model, prompts, folder, tree):
     """Of one row, all of it at once, without a cache: to 1e-5 after ragged rounds, windows passed and rows released."""
     drafter, found = drafter_of(model, folder, tree=tree), []
@@ -257,6 +262,7 @@ def test_what_cannot_be_is_refused(model, folder, tmp_path, capsys):
     assert "longspec" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_own_cache_does_not_grow(model, folder, prompts):
     drafter = drafter_of(model, folder)
     own, widths = drafter._cache._own, set()

@@ -53,6 +53,7 @@ def other_process(folder: Path, call: str = "library_path()") -> subprocess.Pope
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_once_and_say_so_once(folder, monkeypatch):
     counted = compiler(folder, monkeypatch, "sleep 1")
     pair = [other_process(folder) for _ in range(2)]

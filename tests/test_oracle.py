@@ -100,6 +100,7 @@ def run(monkeypatch, capsys, *arguments):
 COMMON = ("data.num_prompts=4", "max_new_tokens=24", "baseline=false", "progress=false", "warmup=false", "strict=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "dtype"),
     [
@@ -148,6 +149,7 @@ def test_strict_needs_a_reference(monkeypatch, capsys, tmp_path):
     assert "strict=true needs a reference" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_invariants_can_be_switched_on_for_a_run(monkeypatch, capsys, tmp_path):
     common = ("debug=invariants", "data.num_prompts=2", "max_new_tokens=8", "baseline=false", f"results_dir={tmp_path}")
     code, point, _ = run(monkeypatch, capsys, *common)

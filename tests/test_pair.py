@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, small_llama
 from harness import make_engine, run_all
 from hydra import compose, initialize_config_module
@@ -143,7 +144,7 @@ def test_recurrent_states_outside_of_the_cache_are_refused(tmp_path):
     refused(PairError, "rwkv.*recurrent", "pair=vicuna", f"pair.target={folder}", "pair.draft=null")
 
 
-@pytest.mark.parametrize(("name", "width"), [("vicuna", 256), ("qwen3", 512), ("glm4", 4096)])
+@pytest.mark.parametrize(("name", "width"), short_only([("vicuna", 256), ("qwen3", 512), ("glm4", 4096)], "vicuna"))
 def test_random_weights_of_the_papers_pairs(name, width):
     """The architecture of the checkpoint, cut down; nothing is downloaded."""
     if name == "glm4":
@@ -171,6 +172,7 @@ def synthetic(scale):
     )
 
 
+@pytest.mark.slow
 def test_the_synthetic_dial():
     """At 0 everything is accepted; the larger the scale, the less; the same seed gives the same pair."""
     rates = []
@@ -215,6 +217,7 @@ def test_everything_that_a_point_reads_is_signed(tmp_path, monkeypatch):
     assert "logger.path" not in input_hashes(composed("logger=csv", f"logger.path={corpus}"))
 
 
+@pytest.mark.slow
 def test_the_draft_has_a_fingerprint_of_its_own(checkpoint):
     """What was measured or sampled with one draft is not taken for another's."""
     target, other = checkpoint("target", 0), checkpoint("other", 1)

@@ -68,6 +68,7 @@ def test_what_is_no_pair_is_one_line(tmp_path):
         filled(heads)
 
 
+@pytest.mark.slow
 def test_the_shipped_pair_by_its_folder_gives_what_its_name_gives(run, tmp_path):
     outputs = []
     for words in (["pair=tiny"], ["pair=specdec/assets/tiny"]):

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from cases import short_only
 from harness import fresh, the_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,7 +119,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+@pytest.mark.parametrize("bug", short_only(PLANTED, "the merge has no weights"))
 def test_planted_bugs_are_found(bug, monkeypatch):
     place, name, wrong = PLANTED[bug]
     monkeypatch.setattr(place, name, wrong)

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 import pytest
+from cases import short_only
 from conftest import last_document
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
@@ -44,7 +45,7 @@ def own(cfg):
     return OmegaConf.create({key: cfg[key] for key in cfg if key != "hydra"})
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", short_only(PAPERS, "paper_table2"))
 def test_every_point_of_a_preset_composes(name):
     cfg = composed(f"experiment={name}")
     assert cfg.experiment == name
@@ -154,6 +155,7 @@ class Letters:
         return {"input_ids": [ord(letter) for letter in text]}
 
 
+@pytest.mark.slow
 def test_prompts_of_one_length_go_on_with_those_after_them(tmp_path):
     path = tmp_path / "data.jsonl"
     texts = ["abc", "defgh", "i"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import short_only
 from conftest import perturbed
 from library_models import EOS, NEW, VOCAB, alone, block, laid_out, ragged
 from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria
@@ -67,8 +68,19 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("tree", ["chain", "confidence"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("tree", short_only(["chain", "confidence"], "chain"))
+@pytest.mark.parametrize(
+    "name",
+    short_only(
+        OPTIONS,
+        "min_new_tokens",
+        "no_repeat_ngram_size",
+        "forced token 0",
+        "logits_processor",
+        "stopping_criteria",
+        "prefix_allowed_tokens_fn",
+    ),
+)
 def test_each_option_does_to_a_row_what_it_does_alone(llama, draft, name, tree):
     rows, settings = ragged(5, 12), {"max_new_tokens": NEW, **OPTIONS[name]}
     expected = [alone(llama, row, **settings) for row in rows]
@@ -90,6 +102,7 @@ def test_sampled_rows_follow_processors(llama, draft):
         assert all((len(row) + place) % 2 or token % 2 for place, token in enumerate(new))
 
 
+@pytest.mark.slow
 def test_sampled_rows_have_the_processed_distribution(llama, draft):
     few = {"suppress_tokens": [token for token in range(VOCAB) if token not in (1, 2, 3)], "repetition_penalty": 1.5}
     count = 4000

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cases import short_only
 from conftest import last_document
 from hydra import compose, initialize_config_module
 from hypothesis import given
@@ -70,20 +71,25 @@ def test_who_started_this_process(environ, size, main):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        (["runner.devices=0"], "runner.devices=0: give a number above 0"),
-        (["runner.devices=null"], "runner.devices=None: give a number above 0"),
-        (["runner.devices=many"], "runner.devices=many: give a number"),
-        (["runner.devices=[0,1]", "runner.accelerator=cpu"], "only GPUs can be listed"),
-        (["runner.strategy=fsdp"], "unknown runner.strategy 'fsdp'"),
-        (["runner.num_nodes=2"], "runner.num_nodes=2: start it with torchrun or srun"),
-        (["runner.tensor_parallel=true"], "set runner.devices=2 or more"),
-        (["runner.tensor_parallel=true", "runner.devices=2", "weights=random"], "only checkpoints can be split"),
-        (["runner.prefill_chunk=-1"], "runner.prefill_chunk=-1: it must be at least 1"),
-        (["runner.prefill_chunk=0"], "null for no chunks"),
-        (["runner.tensor_parallel=true", "runner.devices=2", "arrivals=poisson"], "arrivals depend on time"),
-        (["runner.on_locked=maybe"], "unknown runner.on_locked 'maybe'"),
-    ],
+    short_only(
+        [
+            (["runner.devices=0"], "runner.devices=0: give a number above 0"),
+            (["runner.devices=null"], "runner.devices=None: give a number above 0"),
+            (["runner.devices=many"], "runner.devices=many: give a number"),
+            (["runner.devices=[0,1]", "runner.accelerator=cpu"], "only GPUs can be listed"),
+            (["runner.strategy=fsdp"], "unknown runner.strategy 'fsdp'"),
+            (["runner.num_nodes=2"], "runner.num_nodes=2: start it with torchrun or srun"),
+            (["runner.tensor_parallel=true"], "set runner.devices=2 or more"),
+            (["runner.tensor_parallel=true", "runner.devices=2", "weights=random"], "only checkpoints can be split"),
+            (["runner.prefill_chunk=-1"], "runner.prefill_chunk=-1: it must be at least 1"),
+            (["runner.prefill_chunk=0"], "null for no chunks"),
+            (["runner.tensor_parallel=true", "runner.devices=2", "arrivals=poisson"], "arrivals depend on time"),
+            (["runner.on_locked=maybe"], "unknown runner.on_locked 'maybe'"),
+        ],
+        ["runner.devices=0"],
+        ["runner.devices=null"],
+        ["runner.on_locked=maybe"],
+    ),
 )
 def test_what_the_runner_group_cannot_mean(overrides, message):
     with pytest.raises(ConfigError) as refused:

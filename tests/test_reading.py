@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def test_a_long_prompt_does_not_pad_the_short_ones():
     assert groups_of_length([20, 300, 16, 12], 32) == [[1], [0, 2, 3]]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 50))
 def test_no_other_grouping_is_cheaper(lengths, fixed):

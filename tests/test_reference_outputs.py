@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import short_only
 from conftest import greedy_alone, small_llama
 from hydra import compose, initialize_config_module
 from model_zoo import Entry, build
@@ -35,13 +36,14 @@ def arguments(folder, *more):
     return (*pair, "data.num_prompts=3", f"max_new_tokens={NEW}", "batch=3", "warmup=false", "strict=true", *more)
 
 
-@pytest.mark.parametrize("scheduler", ["eqspec", "continuous"])
+@pytest.mark.parametrize("scheduler", short_only(["eqspec", "continuous"], "continuous"))
 def test_a_run_is_compared_with_transformers_generate(run, folder, scheduler):
     code, out, err = run(*arguments(folder, f"scheduler={scheduler}", "baseline=false"))
     assert code == 0, err
     assert "3/3" in out
 
 
+@pytest.mark.slow
 def test_a_wrong_mask_is_not_in_the_reference_too(run, folder, monkeypatch):
     """Masks without their window, past a probe that says yes: the reference must not be made with them."""
     masks = MaskForm.masks

@@ -274,6 +274,7 @@ def test_curves_that_coincide_are_drawn_apart_and_named():
     assert plots.curves([MethodCurve(0, "a", {4: (0.5, (0.4, 0.6))})], SHARE).notes == ["Lines: 95% intervals."]
 
 
+@pytest.mark.slow
 def test_a_watched_page_reloads_itself_and_shows_what_runs(results, tmp_path):
     running = tmp_path / "results" / "0123"
     shutil.copytree(next(path.parent for path in results.glob("*/summary.json")), running)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 from test_drafters import pairs_of_letters
@@ -75,7 +76,7 @@ def shuffled():
     return letter_tokenizer(order)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", short_only(ALIGNMENTS, "inplace"))
 def test_rows_draft_up_to_the_end_of_the_context_and_then_go_on_without(model, ragged, expected, alignment):
     drafter = Watched(model, ALIGNMENTS[alignment], shuffled())
     rows, _ = run_all(make_engine(model, drafter=drafter, gamma=GAMMA, scheduler="exspec"), ragged, NEW)
@@ -88,7 +89,7 @@ def test_rows_draft_up_to_the_end_of_the_context_and_then_go_on_without(model, r
     assert max(full) < CONTEXT - GAMMA <= min(none) < CONTEXT < max(none)
 
 
-@pytest.mark.parametrize("scheduler", ["static", "continuous"])
+@pytest.mark.parametrize("scheduler", short_only(["static", "continuous"], "static"))
 def test_a_draft_with_other_words_ends_at_its_own_length(model, ragged, expected, scheduler):
     """Pairs of letters are single tokens of the draft: its context holds more letters than it has positions."""
     theirs = pairs_of_letters()

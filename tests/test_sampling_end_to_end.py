@@ -14,6 +14,7 @@ from collections import Counter
 import numpy
 import pytest
 import torch
+from cases import short_only
 from sampled_runs import DRAFTERS, GAMMA, TARGET, VERIFIERS, build, run
 from scipy.stats import chi2_contingency, chisquare
 from test_sampling import theirs
@@ -106,7 +107,7 @@ def plain_rows() -> list[Sequence]:
     return run(build("none", NaiveVerifier, "static", "eqspec", 300), rows_of(seed=1))
 
 
-@pytest.mark.parametrize(("drafter", "verifier", "scheduler", "alignment"), CASES)
+@pytest.mark.parametrize(("drafter", "verifier", "scheduler", "alignment"), short_only(CASES, "model"))
 def test_the_joint_law_of_the_output(drafter, verifier, scheduler, alignment, plain_rows):
     rows = run(build(drafter, VERIFIERS[verifier], scheduler, alignment, 300), rows_of())
     for case in range(len(PROMPTS)):
@@ -160,6 +161,7 @@ class ClaimsToSample(ModelDrafter):
         return draft
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "copies"),
     [
@@ -182,6 +184,7 @@ def test_planted_mistakes_are_seen(monkeypatch, mistake, copies):
     assert min(p_value(rows, case) for case in range(len(PROMPTS))) < LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [COPIES, pytest.param(4 * COPIES, marks=pytest.mark.nightly)])
 def test_without_a_mistake_nothing_is_seen_in_as_many_rows(copies):
     rows = run(build("model", BlockVerifier, "static", "eqspec", 500), rows_of(copies=copies))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import short_only
 from conftest import greedy_alone
 from harness import make_engine
 from hydra import compose, initialize_config_module
@@ -215,7 +216,7 @@ def serve(results: Path, *overrides: str) -> tuple[dict, list[dict]]:
     return summary, list(read_lines(Path(summary["path"]) / "samples.jsonl"))
 
 
-@pytest.mark.parametrize("scheduler", ["eqspec", "exspec", "exspec_bound", "continuous"])
+@pytest.mark.parametrize("scheduler", short_only(["eqspec", "exspec", "exspec_bound", "continuous"], "continuous"))
 def test_serving_is_exact_and_reports_what_it_took(results, scheduler):
     summary, samples = serve(results, f"scheduler={scheduler}", "batch=2", "arrivals.rate=2000")
     assert summary["num_exact"] == summary["num_prompts"] == 9
@@ -238,6 +239,7 @@ def test_serving_is_exact_and_reports_what_it_took(results, scheduler):
     assert series[-1]["num_active"] == series[-1]["num_waiting"] == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_method_is_compared_with_the_target_on_the_same_history(results):
     """BSP's answers differ, so the next prompts do: their reference is made for the prompts that there really were."""
     from transformers import AutoModelForCausalLM

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from cases import short_only
 from conftest import greedy_alone, no_library
 from harness import fresh, make_engine, run_all, the_model
 from memory_of_runs import composed
@@ -44,8 +45,8 @@ def prompts(num_rows: int = 6) -> list[list[int]]:
     return [*rows, [*PREFIX[:20], 60, 59, 58]]
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("least", [1, 21])
+@pytest.mark.parametrize("execution", short_only(EXECUTIONS, "fused"))
+@pytest.mark.parametrize("least", short_only([1, 21], 21))
 def test_programs_of_the_contract_are_kept(execution, least):
     with on_device(torch.device("cpu"), execution):
         for program in (*sharing_programs(), leaving_program(), wide_program(trees=True)):
@@ -55,7 +56,7 @@ def test_programs_of_the_contract_are_kept(execution, least):
 @pytest.mark.parametrize(
     ("scheduler", "batch", "drafts"), [("continuous", 3, True), ("static", 4, False), ("exspec", 4, True)]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", short_only([torch.float32, torch.float64], torch.float32))
 def test_every_row_is_exact_with_drafts_refills_and_chunks(scheduler, batch, drafts, dtype):
     module = small_llama(1, dtype)
     target, draft = CausalLM(module), CausalLM(perturbed(module, 0.04)) if drafts else None

@@ -93,6 +93,7 @@ def test_a_rerun_goes_on_inside_the_point(run):
     assert "skipped" in run(*SMALL)[1]
 
 
+@pytest.mark.slow
 def test_samples_of_other_inputs_are_not_gone_on_with(run):
     code, out, _ = run(*SMALL)
     folder = Path(summary_of(out)["path"])
@@ -105,6 +106,7 @@ def test_samples_of_other_inputs_are_not_gone_on_with(run):
     assert summary_of(out)["num_attempts"] == 1
 
 
+@pytest.mark.slow
 def test_explanations_are_made_in_a_later_process(run, monkeypatch, tmp_path):
     """The logits that decided a divergence outlive the process that computed them."""
     wrong = [*SMALL, "alignment=bsp", "allow_incorrect=true", "batch=4"]
@@ -128,6 +130,7 @@ def test_explanations_are_made_in_a_later_process(run, monkeypatch, tmp_path):
     assert not (Path(summary["path"]) / "divergences").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(run):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
@@ -168,6 +171,7 @@ def test_out_of_memory_is_one_line_that_names_the_setting(run):
     assert "runner.on_out_of_memory=shrink" in err
 
 
+@pytest.mark.slow
 def test_out_of_memory_may_halve_the_batch_and_says_so(run):
     shrink = "runner.on_out_of_memory=shrink"
     code, out, _ = run(*SMALL, "alignment=hungry", "batch=4", shrink)
@@ -178,6 +182,7 @@ def test_out_of_memory_may_halve_the_batch_and_says_so(run):
     assert summary["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_point_that_runs_elsewhere_is_waited_for(run, tmp_path, monkeypatch):
     code, out, _ = run(*SMALL, results=tmp_path / "elsewhere")
     finished = Path(summary_of(out)["path"])
@@ -217,6 +222,7 @@ def test_a_point_that_runs_elsewhere_may_be_left_for_later(run, tmp_path):
     assert run(*arguments)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_failed_point_leaves_its_error_and_what_it_finished(run, monkeypatch):
     def fail(*_):
         raise ValueError("the first line\nand a second")

@@ -147,6 +147,7 @@ def test_a_trace_that_cannot_be_read_is_refused_before_anything_runs(tmp_path, c
     refused(DataError, match, lambda: TraceArrivals(path=str(path)))
 
 
+@pytest.mark.slow
 def test_a_trace_that_is_too_short_is_refused_before_the_reference(run, tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"arrival_s": 1}\n\n')

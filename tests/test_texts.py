@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from conftest import last_document
 
 from specdec.core.files import read_lines
@@ -13,6 +14,7 @@ from specdec.run.texts import ROWS, print_texts
 SMALL = ["data.num_prompts=5", "max_new_tokens=8", "batch=2", "baseline=false"]
 
 
+@pytest.mark.slow
 def test_the_first_rows_are_shown_also_of_a_finished_point(run, tmp_path):
     code, plain, err = run(*SMALL, results=tmp_path)
     assert code == 0, err

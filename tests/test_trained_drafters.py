@@ -93,6 +93,7 @@ def truth(model, prompts):
     return [greedy_alone(model, prompt, NEW_TOKENS, frozenset()) for prompt in prompts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("kind", TRAINED)
 def test_lossless_with_every_alignment(model, prompts, truth, folders, kind, alignment):
@@ -106,6 +107,7 @@ def test_lossless_with_every_alignment(model, prompts, truth, folders, kind, ali
         assert max(outcome.num_drafted) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRAINED)
 def test_a_batch_is_refilled_while_others_draft(model, prompts, truth, folders, kind):
     engine = engine_for(model, "inplace", kind, scheduler="continuous", path=folders[kind][0])
@@ -113,6 +115,7 @@ def test_a_batch_is_refilled_while_others_draft(model, prompts, truth, folders, 
     assert [row.output_ids for row in rows] == [t[: r.max_new_tokens] for r, t in zip(rows, truth, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRAINED)
 def test_training_lowers_the_loss_and_lifts_acceptance(model, own_text, folders, kind):
     folder, first, last = folders[kind]
@@ -136,6 +139,7 @@ def sampled(engine, prompts, seed):
     return [row.output_ids for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRAINED)
 def test_naive_sampling_gives_the_tokens_of_plain_sampling(model, prompts, folders, kind):
     plain = sampled(make_engine(model, alignment=ALIGNMENTS["inplace"], verifier=NaiveVerifier()), prompts, 5)
@@ -143,6 +147,7 @@ def test_naive_sampling_gives_the_tokens_of_plain_sampling(model, prompts, folde
     assert sampled(engine, prompts, 5) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["medusa", "eagle"])
 def test_drafts_come_with_the_law_they_were_drawn_from(model, folders, kind):
     """With rejection sampling proved for any draft law, the law that is told being the law of the draw is the rest."""
@@ -165,6 +170,7 @@ def test_drafts_come_with_the_law_they_were_drawn_from(model, folders, kind):
     assert float(chi2) < freedom + 5 * (2 * max(freedom, 1)) ** 0.5
 
 
+@pytest.mark.slow
 def test_rejection_runs_with_heads_and_refuses_probes(model, prompts, folders):
     engine = engine_for(model, "eqspec", "eagle", verifier=RejectionVerifier(), untrained=True)
     assert all(sampled(engine, prompts, 1))
@@ -172,6 +178,7 @@ def test_rejection_runs_with_heads_and_refuses_probes(model, prompts, folders):
         sampled(engine_for(model, "eqspec", "ppd", verifier=RejectionVerifier(), path=folders["ppd"][0]), prompts, 1)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
     """Prompt tokens after the last verified token, in one plain forward over embeddings."""
@@ -188,6 +195,7 @@ def test_guesses_are_those_of_a_forward_without_a_cache(model, folders):
             assert drafter._guesses[row.index].tolist() == logits.argmax(-1).tolist()
 
 
+@pytest.mark.slow
 def test_folders_that_do_not_fit_are_one_line(model, folders, tmp_path):
     context, _ = context_for(model, "inplace")
     with pytest.raises(ConfigError, match=r"was trained for drafter=medusa, not drafter=eagle"):
@@ -206,6 +214,7 @@ def test_folders_that_do_not_fit_are_one_line(model, folders, tmp_path):
         create("drafter", "medusa", context, path=str(broken))
 
 
+@pytest.mark.slow
 def test_what_eagle_keeps_while_nothing_is_drafted_holds_no_logits(model, folders, prompts):
     engine = engine_for(model, "inplace", "eagle", path=folders["eagle"][0])
     engine.draft_length = FixedLength(gamma=0)
@@ -217,6 +226,7 @@ def test_what_eagle_keeps_while_nothing_is_drafted_holds_no_logits(model, folder
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in kept[-6:])
 
 
+@pytest.mark.slow
 def test_typical_acceptance_overlooks_probes(model, folders, prompts):
     """Their ids are beyond the vocabulary, so no law has a place for them."""
     engine = engine_for(model, "inplace", "ppd", verifier=create("verifier", "typical"), path=folders["ppd"][0])
@@ -246,6 +256,7 @@ def test_accuracies_count_the_guesses_of_output_tokens_alone(model, prompts):
     assert table[1][:2] == pytest.approx([1 - even, even], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["medusa", "ppd"])
 def test_measured_accuracies_are_those_of_drafting(model, own_text, folders, kind):
     """The first guesses of the first place, against the first drafted tokens of an engine."""

@@ -109,6 +109,7 @@ def test_a_run_with_other_settings_does_not_take_finished_stages_for_its_own(tra
         train_tiny(cfg)
 
 
+@pytest.mark.slow
 def test_interrupted_stage_resumes_from_its_checkpoint(trained, tmp_path):
     cfg = rehearsal(trained[0])
     cfg.output_dir, cfg.stages, cfg.target.steps = str(tmp_path), ["tokenizer", "target"], 4
@@ -206,6 +207,7 @@ def test_precision_follows_the_processor_unless_named(monkeypatch):
     assert precision_of(cfg) == "64-true"
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_torch_free():
     code = "import sys, specdec.cli.train; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -285,6 +287,7 @@ def test_shipped_prompts():
     assert len({prompt["category"] for prompt in prompts}) >= 6
 
 
+@pytest.mark.slow
 def test_shipped_prompts_come_from_heldout_files_only():
     """On another Python release the sources differ, so only files that still hold the prompt are judged."""
     exclude = json.loads((TINY / "provenance.json").read_text())["config"]["corpus"]["exclude"]

@@ -27,6 +27,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.slow
 def test_no_stage_holds_the_corpus(tmp_path, monkeypatch):
     """From the file to batches: the peak of every stage stays far below the size of the text."""
     monkeypatch.setattr(tokenizer, "CHARACTERS_AT_ONCE", 1 << 14)

@@ -41,6 +41,7 @@ def test_every_recipe_trains_its_heads_and_yields_to_the_command_line():
             assert cfg.validation.gamma <= cfg.heads.num_heads  # a block drafts no more
 
 
+@pytest.mark.slow
 def test_what_a_recipe_says_stands_against_the_defaults_of_the_command():
     register_schema()
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):

@@ -58,6 +58,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(*CASES)
 def test_the_tokens_that_survive_are_those_of_transformers(seed, vocab, dtype, params):
@@ -173,6 +174,7 @@ def test_scores_are_those_that_generate_returns(dtype, options):
         assert torch.equal(ours[0], theirs)
 
 
+@pytest.mark.slow
 def test_greedy_generation_of_a_16_bit_model_with_ties_and_a_penalty_equals_transformers():
     module = small_llama(7, torch.bfloat16)
     twice_each(module)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import short_only
 from torch import Tensor
 from tree_variants import PlainTraversal
 
@@ -27,7 +28,10 @@ def judging(kind: str) -> list[str]:
     return [entry.name for entry in entries if entry.samples and kind in entry.judges]
 
 
-CASES = [(kind, name) for kind in (CHAIN, IID, WITHOUT_REPLACEMENT, CHOSEN) for name in judging(kind)]
+CASES = short_only(
+    [(kind, name) for kind in (CHAIN, IID, WITHOUT_REPLACEMENT, CHOSEN) for name in judging(kind)],
+    *(IID, CHOSEN, (CHAIN, "block"), (CHAIN, "rejection"), (CHAIN, "typical"), (WITHOUT_REPLACEMENT, "recursive")),
+)
 
 
 def random_law(generator: torch.Generator, *shape: int) -> Tensor:
@@ -155,6 +159,7 @@ def test_one_hot_laws_are_the_longest_match(kind, name):
     assert matched > 30
 
 
+@pytest.mark.slow
 def test_chains_are_judged_alike_by_the_rules_of_trees():
     """With one path they are not only equal in distribution: the same random numbers decide the same."""
     groups = [("rejection", "specinfer", "naive_tree", "spectr", "recursive"), ("block", "traversal", "gbv")]
@@ -169,7 +174,7 @@ def test_chains_are_judged_alike_by_the_rules_of_trees():
                     assert create("verifier", name).verify_sampled(draft, p, noise) == expected, name
 
 
-@pytest.mark.parametrize("kind", [CHAIN, WITHOUT_REPLACEMENT])
+@pytest.mark.parametrize("kind", short_only([CHAIN, WITHOUT_REPLACEMENT], CHAIN))
 def test_traversal_decides_as_its_rule_states(kind):
     """The same verdicts as copies of p, q and w give, on trees of many shapes."""
     for seed in range(40):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import all_pairs
+from cases import each_value, short_only
 from harness import ALIGNMENTS, TREES
 
 from specdec.conformance.decoding import drafter_context
@@ -74,7 +74,7 @@ def truth(index: int, mixed: bool, dtype: str = "float64") -> list[int]:
 
 @pytest.mark.parametrize(
     ("tree", "alignment", "batch", "drafter", "mixed"),
-    all_pairs(
+    each_value(
         list(TREES), list(ALIGNMENTS), [1, 4, 8], [("model", False), ("model", True), ("eagle", True), ("eagle3", True)]
     ),
 )
@@ -91,7 +91,7 @@ def test_trees_under_the_fast_executions(execution):
         assert [row.output_ids for row in rows] == [truth(row.index, True, "float32") for row in rows]
 
 
-@pytest.mark.parametrize("tree", list(TREES))
+@pytest.mark.parametrize("tree", short_only(list(TREES), "paths", "beam"))
 def test_a_row_drafts_the_same_alone_and_in_a_batch(tree):
     """What is accepted and drafted per row, not only what is emitted."""
     alone, together = (decode(tree, batch=batch, mixed=True) for batch in (1, 8))

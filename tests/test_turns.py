@@ -40,6 +40,7 @@ def test_turns_of_a_point_become_one_with_medians_and_the_worst_verdict():
     assert len(merge_turns(failed)) == 2, "a failed turn is not a slow one"
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_turns_and_its_points_are_one_row_each(run, tmp_path):
     code, out, err = run(*SMALL, "scheduler=plain,static", "repeat=2", "-m")
     assert code == 0, err

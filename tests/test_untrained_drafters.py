@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import short_only
 from conftest import VOCAB, last_document, small_llama
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
@@ -46,7 +47,7 @@ def refused(error, match, call):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", short_only(TRAINED, "ppd"))
 def test_a_drafter_without_its_weights_is_refused(kind):
     """By a run before anything is loaded, by the class, by the library and by the kit."""
     said = f"drafter={kind} without drafter.path would draft with untrained weights: set drafter.path=FOLDER of .*"
@@ -72,6 +73,7 @@ def test_untrained_weights_draft_when_asked_for(kind):
     )
 
 
+@pytest.mark.slow
 def test_results_of_trained_weights_keep_their_names():
     settings = identity(composed("drafter=eagle", "drafter.path=somewhere"))
     assert settings["drafter"] == {"path": "somewhere", "name": "eagle"}
@@ -86,6 +88,7 @@ def test_results_of_trained_weights_keep_their_names():
     assert digest(untrained) != digest(settings)
 
 
+@pytest.mark.slow
 def test_every_table_says_that_a_drafter_is_untrained(run, tmp_path, capsys):
     results = tmp_path / "results"
     points = tmp_path / "points.csv"
@@ -104,6 +107,7 @@ def test_every_table_says_that_a_drafter_is_untrained(run, tmp_path, capsys):
     assert "| static inplace untrained |" in markdown, "also where all points of a scheduler have that drafter"
 
 
+@pytest.mark.slow
 def test_a_profile_says_that_its_drafter_is_untrained(run, tmp_path, capsys):
     results = tmp_path / "results"
     code, _, err = run(*SMALL, "drafter=medusa", "drafter.untrained=true", "draft_length=batch_table", "baseline=false")
@@ -112,6 +116,7 @@ def test_a_profile_says_that_its_drafter_is_untrained(run, tmp_path, capsys):
     assert "untrained" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_bench_says_that_a_drafter_is_untrained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("specdec.bench.machine.os.sched_setaffinity", lambda *_: None, raising=False)
     folder = tmp_path / "bench"
@@ -188,6 +193,7 @@ def test_made_up_weights_are_told_in_the_table(run):
     assert "pair vicuna, weights random, data heldout" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eagle3", "dspark"])
 def test_the_built_in_target_has_heads_of_its_own(kind, run):
     assert composed(f"drafter={kind}").drafter.path == f"asset:tiny/heads/{kind}"

@@ -110,7 +110,7 @@ def test_first_tokens_of_a_short_row_are_sinks_in_a_tree_too(model):
     torch.testing.assert_close(logits_BTV[0, 1:], alone(model, chain, 2)[1:], rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("tree", [None, BeamTree(width=2)])
+@pytest.mark.parametrize("tree", [pytest.param(None, marks=pytest.mark.slow), BeamTree(width=2)])
 def test_rows_stay_those_of_the_target(model, tree):
     """Ragged rows that outgrow the window, refilled; the window changes drafts and never outputs."""
     prompts, budgets = [made(1, 300), made(2, 5), made(3, 150), made(4, 40), made(5, 260)], [24, 12, 24, 24, 24]
