@@ -53,7 +53,8 @@ def short_only(cases: Iterable[Any], *short: Any) -> list[Any]:
     for case in cases:
         case = case if hasattr(case, "marks") else pytest.param(*_parts(case))
         is_short = case.values[0] in short or (len(case.values) > 1 and case.values in short)
-        marks = case.marks if is_short or case.marks else pytest.mark.slow
+        is_long = {mark.name for mark in case.marks} & {"slow", "nightly"}
+        marks = case.marks if is_short or is_long else (*case.marks, pytest.mark.slow)
         found.append(pytest.param(*case.values, marks=marks, id=case.id))
     return found
 

@@ -90,7 +90,7 @@ def test_padding_is_known_by_the_mask_alone(llama, draft):
     "settings",
     [
         {},
-        {"max_length": 30},
+        pytest.param({"max_length": 30}, marks=pytest.mark.slow),
         {"eos_token_id": None, "max_new_tokens": 9},
         {"eos_token_id": [EOS, 7, 11], "max_new_tokens": 20},
         {"repetition_penalty": 1.3, "max_new_tokens": 20},

@@ -82,6 +82,7 @@ def test_forwards_of_a_model_that_the_drafter_made_are_counted():
     assert len({shape.model for shape in log.shapes}) == 2
 
 
+@pytest.mark.slow
 def test_forwards_between_rounds_are_not_the_runs():
     """A reference that is missing is decoded in between, by the same models."""
     cfg = composed("max_new_tokens=4", "data.num_prompts=2", "warmup=false", "batch=2")

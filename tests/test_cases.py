@@ -26,7 +26,7 @@ def test_every_value_is_in_the_short_form_and_the_other_pairs_are_slow():
     nightly = [case.values for case in cases if "nightly" in {mark.name for mark in case.marks}]
     assert nightly == [case.values for case in pairs if case.marks]
     short = [case.values for case in cases if not case.marks]
-    assert len(short) == 4
+    assert len(short) <= 5 < sum(not case.marks for case in pairs)
     for place, values in enumerate((["a", "b", "c", "d"], ["x", "y"], [1, 4, 11], [5, 3], ["float32", "float64"])):
         assert {case[place] for case in short} == set(values)
 

@@ -67,6 +67,7 @@ def test_rows_that_are_cut_where_they_loop_are_read_up_to_the_cut(root):
     assert any((without_loops(rows).num_valid_B < rows.num_valid_B).any() for rows in whole), "none was cut"
 
 
+@pytest.mark.slow
 def test_recipes_share_the_layers_and_the_disk_must_have_room(root, capsys, monkeypatch):
     run_task("", heads(root, "early_exit", "first", cached=True))
     files = {path.name for path in (root / "cache/hidden").rglob("*.safetensors")}

@@ -221,6 +221,7 @@ def test_sizes_of_a_class():
         classes.width(129)
 
 
+@pytest.mark.slow
 def test_tensors_stay_on_their_device():
     def logits(place: torch.device) -> torch.Tensor:
         model = CausalLM(family("llama").module.to(torch.float32).to(place))

@@ -46,18 +46,23 @@ def test_a_preset_has_its_own_name(preset):
 
 @pytest.mark.parametrize(
     ("overrides", "name"),
-    [
-        ("pair.target=/a/mine/target pair.draft=/a/mine/draft", "mine"),
-        ("pair.target=/a/large pair.draft=/b/small", "large+small"),
-        ("pair.draft=/b/small", "tiny+small"),
-        ("pair.target=/a/large", "large+tiny"),
-        ("pair=vicuna pair.target=/a/vicuna-ft/checkpoint-300 pair.draft=null", "vicuna-ft-checkpoint-300"),
-        ("pair=qwen3 pair.draft=org/other-0.5B", "qwen3+other-0.5B"),
-        ("pair=synthetic weights=pretrained pair.target=/a/one/export/target", "one"),
-        (f"pair.target=/hub/models--org--Nice-1B/snapshots/{'0a' * 20} pair.draft=null", "Nice-1B"),
-        ("pair.target=/a/large pair.draft=/b/small pair.name=ours", "ours"),
-        ("pair=qwen3 pair.target=/a/Qwen3-8B pair.draft=/a/Qwen3-0.6B pair.name=qwen3", "qwen3"),
-    ],
+    short_only(
+        [
+            ("pair.target=/a/mine/target pair.draft=/a/mine/draft", "mine"),
+            ("pair.target=/a/large pair.draft=/b/small", "large+small"),
+            ("pair.draft=/b/small", "tiny+small"),
+            ("pair.target=/a/large", "large+tiny"),
+            ("pair=vicuna pair.target=/a/vicuna-ft/checkpoint-300 pair.draft=null", "vicuna-ft-checkpoint-300"),
+            ("pair=qwen3 pair.draft=org/other-0.5B", "qwen3+other-0.5B"),
+            ("pair=synthetic weights=pretrained pair.target=/a/one/export/target", "one"),
+            (f"pair.target=/hub/models--org--Nice-1B/snapshots/{'0a' * 20} pair.draft=null", "Nice-1B"),
+            ("pair.target=/a/large pair.draft=/b/small pair.name=ours", "ours"),
+            ("pair=qwen3 pair.target=/a/Qwen3-8B pair.draft=/a/Qwen3-0.6B pair.name=qwen3", "qwen3"),
+        ],
+        "pair.target=/a/mine/target pair.draft=/a/mine/draft",
+        "pair.target=/a/large",
+        "pair.target=/a/large pair.draft=/b/small pair.name=ours",
+    ),
 )
 def test_other_checkpoints_give_their_names_unless_one_is_set(overrides, name):
     assert composed(*overrides.split()).pair.name == name

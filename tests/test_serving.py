@@ -270,6 +270,7 @@ def test_several_processes_cannot_serve_one_queue():
         resolve(composed("arrivals=poisson", "runner.devices=2"))
 
 
+@pytest.mark.slow
 def test_later_turns_keep_to_the_longest_input_too():
     cfg = resolve(composed("data=conversations", "data.turns=conversation", "data.max_input_tokens=30"))
     prompts = [Prompt(0, 1, "a", [3] * 20), Prompt(1, 1, "a", [], turn=1, text="and then?")]

@@ -188,6 +188,7 @@ def test_num_ids_counts_added_tokens():
     assert num_ids(with_a_token_more()) == VOCAB + 1
 
 
+@pytest.mark.slow
 def test_stop_tokens_that_the_target_cannot_emit_are_refused_by_a_run(run):
     code, _, err = run("stop_tokens=[3,2048]", "data.num_prompts=2", "baseline=false")
     assert code == 1
