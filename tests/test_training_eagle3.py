@@ -67,6 +67,24 @@ def test_unrolled_steps_are_those_of_the_drafter(target, tmp_path, layer_ids):
                     found = cache.forward([0], head.inputs(entry_B1D, found[:, -1:]), [1])
 
 
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "medusa"])
+@pytest.mark.parametrize("border", [1, 3, 6, 9])
+def test_what_does_not_count_changes_nothing(target, kind, border):
+    """Loss and gradients of all tokens are the sums of those of two parts, whose later steps begin elsewhere."""
+    ids_BT = torch.randint(61, (2, 13), generator=torch.Generator().manual_seed(4))
+    late_BT = torch.arange(13).expand(2, -1) >= torch.tensor([[border], [border + 2]])
+    torch.manual_seed(1)
+    cfg, found = HeadsConfig(kind=kind, num_heads=3), []
+    module = KINDS[kind].build(target.module, cfg).double()
+    objective = HeadsObjective(KINDS[kind], target.module, cfg, seed=0)
+    for counted_BT in (torch.ones_like(late_BT), late_BT, ~late_BT):
+        counted_BT = counted_BT & (torch.arange(13) > 0)
+        total = objective(module, Batch(ids_BT, counted_BT, {"batches": 0}), 0).total
+        found.append([total, *torch.autograd.grad(total, [w for w in module.parameters() if w.requires_grad])])
+    for whole, late, early in zip(*found, strict=True):
+        torch.testing.assert_close(whole, late + early, rtol=1e-3, atol=1e-4)  # norms compute in float32
+
+
 @pytest.mark.slow
 def test_training_lifts_acceptance(target, tmp_path):
     starts = torch.randint(61, (24, 1), generator=torch.Generator().manual_seed(3))

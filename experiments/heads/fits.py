@@ -12,8 +12,8 @@ from specdec.training.resolve import register_schema, to_dataclass
 
 RECIPES = ("eagle", "eagle3", "peagle", "specblock", "dflash", "dspark", "medusa")
 SHARED = (
-    *("threads=1", "device.accelerator=cpu", "greedy.minutes=null", "greedy.num_batches=128"),
-    *("fit.phases=[{share: 1.0, batch: 8}]", "fit.steps=100000", "validation.every=250"),
+    *("threads=1", "device.accelerator=cpu", "greedy.minutes=null", "greedy.num_batches=64", "heads.cache_hidden=true"),
+    *("fit.phases=[{share: 1.0, batch: 2}]", "fit.steps=100000", "validation.every=0"),
 )
 SMALL = ("rehearse=true", "threads=1", "device.accelerator=cpu")
 

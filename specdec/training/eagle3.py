@@ -105,21 +105,23 @@ class Eagle3Head(ReducibleHead):
             self.lm_head.weight.copy_(theirs.weight)
         begin_as(target, self.fc, self.layers, self.norm)
 
-    def unroll(self, embeds_BTD: Tensor, hidden_BTH: Tensor, num_steps: int) -> Iterator[Tensor]:
-        """The states (B, T, D) of every step: at step i, the last i inputs are the head's own outputs.
+    def unroll(self, embeds_BTD: Tensor, hidden_BTH: Tensor, num_steps: int, first: int = 0) -> Iterator[Tensor]:
+        """The states (B, T - first, D) of every step: at step i, the last i inputs are the head's own outputs.
 
         Entry t has position t, and reads the embedding of token t + 1 and the output of the step before at entry t - 1.
+        Later steps begin at entry ``first``: the first i states of step i follow from no true entry.
         """
         features_BTD = self.fc(hidden_BTH)
         fed_BTD, past = features_BTD, tuple[KeysAndValues, ...]()
         count, device = embeds_BTD.shape[1], embeds_BTD.device
-        rotation = self.rotary(features_BTD, torch.arange(count, device=device)[None])
+        cos_1TD, sin_1TD = self.rotary(features_BTD, torch.arange(count, device=device)[None])
         for step in range(num_steps):
-            mask = unrolled_mask(count, step, device)
-            states_BTD, own = recomputed(self.layers[0], embeds_BTD, fed_BTD, rotation, past, mask)
-            past = (*past, own)
+            begin = first if step else 0
+            rotation, mask = (cos_1TD[:, begin:], sin_1TD[:, begin:]), unrolled_mask(count, step, first, device)
+            states_BTD, own = recomputed(self.layers[0], embeds_BTD[:, begin:], fed_BTD, rotation, past, mask)
+            past, states_BTD = (*past, own), states_BTD[:, first - begin :]
             yield states_BTD
-            fed_BTD = torch.cat([features_BTD[:, :1].to(states_BTD.dtype), states_BTD[:, :-1]], dim=1)
+            fed_BTD = torch.cat([features_BTD[:, first : first + 1].to(states_BTD.dtype), states_BTD[:, :-1]], dim=1)
 
     def logits(self, states_BTD: Tensor) -> Tensor:
         """(B, T, V)."""
@@ -137,9 +139,10 @@ def eagle3_loss(
         embeds_BTD = target.get_input_embeddings()(batch.ids_BT[:, 1:])
     hidden_BTH = torch.cat([hidden[number] for number in module.layer_ids], dim=-1)[:, :-1]
     total = torch.zeros((), device=batch.ids_BT.device)
-    for step, states_BTD in enumerate(module.unroll(embeds_BTD, hidden_BTH, cfg.num_heads)):
+    begin = max(0, start - cfg.num_heads + 1)  # what the last step at the first counted token follows from
+    for step, states_BTD in enumerate(module.unroll(embeds_BTD, hidden_BTH, cfg.num_heads, begin)):
         first = max(start, step)  # earlier entries have no true entry to start from
-        student_BTV = module.logits(states_BTD[:, first:-1]).float()
+        student_BTV = module.logits(states_BTD[:, first - begin : -1]).float()
         truth_BT = batch.ids_BT[:, 2 + first :]
         teacher_BSV, counted_BT = teacher_BTV[:, 1 + first - start : -1], batch.counted_BT[:, 2 + first :]
         values, counted_BT = module.tokens.losses(losses, student_BTV, teacher_BSV, truth_BT, counted_BT)

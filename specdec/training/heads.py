@@ -121,40 +121,42 @@ def eagle_loss(
     hidden_BTD, teacher_BTV = _read(target, batch, start)
     embeds_BTD, head = target.get_input_embeddings()(batch.ids_BT[:, 1:]), target.get_output_embeddings()
     total = torch.zeros((), device=batch.ids_BT.device)
-    for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads)):
+    begin = max(0, start - cfg.num_heads + 1)  # what the last step at the first counted token follows from
+    for step, output_BTD in enumerate(unroll(module, embeds_BTD, hidden_BTD, cfg.num_heads, begin)):
         first = max(start, step)  # earlier entries have no true entry to start from
-        counted = batch.counted_BT[:, 2 + first :]
-        student_BTV = head(output_BTD[:, first:-1]).float()
-        truth_BT = batch.ids_BT[:, 2 + first :]
+        output_BTD, counted = output_BTD[:, first - begin : -1], batch.counted_BT[:, 2 + first :]
+        student_BTV, truth_BT = head(output_BTD).float(), batch.ids_BT[:, 2 + first :]
         values = weighted_losses(losses, student_BTV, teacher_BTV[:, 1 + first - start : -1], truth_BT)
-        near = nn.functional.smooth_l1_loss(
-            output_BTD[:, first:-1].float(), hidden_BTD[:, 1 + first : -1].float(), reduction="none"
-        )
+        near = nn.functional.smooth_l1_loss(output_BTD.float(), hidden_BTD[:, 1 + first : -1].float(), reduction="none")
         loss = masked_sum(values, counted) + cfg.feature_weight * masked_sum(near.mean(-1), counted)
         total = total + cfg.decay**step * loss
     return LossSum(total, batch.counted_BT.sum())
 
 
-def unroll(module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps: int) -> Iterator[Tensor]:
-    """The layer's outputs (B, T, D) of every step, as in drafting: at step i, the last i inputs are its own outputs.
+def unroll(
+    module: EagleLayer, embeds_BTD: Tensor, hidden_BTD: Tensor, num_steps: int, first: int = 0
+) -> Iterator[Tensor]:
+    """The layer's outputs (B, T - first, D) of every step: at step i, the last i inputs are its own, as in drafting.
 
     Entry t of step i has position t and reads token t + 1 (``embeds_BTD[:, t]``) and the output of step i - 1 at
     entry t - 1. It attends to the true entries up to t - i, and of every step j <= i to entry t - i + j.
+    Later steps begin at entry ``first``: the first i outputs of step i follow from no true entry.
     """
     num_rows, num_entries = embeds_BTD.shape[:2]
     fed_BTD = hidden_BTD[:, :num_entries]
     cache = cache_argument(module.body, DynamicCache(config=module.body.config))
     positions_T = torch.arange(num_entries, device=embeds_BTD.device)
     for step in range(num_steps):
+        begin = first if step else 0
         output_BTD: Tensor = module.body(
-            inputs_embeds=module.inputs(embeds_BTD, fed_BTD),
-            attention_mask=unrolled_mask(num_entries, step, embeds_BTD.device).expand(num_rows, 1, -1, -1),
-            position_ids=positions_T[None],
+            inputs_embeds=module.inputs(embeds_BTD[:, begin:], fed_BTD),
+            attention_mask=unrolled_mask(num_entries, step, first, embeds_BTD.device).expand(num_rows, 1, -1, -1),
+            position_ids=positions_T[None, begin:],
             **cache,
             use_cache=True,
-        ).last_hidden_state
+        ).last_hidden_state[:, first - begin :]
         yield output_BTD
-        fed_BTD = torch.cat([hidden_BTD[:, :1], output_BTD[:, :-1]], dim=1)
+        fed_BTD = torch.cat([hidden_BTD[:, first : first + 1], output_BTD[:, :-1]], dim=1)
 
 
 def ppd_loss(

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 
-def unrolled_mask(num_entries: int, step: int, device: torch.device) -> Tensor:
-    """(1, 1, T, (step + 1) T) bool: what the entries of an unrolled step attend to in this and earlier steps."""
-    entry_T1 = torch.arange(num_entries, device=device)[:, None]
+def unrolled_mask(num_entries: int, step: int, first: int, device: torch.device) -> Tensor:
+    """What an unrolled step attends to in this and earlier steps: (1, 1, T - first, T + step (T - first)) bool.
+
+    Step 0 has T entries, (1, 1, T, T) bool; later ones have those from ``first`` on.
+    """
     column_T = torch.arange(num_entries, device=device)
-    blocks = [column_T <= entry_T1 - step]
-    blocks += [column_T == entry_T1 - step + earlier for earlier in range(1, step + 1)]
-    mask_TS = torch.cat(blocks, dim=1)
-    mask_TS[:, -num_entries:] |= column_T == entry_T1  # at least themselves: the first entries have no past
-    return mask_TS[None, None]
+    own = column_T[first if step else 0 :]
+    entry_Q1 = own[:, None]
+    blocks = [column_T <= entry_Q1 - step]
+    blocks += [own == entry_Q1 - step + earlier for earlier in range(1, step + 1)]
+    mask_QS = torch.cat(blocks, dim=1)
+    mask_QS[:, -len(own) :] |= own == entry_Q1  # at least themselves: the first entries have no past
+    return mask_QS[None, None]
