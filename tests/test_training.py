@@ -98,7 +98,7 @@ def test_rerun_skips_finished_stages(trained, capsys):
     folder, report = trained
     weights = (folder / "export" / "tiny" / "target" / "model.safetensors").read_bytes()
     assert train_tiny(rehearsal(folder)) == report
-    assert capsys.readouterr().out.count("done before") == 8
+    assert capsys.readouterr().out.count("done before") == 9
     assert (folder / "export" / "tiny" / "target" / "model.safetensors").read_bytes() == weights
 
 

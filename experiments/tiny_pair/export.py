@@ -13,20 +13,19 @@ from specdec.training.config import TrainConfig
 from specdec.training.export import code_record, replace_folder, settings_record
 from specdec.training.stages import Record
 
-PARTS = {"target/model": "target", "draft/model": "draft", "tokenizer": "tokenizer"}
-"""Folder of a stage -> folder in the export."""
-
+_APART = ("tokenizer", "heldout", "acceptance", "step_times")  # records with a place of their own, or none
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CARD = Path(__file__).with_name("card.md.jinja")
 
 
-def export_pair(cfg: TrainConfig, folder: Path, records: dict[str, Any]) -> Path:
+def export_pair(cfg: TrainConfig, folder: Path, target: Path, records: dict[str, Any]) -> Path:
     """Write the pair's folder, and heldout.jsonl beside it; returns the pair's folder."""
     record = provenance(cfg, records)
+    parts = {"target": target, "draft": folder / "draft/model", "tokenizer": folder / "tokenizer"}
 
     def write(staged: Path) -> None:
-        for source, name in PARTS.items():
-            _copy(folder / source, staged / name)
+        for name, source in parts.items():
+            _copy(source, staged / name)
         num_bytes = sum(path.stat().st_size for path in staged.rglob("*.safetensors"))
         if num_bytes > cfg.max_export_bytes:
             raise TrainingError(f"max_export_bytes={cfg.max_export_bytes}, but the safetensors have {num_bytes}")
@@ -54,10 +53,10 @@ def provenance(cfg: TrainConfig, records: dict[str, Any]) -> Record:
         },
         **code_record(),
         "seed": cfg.seed,
-        "stages": {name: records[name] for name in ("target", "greedy", "warm", "draft")},
+        "stages": {name: record for name, record in records.items() if name not in _APART},
         "acceptance": records["acceptance"],
         "step_times": records["step_times"],
-        "config": settings_record(cfg),
+        "config": {**settings_record(cfg), "start": cfg.start},
     }
 
 

@@ -2,8 +2,9 @@
 
     python train.py pair=tiny [rehearse=true]
 
-It composes the parts of the tasks of train.py: the target is a fit of the next-token objective (`lm`), the draft two
-fits of the distillation objective (`distill`), on corpus text first and then on the target's greedy outputs.
+It composes the parts of the tasks of train.py: the target is a fit of the next-token objective (`lm`) and some rounds
+in which it unlearns its loops; the draft is two fits of the distillation objective (`distill`), on corpus text first
+and then on the target's greedy outputs.
 """
 
 from __future__ import annotations
@@ -16,26 +17,32 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 import specdec.config  # noqa: F401  (declares the built-in plug-ins)
 from experiments.tiny_pair.export import export_pair
 from experiments.tiny_pair.step_times import measure_steps
+from experiments.tiny_pair.target import (
+    final_target,
+    frozen_target,
+    load_model,
+    load_tokenizer,
+    make_target,
+    name_of,
+    unloop,
+)
 from specdec.core.files import write_lines
 from specdec.models.causal_lm import CausalLM
-from specdec.models.checkpoints import move
 from specdec.registry import create
 from specdec.training import TrainingError
 from specdec.training.acceptance import measure_acceptance
-from specdec.training.blocks import BlockStream, fixed_blocks
+from specdec.training.blocks import BlockStream
 from specdec.training.budget import Budget
 from specdec.training.config import LossConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import Corpus, read_corpus
-from specdec.training.device import device_of
 from specdec.training.draft import make_draft
 from specdec.training.heldout import make_prompts, read_prompts
-from specdec.training.model import build_model
-from specdec.training.objectives import Distill, evaluate_loss, next_token
+from specdec.training.objectives import Distill
 from specdec.training.outputs import OutputStream, generate_outputs
 from specdec.training.resolve import deciding, output_folder
 from specdec.training.stages import Record, keep_settings, run_stage
@@ -54,6 +61,7 @@ def train_tiny(cfg: TrainConfig) -> Record:
         "tokenizer": partial(make_tokenizer, cfg, corpus),
         "heldout": partial(make_heldout, cfg, corpus, folder),
         "target": partial(make_target, cfg, folder),
+        **{name_of(n): partial(unloop, cfg, corpus, folder, n) for n in range(1, cfg.unloop.rounds + 1)},
         "greedy": partial(make_greedy, cfg, corpus, folder),
         "warm": partial(make_warm_draft, cfg, folder),
         "draft": partial(make_final_draft, cfg, folder),
@@ -66,7 +74,7 @@ def train_tiny(cfg: TrainConfig) -> Record:
     records = {name: run_stage(name, folder, cfg.force, stages[name]) for name in chosen}
     if cfg.stages is not None:
         return records
-    destination = export_pair(cfg, folder, records)
+    destination = export_pair(cfg, folder, final_target(cfg, folder), records)
     report = {"export": str(destination), **records["acceptance"], "step_times": records["step_times"]}
     print(json.dumps(report))
     return report
@@ -91,15 +99,6 @@ def make_heldout(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> R
     prompts = make_prompts(corpus, load_tokenizer(folder), cfg.heldout, cfg.seed)
     write_lines(out / "heldout.jsonl", prompts)
     return {"prompts": len(prompts)}
-
-
-def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
-    """Train the target on corpus text, and measure it rounded to bfloat16, as it ships."""
-    model = build_model(cfg.target_model, cfg.vocab_size, cfg.context_length, cfg.seed)
-    stream = BlockStream(np.load(folder / "tokenizer/train.npy"), Budget(cfg.target), cfg.seed)
-    record = fit_model("target", model, next_token, stream, cfg, None, out)
-    heldout_BT = fixed_blocks(np.load(folder / "tokenizer/heldout.npy"), 512, 64)
-    return {**record, "heldout_loss": round(evaluate_loss(load_model(out / "model"), heldout_BT), 4)}
 
 
 def make_greedy(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Record:
@@ -130,7 +129,7 @@ def make_final_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 
 def report_acceptance(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Acceptance of the models that ship on the held-out prompts, measured by the engine."""
-    target, draft = (CausalLM(load_model(folder / f"{role}/model")) for role in ("target", "draft"))
+    target, draft = (CausalLM(load_model(path)) for path in (final_target(cfg, folder), folder / "draft/model"))
     prompts = encoded(read_prompts(folder / "heldout/heldout.jsonl"), load_tokenizer(folder), cfg.measure.num_prompts)
     sizes = ValidationConfig(new_tokens=cfg.measure.new_tokens, gamma=cfg.measure.gamma)
     return measure_acceptance(target, lambda context: create("drafter", "model", context), prompts, sizes, draft=draft)
@@ -138,24 +137,8 @@ def report_acceptance(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 
 def report_step_times(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Step times of the models that ship, on this machine."""
-    target, draft = load_model(folder / "target/model"), load_model(folder / "draft/model")
+    target, draft = load_model(final_target(cfg, folder)), load_model(folder / "draft/model")
     return measure_steps(target, draft, cfg.measure.step_repeats)
-
-
-def load_model(folder: Path) -> LlamaForCausalLM:
-    """A model as it ships and is decoded: bfloat16 weights in float32 arithmetic, evaluation mode."""
-    return LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-
-
-def frozen_target(cfg: TrainConfig, folder: Path) -> LlamaForCausalLM:
-    """The trained target on the device of the run."""
-    model: LlamaForCausalLM = move(load_model(folder / "target/model"), device_of(cfg))
-    return model
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that the first stage learned."""
-    return PreTrainedTokenizerFast.from_pretrained(str(folder / "tokenizer"))
 
 
 def _distill(cfg: TrainConfig, target: LlamaForCausalLM) -> Distill:

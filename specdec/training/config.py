@@ -131,6 +131,16 @@ class OutputsConfig:
 
 
 @dataclass
+class UnloopConfig:
+    """Rounds in which the built-in target unlearns the loops of its own greedy outputs, for `task=pair`."""
+
+    rounds: int = setting(0, "each with new outputs; 0: none")
+    num_batches: int = setting(4, "outputs of a round, of greedy.batch rows")
+    weight: float = setting(1.0, "of the unlikelihood of repeated tokens, beside the loss of the text")
+    fit: StageConfig = field(default_factory=lambda: StageConfig(steps=30, lr=5e-4, warmup_steps=5))
+
+
+@dataclass
 class DistillConfig:
     """Draft stages: `warm` on corpus text under the target's distribution, `final` on its greedy outputs."""
 
@@ -274,7 +284,9 @@ class TrainConfig:
         "on a CPU float32 under a mixed precision",
     )
     tokenizer: str | None = setting(None, "folder or Hub name; None: task=lm trains one, the others take the target's")
-    start: str | None = setting(None, "task=lm, distill: a folder of weights to start from; None: new ones")
+    start: str | None = setting(
+        None, "task=lm, distill: a folder of weights to start from; pair: the target as task=lm left it; None: new ones"
+    )
     new_draft: str = setting(
         "target", "task=distill without start: target (copies of its evenly spaced layers) or random"
     )
@@ -287,6 +299,7 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     target: StageConfig = field(default_factory=StageConfig)
+    unloop: UnloopConfig = field(default_factory=UnloopConfig)
     greedy: OutputsConfig = field(default_factory=OutputsConfig)
     draft: DistillConfig = field(default_factory=DistillConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)

@@ -46,7 +46,7 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
     callbacks: list[Callback] = [MetricsFile(folder, cfg.log.every), LastCheckpoint(folder, stage.checkpoint_every)]
     if validation is not None:
         callbacks.insert(0, validation)  # first, so that a checkpoint includes what was measured at its step
-    if cfg.progress:
+    if cfg.progress and is_first_process():
         callbacks.append(FitProgress(module.name))
     last = folder / LAST
     if last.exists():

@@ -13,7 +13,9 @@ from specdec.training.config import (
     ModelConfig,
     OutputsConfig,
     PhaseConfig,
+    StageConfig,
     TrainConfig,
+    UnloopConfig,
     ValidationConfig,
 )
 
@@ -65,6 +67,8 @@ def shrink_to_rehearse(cfg: TrainConfig) -> TrainConfig:
     for stage in (cfg.target, cfg.draft.warm, cfg.draft.final, cfg.fit):
         stage.steps, stage.warmup_steps, stage.checkpoint_every = 8, 2, 4
         stage.phases = [PhaseConfig(0.7, 64, 4), PhaseConfig(0.3, 128, 2)]
+    once = StageConfig(steps=4, warmup_steps=2, checkpoint_every=2, phases=[PhaseConfig(1.0, 64, 4)])
+    cfg.unloop = UnloopConfig(rounds=1, num_batches=2, fit=once)
     cfg.greedy = OutputsConfig(minutes=1, num_batches=3, batch=4, new_tokens=12, max_prompt_tokens=48)
     cfg.heldout.num_prompts = 16
     cfg.measure = MeasureConfig(new_tokens=12, num_prompts=4, step_repeats=3)
