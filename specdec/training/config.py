@@ -137,7 +137,9 @@ class UnloopConfig:
     rounds: int = setting(0, "each with new outputs; 0: none")
     num_batches: int = setting(4, "outputs of a round, of greedy.batch rows")
     weight: float = setting(1.0, "of the unlikelihood of repeated tokens, beside the loss of the text")
-    fit: StageConfig = field(default_factory=lambda: StageConfig(steps=30, lr=5e-4, warmup_steps=5))
+    fit: StageConfig = field(
+        default_factory=lambda: StageConfig(steps=40, lr=5e-4, warmup_steps=5, phases=[PhaseConfig(batch=8)])
+    )
 
 
 @dataclass
