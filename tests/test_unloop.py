@@ -1,12 +1,16 @@
-"""The target's unlearning of its loops: which tokens repeat, what they cost, and that fewer are said afterwards."""
+"""The built-in target: which of its tokens repeat, what they cost, that fewer are said afterwards; and its origin."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_llama
 
+from experiments.tiny_pair.target import fits_behind
 from experiments.tiny_pair.unloop import Unlikelihood, repeated, unlikelihood
 from specdec.core.loops import in_loops
+from specdec.training import TrainingError
 from specdec.training.blocks import Batch, BlockStream
 from specdec.training.budget import Budget
 from specdec.training.config import PhaseConfig, StageConfig
@@ -79,3 +83,18 @@ def test_a_model_that_loops_learns_not_to():
             objective(model, batch_of(rows, 4, 10 * round_ + number), number).mean.backward()
             optimizer.step()
     assert share() < before / 3
+
+
+def test_a_target_of_several_runs_has_the_steps_of_all(tmp_path):
+    first, second = tmp_path / "pair/target", tmp_path / "lm/export"
+    fit = {"steps": 3, "tokens": 100, "wall_s": 1.5, "train_loss": 4.0}
+    for path in (first, second):
+        path.mkdir(parents=True)
+    (first.parent / "provenance.json").write_text(json.dumps({"stages": {"target": fit}, "config": {}}))
+    later = {"stages": {"fit": {**fit, "steps": 4, "train_loss": 3.0}}, "config": {"start": str(first)}}
+    (second / "provenance.json").write_text(json.dumps(later))
+    found = fits_behind(second)
+    assert (found["steps"], found["tokens"], found["wall_s"]) == (7, 200, 3.0)
+    assert [one["train_loss"] for one in found["fits"]] == [4.0, 3.0]
+    with pytest.raises(TrainingError, match=r"no provenance.json in .* tells how it was trained"):
+        fits_behind(tmp_path / "elsewhere")
