@@ -78,7 +78,9 @@ def test_a_pair_is_loaded_once_per_sweep(run, monkeypatch):
 
 
 def test_summary_is_consistent_with_samples_and_rounds(run):
+    started_s = time.monotonic()
     code, out, _ = run(*SMALL, "scheduler=exspec", "batch=2", "batching=sorted", "gamma=3")
+    passed_s = time.monotonic() - started_s
     assert code == 0
     summary = last_document(out)
     folder = Path(summary["path"])
@@ -94,7 +96,8 @@ def test_summary_is_consistent_with_samples_and_rounds(run):
     stages = ("draft_s", "verify_s", "align_s", "schedule_s", "other_s")
     assert summary["decode_s"] == pytest.approx(sum(summary[s] for s in stages))
     assert summary["wall_s"] == pytest.approx(summary["decode_s"] + summary["prefill_s"])
-    assert summary["latency_s"]["p50"] <= summary["latency_s"]["p99"] <= summary["wall_s"] * 1.5
+    assert summary["latency_s"]["p50"] <= summary["latency_s"]["p99"] <= passed_s
+    assert summary["wall_s"] <= passed_s
     assert 0 < summary["ttft_s"]["p50"] <= summary["latency_s"]["p50"]
     assert summary["peak_memory_bytes"] > 10**7
     assert summary["speedup_vs_ar"] == pytest.approx(
