@@ -40,7 +40,7 @@ class ByLength(Selector):
 
 
 def decode(selector: Selector | None, alignment="inplace", batch=3, verifier="naive", greedy_rows=True):
-    """Decode the prompts; every second row is greedy. Returns the rows and the round loop."""
+    """The decoded prompts; every second row is greedy."""
     target, draft = small_pair(0, "float64")
     clock = Clock()
     own = drafter_context(target, draft, clock, ALIGNMENTS[alignment], [[]])

@@ -6,11 +6,13 @@ import copy
 import random
 from functools import cache
 
+import families
 import pytest
 import torch
 import transformers
 from cases import short_only
 from conftest import greedy_alone, perturbed
+from families import VOCAB
 from harness import make_engine, run_all
 
 import specdec
@@ -23,20 +25,8 @@ from specdec.errors import ConfigError, PairError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.compatibility import supported
 
-VOCAB, NEW = 61, 20
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.25,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+NEW = 20
+SIZES = families.SIZES | families.SPECIAL | {"num_hidden_layers": 4, "max_position_embeddings": 256}
 DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}

@@ -23,8 +23,8 @@ from specdec.report.__main__ import main as report
 from specdec.run.loggers.csv import CsvLogger
 from specdec.run.serving.trace import TraceArrivals
 from specdec.training import TrainingError
-from specdec.training.config import CorpusConfig
 from specdec.training.corpus import read_corpus
+from specdec.training.corpus_config import CorpusConfig
 from specdec.training.documents import read_documents
 
 LINES = [question(1, "plain"), question(2, "caf\N{LATIN SMALL LETTER E WITH ACUTE}"), question(3, "more")]

@@ -21,8 +21,9 @@ from specdec.training import TrainingError, run_recipe
 from specdec.training.acceptance import HeldoutPrompt, measure_acceptance
 from specdec.training.budget import Budget
 from specdec.training.card import model_card
-from specdec.training.config import CorpusConfig, DeviceConfig, StageConfig, TrainConfig, ValidationConfig
+from specdec.training.config import DeviceConfig, StageConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import is_heldout, read_corpus
+from specdec.training.corpus_config import CorpusConfig
 from specdec.training.device import precision_of
 from specdec.training.heldout import read_prompts
 from specdec.training.resolve import shrink_to_rehearse

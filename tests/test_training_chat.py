@@ -20,7 +20,6 @@ from specdec.training.blocks import BlockStream
 from specdec.training.budget import Budget
 from specdec.training.chat import ChatPrompts, encoded_texts
 from specdec.training.config import (
-    CorpusConfig,
     DraftConfig,
     HeldoutConfig,
     OutputsConfig,
@@ -30,6 +29,7 @@ from specdec.training.config import (
     ValidationConfig,
 )
 from specdec.training.corpus import Corpus, SourceFile, read_corpus
+from specdec.training.corpus_config import CorpusConfig
 from specdec.training.heldout import make_prompts
 from specdec.training.outputs import load_outputs, outputs_of, save_outputs
 from specdec.training.sources import Sources

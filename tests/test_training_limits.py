@@ -20,8 +20,9 @@ from specdec.training import TrainingError, run_task
 from specdec.training.blocks import BlockStream
 from specdec.training.budget import Budget
 from specdec.training.checkpoints import LAST, read_checkpoint
-from specdec.training.config import CorpusConfig, OutputsConfig, PhaseConfig, StageConfig, TrainConfig
+from specdec.training.config import OutputsConfig, PhaseConfig, StageConfig, TrainConfig
 from specdec.training.corpus import read_corpus
+from specdec.training.corpus_config import CorpusConfig
 from specdec.training.export import settings_record
 from specdec.training.loop import fit
 from specdec.training.losses import LossSum

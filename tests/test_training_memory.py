@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 from specdec.assets import local_path
 from specdec.training import TrainingError, blocks, tokenizer
 from specdec.training.budget import Budget
-from specdec.training.config import CorpusConfig, OutputsConfig, PartConfig, PhaseConfig, StageConfig, TrainConfig
+from specdec.training.config import OutputsConfig, PhaseConfig, StageConfig, TrainConfig
 from specdec.training.corpus import read_corpus
+from specdec.training.corpus_config import CorpusConfig, PartConfig
 from specdec.training.prompts import prompt_source
 from specdec.training.records import ArrayWriter, RecordsWriter, scratch_records
 from specdec.training.shares import Mixture

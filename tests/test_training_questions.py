@@ -15,7 +15,7 @@ from specdec.assets import local_path
 from specdec.core.prompts import encode
 from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError, run_task, shared_outputs
-from specdec.training.config import QuestionsConfig
+from specdec.training.corpus_config import QuestionsConfig
 from specdec.training.outputs import Outputs, without_loops
 from specdec.training.questions import FILE, Turn, usable, user_turn, write_questions
 

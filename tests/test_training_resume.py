@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from specdec.config.explain import explain
 from specdec.training import TrainingError, run_task
-from specdec.training.config import CorpusConfig, PhaseConfig, TrainConfig, ValidationConfig
+from specdec.training.config import PhaseConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import read_corpus
+from specdec.training.corpus_config import CorpusConfig
 
 TOKENIZER = "asset:tiny/tokenizer"
 

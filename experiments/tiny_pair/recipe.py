@@ -28,7 +28,7 @@ from experiments.tiny_pair.target import (
     load_model,
     load_tokenizer,
     make_target,
-    name_of,
+    round_name,
     unloop,
 )
 from specdec.core.files import write_lines
@@ -61,7 +61,7 @@ def train_tiny(cfg: TrainConfig) -> Record:
         "tokenizer": partial(make_tokenizer, cfg, corpus),
         "heldout": partial(make_heldout, cfg, corpus, folder),
         "target": partial(make_target, cfg, folder),
-        **{name_of(n): partial(unloop, cfg, corpus, folder, n) for n in range(1, cfg.unloop.rounds + 1)},
+        **{round_name(n): partial(unloop, cfg, corpus, folder, n) for n in range(1, cfg.unloop.rounds + 1)},
         "greedy": partial(make_greedy, cfg, corpus, folder),
         "warm": partial(make_warm_draft, cfg, folder),
         "draft": partial(make_final_draft, cfg, folder),

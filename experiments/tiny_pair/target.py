@@ -42,7 +42,13 @@ def make_target(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 
 
 def fits_behind(start: Path) -> Record:
-    """Steps, tokens and seconds of all fits of `task=lm` that led to a folder of weights, one after the other."""
+    """Steps, tokens and seconds of all fits that led to a folder of weights, one after the other.
+
+    They are in its provenance.json, or in the one of the pair that it is a part of.
+
+    Raises:
+        TrainingError: there is none.
+    """
     total = {"steps": 0, "tokens": 0, "wall_s": 0.0}
     fits = list[Record]()
     folder: Path | None = start
@@ -70,8 +76,8 @@ def unloop(cfg: TrainConfig, corpus: Corpus, folder: Path, number: int, out: Pat
     texts = BlockStream(text, Budget(settings.fit), seed)
     objective = Unlikelihood(texts, phase.block, phase.batch, settings.weight)
     stream = OutputStream(out / "outputs", Budget(settings.fit), seed)
-    record = fit_model(name_of(number), load_model(before), objective, stream, cfg, None, out)
-    figures = {"loop_share_before": loop_share(out / "outputs"), "heldout_loss": heldout_loss(folder, out / "model")}
+    record = fit_model(round_name(number), load_model(before), objective, stream, cfg, None, out)
+    figures = {"loop_share_before": loop_share(stream.paths), "heldout_loss": heldout_loss(folder, out / "model")}
     return {**record, **figures}
 
 
@@ -99,10 +105,11 @@ def final_target(cfg: TrainConfig, folder: Path) -> Path:
 
 def model_after(folder: Path, num_rounds: int) -> Path:
     """The folder of the target after so many rounds of `unloop`."""
-    return folder / (name_of(num_rounds) if num_rounds else "target") / "model"
+    return folder / (round_name(num_rounds) if num_rounds else "target") / "model"
 
 
-def name_of(number: int) -> str:
+def round_name(number: int) -> str:
+    """The stage of a round."""
     return f"unloop_{number}"
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.core.loops import in_loops
+from specdec.core.loops import in_loops, loop_figures
 from specdec.training.blocks import Batch, BlockStream
-from specdec.training.losses import LossSum, cross_entropy
+from specdec.training.losses import LossSum
+from specdec.training.objectives import next_token, token_logits
 from specdec.training.outputs import load_outputs
 
 NGRAM = 3  # a token repeats if it ends this many tokens that the output has said before
@@ -28,15 +29,19 @@ class Unlikelihood:
         self.texts, self.block, self.rows, self.weight = texts, block, rows, weight
 
     def __call__(self, model: Any, batch: Batch, step: int) -> LossSum:
-        """Of the batch's outputs and of the next rows of text, which follow from the batch's number."""
+        """Of the batch's outputs and of the next rows of text."""
+        text, first = next_token(model, self._text(batch), step), batch.first_counted
+        again_BT = repeated(batch)[:, first:]
+        logits_XV, tokens_X = token_logits(model, batch.ids_BT, first)[again_BT], batch.ids_BT[:, first:][again_BT]
+        mean = unlikelihood(logits_XV, tokens_X).sum() / max(1, len(tokens_X))
+        return LossSum(text.total + text.num_positions * self.weight * mean, text.num_positions)
+
+    def _text(self, batch: Batch) -> Batch:
+        """The rows of text that go with a batch; they follow from its number, also after a resume."""
         first = (batch.place["batches"] - 1) * self.rows
         rows = [self.texts.row(self.block, number)[0] for number in range(first, first + self.rows)]
         text_BT = torch.from_numpy(np.stack(rows)).to(batch.ids_BT.device)
-        losses_BT = cross_entropy(_logits(model, text_BT), text_BT[:, 1:])
-        again_BT = repeated(batch)[:, 1:]
-        logits_XV = _logits(model, batch.ids_BT)[again_BT]
-        unlikely = self.weight * unlikelihood(logits_XV, batch.ids_BT[:, 1:][again_BT]).sum() / max(1, len(logits_XV))
-        return LossSum(losses_BT.sum() + losses_BT.numel() * unlikely, losses_BT.numel())
+        return Batch(text_BT, torch.ones_like(text_BT, dtype=torch.bool), batch.place)
 
 
 def unlikelihood(logits_XV: Tensor, tokens_X: Tensor) -> Tensor:
@@ -59,18 +64,7 @@ def repeated(batch: Batch) -> Tensor:
     return found_BT
 
 
-def loop_share(folder: Path) -> float:
-    """The share of the outputs' tokens that stand in loops."""
-    flags = list[bool]()
-    for path in sorted(folder.glob("batch_*[0-9].npz")):
-        outputs = load_outputs(path)
-        for b, (first, count) in enumerate(
-            zip(outputs.num_prompt_B.tolist(), outputs.num_valid_B.tolist(), strict=True)
-        ):
-            flags += in_loops(outputs.ids_BT[b, first : first + count].tolist())
-    return round(sum(flags) / max(1, len(flags)), 4)
-
-
-def _logits(model: Any, ids_BT: Tensor) -> Tensor:
-    logits_BTV: Tensor = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.float()
-    return logits_BTV
+def loop_share(files: list[Path]) -> float:
+    """The share of the tokens of files of outputs that stand in loops."""
+    rows = [tokens for path in files for tokens in load_outputs(path).tokens()]
+    return round(loop_figures(dict(enumerate(rows)), ())["loop_share"] or 0.0, 4)

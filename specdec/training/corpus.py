@@ -20,7 +20,7 @@ from typing import Any, overload
 from specdec.core.files import write_json
 from specdec.core.questions import Message
 from specdec.training import TrainingError
-from specdec.training.config import CorpusConfig
+from specdec.training.corpus_config import CorpusConfig
 from specdec.training.documents import Document, read_documents
 from specdec.training.records import Records, RecordsWriter
 from specdec.training.shares import check_shares

@@ -17,7 +17,7 @@ from specdec.core.questions import Message, checked_messages
 from specdec.core.text_files import check_text
 from specdec.errors import DataError
 from specdec.training import TrainingError
-from specdec.training.config import CorpusConfig
+from specdec.training.corpus_config import CorpusConfig
 
 BUILDERS = {"text": "text", "jsonl": "json", "parquet": "parquet"}
 SOURCES = ("python", *BUILDERS, "hub")

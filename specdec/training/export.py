@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from specdec.core.files import write_json
 from specdec.run.provenance import git_revision
 from specdec.training.card import model_card
-from specdec.training.config import PartConfig, TrainConfig
+from specdec.training.config import TrainConfig
+from specdec.training.corpus_config import PartConfig
 from specdec.training.heads import write_heads
 from specdec.training.model import save_model
 from specdec.training.resolve import output_folder

@@ -68,7 +68,7 @@ class Distill:
         choose_attention(batch.ids_BT.shape[1], model, self.target)
         first = batch.first_counted  # columns before it need no logits
         mask_BX = batch.counted_BT[:, first:]
-        draft_XV = _logits(model, batch.ids_BT, first)[mask_BX]
+        draft_XV = token_logits(model, batch.ids_BT, first)[mask_BX]
         tokens_X = batch.ids_BT[:, first:][mask_BX]
         if self._kept_suffices(batch):
             assert batch.top_ids_BTK is not None
@@ -77,7 +77,7 @@ class Distill:
             total = kept_losses(self.cfg, draft_XV, top_ids_XK, top_logps_XK, tokens_X)
             return LossSum(total.sum(), len(tokens_X))
         with torch.no_grad():
-            target_XV = _logits(self.target, batch.ids_BT, first)[mask_BX]
+            target_XV = token_logits(self.target, batch.ids_BT, first)[mask_BX]
         total = weighted_losses(self.cfg, draft_XV, target_XV, tokens_X)
         return LossSum(total.sum(), len(tokens_X))
 
@@ -123,7 +123,7 @@ def sample(model: Any, prompt_BP: Tensor, num_tokens: int, generator: torch.Gene
     return torch.cat(tokens, 1)
 
 
-def _logits(model: Any, ids_BT: Tensor, first: int) -> Tensor:
+def token_logits(model: Any, ids_BT: Tensor, first: int) -> Tensor:
     """Logits of the tokens from column ``first`` on, each given the true tokens before it: (B, T - first, V)."""
     logits: Tensor = model(input_ids=ids_BT[:, :-1], use_cache=False, logits_to_keep=ids_BT.shape[1] - first).logits
     return logits.float()

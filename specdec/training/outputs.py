@@ -52,6 +52,11 @@ class Outputs(NamedTuple):
     top_ids_BNK: Tensor
     top_logps_BNK: Tensor
 
+    def tokens(self) -> list[list[int]]:
+        """The output tokens of every row, up to and including the stop token."""
+        sizes = zip(self.ids_BT, self.num_prompt_B.tolist(), self.num_valid_B.tolist(), strict=True)
+        return [ids_T[first : first + count].tolist() for ids_T, first, count in sizes]
+
     def batch(self, rows: Tensor, place: dict[str, int], count_prompt: bool) -> Batch:
         """The training batch of some rows."""
         prompts, ends = self.num_prompt_B[rows], self.num_prompt_B[rows] + self.num_valid_B[rows]
@@ -255,10 +260,9 @@ def _loaded(path: Path, cut_loops: bool) -> Outputs:
 def without_loops(outputs: Outputs) -> Outputs:
     """The outputs up to where they begin to repeat themselves, the first saying of it included."""
     num_valid_B = outputs.num_valid_B.clone()
-    for b, (start, count) in enumerate(zip(outputs.num_prompt_B.tolist(), num_valid_B.tolist(), strict=True)):
-        loops = in_loops(outputs.ids_BT[b, start : start + count].tolist())
-        if True in loops:
-            num_valid_B[b] = min(loops.index(True) + LONGEST_PERIOD, count)
+    for b, tokens in enumerate(outputs.tokens()):
+        if True in (loops := in_loops(tokens)):
+            num_valid_B[b] = min(loops.index(True) + LONGEST_PERIOD, len(tokens))
     return outputs._replace(num_valid_B=num_valid_B)
 
 

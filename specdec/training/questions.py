@@ -20,7 +20,8 @@ from specdec.core.sequence import Sequence
 from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
 from specdec.training.chat import check_template, rendered
-from specdec.training.config import LINE_EVERY_S, QuestionsConfig
+from specdec.training.config import LINE_EVERY_S
+from specdec.training.corpus_config import QuestionsConfig
 from specdec.training.decoding import decode
 from specdec.training.shared_outputs import share, shared_questions
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from specdec.assets import cache_folder
 from specdec.models.causal_lm import CausalLM
-from specdec.training.config import OutputsConfig, QuestionsConfig
+from specdec.training.config import OutputsConfig
+from specdec.training.corpus_config import QuestionsConfig
 
 
 def shared_file(

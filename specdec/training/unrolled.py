@@ -16,6 +16,4 @@ def unrolled_mask(num_entries: int, step: int, first: int, device: torch.device)
     entry_Q1 = own[:, None]
     blocks = [column_T <= entry_Q1 - step]
     blocks += [own == entry_Q1 - step + earlier for earlier in range(1, step + 1)]
-    mask_QS = torch.cat(blocks, dim=1)
-    mask_QS[:, -len(own) :] |= own == entry_Q1  # at least themselves: the first entries have no past
-    return mask_QS[None, None]
+    return torch.cat(blocks, dim=1)[None, None]
