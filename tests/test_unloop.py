@@ -42,7 +42,7 @@ def test_the_loss_is_minus_the_logarithm_of_the_chance_of_another_token():
     assert sure_1V.grad[0, 0] == pytest.approx(1.0)  # 1 - p rounds to 0, and the gradient does not
 
 
-def test_a_batch_has_text_of_its_own_and_outputs_without_loops_cost_nothing():
+def test_a_batch_has_text_of_its_own_and_repeated_tokens_cost_the_chance_of_another():
     texts = BlockStream(np.arange(400) % 61, Budget(StageConfig(phases=[PhaseConfig(1.0, BLOCK, 2)])), seed=3)
     model, quiet = small_llama(0, torch.float32), list(range(20))
     losses = {
@@ -51,8 +51,12 @@ def test_a_batch_has_text_of_its_own_and_outputs_without_loops_cost_nothing():
         for number in (1, 2, 1)
     }
     assert losses[5.0, 1] == losses[0.0, 1] != losses[0.0, 2]
-    loud = Unlikelihood(texts, BLOCK, 2, 5.0)(model, batch_of([[4, 5] * 10], 4), 0).mean.item()
-    assert loud > losses[5.0, 1]
+    loud = batch_of([[1, 2, 3] * 7], num_prompt=4)
+    (columns,) = repeated(loud)[0].nonzero(as_tuple=True)
+    chances_T = model(loud.ids_BT).logits[0].softmax(-1)
+    said = [1 - chances_T[column - 1, loud.ids_BT[0, column]].item() for column in columns]
+    cost = Unlikelihood(texts, BLOCK, 2, 5.0)(model, loud, 0).mean.item() - losses[0.0, 1]
+    assert cost == pytest.approx(-5.0 * np.log(said).mean(), rel=1e-4)
 
 
 def test_a_model_that_loops_learns_not_to():
