@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from pathlib import Path
@@ -14,14 +15,16 @@ from specdec.training.export import code_record, replace_folder, settings_record
 from specdec.training.stages import Record
 
 _APART = ("tokenizer", "heldout", "acceptance", "step_times")  # records with a place of their own, or none
+SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CARD = Path(__file__).with_name("card.md.jinja")
 
 
 def export_pair(cfg: TrainConfig, folder: Path, target: Path, records: dict[str, Any]) -> Path:
     """Write the pair's folder, and heldout.jsonl beside it; returns the pair's folder."""
-    record = provenance(cfg, records)
-    parts = {"target": target, "draft": folder / "draft/model", "tokenizer": folder / "tokenizer"}
+    models = {"target": target, "draft": folder / "draft/model"}
+    record = {**provenance(cfg, records), "models": {role: _shape(path) for role, path in models.items()}}
+    parts = {**models, "tokenizer": folder / "tokenizer"}
 
     def write(staged: Path) -> None:
         for name, source in parts.items():
@@ -58,6 +61,12 @@ def provenance(cfg: TrainConfig, records: dict[str, Any]) -> Record:
         "step_times": records["step_times"],
         "config": {**settings_record(cfg), "start": cfg.start},
     }
+
+
+def _shape(model: Path) -> dict[str, int]:
+    """Of the model's own config: that of a target from `start`, and of a draft with the target's widths, is no setting."""
+    config = json.loads((model / "config.json").read_text())
+    return {name: config[name] for name in SHAPE}
 
 
 def _copy(source: Path, destination: Path) -> None:
