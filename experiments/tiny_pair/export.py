@@ -64,7 +64,7 @@ def provenance(cfg: TrainConfig, records: dict[str, Any]) -> Record:
 
 
 def _shape(model: Path) -> dict[str, int]:
-    """Of the model's own config: that of a target from `start`, and of a draft with the target's widths, is no setting."""
+    """From the model's own config: no setting tells the widths of a `start`, or of a draft that has the target's."""
     config = json.loads((model / "config.json").read_text())
     return {name: config[name] for name in SHAPE}
 
