@@ -218,7 +218,8 @@ def serve(results: Path, *overrides: str) -> tuple[dict, list[dict]]:
 
 @pytest.mark.parametrize("scheduler", short_only(["eqspec", "exspec", "exspec_bound", "continuous"], "continuous"))
 def test_serving_is_exact_and_reports_what_it_took(results, scheduler):
-    summary, samples = serve(results, f"scheduler={scheduler}", "batch=2", "arrivals.rate=2000")
+    several_rounds = "gamma=1"  # for 5 tokens, so that the third row has to wait for one of the first two
+    summary, samples = serve(results, f"scheduler={scheduler}", "batch=2", "arrivals.rate=2000", several_rounds)
     assert summary["num_exact"] == summary["num_prompts"] == 9
     assert summary["experiments"] == ["paper_table4"]
     for key in ("latency_s", "ttft_s", "token_s", "gap_s", "wait_rounds"):
