@@ -72,7 +72,7 @@ def test_a_row_is_what_generate_says(stop):
 
 
 def test_a_sampled_method_is_compared_in_its_own_execution():
-    """Eager and native round differently: on the built-in pair 1 of 24 rows of 64 tokens then differed."""
+    """Eager and native round differently: on the first built-in pair 1 of 24 rows of 64 tokens then differed."""
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         sampled = ["verifier=block", "temperature=0.8"]
         eager, fused = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
@@ -14,10 +15,12 @@ from experiments.tiny_pair.recipe import load_model
 from specdec.models.causal_lm import CausalLM
 from specdec.registry import create
 from specdec.training.acceptance import measure_acceptance
-from specdec.training.config import ValidationConfig
+from specdec.training.card import model_card
+from specdec.training.config import DeviceConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import is_heldout, read_corpus
 from specdec.training.corpus_config import CorpusConfig
 from specdec.training.heldout import read_prompts
+from specdec.training.sources import Sources
 from specdec.training.tasks import encoded
 
 ASSETS = Path(specdec.__file__).parent / "assets"
@@ -51,22 +54,37 @@ def test_shipped_provenance():
     assert record["acceptance"]["gamma"] == 5
     assert record["acceptance"]["num_prompts"] >= 80
     assert record["acceptance"]["loop_share"] <= 0.10
+    assert record["acceptance"]["acceptance_outside_loops"] >= 0.55
     assert record["step_times"]["batch_1"]["ratio"] <= 0.25
     for stage in ("target", "warm", "draft"):
         assert record["stages"][stage]["steps"] > 0
 
 
+@pytest.mark.slow
 def test_the_card_has_the_acceptance_and_the_loops_of_the_shipped_weights():
-    """Within 0.01: on another processor two logits that are equal within rounding may change places."""
+    """Not to the digit: on another processor two logits that are equal within rounding may change places."""
     recorded = json.loads((TINY / "provenance.json").read_text())["acceptance"]
     target, draft = (CausalLM(load_model(TINY / role)) for role in ("target", "draft"))
     tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
     prompts = encoded(read_prompts(ASSETS / "heldout.jsonl"), tokenizer, None)
     sizes = ValidationConfig(new_tokens=recorded["new_tokens"], gamma=recorded["gamma"])
     found = measure_acceptance(target, partial(create, "drafter", "model"), prompts, sizes, draft=draft)
-    for name in ("acceptance_rate", "mean_acceptance_length", "loop_share", "acceptance_outside_loops"):
-        assert found[name] == pytest.approx(recorded[name], abs=0.01), name
+    assert found["mean_acceptance_length"] == pytest.approx(recorded["mean_acceptance_length"], abs=0.05)
+    for name in ("acceptance_rate", "loop_share", "acceptance_outside_loops"):
+        assert found[name] == pytest.approx(recorded[name], abs=0.02), name
     assert found["num_prompts"] == recorded["num_prompts"]
+
+
+@pytest.mark.parametrize("head", sorted((TINY / "heads").iterdir()), ids=lambda head: head.name)
+def test_a_head_was_trained_for_the_shipped_target(head, tmp_path):
+    record = json.loads((head / "provenance.json").read_text())
+    if record["versions"]["transformers"] != transformers.__version__:
+        pytest.skip("a fingerprint holds the config as one version of transformers reads it")
+    cfg = TrainConfig(frozen="asset:tiny/target", device=DeviceConfig(accelerator="cpu"))
+    assert record["target_fingerprint"] == Sources(cfg, tmp_path).fingerprint
+    own_words = 3  # lines: the title and how the head is used
+    card = (head / "README.md").read_text().splitlines()[own_words:]
+    assert card == model_card(record).splitlines()[own_words:]
 
 
 def test_shipped_prompts():
