@@ -206,7 +206,7 @@ def main() -> None:
         lines += measure(methods(folders), data, batch, given)
         table = markdown(text_table(HEADINGS, lines))
         out = given.out or (given.results if given.rehearse else FOLDER) / "heads.md"
-        head = f"Pair tiny, gamma 4, {given.max_new_tokens} new tokens, {len(seeds)} seeds, {given.turns} turns."
+        head = f"Pair tiny, gamma 4, {given.max_new_tokens} new tokens, seeds {given.seeds}, {given.turns} turns."
         out.write_text(f"{head}\n\n{table}")
         print(table, flush=True)
 
