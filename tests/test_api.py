@@ -212,7 +212,7 @@ def test_a_draft_of_another_tokenizer_is_joined_by_text(tiny):
     output = specdec.generate(target, draft, texts, tokenizer=tokenizer, draft_tokenizer=tokenizer, **settings)
     plain = specdec.generate(target, None, texts, tokenizer=tokenizer, **settings)
     assert torch.equal(output.sequences, plain.sequences)
-    assert output.acceptance_rate > 0
+    assert output.acceptance_rate > 0.3
     assert (plain.acceptance_rate, plain.mean_acceptance_length) == (0, 1)
 
 

@@ -204,4 +204,4 @@ def test_the_built_in_target_has_heads_of_its_own(kind, run):
     assert code == 0, err
     summary = last_document(out)
     assert summary["num_exact"] == 8
-    assert summary["acceptance_rate"] > 0.1, "random weights accept about nothing"
+    assert summary["acceptance_rate"] > 0.2

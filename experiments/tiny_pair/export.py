@@ -15,7 +15,7 @@ from specdec.training.export import code_record, replace_folder, settings_record
 from specdec.training.stages import Record
 
 _APART = ("tokenizer", "heldout", "acceptance", "step_times")  # records with a place of their own, or none
-SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CARD = Path(__file__).with_name("card.md.jinja")
 
@@ -23,7 +23,7 @@ CARD = Path(__file__).with_name("card.md.jinja")
 def export_pair(cfg: TrainConfig, folder: Path, target: Path, records: dict[str, Any]) -> Path:
     """Write the pair's folder, and heldout.jsonl beside it; returns the pair's folder."""
     models = {"target": target, "draft": folder / "draft/model"}
-    record = {**provenance(cfg, records), "models": {role: _shape(path) for role, path in models.items()}}
+    record = provenance(cfg, records, models)
     parts = {**models, "tokenizer": folder / "tokenizer"}
 
     def write(staged: Path) -> None:
@@ -40,8 +40,8 @@ def export_pair(cfg: TrainConfig, folder: Path, target: Path, records: dict[str,
     return destination
 
 
-def provenance(cfg: TrainConfig, records: dict[str, Any]) -> Record:
-    """Data, code, settings, and the record of every stage."""
+def provenance(cfg: TrainConfig, records: dict[str, Any], models: dict[str, Path]) -> Record:
+    """Data, code, settings, sizes of the models, and the record of every stage."""
     tokenizer = records["tokenizer"]
     return {
         "pair": "tiny",
@@ -59,14 +59,15 @@ def provenance(cfg: TrainConfig, records: dict[str, Any]) -> Record:
         "stages": {name: record for name, record in records.items() if name not in _APART},
         "acceptance": records["acceptance"],
         "step_times": records["step_times"],
+        "models": {role: _sizes(path) for role, path in models.items()},
         "config": {**settings_record(cfg), "start": cfg.start},
     }
 
 
-def _shape(model: Path) -> dict[str, int]:
-    """From the model's own config: no setting tells the widths of a `start`, or of a draft that has the target's."""
+def _sizes(model: Path) -> dict[str, int]:
+    """From config.json: a target may come from `start`, and a draft takes its widths, whatever the settings say."""
     config = json.loads((model / "config.json").read_text())
-    return {name: config[name] for name in SHAPE}
+    return {name: config[name] for name in _SIZES}
 
 
 def _copy(source: Path, destination: Path) -> None:
