@@ -47,16 +47,26 @@ def each_value(*axes: Sequence[Any]) -> list[Any]:
     ]
 
 
-def short_only(cases: Iterable[Any], *short: Any) -> list[Any]:
-    """Parameters of which only those named are short, by all values or the first one; CI takes the others too."""
+def short_only(cases: Iterable[Any], *short: Any, ci: Sequence[Any] | None = None) -> list[Any]:
+    """Parameters of which only those named are short, by all values or the first one.
+
+    CI takes the others too, or of them those that ``ci`` names in the same way; the rest then runs every night.
+    """
     found = []
     for case in cases:
         case = case if hasattr(case, "marks") else pytest.param(*_parts(case))
-        is_short = case.values[0] in short or (len(case.values) > 1 and case.values in short)
         is_long = {mark.name for mark in case.marks} & {"slow", "nightly"}
-        marks = case.marks if is_short or is_long else (*case.marks, pytest.mark.slow)
+        if is_long or _named(case.values, short):
+            marks = case.marks
+        else:
+            in_ci = ci is None or _named(case.values, tuple(ci))
+            marks = (*case.marks, pytest.mark.slow if in_ci else pytest.mark.nightly)
         found.append(pytest.param(*case.values, marks=marks, id=case.id))
     return found
+
+
+def _named(values: tuple[Any, ...], names: tuple[Any, ...]) -> bool:
+    return values[0] in names or (len(values) > 1 and values in names)
 
 
 def _parts(value: Any) -> tuple[Any, ...]:

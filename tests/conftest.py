@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: furth
 import pytest
 import torch
 from head_folders import KINDS, published
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from library_models import build
 
@@ -68,7 +69,12 @@ def no_library() -> str | None:
 
 
 @pytest.fixture(
-    scope="session", params=["float64", *(pytest.param(n, marks=pytest.mark.slow) for n in ("float32", "native"))]
+    scope="session",
+    params=[
+        "float64",
+        pytest.param("native", marks=pytest.mark.slow),
+        pytest.param("float32", marks=pytest.mark.nightly),  # native is float32, too
+    ],
 )
 def dtype(request: pytest.FixtureRequest) -> str:
     """The models' number format; native: float32, in the native execution."""
@@ -126,6 +132,8 @@ def command(main: Callable[[], None], *arguments: str) -> int:
     """Call the main function of run.py or train.py in this process, where torch is loaded; returns the exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["run.py", *arguments])
+        if not any(argument.startswith("experiment=") for argument in arguments):
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes all to see if `hydra.mode` is set
         try:
             main()
         except SystemExit as stop:

@@ -58,6 +58,7 @@ def expected_of(target: CausalLM, prompts: tuple[tuple[int, ...], ...]) -> list[
         ("mistral, sliding", "inplace", "exspec"),
         ("gpt2", "eqspec", "static"),
         ("opt", "inplace", "exspec"),
+        ci=[(family, "inplace", "exspec") for family in ("gemma3", "gemma2", "gpt_neox")],
     ),
     indirect=["target"],
 )

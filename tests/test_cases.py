@@ -36,5 +36,8 @@ def test_what_is_not_named_is_slow_and_marks_are_kept():
     cases = short_only([("a", 1), ("a", 2), ("b", 1), ("c", 1), night], "a", ("b", 1))
     assert [case.values for case in cases] == [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("d", 3)]
     assert [[mark.name for mark in case.marks] for case in cases] == [[], [], [], ["slow"], ["nightly"]]
+    named = short_only([("a", 1), ("a", 2), ("b", 1), ("c", 1), night], ("a", 1), ci=["b", ("a", 2)])
+    assert [[mark.name for mark in case.marks] for case in named] == [[], ["slow"], ["slow"], ["nightly"], ["nightly"]]
+    assert [mark.name for case in short_only(["a", "b"], "a", ci=()) for mark in case.marks] == ["nightly"]
     lists = short_only([None, ["x"], ["y"]], None, ["y"])
     assert [case.values for case in lists if not case.marks] == [(None,), (["y"],)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import short_only
+from cases import each_value, short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 
@@ -62,9 +62,9 @@ def engine_of(model, name, alignment="inplace", batch=4, **parts):
 # --- every output is the target's -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", short_only([1, 4, 8], 4))
-@pytest.mark.parametrize("alignment", short_only(["eqspec", "inplace", "masked"], "inplace"))
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize(
+    ("name", "alignment", "batch"), each_value(list(TREES), ["inplace", "eqspec", "masked"], [4, 1, 8])
+)
 def test_greedy_tokens_are_the_targets_own(model, known, truth, name, alignment, batch):
     budgets = [(NEW, 1, 2, NEW - 3, NEW - 1)[i % 5] for i in range(len(known))]
     rows, rounds = run_all(engine_of(model, name, alignment, batch), known, budgets)

@@ -67,10 +67,10 @@ def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
 
 @pytest.mark.slow
 def test_a_sweep_over_verifiers_shows_what_sampling_costs_and_gains(run):
-    code, out, _ = run(*SAMPLED, "verifier=rejection,block,naive", "batch=1,4", "data.num_prompts=6", "-m")
+    code, out, _ = run(*SAMPLED, "verifier=rejection,naive", "batch=1,4", "data.num_prompts=4", "-m")
     assert code == 0
     points = {(p["verifier"], p["batch"]): p for p in last_document(out)["points"]}
-    assert len(points) == 6
+    assert len(points) == 4
     for (verifier, batch), point in points.items():
         assert point["exact_match"] == 1.0, "the same method, or plain sampling, at batch 1"
         assert point["temperature"] == 0.8
@@ -120,7 +120,7 @@ def test_another_seed_samples_other_tokens(run):
 
 
 @pytest.mark.parametrize(
-    "drafter", short_only(["self", "prompt_lookup", "trigram", "scripted", "retokenize"], "trigram")
+    "drafter", short_only(["self", "prompt_lookup", "trigram", "scripted", "retokenize"], "trigram", ci=["self"])
 )
 def test_every_drafter_runs_and_is_exact(run, drafter):
     code, out, err = run(*SMALL, "runner.dtype=float64", f"drafter={drafter}", "scheduler=exspec")

@@ -38,7 +38,7 @@ def broken(group: str, name: str, scale: float = SCALE, execution: str = "eager"
     "name",
     [
         "inplace",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("eqspec", "masked", "rollback", "expansion")),
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("eqspec", "masked", "rollback", "expansion")),
     ],
 )
 def test_correct_strategies_keep_every_promise(name):
@@ -68,7 +68,7 @@ def test_every_promise_is_kept_with_native_forwards(plugin, settings, monkeypatc
     assert runs["native"] > 200
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(no_library() is not None, reason=f"no native library here: {no_library()}")
 def test_a_defect_is_found_with_native_forwards_too():
     assert "position" in broken("alignment", "bsp", execution="native", count_padding=True, count_holes=False)
@@ -84,7 +84,7 @@ def test_a_defect_is_found_with_native_forwards_too():
             "dsd",
             {"attend_padding": True, "pile_up_padding": False, "absolute_positions": False},
             "visibility",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
             "dsd",
@@ -127,13 +127,13 @@ def test_known_incorrect_verifier_and_scheduler():
         [
             ("verifier=greedy", {}),
             ("verifier=rejection", {}),
-            ("verifier=block", {}),
-            pytest.param("verifier=naive", {}, marks=pytest.mark.slow),
+            pytest.param("verifier=block", {}, marks=pytest.mark.nightly),
+            pytest.param("verifier=naive", {}, marks=pytest.mark.nightly),
             ("verifier=typical", {}),
             ("scheduler=static", {}),
             ("scheduler=exspec", {}),
             ("scheduler=exspec", {"max_wait_rounds": 3}),
-            ("drafter=model", {}),
+            pytest.param("drafter=model", {}, marks=pytest.mark.nightly),  # CI: with native forwards
             ("drafter=scripted", {}),
             pytest.param("drafter=retokenize", {}, marks=pytest.mark.nightly),
             pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
@@ -148,10 +148,10 @@ def test_known_incorrect_verifier_and_scheduler():
             pytest.param("drafter=ppd", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
             pytest.param("drafter=specblock", {"untrained": True, "nodes": 9}, marks=pytest.mark.nightly),
             pytest.param("drafter=trigram", {"nodes": 9}, marks=pytest.mark.nightly),
-            pytest.param("drafter=suffix", {"nodes": 9}, marks=pytest.mark.slow),
+            pytest.param("drafter=suffix", {"nodes": 9}, marks=pytest.mark.nightly),
             pytest.param("drafter=suffix", {}, marks=pytest.mark.nightly),
             pytest.param("drafter=recycling", {"nodes": 9}, marks=pytest.mark.nightly),
-            pytest.param("drafter=recycling", {}, marks=pytest.mark.slow),
+            pytest.param("drafter=recycling", {}, marks=pytest.mark.nightly),
         ],
         ("scheduler=exspec", {}),
     ),
@@ -166,8 +166,8 @@ def test_other_groups_pass(plugin, settings):
     ("group", "name"),
     [
         ("scheduler", "round_robin"),
-        pytest.param("alignment", "recompute", marks=pytest.mark.slow),
-        pytest.param("drafter", "bigram", marks=pytest.mark.slow),
+        pytest.param("alignment", "recompute", marks=pytest.mark.nightly),  # CI tries each of them as a package, too
+        pytest.param("drafter", "bigram", marks=pytest.mark.nightly),
     ],
 )
 def test_the_example_plug_ins_keep_every_promise(group, name, monkeypatch):

@@ -259,7 +259,7 @@ def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drafter", ["prompt_lookup", "scripted", "self"])
+@pytest.mark.parametrize("drafter", short_only(["prompt_lookup", "scripted", "self"], "prompt_lookup", ci=()))
 def test_other_drafters_are_measured_too(drafter, tmp_path):
     cfg = composed(tmp_path, "batch=3", f"drafter={drafter}")
     pair = load_pair(cfg)

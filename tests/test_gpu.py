@@ -50,8 +50,12 @@ USUAL = {
 SAMPLED = SamplingParams(temperature=1.3, seed=5)
 registry.load_entry_points()
 PLUGINS = [(g, name) for g in GROUPS for name in registry.names(g) if f"{g}={name}" not in OF_A_PAIR]
-IN_CI = {("alignment", "inplace"), ("tree", "chain"), ("verifier", "block"), ("scheduler", "continuous")}
-"""Whose kit CI runs on the pretended GPU; it decodes with every plug-in there, and the kit runs every night."""
+IN_CI = [("alignment", "eqspec"), ("drafter", "model"), ("tree", "static"), ("tree", "chain"), ("budget", "top_max_q")]
+IN_CI += [("verifier", "block"), ("verifier", "traversal"), ("scheduler", "continuous"), ("scheduler", "exspec")]
+IN_CI += [("drafter", name) for name in ("ppd", "prompt_lookup", "early_exit", "retokenize")]
+"""Which CI decodes with on the pretended GPU, beside the short ones; every night it is each plug-in."""
+KIT = {("verifier", "greedy"), ("scheduler", "continuous")}
+"""Whose kit CI runs there; the others run every night."""
 SHORT = [("alignment", "inplace"), ("drafter", "model"), ("tree", "beam"), ("selector", "estimate")]
 SHORT += [("verifier", "block"), ("scheduler", "lockstep"), ("budget", "own_q"), ("draft_length", "goodput")]
 """One of each kind, which the short tests run there."""
@@ -116,7 +120,7 @@ def assert_same(**settings) -> None:
         assert outputs(GPU, **settings) == expected
 
 
-@pytest.mark.parametrize(("group", "name"), short_only(PLUGINS, *SHORT))
+@pytest.mark.parametrize(("group", "name"), short_only(PLUGINS, *SHORT, ci=IN_CI))
 def test_every_plug_in(group, name):
     """Known incorrect ones too: they are to be as wrong as on a CPU."""
     samples = group == "verifier" and registry.create(group, name).samples
@@ -138,8 +142,10 @@ def test_every_option_of_sampling(sampling, drafter):
     assert_same(drafter=drafter, verifier="greedy" if sampling.greedy else "block", sampling=sampling)
 
 
-@pytest.mark.parametrize("drafter", registry.names("drafter"))
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "drafter", short_only(registry.names("drafter"), "model", "eagle3", "ppd", "prompt_lookup", "retokenize", ci=())
+)
 def test_every_drafter_under_sampled_rows(drafter):
     assert_same(drafter=drafter, verifier="naive", sampling=SAMPLED)
 
@@ -178,7 +184,7 @@ def test_the_example_plug_ins(own_plugins):
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [pytest.param(*plugin, marks=pytest.mark.slow if plugin in IN_CI else pytest.mark.nightly) for plugin in PLUGINS],
+    [pytest.param(*plugin, marks=pytest.mark.slow if plugin in KIT else pytest.mark.nightly) for plugin in PLUGINS],
 )
 def test_the_kit(group, name):
     if registry.lookup(group, name).known_incorrect:

@@ -52,8 +52,14 @@ def test_one_wait_per_round(drafter, sampling, verifier, batch):
     assert set(counts) == {1}, places
 
 
-@pytest.mark.parametrize("sampling", short_only([None, SAMPLED], None), ids=["greedy", "sampled"])
-@pytest.mark.parametrize("tree", registry.names("tree"))
+@pytest.mark.parametrize(
+    ("tree", "sampling"),
+    short_only(
+        [(tree, sampling) for tree in registry.names("tree") for sampling in (None, SAMPLED)],
+        *((tree, None) for tree in registry.names("tree")),
+        ci=[("paths", SAMPLED), ("confidence", SAMPLED)],
+    ),
+)
 def test_a_tree_waits_once_per_level_where_its_shape_is_not_known(tree, sampling):
     """Three levels deep. Greedy paths are chains, and the children of a greedy gumbel tree all exist."""
     known = {"chain", "static"} if sampling else {"chain", "static", "paths", "delayed", "gumbel"}
@@ -71,6 +77,7 @@ def test_a_tree_waits_once_per_level_where_its_shape_is_not_known(tree, sampling
         ("drafter", "ppd"),
         ("verifier", "block"),
         ("verifier", "naive_tree"),
+        ci=[*(("drafter", name) for name in ("eagle3", "retokenize", "trigram")), ("verifier", "traversal")],
     ),
 )
 def test_every_drafter_and_verifier(group, name):

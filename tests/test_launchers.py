@@ -64,7 +64,7 @@ def test_the_file_for_skypilot_gives_every_machine_its_part(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.nightly)])
 def test_points_in_other_processes_come_back_into_one_table(tmp_path, launcher):
     """The second point fails: it is recorded, the sweep goes on, and the exit code says so."""
     package, settings = LAUNCHERS[launcher]

@@ -14,8 +14,9 @@ from specdec.conformance.explore import explore
 from specdec.conformance.promises import BY_GROUP, RUN
 
 RESULTS: list[tuple[str, str, str]] = []
-SAMPLE = {mutation.group: mutation for mutation in reversed(ALL)}.values()
-"""The first bug for every group; the others are marked slow, because they take long together."""
+SHORT = {mutation.group: mutation for mutation in reversed(ALL)}.values()
+IN_CI = {(mutation.group, mutation.promise): mutation for mutation in reversed(ALL)}.values()
+"""The first bug of every group, and the first for every promise of it; the others run at night."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,9 +29,15 @@ def listed(pytestconfig: pytest.Config) -> Iterator[None]:
     Console(width=160).print(table)
 
 
+def marks_of(mutation: Mutation) -> tuple[pytest.MarkDecorator, ...]:
+    if mutation in SHORT:
+        return ()
+    return (pytest.mark.slow if mutation in IN_CI else pytest.mark.nightly,)
+
+
 @pytest.mark.parametrize(
     "mutation",
-    [pytest.param(one, id=f"{one.plugin}: {one.name}", marks=() if one in SAMPLE else pytest.mark.slow) for one in ALL],
+    [pytest.param(one, id=f"{one.plugin}: {one.name}", marks=marks_of(one)) for one in ALL],
 )
 def test_a_planted_bug_is_caught_under_the_right_promise(mutation: Mutation, monkeypatch):
     with monkeypatch.context() as patch:

@@ -57,7 +57,7 @@ def test_bits_do_not_depend_on_the_compiler_its_optimiser_or_fresh_memory(enviro
     assert bits(**environment, SPECDEC_CXXFLAGS="-O1 -DSPECDEC_POISON") == bits()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_x86
 def test_a_processor_without_avx512_passes_the_same_tests():
     python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_native.py", SPECDEC_CXXFLAGS=AVX2)

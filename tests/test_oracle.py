@@ -105,9 +105,9 @@ COMMON = ("data.num_prompts=4", "max_new_tokens=24", "baseline=false", "progress
     ("wrong", "dtype"),
     [
         ("bsp", "float32"),
-        pytest.param("bsp", "bfloat16", marks=pytest.mark.slow),
-        pytest.param("dsd", "float32", marks=pytest.mark.slow),
-        pytest.param("dsd", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("bsp", "bfloat16", marks=pytest.mark.nightly),
+        pytest.param("dsd", "float32", marks=pytest.mark.nightly),
+        pytest.param("dsd", "bfloat16", marks=pytest.mark.nightly),
     ],
 )
 def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, tmp_path, dtype, wrong):
@@ -128,7 +128,7 @@ def test_published_defects_are_failures_and_strict_says_so(monkeypatch, capsys, 
     ("alignment", "num_prompts"),
     [
         ("inplace", 4),
-        pytest.param("inplace", 10, marks=pytest.mark.slow),
+        pytest.param("inplace", 10, marks=pytest.mark.nightly),
         pytest.param("eqspec", 10, marks=pytest.mark.nightly),
     ],
 )

@@ -68,7 +68,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("tree", short_only(["chain", "confidence"], "chain"))
+@pytest.mark.parametrize("tree", short_only(["chain", "confidence"], "chain", ci=()))
 @pytest.mark.parametrize(
     "name",
     short_only(

@@ -41,11 +41,16 @@ CASES = [
     ("none", "naive", "static", "eqspec"),
     ("model", "block", "exspec", "eqspec"),
     ("lookup", "rejection", "exspec", "masked"),
-    pytest.param("model", "rejection", "exspec", "eqspec", marks=pytest.mark.slow),
-    pytest.param("model", "naive", "exspec", "eqspec", marks=pytest.mark.slow),
-    pytest.param("self", "block", "static", "inplace", marks=pytest.mark.slow),
-    pytest.param("lookup", "block", "static", "eqspec", marks=pytest.mark.slow),
-    pytest.param("lookup", "naive", "static", "rollback", marks=pytest.mark.slow),
+    *(
+        pytest.param(*case, marks=pytest.mark.nightly)
+        for case in (
+            ("model", "rejection", "exspec", "eqspec"),
+            ("model", "naive", "exspec", "eqspec"),
+            ("self", "block", "static", "inplace"),
+            ("lookup", "block", "static", "eqspec"),
+            ("lookup", "naive", "static", "rollback"),
+        )
+    ),
 ]
 # Three prompts per case, each against the exact law and against plain sampling.
 LEVEL = 1e-3 / (len(CASES) * len(PROMPTS) * 2)
@@ -169,8 +174,8 @@ class ClaimsToSample(ModelDrafter):
         # A small bias, and it only begins with the second round.
         pytest.param("tests by position", 4 * COPIES, marks=pytest.mark.nightly),
         ("one stream", COPIES),
-        pytest.param("draft unprocessed", COPIES, marks=pytest.mark.slow),
-        pytest.param("argmax draft", COPIES, marks=pytest.mark.slow),
+        pytest.param("draft unprocessed", COPIES, marks=pytest.mark.nightly),
+        pytest.param("argmax draft", COPIES, marks=pytest.mark.nightly),
     ],
 )
 def test_planted_mistakes_are_seen(monkeypatch, mistake, copies):

@@ -27,8 +27,8 @@ PATHS = [
     (2, 3, (1, 3, 2)),
     (3, 2, (0, 3, 2)),
 ]
-SEEDS = [seed if seed < 6 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(42)]
-"""Each shape with flat and peaky laws, with and without zeros; the short tests take every shape once."""
+SEEDS = short_only(range(42), *range(6), ci=range(18))
+"""Each shape with flat and peaky laws, with and without zeros; short tests take every shape once, CI three times."""
 ORDERED = [(3, 2, (2, 2)), (2, 3, (2, 2, 1)), (4, 2, (2, 1)), (3, 3, (1, 3, 1)), (4, 1, (3,)), (3, 3, (2, 1, 1))]
 
 
@@ -100,7 +100,7 @@ def pruned(laws: Laws, keeps_first: Callable[[list[Context]], bool]) -> Drafts:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "width"), [(0, 3), (3, 3), (1, 4)])
+@pytest.mark.parametrize(("seed", "width"), short_only([(0, 3), (3, 3), (1, 4)], (0, 3), ci=()))
 def test_stochastic_beams_leave_the_targets_law(seed, width):
     """The trees by Monte Carlo, what the verifiers make of each exactly: every cell within 5 standard errors."""
     laws, size = Laws.random(seed, 3, 2, 0.4), 400_000
@@ -270,7 +270,7 @@ def test_rules_for_independent_draws_reject_siblings_without_replacement(name):
 SMALL = [(3, 2, (2, 2)), (4, 1, (3,)), (4, 2, (2, 1))]
 
 
-@pytest.mark.parametrize("flaw", short_only([None, *variants.FLAWS], None, "not renormalised"))
+@pytest.mark.parametrize("flaw", short_only([None, *variants.FLAWS], None, "not renormalised", ci=()))
 def test_flaws_of_traversal_are_rejected(flaw):
     found = max(distances(variants.PlainTraversal(flaw), SMALL, without_replacement, range(1 if flaw else 3)))
     assert found < EXACT if flaw is None else found > 1e-3
