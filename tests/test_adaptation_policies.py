@@ -8,7 +8,7 @@ import torch
 
 from specdec.adaptation.adapting import AdaptingDrafter
 from specdec.adaptation.learner import Learner
-from specdec.adaptation.policies import UPDATES, Always, Bandit
+from specdec.adaptation.policies import UPDATES, Always, Bandit, _Arm
 from specdec.core.clock import Clock
 from specdec.core.round import Draft
 from specdec.core.sequence import Sequence
@@ -113,3 +113,11 @@ def test_an_update_that_costs_more_than_it_will_ever_save_is_not_made():
 def test_always_updates_after_every_window():
     drafter, world, clock = adapting_world((0.0, 0.0), Always(World.arms))
     assert serve(drafter, world, clock, 5) == ["drafter"] * 5
+
+
+def test_later_trials_of_an_arm_count_more():
+    arm = _Arm()
+    arm.add(0.1, 0.04)
+    arm.add(0.4, 0.02)
+    assert math.isclose(arm.gain, (0.1 / 0.08 + 0.4 / 0.02) / (1 / 0.08 + 1 / 0.02))
+    assert math.isclose(arm.variance, 1 / (1 / 0.08 + 1 / 0.02))

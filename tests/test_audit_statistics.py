@@ -12,7 +12,7 @@ from conftest import VOCAB, small_llama
 from specdec.audit.forced import Forcing
 from specdec.audit.law_tests import all_tests, chi_square, mean_ratio, skewed_tail
 from specdec.audit.rows import Row
-from specdec.audit.sampled import Contexts, Part, SampledRules, Sums, statistics_of
+from specdec.audit.sampled import NUM_BINS, Contexts, Part, SampledRules, Sums, statistics_of
 from specdec.core.sampling import processed
 from specdec.models.causal_lm import CausalLM
 
@@ -66,3 +66,17 @@ def test_tails_agree_with_known_laws():
     assert skewed_tail(1.959964, 0.0) == pytest.approx(0.05, abs=1e-6)
     assert skewed_tail((2.995732 - 1), 2.0) == pytest.approx(0.1, abs=1e-6)  # an exponential variable's upper 5%
     assert skewed_tail(-(2.995732 - 1), -2.0) == pytest.approx(0.1, abs=1e-6)
+
+
+def test_one_suspicious_row_counts_less_among_many():
+    """The bound of its p-value is multiplied by the number of rows, at most 1."""
+
+    def p_value(num_rows):
+        quiet = {"impossible": [], "num_edge": 0, "log_ratios": [0.0], "moments": [0.0] * 3, "contexts": []}
+        quiet["bins"] = [0] * NUM_BINS
+        rows = [quiet | {"log_ratios": [math.log(1000)]}, *[quiet] * (num_rows - 1)]
+        return next(test.p_value for test in all_tests(rows) if test.name == "rows")
+
+    assert p_value(1) == pytest.approx(0.001)
+    assert p_value(50) == pytest.approx(0.05)
+    assert p_value(2000) == 1

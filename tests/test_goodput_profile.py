@@ -156,6 +156,14 @@ def test_of_a_profile_only_the_proportions_count():
     assert off_grid.estimate(2, 0) == pytest.approx(2.0), "a length between those of the profile tells the scale too"
 
 
+def test_the_scale_is_the_median_over_shapes():
+    costs = RoundCosts()
+    for rows in (1, 2, 4):
+        costs.set_prior(rows, 0, 1.0)
+        costs.observe(rows, 0, 9.0 if rows == 2 else 1.5)
+    assert costs.scale == 1.5, "one shape that was disturbed says nothing about the machine"
+
+
 def test_what_was_seen_before_a_run_is_where_acceptance_begins():
     acceptance = Acceptance()
     acceptance.set_prior(num_tried=1600, num_accepted=780)
