@@ -71,6 +71,23 @@ def test_a_bug_at_a_tie_is_a_failure(model, reference):
     assert result["kind"] == FAILURE, result
 
 
+@pytest.mark.parametrize("size", [1.8, 2.2])
+def test_logits_may_differ_by_twice_the_rounding(model, reference, size):
+    """In one place by the largest of it, everywhere by its root mean square."""
+    tied, other = tie(model, reference), (reference[0] + 1) % VOCAB
+    rounding = measure_rounding(tied, PROMPT, reference, 4, 6)
+    lowest = int(rounding.logits_nV[0].argmin())
+    signs_V = torch.ones(VOCAB, dtype=torch.float64)
+    signs_V[::2] = -1
+    one_V, all_V = rounding.logits_nV[0].double(), rounding.logits_nV[0].double() + size * rounding.rms * signs_V
+    one_V[lowest] -= size * rounding.largest
+    for logits_V, place in ((one_V, ""), (all_V, ", over the whole vocabulary")):
+        logits_V[other] = logits_V.max() + 1e-9
+        result = classify_divergence(tied, PROMPT, [other, *reference[1:]], reference, logits_V, batch=4, chunk=6)
+        reason = f"the run's logits differ by more than rounding{place}"
+        assert result["reason"] == reason if size > 2 else result["kind"] == NEAR_TIE, result
+
+
 def test_what_is_no_rounding_is_a_failure(model, reference):
     logits_V = measure_rounding(model, PROMPT, reference, 4, 6).logits_nV[3]
     wrong = (reference[3] + 1) % VOCAB
