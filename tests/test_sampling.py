@@ -223,6 +223,13 @@ def test_a_row_ends_with_the_token_that_completes_a_stop_string(seed):
     assert row.stop_reason == ("stop_string" if wanted < 60 else row.stop_reason)
 
 
+@pytest.mark.parametrize(("string", "tokens"), [("</s>", [9, 5, 6, 7, 9]), ("abcab", [9, 0, 1, 8, 2, 9])])
+def test_a_stop_string_may_take_many_tokens(string, tokens):
+    row = Sequence(0, [0], 9, stop_text=StopText((string,), text_of))
+    assert row.emit(tokens) == tokens[:-1]
+    assert row.stop_reason == "stop_string"
+
+
 def test_a_stop_string_that_begins_in_the_prompt_does_not_count():
     row = Sequence(0, [0, 1], 3, stop_text=StopText(("abc",), text_of))
     assert row.emit([8, 9]) == [8, 9]

@@ -27,7 +27,7 @@ from specdec.training.anchors import Anchors, at
 from specdec.training.blocks import Batch
 from specdec.training.config import HeadsConfig, LossConfig, ValidationConfig
 from specdec.training.draft_tokens import DraftTokens, most_frequent
-from specdec.training.dspark import round_starts, sequential_temperatures, survival_losses
+from specdec.training.dspark import calibrate, round_starts, sequential_temperatures, survival_losses
 from specdec.training.heads import KINDS, HeadsObjective, write_heads
 from specdec.training.limits import check_heads
 from specdec.training.specblock import rank_loss
@@ -251,3 +251,16 @@ def test_temperatures_make_survival_true():
     torch.testing.assert_close(found, factors, rtol=0.12, atol=0)
     before, after = (survival_losses(true_XK * factors / t, right_XK) for t in (torch.ones(2), found))
     assert bool((after < before).all())
+
+
+@pytest.mark.parametrize("factor", [3.0, 1 / 3.0])
+def test_temperatures_stay_one_where_those_of_a_half_do_not_serve_the_other(target, monkeypatch, factor):
+    generator = torch.Generator().manual_seed(0)
+    true_XK = 1.5 * torch.randn(4000, 3, generator=generator)
+    right_XK = torch.rand(4000, 3, generator=generator) < true_XK.sigmoid()
+    scores_XK = torch.cat([3 * true_XK[:2000], factor * true_XK[2000:]])
+    monkeypatch.setattr("specdec.training.dspark.greedy_blocks", lambda *_: (scores_XK, right_XK))
+    head = KINDS["dspark"].build(target.module, settings("dspark"))
+    figures = calibrate(head, target, [], ValidationConfig())
+    assert bool((head.temperatures_K == 1).all()) == (factor < 1), figures
+    assert figures["num_blocks"] == 4000
