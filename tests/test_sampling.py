@@ -196,6 +196,14 @@ def test_what_a_row_gets_depends_on_nobody_else():
         assert together.tests_BG[b, :2].tolist() == alone.tests_BG[0].tolist()
 
 
+def test_tests_of_another_round_are_other_numbers_and_draws_belong_to_positions():
+    short, longer = (
+        round_noise([Sequence(0, [1] * n, 9, sampling=SamplingParams(seed=5))], 4, torch.device("cpu")) for n in (3, 4)
+    )
+    assert short.draws_BT[0, 1:].tolist() == longer.draws_BT[0, :-1].tolist()
+    assert len(torch.cat([short.tests_BG[0], longer.tests_BG[0]]).unique()) == 6
+
+
 # --- stop strings ----------------------------------------------------------------------------------------------------
 
 PIECES = ["a", "b", "ab", "abc", " ", "<", "/s", ">", "c", "x"]
