@@ -13,6 +13,7 @@ from harness import TREES
 from specdec.core.round import Draft
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
+from specdec.drafters.draft_cache import FedRow
 from specdec.registry import create
 from specdec.trees.base import Tree
 from specdec.trees.drawing import draw_distinct
@@ -179,3 +180,16 @@ def test_children_of_probability_zero_are_dropped():
         draft = grown(create("tree", name, **TREES[name]), law, 2, 4)
         for b in range(4):
             assert set(nodes_of(draft, b)) == {(1,), (1, 0), (1, 1)}
+
+
+def test_of_an_accepted_path_the_cache_keeps_what_was_fed_of_it():
+    """The row's last two tokens are fed again in the next round; siblings of the path are dropped."""
+    row = Sequence(0, [1, 2, 3, 4], 9)
+    draft = Draft(torch.tensor([[10, 11, 12, 13]]), [4], [[-1, -1, 1, 2]])
+    fed = FedRow(row, length=4, num_missing=2, draft=draft, place=0, fed_nodes=[2, 3, 4, 5])
+    row.emit([11, 12, 13, 20])
+    assert fed.kept() == [0, 1, 3, 4], "positions 2 and 3, then the nodes of 11 and 12; 13 and 20 are the last two"
+    alone = Sequence(0, [1, 2, 3, 4], 9)
+    fed = FedRow(alone, length=4, num_missing=2, draft=draft, place=0, fed_nodes=[2, 3, 4, 5])
+    alone.emit([20])
+    assert fed.kept() == [0], "nothing was accepted, and of the two that were missing the last is fed again"
