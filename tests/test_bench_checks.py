@@ -85,7 +85,7 @@ def test_a_check_that_fails_is_told_and_the_others_are_taken(bench, capsys):
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["checks_not_passed"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nothing_is_begun_when_the_time_is_over(bench, tmp_path):
     code, document = bench("minutes=0")
     assert code == 0

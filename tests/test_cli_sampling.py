@@ -65,7 +65,7 @@ def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
     assert re.search(expected, err), err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_over_verifiers_shows_what_sampling_costs_and_gains(run):
     code, out, _ = run(*SAMPLED, "verifier=rejection,naive", "batch=1,4", "data.num_prompts=4", "-m")
     assert code == 0

@@ -79,7 +79,7 @@ def test_a_defect_is_found_with_native_forwards_too():
     ("name", "switches", "expected"),
     [
         pytest.param("bsp", {"count_padding": True, "count_holes": False}, "position", marks=pytest.mark.nightly),
-        ("bsp", {"count_padding": False, "count_holes": True}, "position"),
+        pytest.param("bsp", {"count_padding": False, "count_holes": True}, "position", marks=pytest.mark.nightly),
         pytest.param(
             "dsd",
             {"attend_padding": True, "pile_up_padding": False, "absolute_positions": False},
@@ -111,7 +111,7 @@ def test_without_their_defects_they_pass(name, switches):
     assert broken("alignment", name, scale=0.1, **switches) == set()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_known_incorrect_verifier_and_scheduler():
     assert {"greedy", "emission"} <= broken("verifier", "dsd", keep_rejected=True, no_bonus=False)
     slower = broken("verifier", "dsd", keep_rejected=False, no_bonus=True)

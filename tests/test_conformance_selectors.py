@@ -10,10 +10,8 @@ from specdec.conformance.selector_copies import PAIR
 from specdec.errors import ConfigError
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "params"), [("none", {}), pytest.param("estimate", {"samples": 1}, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "params"), [("none", {}), ("estimate", {"samples": 1})])
 def test_built_in_selectors_keep_every_promise(name, params):
     findings = examine("selector", name, params, scale=0.1)
     assert all(finding.kept for finding in findings), [f.detail for f in findings if not f.kept]

@@ -88,7 +88,7 @@ class Switching(DraftLength):
         return [3 * self.drafting] * len(rows)
 
 
-@pytest.mark.parametrize("alignment", short_only(ALIGNMENTS, "inplace"))
+@pytest.mark.parametrize("alignment", short_only(ALIGNMENTS, "inplace", ci=["masked"]))
 def test_a_draft_that_was_off_catches_up_and_drafts_as_before(target, prompts, alignment):
     """With the target as its own draft every token is accepted, unless its cache lacks something."""
     engine = make_engine(target, target, scheduler="continuous", alignment=ALIGNMENTS[alignment], batch=3)

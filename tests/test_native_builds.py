@@ -49,7 +49,7 @@ def test_fewer_threads_than_asked_for_compute_the_same_bits():
     assert bits(NATIVE_THREADS="3", OMP_THREAD_LIMIT="2") == bits()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("environment", [{}, {"CXX": "clang++"}], ids=["default", "clang"])
 def test_bits_do_not_depend_on_the_compiler_its_optimiser_or_fresh_memory(environment):
     if "CXX" in environment and shutil.which(environment["CXX"]) is None:

@@ -113,7 +113,7 @@ def sweep(run, tmp_path):
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_presets_run_one_after_the_other_each_with_its_own_sweep(sweep, tmp_path):
     """The command of the README, in a debug size, with one batch size and one window."""
     code, out = sweep("experiment=paper_table1,paper_table2,paper_figure5c", "batch=2", "batching.window=16")

@@ -266,7 +266,7 @@ class Stubborn(BatchingPolicy):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_schedulers_and_policies_of_one_class_run_in_a_sweep(installed):
     """They bring neither the label that tables call them by, nor a window of their own."""
     (installed / "specdec_bigram.py").write_text(PLUGIN)

@@ -173,7 +173,7 @@ class ClaimsToSample(ModelDrafter):
         ("recovered from p", COPIES),
         # A small bias, and it only begins with the second round.
         pytest.param("tests by position", 4 * COPIES, marks=pytest.mark.nightly),
-        ("one stream", COPIES),
+        pytest.param("one stream", COPIES, marks=pytest.mark.nightly),
         pytest.param("draft unprocessed", COPIES, marks=pytest.mark.nightly),
         pytest.param("argmax draft", COPIES, marks=pytest.mark.nightly),
     ],

@@ -180,7 +180,7 @@ class WholeDivision(SpecTrVerifier):
         return num_B.clamp(min=1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_spectr_is_exact_at_every_factor_from_the_root_to_k():
     """The root passes most tests, but a token of the residual may be another child: K may accept more in all."""
     gains = []

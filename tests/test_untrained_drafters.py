@@ -194,7 +194,7 @@ def test_made_up_weights_are_told_in_the_table(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["eagle3", "dspark"])
+@pytest.mark.parametrize("kind", ["dspark", pytest.param("eagle3", marks=pytest.mark.nightly)])
 def test_the_built_in_target_has_heads_of_its_own(kind, run):
     assert composed(f"drafter={kind}").drafter.path == f"asset:tiny/heads/{kind}"
     assert composed(f"drafter={kind}", "drafter.untrained=true").drafter.path is None
