@@ -62,6 +62,7 @@ SHORT += ["data.category=[poetry]", "tree=paths tree.num_paths=500"]
             ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
         ],
         *SHORT,
+        ci=(),
     ),
 )
 def test_bad_settings_are_refused_in_one_line(run, argument, expected):

@@ -56,6 +56,7 @@ def output_ids(point: dict) -> list[list[int]]:
         "min_p=2",
         "stop_strings=['']",
         "verifier=typical temperature=0.8",
+        ci=(),
     ),
 )
 def test_bad_settings_are_refused_in_one_line(run, arguments, expected):

@@ -33,14 +33,8 @@ def broken(group: str, name: str, scale: float = SCALE, execution: str = "eager"
     return {finding.promise for finding in findings if not finding.kept}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "inplace",
-        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("eqspec", "masked", "rollback", "expansion")),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["inplace", "eqspec", "masked", "rollback", "expansion"])
 def test_correct_strategies_keep_every_promise(name):
     assert broken("alignment", name) == set()
 
