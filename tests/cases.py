@@ -65,6 +65,11 @@ def short_only(cases: Iterable[Any], *short: Any, ci: Sequence[Any] | None = Non
     return found
 
 
+def nightly_but(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """Parameters of which all but those named run at night only; these are as long as the rest of the test says."""
+    return short_only(cases, *kept, ci=())
+
+
 def _named(values: tuple[Any, ...], names: tuple[Any, ...]) -> bool:
     return values[0] in names or (len(values) > 1 and values in names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations, product
 
 import pytest
-from cases import all_pairs, each_value, short_only
+from cases import all_pairs, each_value, nightly_but, short_only
 
 
 def test_all_pairs_meet_in_the_short_form_and_nothing_is_lost():
@@ -38,6 +38,6 @@ def test_what_is_not_named_is_slow_and_marks_are_kept():
     assert [[mark.name for mark in case.marks] for case in cases] == [[], [], [], ["slow"], ["nightly"]]
     named = short_only([("a", 1), ("a", 2), ("b", 1), ("c", 1), night], ("a", 1), ci=["b", ("a", 2)])
     assert [[mark.name for mark in case.marks] for case in named] == [[], ["slow"], ["slow"], ["nightly"], ["nightly"]]
-    assert [mark.name for case in short_only(["a", "b"], "a", ci=()) for mark in case.marks] == ["nightly"]
+    assert [mark.name for case in nightly_but(["a", "b"], "a") for mark in case.marks] == ["nightly"]
     lists = short_only([None, ["x"], ["y"]], None, ["y"])
     assert [case.values for case in lists if not case.marks] == [(None,), (["y"],)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cases import short_only
+from cases import nightly_but
 
 SHORT = ["scheduler=exspc", "drafter=modle", "batch=1,2", "batch=abc", "debug.invariants_every=0", "weights=rnd"]
 SHORT += ["data.category=[poetry]", "tree=paths tree.num_paths=500"]
@@ -11,7 +11,7 @@ SHORT += ["data.category=[poetry]", "tree=paths tree.num_paths=500"]
 
 @pytest.mark.parametrize(
     ("argument", "expected"),
-    short_only(
+    nightly_but(
         [
             ("scheduler=exspc", "unknown scheduler 'exspc': choose from .*did you mean 'exspec'"),
             ("drafter=modle", "unknown drafter 'modle'.*did you mean 'model'"),
@@ -62,7 +62,6 @@ SHORT += ["data.category=[poetry]", "tree=paths tree.num_paths=500"]
             ("pair.num_layers=2", "pair.num_layers=2 changes the architecture: it needs weights=random"),
         ],
         *SHORT,
-        ci=(),
     ),
 )
 def test_bad_settings_are_refused_in_one_line(run, argument, expected):

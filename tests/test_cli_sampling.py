@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but, short_only
 from conftest import last_document, small_llama
 from test_cli import SMALL
 
@@ -29,7 +29,7 @@ def output_ids(point: dict) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    short_only(
+    nightly_but(
         [
             ("temperature=-1", "temperature=-1.0: it must be 0 .greedy. or more"),
             ("temperature=0.8", r"temperature=0.8 with verifier=greedy: set verifier=rejection\|block"),
@@ -56,7 +56,6 @@ def output_ids(point: dict) -> list[list[int]]:
         "min_p=2",
         "stop_strings=['']",
         "verifier=typical temperature=0.8",
-        ci=(),
     ),
 )
 def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
@@ -68,10 +67,10 @@ def test_bad_settings_are_refused_in_one_line(run, arguments, expected):
 
 @pytest.mark.nightly
 def test_a_sweep_over_verifiers_shows_what_sampling_costs_and_gains(run):
-    code, out, _ = run(*SAMPLED, "verifier=rejection,naive", "batch=1,4", "data.num_prompts=4", "-m")
+    code, out, _ = run(*SAMPLED, "verifier=rejection,block,naive", "batch=1,4", "data.num_prompts=6", "-m")
     assert code == 0
     points = {(p["verifier"], p["batch"]): p for p in last_document(out)["points"]}
-    assert len(points) == 4
+    assert len(points) == 6
     for (verifier, batch), point in points.items():
         assert point["exact_match"] == 1.0, "the same method, or plain sampling, at batch 1"
         assert point["temperature"] == 0.8

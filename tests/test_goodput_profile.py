@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from cases import short_only
+from cases import nightly_but, short_only
 from hydra import compose, initialize_config_module
 from worlds import READ_S, Always, World, compute_bound, memory_bound
 
@@ -267,7 +267,7 @@ def test_prompts_that_fill_the_context_leave_what_room_there_is(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drafter", short_only(["prompt_lookup", "scripted", "self"], "prompt_lookup", ci=()))
+@pytest.mark.parametrize("drafter", nightly_but(["prompt_lookup", "scripted", "self"], "prompt_lookup"))
 def test_other_drafters_are_measured_too(drafter, tmp_path):
     cfg = composed(tmp_path, "batch=3", f"drafter={drafter}")
     pair = load_pair(cfg)

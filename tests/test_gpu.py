@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but, short_only
 from pretend_cuda import GPU, NAME, PretendCuda, on_gpu
 
 import specdec
@@ -144,7 +144,7 @@ def test_every_option_of_sampling(sampling, drafter):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "drafter", short_only(registry.names("drafter"), "model", "eagle3", "ppd", "prompt_lookup", "retokenize", ci=())
+    "drafter", nightly_but(registry.names("drafter"), "model", "eagle3", "ppd", "prompt_lookup", "retokenize")
 )
 def test_every_drafter_under_sampled_rows(drafter):
     assert_same(drafter=drafter, verifier="naive", sampling=SAMPLED)

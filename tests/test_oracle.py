@@ -88,6 +88,24 @@ def test_logits_may_differ_by_twice_the_rounding(model, reference, size):
         assert result["reason"] == reason if size > 2 else result["kind"] == NEAR_TIE, result
 
 
+@pytest.mark.parametrize("size", [1.5, 3.0])
+def test_the_reference_may_prefer_its_token_by_twice_the_rounding(model, reference, size):
+    """A run whose logits are nearly right may still not overturn what the reference decides more clearly."""
+    winner, other, twin = reference[0], (reference[0] + 1) % VOCAB, tie(model, reference)
+    tied = measure_rounding(twin, PROMPT, reference, 4, 6)
+    with torch.no_grad():
+        share = size * tied.largest / float(tied.logits_nV[0, winner])
+        twin.module.lm_head.weight[other] = (twin.module.lm_head.weight[winner].double() * (1 - share)).to(model.dtype)
+    rounding = measure_rounding(twin, PROMPT, reference, 4, 6)
+    near_V = rounding.logits_nV[0].double()
+    middle = (near_V[winner] + near_V[other]) / 2
+    near_V[winner], near_V[other] = middle, middle + 1e-9
+    result = classify_divergence(twin, PROMPT, [other, *reference[1:]], reference, near_V, batch=4, chunk=6)
+    assert (result["margin"] > 2 * result["noise"]) == (size > 2), result
+    assert result["difference"] <= 2 * result["noise"], "near enough, so that only the margin counts"
+    assert result["kind"] == (FAILURE if size > 2 else NEAR_TIE), result
+
+
 def test_what_is_no_rounding_is_a_failure(model, reference):
     logits_V = measure_rounding(model, PROMPT, reference, 4, 6).logits_nV[3]
     wrong = (reference[3] + 1) % VOCAB

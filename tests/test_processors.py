@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but, short_only
 from conftest import perturbed
 from library_models import EOS, NEW, VOCAB, alone, block, laid_out, ragged
 from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria
@@ -68,7 +68,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("tree", short_only(["chain", "confidence"], "chain", ci=()))
+@pytest.mark.parametrize("tree", nightly_but(["chain", "confidence"], "chain"))
 @pytest.mark.parametrize(
     "name",
     short_only(

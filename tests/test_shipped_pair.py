@@ -79,6 +79,18 @@ def test_the_card_has_the_acceptance_and_the_loops_of_the_shipped_weights():
     assert found["num_prompts"] == recorded["num_prompts"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "length"), [("eagle3", 2.89), ("dspark", 2.55)])
+def test_a_shipped_head_accepts_as_much_as_when_it_was_shipped(kind, length):
+    """Tokens per call on every third held-out prompt; with the ten-minute dspark that shipped before it was 1.96."""
+    target = CausalLM(load_model(TINY / "target"))
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")
+    prompts = encoded(read_prompts(ASSETS / "heldout.jsonl"), tokenizer, None)[::3]
+    drafter = partial(create, "drafter", kind, path=str(TINY / "heads" / kind))
+    found = measure_acceptance(target, drafter, prompts, ValidationConfig(new_tokens=48, gamma=4))
+    assert found["mean_acceptance_length"] == pytest.approx(length, abs=0.1)
+
+
 @pytest.mark.parametrize("head", sorted((TINY / "heads").iterdir()), ids=lambda head: head.name)
 def test_a_head_was_trained_for_the_shipped_target(head, tmp_path):
     record = json.loads((head / "provenance.json").read_text())

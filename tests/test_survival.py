@@ -107,7 +107,7 @@ def test_samples_of_other_inputs_are_not_gone_on_with(run):
     assert summary_of(out)["num_attempts"] == 1
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_explanations_are_made_in_a_later_process(run, monkeypatch, tmp_path):
     """The logits that decided a divergence outlive the process that computed them."""
     wrong = [*SMALL, "alignment=bsp", "allow_incorrect=true", "batch=4"]
@@ -208,7 +208,7 @@ def test_a_point_that_runs_elsewhere_is_waited_for(run, tmp_path, monkeypatch):
     assert summary_of(out)["skipped"]
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_point_that_runs_elsewhere_may_be_left_for_later(run, tmp_path):
     arguments = [*SMALL, "batch=2,3", "runner.on_locked=skip", "-m"]
     code, out, _ = run(*arguments)

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but
 from conftest import greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 from plain_heads import EPS, SpecBlock
@@ -156,7 +156,7 @@ def own_text(target) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", short_only(BLOCK_KINDS, "dspark", "dflash", ci=()))
+@pytest.mark.parametrize("kind", nightly_but(BLOCK_KINDS, "dspark", "dflash"))
 def test_training_lowers_the_loss_and_lifts_acceptance(target, own_text, prompts, tmp_path, kind):
     cfg = settings(kind)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import tree_variants as variants
 from beams import sampled_beams, worst_cell
-from cases import short_only
+from cases import nightly_but, short_only
 from enumeration import Context, Laws
 from scipy.optimize import brentq
 from tree_laws import Drafts, independent, judge, without_replacement
@@ -100,7 +100,7 @@ def pruned(laws: Laws, keeps_first: Callable[[list[Context]], bool]) -> Drafts:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "width"), short_only([(0, 3), (3, 3), (1, 4)], (0, 3), ci=()))
+@pytest.mark.parametrize(("seed", "width"), nightly_but([(0, 3), (3, 3), (1, 4)], (0, 3)))
 def test_stochastic_beams_leave_the_targets_law(seed, width):
     """The trees by Monte Carlo, what the verifiers make of each exactly: every cell within 5 standard errors."""
     laws, size = Laws.random(seed, 3, 2, 0.4), 400_000
@@ -270,7 +270,7 @@ def test_rules_for_independent_draws_reject_siblings_without_replacement(name):
 SMALL = [(3, 2, (2, 2)), (4, 1, (3,)), (4, 2, (2, 1))]
 
 
-@pytest.mark.parametrize("flaw", short_only([None, *variants.FLAWS], None, "not renormalised", ci=()))
+@pytest.mark.parametrize("flaw", nightly_but([None, *variants.FLAWS], None, "not renormalised"))
 def test_flaws_of_traversal_are_rejected(flaw):
     found = max(distances(variants.PlainTraversal(flaw), SMALL, without_replacement, range(1 if flaw else 3)))
     assert found < EXACT if flaw is None else found > 1e-3
