@@ -30,8 +30,9 @@ from specdec.training.config import (
 )
 from specdec.training.corpus import Corpus, SourceFile, read_corpus
 from specdec.training.corpus_config import CorpusConfig
+from specdec.training.generation import outputs_of, with_log_probs
 from specdec.training.heldout import make_prompts
-from specdec.training.outputs import load_outputs, outputs_of, save_outputs
+from specdec.training.outputs import load_outputs, save_outputs
 from specdec.training.sources import Sources
 from specdec.training.tasks import encoded
 
@@ -131,7 +132,8 @@ def test_outputs_of_conversations_are_the_target_s_answers_to_their_prompts(root
     sources = Sources(cfg, root / "rows")
     every = ChatPrompts(sources.corpus, sources.tokenizer, cfg.greedy, 0)
     prompts = {len(ids): ids for ids in map(every.prompt, range(40))}
-    made = outputs_of(sources.target, list(prompts.values())[:4], cfg.greedy, frozenset([0]), 0)
+    decoded = outputs_of(sources.target, list(prompts.values())[:4], cfg.greedy, frozenset([0]), 0)
+    made = with_log_probs(decoded, sources.target, cfg.greedy)
     save_outputs(made, root / "rows.npz", 2048)
     outputs = load_outputs(root / "rows.npz")
     rows = torch.tensor([2, 0, 3])

@@ -24,11 +24,12 @@ from specdec.training.config import OutputsConfig, PhaseConfig, StageConfig, Tra
 from specdec.training.corpus import read_corpus
 from specdec.training.corpus_config import CorpusConfig
 from specdec.training.export import settings_record
+from specdec.training.generation import outputs_of, with_log_probs
 from specdec.training.loop import fit
 from specdec.training.losses import LossSum
 from specdec.training.module import Objective, TrainingModule
 from specdec.training.objectives import next_token
-from specdec.training.outputs import OutputStream, load_outputs, outputs_of, save_outputs
+from specdec.training.outputs import OutputStream, load_outputs, save_outputs
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,8 @@ def test_every_byte_of_a_checkpoint_is_checked(tmp_path):
 def test_every_byte_of_cached_outputs_is_checked(tmp_path):
     target = CausalLM(small_llama(0, torch.float32))
     cfg = OutputsConfig(new_tokens=6, top_k=4)
-    save_outputs(outputs_of(target, [[1, 2, 3], [4, 5]], cfg, frozenset(), 0), tmp_path / "batch_0000.npz", 61)
+    made = with_log_probs(outputs_of(target, [[1, 2, 3], [4, 5]], cfg, frozenset(), 0), target, cfg)
+    save_outputs(made, tmp_path / "batch_0000.npz", 61)
     path = tmp_path / "batch_0000.npz"
     whole = path.read_bytes()
     with np.load(path) as arrays:

@@ -10,8 +10,9 @@ import torch
 from conftest import small_llama
 from test_training_resume import settings, write_corpus
 
-from specdec.training import outputs, run_task, shared_outputs
+from specdec.training import generation, run_task, shared_outputs
 from specdec.training.config import OutputsConfig, PhaseConfig
+from specdec.training.outputs import load_outputs
 from specdec.training.shared_outputs import shared_file
 
 
@@ -19,13 +20,13 @@ from specdec.training.shared_outputs import shared_file
 def made(tmp_path, monkeypatch):
     """How many rows were decoded; with an empty cache."""
     rows = []
-    original = outputs.outputs_of
+    original = generation.outputs_of
 
     def counted(target, prompts, *rest):
         rows.append(len(prompts))
         return original(target, prompts, *rest)
 
-    monkeypatch.setattr(outputs, "outputs_of", counted)
+    monkeypatch.setattr(generation, "outputs_of", counted)
     monkeypatch.setattr(shared_outputs, "cache_folder", lambda: tmp_path / "cache")
     return rows
 
@@ -85,7 +86,17 @@ def test_other_runs_of_the_same_target_take_what_was_made(root, made, capsys):
     run("warmer", temperature=0.7)
     assert made == [4, 4]
     run("asked_again", top_k=0)  # the target, in training
+    assert made == [], "what is kept of the target's distribution does not change what it says"
+    fewer = run("fewer", top_k=2)
+    assert made == []
+    assert len(fewer) == len(first)
+    assert _kept(root / "fewer", 2) == _kept(root / "first", 2)
+    for path in (root / "cache/outputs").rglob("*.npz"):
+        path.unlink()
+    assert run("fewer_first", top_k=2) == fewer
     assert made == [4, 4]
+    assert run("then_all") == first
+    assert made == []
     config = root / "target/config.json"
     shutil.copytree(root / "target", root / "rotated")
     (root / "rotated/config.json").write_text(config.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 50.0'))
@@ -102,6 +113,12 @@ def test_other_runs_of_the_same_target_take_what_was_made(root, made, capsys):
     assert made == [4, 4]
     run("fourth")
     assert made == []
+
+
+def _kept(folder, count):
+    """Ids and log-probabilities of the most probable tokens in a run's files."""
+    outputs = [load_outputs(path) for path in sorted((folder / "outputs").glob("*.npz"))]
+    return [(part.top_ids_BNK[..., :count].tolist(), part.top_logps_BNK[..., :count].tolist()) for part in outputs]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):

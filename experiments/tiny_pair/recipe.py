@@ -41,9 +41,10 @@ from specdec.training.budget import Budget
 from specdec.training.config import LossConfig, TrainConfig, ValidationConfig
 from specdec.training.corpus import Corpus, read_corpus
 from specdec.training.draft import make_draft
+from specdec.training.generation import generate_outputs
 from specdec.training.heldout import make_prompts, read_prompts
 from specdec.training.objectives import Distill
-from specdec.training.outputs import OutputStream, generate_outputs
+from specdec.training.outputs import OutputStream
 from specdec.training.resolve import deciding, output_folder
 from specdec.training.stages import Record, keep_settings, run_stage
 from specdec.training.tasks import encoded, fit_model

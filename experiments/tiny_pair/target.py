@@ -20,9 +20,10 @@ from specdec.training.budget import Budget
 from specdec.training.config import TrainConfig
 from specdec.training.corpus import Corpus
 from specdec.training.device import device_of
+from specdec.training.generation import generate_outputs
 from specdec.training.model import build_model, load_weights, num_parameters, save_model
 from specdec.training.objectives import evaluate_loss, next_token
-from specdec.training.outputs import OutputStream, generate_outputs
+from specdec.training.outputs import OutputStream
 from specdec.training.stages import Record
 from specdec.training.tasks import fit_model
 from specdec.training.tokenizer import END_OF_TEXT_ID

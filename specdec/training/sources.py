@@ -26,8 +26,8 @@ from specdec.training.config import TrainConfig
 from specdec.training.corpus import Corpus, open_corpus, write_corpus
 from specdec.training.decoding import stop_ids_of
 from specdec.training.device import device_of, frozen_dtype
+from specdec.training.generation import generate_outputs
 from specdec.training.heldout import mixed_prompts
-from specdec.training.outputs import generate_outputs
 from specdec.training.questions import FILE as QUESTIONS
 from specdec.training.questions import write_questions
 from specdec.training.stages import Record, run_stage
