@@ -96,7 +96,6 @@ def test_compiled_tokens_equal_transformers_own(family):
     draft = CausalLM(perturbed(target.module, 0.04))
     expected = [greedy_alone(target, prompt, NEW, frozenset()) for prompt in PROMPTS]
     assert target.execute("compiled").prepare_s > 0
-    draft.execute("compiled")
     rows, _ = run_all(
         make_engine(target, draft, scheduler="static", batch=3, gamma=4, alignment=InplaceAlignment), PROMPTS, NEW
     )

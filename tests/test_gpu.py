@@ -54,7 +54,7 @@ IN_CI = [("alignment", "eqspec"), ("drafter", "model"), ("tree", "static"), ("tr
 IN_CI += [("verifier", "block"), ("verifier", "traversal"), ("scheduler", "continuous"), ("scheduler", "exspec")]
 IN_CI += [("drafter", name) for name in ("ppd", "prompt_lookup", "early_exit", "retokenize")]
 """Which CI decodes with on the pretended GPU, beside the short ones; every night it is each plug-in."""
-KIT = {("verifier", "greedy"), ("scheduler", "continuous")}
+KIT = {("verifier", "greedy")}
 """Whose kit CI runs there; the others run every night."""
 SHORT = [("alignment", "inplace"), ("drafter", "model"), ("tree", "beam"), ("selector", "estimate")]
 SHORT += [("verifier", "block"), ("scheduler", "lockstep"), ("budget", "own_q"), ("draft_length", "goodput")]

@@ -205,7 +205,7 @@ def listed(page: str, group: str) -> list[str]:
     return [line.split()[0] for line in block[1].splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # CI installs them, reads the help and proves each by the kit
 def test_installed_plug_ins_appear_in_help_and_one_runs_in_a_sweep(installed):
     page = run(installed, "--help", "drafter=bigram").stdout
     for group, name in EXAMPLES.items():

@@ -29,7 +29,8 @@ def test_the_command_line_names_the_folder_by_the_pair():
 
 def test_every_recipe_trains_its_heads_and_yields_to_the_command_line():
     register_schema()
-    recipes = {file.name.removesuffix(".yaml") for file in (files("specdec.conf") / "recipe").iterdir()} - {"none"}
+    recipes = {file.name.removesuffix(".yaml") for file in (files("specdec.conf") / "recipe").iterdir()}
+    recipes -= {"none", "smollm2_draft_model"}
     kinds = {recipe: recipe for recipe in recipes} | {"smollm2_draft": "eagle3"}
     assert set(kinds.values()) <= KINDS.keys()
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
@@ -39,6 +40,18 @@ def test_every_recipe_trains_its_heads_and_yields_to_the_command_line():
             check_losses(cfg.distill)
             check_heads(cfg.heads, 49152, reducible=KINDS[kind].reducible)
             assert cfg.validation.gamma <= cfg.heads.num_heads  # a block drafts no more
+
+
+def test_the_two_recipes_for_smollm2_learn_from_the_same_answers():
+    register_schema()
+    with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
+        names = ("smollm2_draft", "smollm2_draft_model")
+        head, draft = (to_dataclass(compose(config_name="train", overrides=[f"recipe={name}"])) for name in names)
+    assert (head.task, draft.task) == ("heads", "distill")
+    assert draft.greedy.top_k > 0, "kept, so that the target is asked once"
+    draft.greedy.top_k = head.greedy.top_k
+    for part in ("frozen", "corpus", "questions", "greedy", "heldout", "seed"):
+        assert getattr(head, part) == getattr(draft, part)
 
 
 @pytest.mark.slow

@@ -140,11 +140,8 @@ def _tell(num_done: int, num_tokens: int, cfg: OutputsConfig, spent_s: float, to
     if spent_s - told_s < LINE_EVERY_S and num_done < cfg.num_batches:
         return told_s
     limit = f" of {cfg.minutes:g}" if cfg.minutes is not None else ""
-    speed = num_tokens / max(spent_s, 1e-9)
-    print(
-        f"[outputs] batch {num_done} of {cfg.num_batches}  {spent_s / 60:.1f}{limit} min  {speed:,.0f} tokens/s",
-        flush=True,
-    )
+    speed = f"  {num_tokens / spent_s:,.0f} tokens/s" if num_tokens else ""  # none: all was decoded before
+    print(f"[outputs] batch {num_done} of {cfg.num_batches}  {spent_s / 60:.1f}{limit} min{speed}", flush=True)
     return spent_s
 
 
