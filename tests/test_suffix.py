@@ -167,7 +167,7 @@ def test_the_automaton_finds_what_the_index_of_ngrams_finds(text, longest, short
 def test_a_token_of_a_long_text_costs_what_one_of_a_short_text_does(make):
     """Linear time in all: behind 40,000 tokens one may take thrice what it takes in the first 10,000.
 
-    Blocks of 500 tokens go to a long text and to short ones in turns, so that whatever else the machine does meets both.
+    Blocks of 500 tokens go to a long text and to short ones in turns, so that what else the machine does meets both.
     """
     rng, long, short = random.Random(0), make(), make()
     for _ in range(40_000):
