@@ -112,7 +112,7 @@ def make_greedy(cfg: TrainConfig, corpus: Corpus, folder: Path, out: Path) -> Re
 def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Distil the draft on corpus text, from the target's distributions."""
     target = frozen_target(cfg, folder)
-    draft = make_draft(target, cfg.draft_model, cfg.seed + 1, "target")
+    draft = make_draft(target, cfg.draft_model, cfg.seed + 1, copied=True)
     stream = BlockStream(np.load(folder / "tokenizer/train.npy"), Budget(cfg.draft.warm), cfg.seed + 1)
     record = fit_model("draft.warm", draft, _distill(cfg, target), stream, cfg, None, out)
     torch.save(draft.state_dict(), out / "draft.pt")
@@ -122,7 +122,7 @@ def make_warm_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
 def make_final_draft(cfg: TrainConfig, folder: Path, out: Path) -> Record:
     """Distil the warm draft further, on the target's greedy outputs."""
     target = frozen_target(cfg, folder)
-    draft = make_draft(target, cfg.draft_model, cfg.seed + 1, "target")
+    draft = make_draft(target, cfg.draft_model, cfg.seed + 1, copied=True)
     draft.load_state_dict(torch.load(folder / "warm/draft.pt"))
     stream = OutputStream(folder / "greedy", Budget(cfg.draft.final), cfg.seed)
     return fit_model("draft.final", draft, _distill(cfg, target), stream, cfg, None, out)

@@ -241,8 +241,7 @@ class TrainConfig:
         None, "task=lm, distill: a folder of weights to start from; pair: the target as task=lm left it; None: new ones"
     )
     new_draft: str = setting(
-        "target",
-        "task=distill without start: target (copies of its evenly spaced layers), first (of its first ones) or random",
+        "target", "task=distill without start: target (copies of its evenly spaced layers) or random"
     )
     fit: StageConfig = field(default_factory=StageConfig)
     distill: LossConfig = field(default_factory=LossConfig)

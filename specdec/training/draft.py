@@ -6,7 +6,6 @@ Everything else in its config is the target's: rotary frequencies, norms, ties, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,39 +29,25 @@ WIDTHS = {
 """Settings of a draft, and the names of configs in `transformers`."""
 
 
-def evenly_spaced(total: int, count: int) -> list[int]:
-    """Numbers of layers from the first to the last."""
-    chosen: list[int] = np.linspace(0, total - 1, count).round().astype(int).tolist()
-    return chosen
-
-
-LAYERS: dict[str, Callable[[int, int], list[int]]] = {
-    "target": evenly_spaced,
-    "first": lambda total, count: list(range(count)),
-}
-"""Which of the target's layers a draft begins with, by the value of `new_draft`."""
-
-
 def new_draft(cfg: TrainConfig, target: CausalLM) -> Any:
-    """Given weights, or a model made like the target with some of its layers or with random weights; float32.
+    """Given weights, or a model made like the target with its evenly spaced layers or with random weights; float32.
 
     Raises:
         TrainingError: names the setting: the model cannot be made, copied or loaded.
     """
     if cfg.start is not None:
         return load_weights(cfg.start, "start", target.vocab_size)
-    if cfg.new_draft not in LAYERS and cfg.new_draft != "random":
-        raise TrainingError(f"new_draft={cfg.new_draft}: choose {', '.join(LAYERS)} (copies of its layers) or random")
-    return make_draft(target.module, cfg.draft_model, cfg.seed + 1, cfg.new_draft)
+    if cfg.new_draft not in ("target", "random"):
+        raise TrainingError(f"new_draft={cfg.new_draft}: choose target (copies of its layers) or random")
+    return make_draft(target.module, cfg.draft_model, cfg.seed + 1, copied=cfg.new_draft == "target")
 
 
-def make_draft(target: Any, shape: DraftConfig, seed: int, layers: str) -> Any:
+def make_draft(target: Any, shape: DraftConfig, seed: int, *, copied: bool) -> Any:
     """A float32 draft for a target module.
 
     Args:
-        layers: one of `LAYERS`, copied with the target's embeddings, norms and head; or random (seeded weights).
+        copied: take the target's embeddings, norms, head and evenly spaced layers; otherwise seeded random weights.
     """
-    copied = layers != "random"
     theirs = target.config.get_text_config()
     changed = [name for name in WIDTHS if getattr(shape, name) not in (None, field(theirs, WIDTHS[name]))]
     if copied and changed:
@@ -74,7 +59,7 @@ def make_draft(target: Any, shape: DraftConfig, seed: int, layers: str) -> Any:
     total = theirs.num_hidden_layers
     if not 1 <= shape.num_layers <= total and copied:
         raise TrainingError(f"draft_model.num_layers={shape.num_layers}: choose 1 to {total}, the target's layers")
-    chosen = LAYERS.get(layers, evenly_spaced)(total, shape.num_layers)
+    chosen = np.linspace(0, total - 1, shape.num_layers).round().astype(int).tolist()
     torch.manual_seed(seed)
     try:
         draft: Any = AutoModelForCausalLM.from_config(_config(theirs, shape, chosen), dtype=torch.float32)
