@@ -6,7 +6,7 @@ from pathlib import Path
 
 from specdec.assets import local_path
 from specdec.config.schema import RunConfig
-from specdec.core.files import digest, write_json
+from specdec.core.files import digest, let_others_read, write_json
 from specdec.models.gguf import is_gguf
 from specdec.models.pair import Pair
 
@@ -30,6 +30,7 @@ def export_pair(cfg: RunConfig, pair: Pair, cache: Path) -> tuple[Path, Path | N
             continue
         model.module.save_pretrained(folder)
         pair.tokenizer.save_pretrained(folder)
+        let_others_read(*folder.glob("*.safetensors"))
         if model is pair.target and is_gguf(cfg.pair.target):  # for engines that read such files
             (folder / "target.gguf").unlink(missing_ok=True)
             (folder / "target.gguf").symlink_to(local_path(str(cfg.pair.target)).resolve())

@@ -68,11 +68,17 @@ def write_atomically(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        let_others_read(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def let_others_read(*paths: Path) -> None:
+    """Undo the permissions of temporary files, which `safetensors` keeps: only their owner can read them."""
+    for path in paths:
+        path.chmod(0o644)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

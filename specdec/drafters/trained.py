@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from specdec.assets import local_path
 from specdec.config.drafter_weights import check_trained_weights
+from specdec.core.tensor_files import write_tensors
 from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.fusable import changed, no_plain_weight
@@ -33,7 +34,7 @@ def save_heads(folder: Path, kind: str, settings: dict[str, Any], module: nn.Mod
     """Write the folder: config.json and bfloat16 weights, which are loaded in the target's number format."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in _own(module).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(weights, folder / WEIGHTS, of_a_model=True)
     config = {"drafter": kind, **settings, **target_shape(target)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 

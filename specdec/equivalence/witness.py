@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from specdec.core.round import Draft, Round, Verdict
 from specdec.core.sequence import KnownOutput
+from specdec.core.tensor_files import write_tensors
 from specdec.verifiers.base import Verifier
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class WitnessFiles:
         """Keep a row's logits (V); to be called before the row is recorded as finished."""
         self._folder.mkdir(exist_ok=True)
         temporary = self._folder / f".{index}"
-        save_file({"logits_V": logits_V.to(self._dtype)}, temporary)
+        write_tensors({"logits_V": logits_V.to(self._dtype)}, temporary)
         os.replace(temporary, self._path(index))
 
     def load(self, index: int) -> Tensor | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from specdec.core.tensor_files import write_tensors
 from specdec.heads.folder import CONFIG
 from specdec.heads.spec import HeadSpec
 
@@ -48,7 +48,7 @@ def save_head(
     named = {_saved_name(spec, name): tensor for name, tensor in tensors.items()}
     cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in named.items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in cast.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(weights, folder / "model.safetensors", of_a_model=True)
     (folder / CONFIG).write_text(json.dumps(_config(spec, num_drafted, verifier, dtype), indent=2) + "\n")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec import assets
-from specdec.core.files import write_json
+from specdec.core.files import let_others_read, write_json
 from specdec.core.lock import locked
 from specdec.errors import ConfigError, SpecdecError, first_line
 from specdec.models.download import Package, download, extract
@@ -124,8 +124,7 @@ def convert(gguf: Path, folder: Path, dtype: str) -> int:
     module = load_model("target", str(gguf), pair, getattr(torch, dtype), torch.device("cpu"))
     module.save_pretrained(folder)
     load_tokenizer(str(gguf), pair).save_pretrained(folder)
-    for path in folder.iterdir():  # a cache may be shared
-        path.chmod(0o644)
+    let_others_read(*folder.iterdir())
     return sum(int(weight.numel()) for weight in module.parameters())
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from specdec.assets import local_path
+from specdec.core.tensor_files import write_tensors
 from specdec.core.transfer import to_device
 from specdec.errors import ConfigError
 from specdec.selectors.base import Roots, RowShape, Selector, SelectorContext
@@ -117,7 +118,7 @@ def save_selector(folder: Path, network: SelectorNetwork, settings: dict[str, An
     """Write the folder: config.json and the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(weights, folder / WEIGHTS, of_a_model=True)
     (folder / CONFIG).write_text(json.dumps(settings, indent=1) + "\n")
 
 

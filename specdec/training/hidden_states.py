@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from specdec.assets import cache_folder
+from specdec.core.tensor_files import write_tensors
 from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
 from specdec.training.config import LINE_EVERY_S
@@ -100,7 +100,7 @@ class HiddenStates:
         for number in layers:
             file = self._files[path][self.layers.index(number)]
             partial = file.with_name(f".{file.name}.{os.getpid()}")
-            save_file({"hidden_ND": torch.cat(found[number])}, partial)
+            write_tensors({"hidden_ND": torch.cat(found[number])}, partial)
             partial.replace(file)
 
     def _check_head(self, output: Any) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from specdec import assets
-from specdec.core.files import write_json
+from specdec.core.files import let_others_read, write_json
 from specdec.models.checkpoints import missing_weights
 from specdec.training import TrainingError
 from specdec.training.config import ModelConfig
@@ -56,6 +56,7 @@ def save_model(model: Any, folder: Path) -> None:
         pad_token_id=model.config.pad_token_id,
     )
     rounded.save_pretrained(str(folder))
+    let_others_read(*folder.glob("*.safetensors"))
     config_path = folder / "config.json"
     # from_pretrained takes the dtype from here: half the bytes on disk, float32 arithmetic in use.
     write_json(config_path, {**json.loads(config_path.read_text()), "dtype": "float32"})

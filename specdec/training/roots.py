@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from specdec.core.clock import Clock
 from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
+from specdec.core.tensor_files import write_tensors
 from specdec.models.causal_lm import CausalLM
 from specdec.selectors.combs import CombLayout
 from specdec.selectors.efficiency import expected_accepted
@@ -46,7 +47,7 @@ class RootSet:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        save_file({field.name: getattr(self, field.name).contiguous() for field in fields(self)}, path)
+        write_tensors({field.name: getattr(self, field.name).contiguous() for field in fields(self)}, path)
 
     @classmethod
     def load(cls, path: Path) -> RootSet:
