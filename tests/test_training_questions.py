@@ -149,6 +149,7 @@ def test_a_head_is_trained_from_nothing_but_the_target(target, root, run, cache)
     cfg.questions = QuestionsConfig(num=24, max_tokens=24, batch=16)
     report = run_task("", cfg)
     assert report["num_drafted"] > 0
+    assert "\nquestions that the target wrote itself: " in (Path(report["export"]) / "README.md").read_text()
     how = ["drafter=eagle3", f"drafter.path={report['export']}", f"data.path={root}/from_target/heldout/heldout.jsonl"]
     code, out, err = run(f"pair={root}/talks", *how, "data=jsonl", "max_new_tokens=8", "batch=2", "gamma=2")
     assert code == 0, err

@@ -38,10 +38,7 @@ def provenance_of(
     """Where a model or heads come from: data, code, settings, and each stage's record with its figures."""
     corpus, text = sources.corpus, cfg.corpus
     is_stdlib = text.source == "python" and text.root is None and not text.also
-    where = "; ".join(
-        f"{part.source}: {part.root if part.source == 'python' else part.path}"
-        for part in [PartConfig(text.source, text.root, text.path), *text.also]
-    )
+    where = "; ".join(source_of(part) for part in [PartConfig(text.source, text.root, text.path), *text.also])
     return {
         "task": cfg.task,
         "data": {
@@ -59,6 +56,15 @@ def provenance_of(
         "acceptance": acceptance,
         "config": settings_record(cfg),
     }
+
+
+def source_of(part: PartConfig) -> str:
+    """Where a part of a corpus comes from, in words for a card."""
+    if part.source == "target":
+        return "questions that the target wrote itself"
+    if part.source == "python":
+        return f"python: {part.root or 'the standard library'}"
+    return f"{part.source}: {part.path}"
 
 
 def code_record() -> Record:
