@@ -10,7 +10,7 @@ import torch
 from conftest import small_llama
 from test_training_resume import settings, write_corpus
 
-from specdec.training import generation, run_task, shared_outputs
+from specdec.training import TrainingError, generation, run_task, shared_outputs
 from specdec.training.config import OutputsConfig, PhaseConfig
 from specdec.training.outputs import load_outputs
 from specdec.training.shared_outputs import shared_file
@@ -113,6 +113,14 @@ def test_other_runs_of_the_same_target_take_what_was_made(root, made, capsys):
     assert made == [4, 4]
     run("fourth")
     assert made == []
+
+
+def test_one_folder_holds_outputs_of_one_number_format(tmp_path):
+    """A checkpoint in bfloat16 has one fingerprint, whatever it is loaded in."""
+    generation.check_made_by(tmp_path, "a", "torch.float32")
+    generation.check_made_by(tmp_path, "a", "torch.float32")
+    with pytest.raises(TrainingError, match=r"holds outputs of another target \(a torch.float32\): set force=true"):
+        generation.check_made_by(tmp_path, "a", "torch.bfloat16")
 
 
 def _kept(folder, count):

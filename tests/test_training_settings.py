@@ -86,7 +86,25 @@ def test_settings_may_be_mended_as_long_as_nothing_was_done(tmp_path):
     with pytest.raises(TrainingError, match=r"other settings \(fit\.lr=2 there, 3 now\)"):
         keep(2, 3)
     keep(2, 3, force=True)
+    assert not [*tmp_path.glob("*/*")], "a forced run that is killed finds nothing of other settings finished"
+    done("fit", "last.ckpt")
+    keep(2, 3, force=True)
+    assert (tmp_path / "fit/last.ckpt").exists()
     keep(2, 3)
+
+
+def test_a_killed_stage_is_gone_on_with_under_its_own_settings_only(tmp_path):
+    keep_settings(tmp_path, {"questions": {"temperature": 1.0}, "fit": {"lr": 1}}, False)
+    (tmp_path / "questions").mkdir()
+    (tmp_path / "questions/batch_0000.json").touch()
+    keep_settings(tmp_path, {"questions": {"temperature": 1.0}, "fit": {"lr": 2}}, False)
+    with pytest.raises(TrainingError, match=r"other settings \(questions\.temperature=1\.0 there, 0\.5 now\)"):
+        keep_settings(tmp_path, {"questions": {"temperature": 0.5}, "fit": {"lr": 2}}, False)
+    (tmp_path / "a_run_below/fit").mkdir(parents=True)
+    (tmp_path / "a_run_below/fit/last.ckpt").touch()
+    keep_settings(tmp_path, {"questions": {"temperature": 0.5}, "fit": {"lr": 2}}, True)
+    assert not (tmp_path / "questions/batch_0000.json").exists()
+    assert (tmp_path / "a_run_below/fit/last.ckpt").exists()
 
 
 def test_rehearsals_and_kinds_of_heads_have_folders_of_their_own():

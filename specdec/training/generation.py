@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +86,7 @@ def generate_outputs(
     Raises:
         TrainingError: the folder holds the outputs of another target (``made_by``, a fingerprint).
     """
-    _check_made_by(out, made_by)
+    check_made_by(out, made_by, str(target.dtype))
     prompts = prompt_source(corpus, tokenizer, cfg, seed)
     started_s = time.monotonic()
     num_tokens = num_done = num_new = 0
@@ -99,8 +98,7 @@ def generate_outputs(
                 break
             num_new += _write(path, target, prompts(index), cfg, stop_ids, seed + index, made_by)
             told_s = _tell(index + 1, num_new, cfg, time.monotonic() - started_s, told_s)
-        with np.load(path) as arrays:
-            num_tokens += int(arrays["num_valid"].astype(np.int64).sum())
+        num_tokens += int(load_outputs(path).num_valid_B.sum())
         num_done += 1
     return {"batches": num_done, "rows": num_done * cfg.batch, "output_tokens": num_tokens}
 
@@ -145,13 +143,15 @@ def _tell(num_done: int, num_tokens: int, cfg: OutputsConfig, spent_s: float, to
     return spent_s
 
 
-def _check_made_by(out: Path, made_by: str) -> None:
-    """Record which target the folder's outputs are of, and refuse another one."""
+def check_made_by(out: Path, made_by: str, dtype: str) -> None:
+    """Record which target the folder's outputs are of, in which number format, and refuse another one."""
     out.mkdir(parents=True, exist_ok=True)
-    note = out / "target.json"
-    if note.exists() and (found := json.loads(note.read_text())["made_by"]) != made_by:
+    note, now = out / "target.json", {"made_by": made_by, "dtype": dtype}
+    before = json.loads(note.read_text()) if note.exists() else now
+    if before != now:
+        found = " ".join(before.values())
         raise TrainingError(f"{out} holds outputs of another target ({found}): set force=true, or another output_dir")
-    write_json(note, {"made_by": made_by})
+    write_json(note, now)
 
 
 def _read(path: Path | None, num_prompts: int) -> Outputs | None:

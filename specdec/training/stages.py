@@ -18,6 +18,10 @@ _OF_FITS = (  # settings that those stages do not depend on
     *("fit.", "target.", "draft.", "distill.", "heads.", "validation.", "measure.", "draft_model."),
     *("new_draft", "start", "keep", "precision"),
 )
+_LEFT = (  # files of stages from which a later run goes on; not those of runs in folders below
+    *("*/record.json", "*/last.ckpt", "*/best.ckpt", "*/points.json"),
+    *("questions/batch_*", "outputs/batch_*", "greedy/batch_*", "unloop_*/outputs/batch_*"),
+)
 
 Record = dict[str, Any]
 """A stage's figures, the content of its record.json."""
@@ -70,17 +74,24 @@ def keep_settings(
 ) -> None:
     """Write the settings that decide a run's results beside its stages, so that no run reuses stages of other settings.
 
+    With ``force`` what stages of other settings left is made unusable at once: a run that is killed before it has done
+    them all again would find them finished.
+
     Raises:
         TrainingError: stages in the folder ran with other settings; the message names those, and what to do.
     """
     path, now = folder / "settings.json", flatten(json.loads(json.dumps(settings)))
-    done = {record.parent.name for record in folder.glob("*/record.json")}
+    left = [file for pattern in _LEFT for file in folder.glob(pattern)]
     fitted = _fitted(folder)
-    if path.exists() and not force and (done or fitted):
+    if path.exists() and (left or fitted):
         before = json.loads(path.read_text())
-        free = () if done - set(_DATA) or fitted else _OF_FITS
+        begun = {file.relative_to(folder).parts[0] for file in left}
+        free = () if begun - set(_DATA) or fitted else _OF_FITS
         other = [key for key in now if before.get(key) != now[key] and not key.startswith(free)]
-        if other:
+        if other and force:
+            for file in left:
+                file.unlink()
+        elif other:
             named = ", ".join(f"{key}={before.get(key)} there, {now[key]} now" for key in other[:3])
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
             raise TrainingError(f"{folder} holds a run with other settings ({named}{more}): {remedy}")
