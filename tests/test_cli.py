@@ -160,7 +160,8 @@ def test_csv_logger(run, tmp_path):
     assert float(rows[0]["latency_s.p50"]) > 0
 
 
-LIMIT_S = 2.0  # torch alone takes longer; half of it is common, and a machine may be slow
+LIMIT_S = 5.0  # one is common; beside others a core has been seen to take 2.3
+SLOW = ("torch", "transformers", "datasets", "lightning", "wandb", "pandas", "matplotlib", "scipy")
 
 
 @pytest.mark.parametrize("arguments", short_only([["--help"], ["--cfg", "job"], ["--info", "defaults"]], ["--help"]))
@@ -170,15 +171,15 @@ def test_help_answers_at_once_and_without_torch(arguments):
         "from specdec.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print('TORCH', 'torch' in sys.modules, time.process_time(), file=sys.stderr)"
+        f"print('LOADED', *(name for name in {SLOW} if name in sys.modules), time.process_time(), file=sys.stderr)"
     )
     best = 10.0
     for _ in range(3):  # processor time, and the least of three: the machine may be busy
         result = subprocess.run(
             [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        _, torch_loaded, seconds = result.stderr.strip().splitlines()[-1].split()
-        assert torch_loaded == "False"
+        _, *loaded, seconds = result.stderr.strip().splitlines()[-1].split()
+        assert loaded == []
         best = min(best, float(seconds))
         if best < LIMIT_S:
             break
