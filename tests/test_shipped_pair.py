@@ -80,7 +80,7 @@ def test_the_card_has_the_acceptance_and_the_loops_of_the_shipped_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "length"), [("eagle3", 2.89), ("dspark", 2.55)])
+@pytest.mark.parametrize(("kind", "length"), [("eagle3", 2.89), ("dspark", 2.55), ("medusa", 1.68)])
 def test_a_shipped_head_accepts_as_much_as_when_it_was_shipped(kind, length):
     """Tokens per call on every third held-out prompt; with the ten-minute dspark that shipped before it was 1.96."""
     target = CausalLM(load_model(TINY / "target"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but, short_only
 from conftest import VOCAB, last_document, small_llama
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
@@ -194,7 +194,7 @@ def test_made_up_weights_are_told_in_the_table(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dspark", pytest.param("eagle3", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kind", nightly_but(["dspark", "eagle3", "medusa"], "dspark"))
 def test_the_built_in_target_has_heads_of_its_own(kind, run):
     assert composed(f"drafter={kind}").drafter.path == f"asset:tiny/heads/{kind}"
     assert composed(f"drafter={kind}", "drafter.untrained=true").drafter.path is None
