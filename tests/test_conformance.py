@@ -49,7 +49,7 @@ def test_correct_strategies_keep_every_promise(name):
             pytest.param(f"alignment={name}", {}, marks=pytest.mark.nightly)
             for name in ("eqspec", "masked", "rollback", "expansion")
         ),
-        ("drafter=model", {}),
+        pytest.param("drafter=model", {}, marks=pytest.mark.nightly),
         pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
         ("scheduler=exspec", {}),
     ],

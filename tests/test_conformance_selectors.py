@@ -17,7 +17,7 @@ def test_built_in_selectors_keep_every_promise(name, params):
     assert all(finding.kept for finding in findings), [f.detail for f in findings if not f.kept]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_trained_selector_keeps_every_promise(tmp_path):
     """A network of random weights: what it has learned decides how well it chooses, not what it may know."""
     folder = untrained(tmp_path / "selector", PAIR, [0.7, 1.0, 1.5, 2.0], depth=2)

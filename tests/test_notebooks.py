@@ -64,19 +64,14 @@ def test_a_notebook_asks_for_nothing_that_is_not_there(path):
     assert commands or "compose(" in code or "specdec.audit" in path.read_text()
 
 
-def marked(paths):
-    """CI runs the first one, every night runs all."""
-    marks = [pytest.mark.slow, *[pytest.mark.nightly] * (len(paths) - 1)]
-    return [pytest.param(path, marks=mark, id=path.stem) for path, mark in zip(paths, marks, strict=True)]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One for all of them: points that two notebooks share are computed once."""
     return tmp_path_factory.mktemp("notebooks")
 
 
-@pytest.mark.parametrize("path", marked(NOTEBOOKS))
+@pytest.mark.nightly
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, folder):
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
