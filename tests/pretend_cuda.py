@@ -265,4 +265,6 @@ def _patches(gpu: PretendCuda) -> list[Any]:
     answers = {name: partial(lambda value, *_, **__: value, value) for name, value in fixed.items()}
     patches = [patch.object(torch.cuda, name, answer) for name, answer in answers.items()]
     patches += [patch.object(torch.cuda, "synchronize", gpu.synchronized), patch.object(torch.cuda, "Event", _Event)]
+    # A build with CUDA says there is an accelerator, and optimizers ask its driver, which is not there.
+    patches += [patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: None)]
     return [*patches, patch.object(torch.Tensor, "_make_subclass", parameter)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 
 from specdec.bench.peers import PeerError, PeerProcess
 from specdec.bench.suite import FOLDER
@@ -42,7 +42,7 @@ def test_what_a_library_prints_does_not_reach_the_replies(tmp_path):
     peer = PeerProcess("loud", Path(sys.executable), script, tmp_path / "log")
     reply = peer.ask({"prompts": [[1], [2]]}, timeout_s=60)
     assert (reply["outputs"], reply["seconds"]) == ([[1, 2], [1, 2]], 0.5)
-    assert reply["versions"]["torch"] == torch.__version__
+    assert reply["versions"]["torch"] == version("torch"), "of the package: a build may add its own (+cu130)"
     assert reply["versions"]["no-such-package"] is None
     peer.close()
     assert "more noise" in (tmp_path / "log").read_text()
