@@ -160,7 +160,9 @@ def test_csv_logger(run, tmp_path):
     assert float(rows[0]["latency_s.p50"]) > 0
 
 
-LIMIT_S = 5.0  # one is common; beside others a core has been seen to take 2.3
+REFERENCE = "import time, hydra.main, hydra._internal.hydra, hydra._internal.config_loader_impl, omegaconf\n"
+REFERENCE += "print(time.process_time())"
+LIMIT = 6  # times the processor time that Hydra alone takes to be imported: 2 s where that takes a third; 3.4 is common
 SLOW = ("torch", "transformers", "datasets", "lightning", "wandb", "pandas", "matplotlib", "scipy")
 
 
@@ -173,18 +175,19 @@ def test_help_answers_at_once_and_without_torch(arguments):
         "except SystemExit: pass\n"
         f"print('LOADED', *(name for name in {SLOW} if name in sys.modules), time.process_time(), file=sys.stderr)"
     )
-    best = 10.0
-    for _ in range(3):  # processor time, and the least of three: the machine may be busy
+    best = 100.0
+    for _ in range(3):  # in turns with the reference, and the least of three: the machine may be busy
+        reference = subprocess.run([sys.executable, "-c", REFERENCE], capture_output=True, text=True, check=True)
         result = subprocess.run(
             [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
         _, *loaded, seconds = result.stderr.strip().splitlines()[-1].split()
         assert loaded == []
-        best = min(best, float(seconds))
-        if best < LIMIT_S:
+        best = min(best, float(seconds) / float(reference.stdout))
+        if best < LIMIT:
             break
     assert "eqspec" in result.stdout
-    assert best < LIMIT_S
+    assert best < LIMIT
 
 
 @pytest.mark.slow

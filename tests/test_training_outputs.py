@@ -121,6 +121,10 @@ def test_one_folder_holds_outputs_of_one_number_format(tmp_path):
     generation.check_made_by(tmp_path, "a", "torch.float32")
     with pytest.raises(TrainingError, match=r"holds outputs of another target \(a torch.float32\): set force=true"):
         generation.check_made_by(tmp_path, "a", "torch.bfloat16")
+    (tmp_path / "target.json").write_text('{"made_by": "a"}')  # as older versions wrote it
+    generation.check_made_by(tmp_path, "a", "torch.bfloat16")
+    with pytest.raises(TrainingError, match=r"another target \(a torch.bfloat16\)"):
+        generation.check_made_by(tmp_path, "b", "torch.bfloat16")
 
 
 def _kept(folder, count):

@@ -147,7 +147,7 @@ def check_made_by(out: Path, made_by: str, dtype: str) -> None:
     """Record which target the folder's outputs are of, in which number format, and refuse another one."""
     out.mkdir(parents=True, exist_ok=True)
     note, now = out / "target.json", {"made_by": made_by, "dtype": dtype}
-    before = json.loads(note.read_text()) if note.exists() else now
+    before = {**now, **json.loads(note.read_text())} if note.exists() else now  # older notes have no format
     if before != now:
         found = " ".join(before.values())
         raise TrainingError(f"{out} holds outputs of another target ({found}): set force=true, or another output_dir")

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,6 @@ from specdec.training.blocks import Batch, Stream
 from specdec.training.budget import Budget
 from specdec.training.losses import output_mask
 from specdec.training.tokenizer import id_type
-
-if TYPE_CHECKING:
-    pass
-
 
 DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 NUM_LOADED = 16  # files in memory, in the small types of the disk; the shuffle spreads the rows of each over a pass
