@@ -21,6 +21,7 @@ def read_as_the_script_does(path: Path) -> tuple[list[float], list[int], list[tu
     return speeds, lengths, [(choice["turns"], sum(choice["wall_time"])) for choice in choices]
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_answer_files_are_those_of_the_summary(run, tmp_path):
     data = tmp_path / "two_turns.jsonl"
     lines = [{"question_id": n, "category": "writing", "turns": [f"Tell {n}.", "And more?"]} for n in (7, 9)]

@@ -95,6 +95,7 @@ def test_nothing_is_begun_when_the_time_is_over(bench, tmp_path):
     assert {part["status"] for part in document["checks"] + document["cells"]} == {"done"}
 
 
+@pytest.mark.slow
 def test_where_time_is_short_every_cell_is_measured_once_before_any_twice():
     def repeats(*words):
         suite, library = load_suite(["suite=quick", *words])

@@ -62,6 +62,7 @@ def kept() -> list[str]:
     return sorted(path.name for path in assets.cache_folder().glob("*") if path.name != ".locks")
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_once_and_used_by_its_name(index, run, tmp_path, capsys):
     assert main([NAME]) == 0
     folder = tmp_path / "cache" / NAME

@@ -61,6 +61,7 @@ def test_quantised_matrices_are_dequantised(tmp_path, kind):
         assert np.array_equal(weights, stored), name
 
 
+@pytest.mark.slow
 def test_a_target_and_a_draft_of_files_decode_exactly(run, tmp_path):
     target = write_gguf(tmp_path / "big.gguf", gguf_llama(0), "Q4_1")
     draft = write_gguf(tmp_path / "small.gguf", gguf_llama(0), "Q8_0")

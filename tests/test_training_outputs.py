@@ -65,6 +65,7 @@ def test_everything_that_decides_outputs_is_in_their_name():
     assert name(seed=2) == name(), "greedy outputs do not depend on the seed"
 
 
+@pytest.mark.slow
 def test_other_runs_of_the_same_target_take_what_was_made(root, made, capsys):
     def run(name, frozen="target", **changed):
         cfg = settings(root, name)
