@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from specdec.core.files import read_lines
 from specdec.errors import PairError
-from specdec.models.checkpoints import _split
+from specdec.models.tensor_parallel import split_arguments
 from tests.conftest import perturbed, small_llama
 
 ROOT = Path(__file__).parent.parent
@@ -59,5 +59,5 @@ def test_heads_that_cannot_be_shared_are_refused():
     pytest.importorskip("accelerate", reason="transformers places the parts of a model through accelerate")
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2)
     with pytest.raises(PairError, match="4 attention and 2 key-value heads, which 4 processes cannot share"):
-        _split("target", "some/model", config, 4)
-    assert _split("target", "some/model", config, 1) == {}
+        split_arguments("target", "some/model", config, 4)
+    assert split_arguments("target", "some/model", config, 1) == {}

@@ -133,7 +133,7 @@ def test_outputs_of_conversations_are_the_target_s_answers_to_their_prompts(root
     every = ChatPrompts(sources.corpus, sources.tokenizer, cfg.greedy, 0)
     prompts = {len(ids): ids for ids in map(every.prompt, range(40))}
     decoded = outputs_of(sources.target, list(prompts.values())[:4], cfg.greedy, frozenset([0]), 0)
-    made = with_log_probs(decoded, sources.target, cfg.greedy)
+    made = with_log_probs(sources.target, decoded, cfg.greedy)
     save_outputs(made, root / "rows.npz", 2048)
     outputs = load_outputs(root / "rows.npz")
     rows = torch.tensor([2, 0, 3])

@@ -88,7 +88,7 @@ def test_every_byte_of_a_checkpoint_is_checked(tmp_path):
 def test_every_byte_of_cached_outputs_is_checked(tmp_path):
     target = CausalLM(small_llama(0, torch.float32))
     cfg = OutputsConfig(new_tokens=6, top_k=4)
-    made = with_log_probs(outputs_of(target, [[1, 2, 3], [4, 5]], cfg, frozenset(), 0), target, cfg)
+    made = with_log_probs(target, outputs_of(target, [[1, 2, 3], [4, 5]], cfg, frozenset(), 0), cfg)
     save_outputs(made, tmp_path / "batch_0000.npz", 61)
     path = tmp_path / "batch_0000.npz"
     whole = path.read_bytes()

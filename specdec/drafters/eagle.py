@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from specdec.models.causal_lm import CausalLM
+from specdec.models.tensor_parallel import whole
 
 
 class EagleLayer(nn.Module):
@@ -76,7 +77,7 @@ def _copy_where_alike(body: Any, target: Any) -> None:
     if getattr(decoder, "layers", None) is None or getattr(decoder, "norm", None) is None:
         return
     for ours, theirs in ((body.layers[0], decoder.layers[-1]), (body.norm, decoder.norm)):
-        state = theirs.state_dict()
+        state = {name: whole(value) for name, value in theirs.state_dict().items()}
         shapes = {name: value.shape for name, value in ours.state_dict().items()}
         if shapes == {name: value.shape for name, value in state.items()}:
             ours.load_state_dict(state)

@@ -6,7 +6,6 @@ import logging
 import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +29,7 @@ from specdec.models.gguf import (
     is_gguf,
     set_special_tokens,
 )
+from specdec.models.tensor_parallel import split_arguments, unwrap_ends
 
 _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 _PARSING = (*_LOADING, AttributeError, IndexError, TypeError)  # third-party code parses the file
@@ -85,7 +85,7 @@ def load_model(
                 output_loading_info=True,
                 **shared,
                 **(dequantised() if source.file else {}),
-                **_split(role, name, config.get_text_config(), num_parts),
+                **split_arguments(role, name, config, num_parts),
             )
     except source.errors as error:
         raise PairError(_load_error(role, name, error)) from error
@@ -98,7 +98,10 @@ def load_model(
     if source.header is not None:
         check_complete(role, name, source.header, module)
         as_plain_model(module)
-    return module if num_parts > 1 else move(module, device)
+    if num_parts == 1:
+        return move(module, device)
+    unwrap_ends(module)
+    return module
 
 
 def missing_weights(loaded: dict[str, Any]) -> str | None:
@@ -111,28 +114,6 @@ def missing_weights(loaded: dict[str, Any]) -> str | None:
     if not missing:
         return None
     return missing[0] + (f" and {len(missing) - 1} more weights" if len(missing) > 1 else "")
-
-
-def _split(role: str, name: str, config: Any, num_parts: int) -> dict[str, Any]:
-    """Arguments with which `transformers` splits a model by its own plan."""
-    if num_parts == 1:
-        return {}
-    if find_spec("accelerate") is None:
-        raise ConfigError("runner.tensor_parallel=true needs accelerate: pip install 'specdec[parallel]'")
-    heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if any(count % num_parts for count in heads):
-        raise PairError(
-            f"pair.{role}={name} has {heads[0]} attention and {heads[1]} key-value heads, which {num_parts} processes "
-            "cannot share: set runner.devices to a divisor of both"
-        )
-    if not getattr(config, "base_model_tp_plan", None):
-        raise PairError(
-            f"pair.{role}={name} ({config.model_type}) has no tensor-parallel plan in transformers: set "
-            "runner.tensor_parallel=false"
-        )
-    from transformers.distributed.configuration_utils import DistributedConfig
-
-    return {"distributed_config": DistributedConfig(tp_size=num_parts, tp_plan="auto")}
 
 
 def load_tokenizer(name: str, pair: PairConfig) -> Any:

@@ -203,6 +203,7 @@ class DeviceConfig:
     devices: int = setting(1, "per machine")
     num_nodes: int = setting(1, "machines; torchrun or srun starts the processes on each")
     strategy: str = setting("auto", "with several devices: ddp, or fsdp (weights and optimizer in parts; lm, distill)")
+    tensor_parallel: bool = setting(False, "split the frozen target over the processes of torchrun (distill, heads)")
 
 
 @dataclass

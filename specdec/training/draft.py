@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM
 from specdec.models.causal_lm import CausalLM
 from specdec.models.compatibility import supported
 from specdec.models.small_copy import field
+from specdec.models.tensor_parallel import whole
 from specdec.training import TrainingError
 from specdec.training.config import DraftConfig, TrainConfig
 from specdec.training.model import load_weights
+from specdec.training.split import check_copied
 
 WIDTHS = {
     "hidden_size": "hidden_size",
@@ -39,6 +41,8 @@ def new_draft(cfg: TrainConfig, target: CausalLM) -> Any:
         return load_weights(cfg.start, "start", target.vocab_size)
     if cfg.new_draft not in ("target", "random"):
         raise TrainingError(f"new_draft={cfg.new_draft}: choose target (copies of its layers) or random")
+    if cfg.device.tensor_parallel and cfg.new_draft == "target":
+        check_copied(target.module)
     return make_draft(target.module, cfg.draft_model, cfg.seed + 1, copied=cfg.new_draft == "target")
 
 
@@ -86,6 +90,7 @@ def _config(theirs: Any, shape: DraftConfig, chosen: list[int]) -> Any:
     for name, value in theirs.to_dict().items():
         if "layer" in name and isinstance(value, list) and len(value) == total:  # a value per layer
             setattr(config, name, [value[index] for index in chosen])
+    vars(config).pop("distributed_config", None)  # of a target that is split over processes
     config.num_hidden_layers = shape.num_layers
     for name, theirs_name in WIDTHS.items():
         if (value := getattr(shape, name)) is not None:
@@ -109,7 +114,7 @@ def _copy(draft: Any, target: Any, chosen: list[int]) -> None:
     for key in ours.state_dict():
         number, _, rest = key.removeprefix(f"{name}.").partition(".")
         of_layer = key.startswith(f"{name}.") and number.isdigit()
-        weights[key] = state[f"{their_name}.{chosen[int(number)]}.{rest}" if of_layer else key]
+        weights[key] = whole(state[f"{their_name}.{chosen[int(number)]}.{rest}" if of_layer else key])
     ours.load_state_dict(weights)
     draft.get_output_embeddings().load_state_dict(target.get_output_embeddings().state_dict())
 

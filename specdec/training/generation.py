@@ -25,11 +25,13 @@ from specdec.training.decoding import decode
 from specdec.training.outputs import Outputs, load_outputs, save_outputs
 from specdec.training.prompts import prompt_source
 from specdec.training.shared_outputs import share, shared_file
+from specdec.training.split import alike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+@alike
 @torch.inference_mode()
 def outputs_of(
     target: CausalLM, prompts: list[list[int]], cfg: OutputsConfig, stop_ids: frozenset[int], seed: int
@@ -47,8 +49,9 @@ def outputs_of(
     return Outputs(ids_BT, num_prompt_B, num_valid_B, nothing_BNK.long(), nothing_BNK)
 
 
+@alike
 @torch.inference_mode()
-def with_log_probs(outputs: Outputs, target: CausalLM, cfg: OutputsConfig) -> Outputs:
+def with_log_probs(target: CausalLM, outputs: Outputs, cfg: OutputsConfig) -> Outputs:
     """The outputs with the target's ``cfg.top_k`` largest log-probabilities of every output token."""
     if not cfg.top_k:
         return outputs
@@ -127,7 +130,7 @@ def _write(
         save_outputs(made, aside := path.with_name("decoded.npz"), target.vocab_size)
         share(aside, bare)
         aside.unlink()
-    save_outputs(with_log_probs(made, target, cfg), path, target.vocab_size)
+    save_outputs(with_log_probs(target, made, cfg), path, target.vocab_size)
     if kept is not None:
         share(path, kept)
     return 0 if found else int(made.num_valid_B.sum())

@@ -24,6 +24,7 @@ from specdec.models.causal_lm import CausalLM
 from specdec.training import TrainingError
 from specdec.training.config import LINE_EVERY_S
 from specdec.training.outputs import load_outputs
+from specdec.training.split import alike
 
 ROWS_AT_ONCE = 8
 GB = 1e9
@@ -91,8 +92,8 @@ class HiddenStates:
         found: dict[int, list[Tensor]] = {number: [] for number in layers}
         for start in range(0, len(lengths), ROWS_AT_ONCE):
             some = lengths[start : start + ROWS_AT_ONCE]
-            ids_BT = rows.ids_BT[start : start + ROWS_AT_ONCE, : max(some)].long().to(self.target.device)
-            output = self.target.module(input_ids=ids_BT, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+            ids_BT = rows.ids_BT[start : start + ROWS_AT_ONCE, : max(some)].long()
+            output = _read(self.target, ids_BT)
             self._check_head(output)
             for number in layers:
                 states_BTD = output.hidden_states[number].cpu()
@@ -132,3 +133,10 @@ class HiddenStates:
                     start, size = ends[number] - lengths[number], min(lengths[number], width)
                     found[row, :size, place] = states_ND[start : start + size]
         return found
+
+
+@alike
+def _read(target: CausalLM, ids_BT: Tensor) -> Any:
+    """The target's hidden states for these tokens, and its last logits."""
+    inputs_BT = ids_BT.to(target.device)
+    return target.module(input_ids=inputs_BT, use_cache=False, output_hidden_states=True, logits_to_keep=1)

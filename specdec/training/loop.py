@@ -85,8 +85,8 @@ def fit(module: TrainingModule, folder: Path, cfg: TrainConfig, validation: Vali
         finally:
             if logger is not None and trainer.is_global_zero:
                 logger.experiment.finish()
-    if not trainer.is_global_zero:
-        sys.exit(0)  # only the first device's process measures and exports
+    if not trainer.is_global_zero and not cfg.device.tensor_parallel:
+        sys.exit(0)  # only the first device's process measures and exports; of a split target all measure
     if cfg.device.strategy == SHARDED:
         module.unshard(read_checkpoint(last)["state_dict"])
     return {

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from specdec.models.tensor_parallel import whole
 from specdec.training import TrainingError
 from specdec.training.blocks import Batch, Stream
 from specdec.training.losses import LossSum
 from specdec.training.recompute import recomputing
-from specdec.training.sharding import all_finite, shard, whole, whole_weights
+from specdec.training.sharding import all_finite, shard, whole_weights
 
 Objective = Callable[[Any, Batch, int], LossSum]
 """(model, batch, optimizer steps done) -> loss; its random numbers follow from seed and step alone."""

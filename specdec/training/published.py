@@ -19,6 +19,7 @@ from specdec.drafters.early_exit import final_norm
 from specdec.heads.export import save_head
 from specdec.heads.spec import SPECULATORS, HeadSpec
 from specdec.models.causal_lm import CausalLM
+from specdec.models.tensor_parallel import whole
 from specdec.training import TrainingError
 
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -67,7 +68,8 @@ def begin_as(target: Any, fc: nn.Linear, layers: Iterable[nn.Module], norm: nn.M
     for layer, theirs in zip(ours, list(stack)[-len(ours) :], strict=False):
         known = dict(theirs.named_parameters())
         for key, own in layer.named_parameters():
-            weight = known.get(key.replace("hidden_norm", "input_layernorm"))
+            split = known.get(key.replace("hidden_norm", "input_layernorm"))
+            weight = None if split is None else whole(split)
             if weight is not None and weight.shape == own.shape:
                 own.copy_(weight)
             elif weight is not None and weight.shape == (own.shape[0], size) and own.shape[1:] == (2 * size,):

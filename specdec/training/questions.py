@@ -24,6 +24,7 @@ from specdec.training.config import LINE_EVERY_S
 from specdec.training.corpus_config import QuestionsConfig
 from specdec.training.decoding import decode
 from specdec.training.shared_outputs import share, shared_questions
+from specdec.training.split import alike
 
 FILE = "questions.jsonl"
 _MARK = "specdec"  # stands for the user's text, to find where that begins and ends
@@ -114,25 +115,30 @@ def usable(ids: list[int], tokenizer: Any, turn: Turn) -> str | None:
     return text.strip()
 
 
-@torch.inference_mode()
 def _batch(target: CausalLM, turn: Turn, cfg: QuestionsConfig, seed: int, path: Path, made_by: str) -> list[list[int]]:
     """Token ids of one batch of turns: from the folder, from the cache, or written now."""
     index = int(path.stem.split("_")[1])
     first = seed + index * cfg.batch
     shared = shared_questions(target, made_by, turn.start_ids, cfg, turn.stop_ids, first)
     if not path.exists() and not share(shared, path):
-        rows = [
-            Sequence(b, turn.start_ids, cfg.max_tokens, turn.stop_ids, _sampling(cfg, first + b))
-            for b in range(cfg.batch)
-        ]
-        decode(target, rows, len(rows), verifier="naive", execution="auto")
-        write_json(path, [list(row.output_ids) for row in rows])
+        write_json(path, _turns(target, turn, cfg, first))
         share(path, shared)
     try:
         found: list[list[int]] = json.loads(path.read_text())
     except ValueError as error:
         raise TrainingError(f"{path} is damaged ({error}): delete it; it is written again") from error
     return found
+
+
+@alike
+@torch.inference_mode()
+def _turns(target: CausalLM, turn: Turn, cfg: QuestionsConfig, first: int) -> list[list[int]]:
+    """The token ids of a batch of turns, sampled with the seeds from ``first`` on."""
+    rows = [
+        Sequence(b, turn.start_ids, cfg.max_tokens, turn.stop_ids, _sampling(cfg, first + b)) for b in range(cfg.batch)
+    ]
+    decode(target, rows, len(rows), verifier="naive", execution="auto")
+    return [list(row.output_ids) for row in rows]
 
 
 def _sampling(cfg: QuestionsConfig, seed: int) -> SamplingParams:

@@ -72,11 +72,6 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor as it is without sharding; every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether no number that this device holds is NaN or infinite."""
     return bool(torch.stack([own_part(tensor).isfinite().all() for tensor in tensors]).all())

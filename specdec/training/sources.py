@@ -18,6 +18,7 @@ from specdec.errors import SpecdecError
 from specdec.models.causal_lm import CausalLM
 from specdec.models.checkpoints import load_model, load_tokenizer
 from specdec.models.compatibility import supported
+from specdec.models.tensor_parallel import whole
 from specdec.models.vocabulary import check_tokenizer, num_ids
 from specdec.training import TrainingError
 from specdec.training.blocks import BlockStream, MixedBlocks
@@ -30,11 +31,12 @@ from specdec.training.generation import generate_outputs
 from specdec.training.heldout import mixed_prompts
 from specdec.training.questions import FILE as QUESTIONS
 from specdec.training.questions import write_questions
+from specdec.training.split import led_stage, num_parts
 from specdec.training.stages import Record, run_stage
 from specdec.training.tokenizer import encode_corpus, train_tokenizer
 
 HELDOUT_SEED = 1234
-_NOT_OF_OUTPUTS = ("_name_or_path", "transformers_version", "dtype", "use_cache")
+_NOT_OF_OUTPUTS = ("_name_or_path", "transformers_version", "dtype", "use_cache", "distributed_config")
 """What a config says besides what its model computes; outputs of other number formats are told apart elsewhere."""
 
 
@@ -49,7 +51,7 @@ class Sources:
         """Training and held-out text, written to the stage `documents` once; the target may write it (`questions`)."""
         cfg = self.cfg.corpus
         if cfg.source == "target":
-            run_stage("questions", self.folder, self.cfg.force, self.ask)
+            led_stage("questions", self.folder, self.cfg, self.ask, lambda: self.target)
             path = str(self.folder / "questions" / QUESTIONS)
             cfg = replace(cfg, source="jsonl", path=path, column="messages")
         run_stage("documents", self.folder, self.cfg.force, lambda out: write_corpus(cfg, out))
@@ -62,14 +64,14 @@ class Sources:
         Raises:
             TrainingError: it cannot be loaded, or its vocabulary does not hold the tokenizer's tokens.
         """
-        pair = PairConfig(name="frozen")
+        pair, where, count = PairConfig(name="frozen"), device_of(self.cfg), num_parts(self.cfg)
         try:
-            module = load_model("target", self.cfg.frozen, pair, frozen_dtype(self.cfg), device_of(self.cfg))
+            module = load_model("target", self.cfg.frozen, pair, frozen_dtype(self.cfg), where, count)
             target = supported(module, f"frozen={self.cfg.frozen}")
             remedy = "set tokenizer to the target's own"
             check_tokenizer(self.tokenizer, target.vocab_size, f"frozen={self.cfg.frozen}", remedy)
         except SpecdecError as error:
-            raise TrainingError(str(error).replace("pair.target", "frozen")) from error
+            raise TrainingError(str(error).replace("pair.target", "frozen").replace("runner.", "device.")) from error
         return target
 
     @cached_property
@@ -104,7 +106,7 @@ class Sources:
         told = {key: theirs[key] for key in sorted(theirs) if key not in _NOT_OF_OUTPUTS}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
         for name, value in sorted(self.target.module.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+            digest.update(name.encode() + whole(value.detach()).cpu().float().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def ask(self, out: Path) -> Record:

@@ -17,6 +17,7 @@ import transformers
 from specdec.config.processes import launched_from_outside
 from specdec.drafters.ranked_trees import ACCURACIES
 from specdec.models.architecture import context_length
+from specdec.models.causal_lm import CausalLM
 from specdec.models.checkpoints import move
 from specdec.registry import create
 from specdec.training import TrainingError
@@ -43,6 +44,7 @@ from specdec.training.resolve import deciding, output_folder
 from specdec.training.selector import train_selector
 from specdec.training.sharding import check_sharding
 from specdec.training.sources import Sources
+from specdec.training.split import as_called, check_split, join, led_stage
 from specdec.training.stages import Record, is_first_process, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
 
@@ -63,6 +65,9 @@ def train(cfg: TrainConfig) -> Record:
     if cfg.force and launched_from_outside():
         raise TrainingError("force=true with several processes: one would delete what others read; delete the folder")
     check_sharding(cfg)
+    check_split(cfg)
+    if cfg.device.tensor_parallel:
+        join(cfg)
     if is_first_process():
         keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
     report = TASKS[cfg.task](cfg, output_folder(cfg))
@@ -93,11 +98,19 @@ def train_language_model(cfg: TrainConfig, folder: Path) -> Record:
     return {"export": str(destination), **record["final"], "steps": record["steps"]}
 
 
+def frozen_target(cfg: TrainConfig, sources: Sources) -> CausalLM:
+    """The target that a draft or heads are trained for, whose context holds the rows."""
+    target = sources.target
+    if cfg.device.tensor_parallel:
+        _ = sources.fingerprint  # now, as it takes all processes
+    check_lengths(cfg, target.context_length, f"frozen={cfg.frozen}", cfg.distill.data)
+    return target
+
+
 def train_draft(cfg: TrainConfig, folder: Path) -> Record:
     """A draft model that learns a frozen target's distribution."""
     sources = Sources(cfg, folder)
-    target = sources.target
-    check_lengths(cfg, target.context_length, f"frozen={cfg.frozen}", cfg.distill.data)
+    target = frozen_target(cfg, sources)
     draft = new_draft(cfg, target)
     check_lengths(cfg, context_length(draft.config.get_text_config()), "the draft", cfg.distill.data)
     prompts = heldout_prompts(cfg, folder, sources)
@@ -109,10 +122,11 @@ def train_draft(cfg: TrainConfig, folder: Path) -> Record:
         make = lambda context: create("drafter", "model", context)  # noqa: E731
         return measure_acceptance(target, make, prompts, cfg.validation, draft=aligned(model, target))
 
-    objective = Distill(target.module, cfg.distill, cfg.seed)
+    objective = Distill(as_called(target, cfg), cfg.distill, cfg.seed)
     record = fit_stage("distill", draft, objective, stream, cfg, measure, folder)
     draft = move(load_weights(str(folder / "fit/model"), "fit", target.vocab_size), target.device)
     acceptance = measure(draft.eval())
+    leave_the_rest_to_the_first()
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
     destination = export_model(cfg, draft, sources, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
@@ -121,8 +135,7 @@ def train_draft(cfg: TrainConfig, folder: Path) -> Record:
 def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     """Heads, a layer or prompt tokens beside a frozen target."""
     kind, sources = KINDS[cfg.heads.kind], Sources(cfg, folder)
-    target = sources.target
-    check_lengths(cfg, target.context_length, f"frozen={cfg.frozen}", cfg.distill.data)
+    target = frozen_target(cfg, sources)
     check_heads(cfg.heads, target.vocab_size, reducible=kind.reducible)
     prompts = heldout_prompts(cfg, folder, sources)
     torch.manual_seed(cfg.seed)
@@ -138,7 +151,7 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
             )
         layers = layers_to_cache(cfg.heads, module, target.module)
         stream.states = HiddenStates(target, sources.fingerprint, folder / "outputs", layers)
-        stages["hidden"] = run_stage("hidden", folder, cfg.force, stream.states.make)
+        stages["hidden"] = led_stage("hidden", folder, cfg, stream.states.make, lambda: target)
 
     def measure(trained: Any) -> Record:
         with TemporaryDirectory() as path:  # measured as a run would load it
@@ -146,7 +159,7 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
             make = lambda context: create("drafter", cfg.heads.kind, context, path=path)  # noqa: E731
             return measure_acceptance(target, make, prompts, cfg.validation)
 
-    objective = HeadsObjective(kind, target.module, cfg.heads, cfg.seed, cfg.distill)
+    objective = HeadsObjective(kind, as_called(target, cfg), cfg.heads, cfg.seed, cfg.distill)
     record = fit_stage(f"heads.{cfg.heads.kind}", module, objective, stream, cfg, measure, folder)
     module.load_state_dict(load_archive(folder / "fit/module.pt", "delete the folder `fit`"))
     acceptance = measure(module.to(target.device).eval())
@@ -156,6 +169,7 @@ def train_heads(cfg: TrainConfig, folder: Path) -> Record:
     if kind.calibrate is not None:
         every = encoded(read_prompts(folder / HELDOUT), sources.tokenizer, None)
         record["calibration"] = kind.calibrate(module, target, every, cfg.validation)
+    leave_the_rest_to_the_first()
     provenance = provenance_of(cfg, sources, {**stages, "fit": record}, acceptance)
     destination = export_heads(cfg, settings, module, target, provenance)
     return {"export": str(destination), "steps": record["steps"], **acceptance}
@@ -172,12 +186,21 @@ TASKS: dict[str, Callable[[TrainConfig, Path], Record]] = {
 def fit_stage(
     name: str, model: Any, objective: Objective, stream: Stream, cfg: TrainConfig, measure: Measure, folder: Path
 ) -> Record:
-    """The stage `fit` of a task; after it only the first process goes on, which measures and exports."""
+    """The stage `fit` of a task; after it only the first process goes on, which measures and exports.
+
+    With a split target all go on to measure, and end before the export.
+    """
     work = lambda out: fit_model(name, model, objective, stream, cfg, measure, out)  # noqa: E731
     record = run_stage("fit", folder, cfg.force, work, by_all=True)
+    if not cfg.device.tensor_parallel:
+        leave_the_rest_to_the_first()
+    return record
+
+
+def leave_the_rest_to_the_first() -> None:
+    """End this process if it is another one."""
     if not is_first_process():
         sys.exit(0)
-    return record
 
 
 def fit_model(
@@ -185,12 +208,16 @@ def fit_model(
 ) -> Record:
     """Fit, load the best weights if they were measured and are to be kept, and write the result to `out`."""
     module = TrainingModule(name, model, objective, stream)
-    validation = Validation(out, cfg.validation, measure) if measure is not None else None
+    validation = None
+    if measure is not None:
+        validation = Validation(out, cfg.validation, measure, by_all=cfg.device.tensor_parallel)
     record = fit(module, out, cfg, validation)
     record["kept_step"] = take_best(module, out) if measure is not None and cfg.keep == "best" else None
     record["parameters"] = num_parameters(module.result)
     result = module.result.eval().to(device_of(cfg))  # Lightning leaves it on the CPU
-    if isinstance(result, transformers.PreTrainedModel):
+    if not is_first_process():
+        pass
+    elif isinstance(result, transformers.PreTrainedModel):
         save_model(result, out / "model")
     else:
         torch.save(result.state_dict(), out / "module.pt")
@@ -205,7 +232,7 @@ def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str)
     if data == "corpus":
         record = run_stage("tokens", folder, cfg.force, sources.encode)
         return sources.blocks(budget), {"tokens": record}
-    record = run_stage("outputs", folder, cfg.force, sources.generate)
+    record = led_stage("outputs", folder, cfg, sources.generate, lambda: sources.target)
     options = {"count_prompt": cfg.distill.count_prompt, "cut_loops": cfg.greedy.cut_loops}
     stream = OutputStream(folder / "outputs", budget, cfg.seed, **options)
     return stream, {"outputs": record}
@@ -213,6 +240,7 @@ def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str)
 
 def heldout_prompts(cfg: TrainConfig, folder: Path, sources: Sources) -> list[HeldoutPrompt]:
     """Prompts of held-out documents, evenly over the categories and lengths."""
+    _ = sources.corpus  # in all processes: a split target writes questions with all of them
     run_stage("heldout", folder, cfg.force, sources.cut_prompts)
     prompts = read_prompts(folder / HELDOUT)
     return encoded(prompts, sources.tokenizer, cfg.validation.num_prompts)

@@ -22,11 +22,15 @@ PRINTED = ("acceptance_rate", "mean_acceptance_length", "predicted_speedup", "he
 
 
 class Validation(Callback):
-    """Measures, logs to validation.jsonl, writes best.ckpt, and stops the fit when it no longer improves."""
+    """Measures, logs to validation.jsonl, writes best.ckpt, and stops the fit when it no longer improves.
 
-    def __init__(self, folder: Path, cfg: ValidationConfig, measure: Measure) -> None:
+    Args:
+        by_all: of several processes all measure, because each has a part of the target; the first one's figures count.
+    """
+
+    def __init__(self, folder: Path, cfg: ValidationConfig, measure: Measure, *, by_all: bool = False) -> None:
         self.lines, self.best_path = folder / "validation.jsonl", folder / BEST
-        self.cfg, self.measure = cfg, measure
+        self.cfg, self.measure, self.by_all = cfg, measure, by_all
         self.best, self.num_worse, self._measured = -math.inf, 0, -1
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class Validation(Callback):
         pl_module.check_finite()
         self._measured = trainer.global_step
         result = pl_module.whole_result()
-        figures = self._figures(result) if trainer.is_global_zero else {}
+        figures = self._figures(result) if trainer.is_global_zero or self.by_all else {}
         figures = trainer.strategy.broadcast(figures)  # all devices must agree on which is best, and when to stop
         shown = {key: value for key, value in figures.items() if isinstance(value, float)}
         if trainer.is_global_zero:
