@@ -29,16 +29,16 @@ from specdec.engine.loop import RoundLoop
 from specdec.errors import ConfigError
 from specdec.registry import create, lookup
 from specdec.training.eagle3 import Eagle3Head
-from specdec.training.online_eagle3 import load_head
+from specdec.training.online import load_head
 
 SETTINGS = {"rows": 1, "depth": 3, "max_tokens": 64, "horizon": None, "trial_share": 0.05}
-LEARNERS = ("eagle3", "model")
+LEARNERS = ("eagle3", "model", "specblock", "specblock of trees")
 
 
 def learning(context, name, lr=0.3, **settings):
     """A drafter that learns from every finished row, at a rate that changes its drafts beyond recognition."""
-    context = with_own_draft(context)
-    params = {"untrained": True} if name == "eagle3" else {}
+    context, name, trees = with_own_draft(context), *name.partition(" ")[::2]
+    params = {} if name == "model" else {"untrained": True, **({"nodes": 6} if trees else {})}
     chosen = {**SETTINGS, "policy": "always", "lr": lr, **settings}
     return adapting(create("drafter", name, context, **params), context, lookup("drafter", name).learner, **chosen)
 
@@ -58,7 +58,7 @@ def decoded(engine, rows):
     return [one for one in learned if one]
 
 
-@pytest.mark.parametrize("name", short_only(LEARNERS, "model"))
+@pytest.mark.parametrize("name", short_only(LEARNERS, "model", "specblock of trees"))
 def test_greedy_rows_and_sampled_ones_under_naive_emit_the_same_tokens_whatever_was_learned(name):
     """The kit's runs, whose outputs are known; the draft changes after every finished row."""
     cases = [case for case in _patterns(("static", "continuous", "exspec")) if not case.pattern] + _sampled_runs()
@@ -209,7 +209,7 @@ def test_sampled_runs_that_learn_have_no_reference_but_naive_ones_have():
     ("words", "told"),
     [
         (["adapt.policy=sometimes"], "choose from always, bandit, none"),
-        (["drafter=prompt_lookup"], "set drafter=eagle3|model"),
+        (["drafter=prompt_lookup"], "set drafter=eagle3|model|specblock"),
         (["adapt.rows=0"], "adapt.rows=0: it must be at least 1"),
         (["adapt.trial_share=0"], "adapt.trial_share=0"),
         (["numerics=invariant"], "numerics=invariant: updates are not measured"),

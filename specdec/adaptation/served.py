@@ -22,6 +22,7 @@ class ServedRow:
     ids: list[int]  # T
     num_given: int  # how many of them are the prompt's: the target chose the others
     hidden_TH: Tensor | None  # of all but the last token; None: the drafter reads none
+    num_more: int = 0  # tokens that it might have emitted beyond, but for a stop
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Feedback:
                 num_given = max(len(row.prompt_ids) - start, 0)
                 # A round may have accepted tokens past a stop: their hidden states come last, and are left out.
                 hidden_TH = None if hidden is None else hidden.of(start, row.length - 1)
-                self.finished.append(ServedRow(row.tokens(start), num_given, hidden_TH))
+                self.finished.append(ServedRow(row.tokens(start), num_given, hidden_TH, row.num_remaining))
 
     def take(self) -> list[ServedRow]:
         """The rows that were finished since the last call."""

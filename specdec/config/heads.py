@@ -55,7 +55,13 @@ class PEagleConfig(HeadConfig):
     """P-EAGLE: an EAGLE-3 layer that drafts all tokens in one forward."""
 
 
-@register("drafter", "specblock", target="specdec.heads.specblock:SpecBlockDrafter", trees=NODES)
+@register(
+    "drafter",
+    "specblock",
+    target="specdec.heads.specblock:SpecBlockDrafter",
+    trees=NODES,
+    learner="specdec.training.online_specblock:SpecBlockLearner",
+)
 @dataclass
 class SpecBlockConfig(HeadConfig):
     """SpecBlock: an EAGLE-3 layer that drafts blocks of several tokens, and branches where it expects to be wrong."""

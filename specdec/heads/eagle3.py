@@ -81,18 +81,27 @@ class Eagle3(Stepping):
         return states if self._normed_output else self._norm(states)
 
 
-class Eagle3Drafter(StepDrafter):
-    """Steps by the head of a folder, or by a random one."""
+class LoadableDrafter(StepDrafter):
+    """A drafter whose weights can be replaced while it serves."""
 
-    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool) -> None:
-        self.weights, self._target = head_of("eagle3", context, path, untrained), context.target
-        super().__init__(context, Eagle3(self.weights, context.target))
+    make: type[Eagle3] = Eagle3
+
+    def __init__(self, context: DrafterContext, weights: Head) -> None:
+        self.weights, self._target = weights, context.target
+        super().__init__(context, self.make(weights, context.target))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Draft with these weights from now on; the keys and values that the old ones made stay."""
         dtypes = {name: tensor.dtype for name, tensor in self.weights.tensors.items()}
         new = {name: tensor.detach().to(dtypes[name], copy=True) for name, tensor in tensors.items()}
         self.weights = replace(self.weights, tensors={**self.weights.tensors, **new})
-        made, model = Eagle3(self.weights, self._target), self.head.model
+        made, model = self.make(self.weights, self._target), self.head.model
         model.execution, made.model = made.model.execution, model  # the cache's model stays
         self.head = made
+
+
+class Eagle3Drafter(LoadableDrafter):
+    """Steps by the head of a folder, or by a random one."""
+
+    def __init__(self, context: DrafterContext, *, path: str | None, untrained: bool) -> None:
+        super().__init__(context, head_of("eagle3", context, path, untrained))

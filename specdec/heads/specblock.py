@@ -28,10 +28,10 @@ from specdec.drafters.context import DrafterContext
 from specdec.drafters.picker import Picker
 from specdec.errors import ConfigError
 from specdec.heads.block_tree import BlockTree
-from specdec.heads.eagle3 import Eagle3
+from specdec.heads.eagle3 import Eagle3, LoadableDrafter
 from specdec.heads.layers import HeadExecution
 from specdec.heads.shapes import NUM_TOP, NUM_WIDE
-from specdec.heads.steps import StepDrafter, Unread
+from specdec.heads.steps import Unread
 from specdec.heads.weights import Head, head_of
 from specdec.models.causal_lm import CausalLM
 from specdec.models.execution.base import Call
@@ -91,9 +91,10 @@ class SpecBlock(Eagle3):
         return self.vocabulary.full(logits), ranks
 
 
-class SpecBlockDrafter(StepDrafter):
+class SpecBlockDrafter(LoadableDrafter):
     """Chains of drawn tokens, or trees of the most probable ones that branch by the rank head."""
 
+    make = SpecBlock
     head: SpecBlock
 
     def __init__(
@@ -103,9 +104,14 @@ class SpecBlockDrafter(StepDrafter):
             if value is not None and value < 1:
                 raise ConfigError(f"drafter.{name}={value}: it must be at least 1")
         head = head_of("specblock", context, path, untrained)
-        super().__init__(context, SpecBlock(head, context.target))
+        super().__init__(context, head)
         self.siblings, self.max_length = CHAIN if nodes is None else CHOSEN, None
         self._block, self._nodes, self._leaves = head.spec.block_size, nodes, leaves
+
+    @property
+    def branches(self) -> bool:
+        """Whether drafts are trees, which the rank head shapes."""
+        return self._nodes is not None
 
     @torch.inference_mode()
     def propose(self, rows: list[Sequence], gammas: list[int]) -> Draft:

@@ -1,8 +1,8 @@
 """Learning from finished rows while a drafter serves: what its learners share.
 
 The target's own tokens are the labels, and the hidden states that rounds brought are the inputs: the target is not run.
-Greedy drafts after every token of a row follow from one forward over the row, because a draft is only continued while
-its tokens are the row's; so the rounds that the row would have taken are known exactly.
+Chains of greedy tokens after every token of a row follow from one forward over the row, because a draft is only
+continued while its tokens are the row's; so the rounds that the row would have taken are known exactly.
 Shape letters: B rows, T tokens, H the target's hidden states, K drafted tokens.
 """
 
@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from specdec.adaptation.learner import Learner
 from specdec.adaptation.served import ServedRow
 from specdec.core.transfer import to_device
+from specdec.drafters.context import DrafterContext
+from specdec.errors import ConfigError
+from specdec.heads.weights import Head
+from specdec.training.draft_tokens import ReducibleHead
 
 BETAS, CLIP = (0.9, 0.99), 1.0  # of AdamW, and of the gradient's norm
 DECAY = 0.8  # of the loss, from one drafted token to the next
+DRAFTER = "drafter"  # the arm of all weights
+_OTHER_LAYOUTS = ("norm_before_residual", "norm_output", "fc_norm")
 
 
 class Lessons(NamedTuple):
@@ -80,8 +86,8 @@ class ModuleLearner(Learner):
         """The mean loss of an arm over the tokens that count."""
 
     @abstractmethod
-    def right(self, lessons: Lessons) -> Tensor:
-        """(B, T, K) bool: whether greedy drafted token k after token t is the row's."""
+    def rounds(self, rows: list[ServedRow]) -> list[int]:
+        """Rounds in which each of these rows would be decoded with the weights of the module."""
 
     @abstractmethod
     def serve(self) -> None:
@@ -90,7 +96,7 @@ class ModuleLearner(Learner):
     def num_rounds(self, rows: list[ServedRow], *, before: bool = False) -> list[int]:
         if not before:
             with torch.no_grad():
-                return rounds_of(rows, self.right(Lessons.of(rows, self.device)))
+                return self.rounds(rows)
         now = self._state()
         self.module.load_state_dict(self._marked)
         found = self.num_rounds(rows)
@@ -120,3 +126,30 @@ class ModuleLearner(Learner):
 
     def _state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+
+
+def layers_of(drafter: Any, context: DrafterContext) -> list[int]:
+    """The layers of the target that a head reads, by the numbers of training: the last one's is their count."""
+    count = context.target.num_layers
+    return [count if number < 0 else number for number in drafter.weights.hidden_layers]
+
+
+def load_head(module: ReducibleHead, head: Head) -> None:
+    """Give a module that is trained the weights of a head that serves.
+
+    Raises:
+        ConfigError: the head has parts that the module does not have.
+    """
+    theirs = {name: tensor for name, tensor in head.tensors.items() if name not in ("d2t", "t2d")}
+    if (d2t_N := head.tensors.get("d2t")) is not None:
+        module.keep(d2t_N + torch.arange(len(d2t_N), device=d2t_N.device), None)
+    known = {name: parameter.shape for name, parameter in module.named_parameters()}
+    shapes = {name: tensor.shape for name, tensor in theirs.items()}
+    other = next((name for name in shapes.keys() | known if shapes.get(name) != known.get(name)), None)
+    other = next((name for name in _OTHER_LAYOUTS if head.spec.config.get(name)), other)
+    if other is not None:
+        raise ConfigError(
+            f"adapt.policy with drafter.path={head.spec.name}: train.py does not train heads with {other}; set "
+            "adapt.policy=none, or give a head of train.py"
+        )
+    module.load_state_dict({name: tensor.float() for name, tensor in theirs.items()}, strict=False)

@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from specdec.adaptation.served import ServedRow
 from specdec.drafters.context import DrafterContext
-from specdec.errors import ConfigError
 from specdec.heads.eagle3 import Eagle3Drafter
-from specdec.heads.weights import Head
 from specdec.training.eagle3 import Eagle3Head
 from specdec.training.losses import cross_entropy, masked_sum
-from specdec.training.online import DECAY, Lessons, ModuleLearner
+from specdec.training.online import DECAY, DRAFTER, Lessons, ModuleLearner, layers_of, load_head, rounds_of
 
-HEAD, DRAFTER = "head", "drafter"
-_OTHER_LAYOUTS = ("norm_before_residual", "norm_output", "fc_norm")
+HEAD = "head"
 
 
 class Eagle3Learner(ModuleLearner):
@@ -28,11 +26,8 @@ class Eagle3Learner(ModuleLearner):
     def __init__(self, drafter: Eagle3Drafter, context: DrafterContext, *, lr: float, depth: int) -> None:
         self._drafter, self._depth = drafter, depth
         self._embed = context.target.module.get_input_embeddings()
-        count = context.target.num_layers
-        layers = [count if number < 0 else number for number in drafter.weights.hidden_layers]
-        module = Eagle3Head(context.target.module, layers).to(context.device)
+        module = Eagle3Head(context.target.module, layers_of(drafter, context)).to(context.device)
         load_head(module, drafter.weights)
-        assert module.lm_head is not None
         super().__init__(module, {HEAD: list(module.lm_head.parameters()), DRAFTER: list(module.parameters())}, lr)
 
     def loss(self, lessons: Lessons, arm: str) -> Tensor:
@@ -46,7 +41,11 @@ class Eagle3Learner(ModuleLearner):
             total = total + DECAY**step * masked_sum(values_BT, counted_BT)
         return total / count
 
-    def right(self, lessons: Lessons) -> Tensor:
+    def rounds(self, rows: list[ServedRow]) -> list[int]:
+        return rounds_of(rows, self._right(Lessons.of(rows, self.device)))
+
+    def _right(self, lessons: Lessons) -> Tensor:
+        """(B, T, K) bool: whether greedy drafted token k after token t is the row's."""
         ids_BT, ids_N = lessons.ids_BT, self.module.tokens.ids
         right_BTK = torch.zeros(*ids_BT.shape, self._depth, dtype=torch.bool, device=self.device)
         for step, states_BTD in enumerate(self._steps(lessons)):
@@ -58,28 +57,11 @@ class Eagle3Learner(ModuleLearner):
 
     def serve(self) -> None:
         own = self._drafter.weights.tensors
-        self._drafter.load({name: t for name, t in self.module.state_dict().items() if name in own})
+        state = {name.removeprefix("tokens."): t for name, t in self.module.state_dict().items()}
+        self._drafter.load({name: tensor for name, tensor in state.items() if name in own})
 
     def _steps(self, lessons: Lessons) -> Iterator[Tensor]:
         """The states (B, T, D) of every step."""
         assert lessons.hidden_BTH is not None
         embeds_BTD = self._embed(lessons.ids_BT[:, 1:]).detach().float()
         yield from self.module.unroll(embeds_BTD, lessons.hidden_BTH, self._depth)
-
-
-def load_head(module: nn.Module, head: Head) -> None:
-    """Give a module that is trained the weights of a head that serves.
-
-    Raises:
-        ConfigError: the head has parts that the module does not have.
-    """
-    known = {name.removeprefix("tokens."): t.shape for name, t in module.state_dict().items()}
-    theirs = {name: t.shape for name, t in head.tensors.items()}
-    other = next((name for name in theirs.keys() | known if theirs.get(name) != known.get(name)), None)
-    other = next((name for name in _OTHER_LAYOUTS if head.spec.config.get(name)), other)
-    if other is not None:
-        raise ConfigError(
-            f"adapt.policy with drafter.path={head.spec.name}: train.py does not train heads with {other}; set "
-            "adapt.policy=none, or give a head of train.py"
-        )
-    module.load_state_dict({name: tensor.float() for name, tensor in head.tensors.items()})

@@ -10,10 +10,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from specdec.adaptation.served import ServedRow
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
 from specdec.training.losses import cross_entropy, masked_sum
-from specdec.training.online import Lessons, ModuleLearner
+from specdec.training.online import DRAFTER, Lessons, ModuleLearner, rounds_of
 
 
 class ModelLearner(ModuleLearner):
@@ -24,17 +25,17 @@ class ModelLearner(ModuleLearner):
         assert context.draft is not None
         self._draft, self._depth = context.draft, depth
         module = copy.deepcopy(context.draft.module).float()
-        super().__init__(module, {"drafter": list(module.parameters())}, lr)
+        super().__init__(module, {DRAFTER: list(module.parameters())}, lr)
 
     def loss(self, lessons: Lessons, arm: str) -> Tensor:
         counted_BT = lessons.chosen_BT[:, 1:]
         values_BT = cross_entropy(self._logits(lessons), lessons.ids_BT[:, 1:])
         return masked_sum(values_BT, counted_BT) / counted_BT.sum().clamp(min=1)
 
-    def right(self, lessons: Lessons) -> Tensor:
+    def rounds(self, rows: list[ServedRow]) -> list[int]:
+        lessons = Lessons.of(rows, self.device)
         same_BT = self._logits(lessons).argmax(-1) == lessons.ids_BT[:, 1:]
-        padded_BT = nn.functional.pad(same_BT, (0, self._depth))
-        return padded_BT.unfold(1, self._depth, 1)
+        return rounds_of(rows, nn.functional.pad(same_BT, (0, self._depth)).unfold(1, self._depth, 1))
 
     def serve(self) -> None:
         with torch.no_grad():

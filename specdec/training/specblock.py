@@ -143,56 +143,73 @@ class SpecBlockHead(Eagle3Head):
         return found.float()
 
 
+class TextBlock(NamedTuple):
+    """The blocks of one step after all anchors, and what the text says at their slots."""
+
+    states_BAKD: Tensor
+    columns_BAK: Tensor  # of the tokens that they predict, among those after the anchor
+    truth_BAK: Tensor
+    counted_BAK: Tensor
+
+
+def text_blocks(
+    module: SpecBlockHead, target: Any, batch: Batch, hidden_BTH: Tensor, anchors: Anchors, seed: int
+) -> list[TextBlock]:
+    """The blocks after the anchors and those that follow them, which start at slots that are drawn."""
+    size, places_BA = module.block_size, anchors.places_BA
+    generator = torch.Generator().manual_seed(seed)
+    starts = [
+        torch.randint(size, places_BA.shape, generator=generator).to(places_BA.device) for _ in range(NUM_BLOCKS - 1)
+    ]
+    first_BA1, found = torch.zeros_like(places_BA)[..., None], []
+    states = module(target, batch.ids_BT, hidden_BTH, places_BA, starts)
+    for states_BAKD, start_BA in zip(states, [*starts, torch.zeros_like(places_BA)], strict=True):
+        columns_BAK = first_BA1 + torch.arange(size, device=first_BA1.device)
+        truth_BAK = at(batch.ids_BT, anchors.columns_BAK.gather(2, columns_BAK))
+        found.append(TextBlock(states_BAKD, columns_BAK, truth_BAK, anchors.counted_BAK.gather(2, columns_BAK)))
+        first_BA1 = first_BA1 + start_BA[..., None] + 1
+    return found
+
+
 def specblock_loss(
     module: SpecBlockHead, target: Any, batch: Batch, cfg: HeadsConfig, losses: LossConfig, seed: int
 ) -> LossSum:
     """The losses of all blocks: of the tokens at slots that follow right ones, and of the ranks."""
-    size = module.block_size
-    anchors = Anchors.drawn(batch, cfg.num_anchors, NUM_BLOCKS * size, seed, first=1)
+    anchors = Anchors.drawn(batch, cfg.num_anchors, NUM_BLOCKS * module.block_size, seed, first=1)
     hidden_BTH, teacher_BAKV = teacher(target, batch, anchors, module.layer_ids)
-    generator = torch.Generator().manual_seed(seed)
-    starts = [
-        torch.randint(size, anchors.places_BA.shape, generator=generator).to(anchors.places_BA.device)
-        for _ in range(NUM_BLOCKS - 1)
-    ]
     total = torch.zeros((), device=batch.ids_BT.device)
-    first_BA1 = torch.zeros_like(anchors.places_BA)[..., None]
-    found = module(target, batch.ids_BT, hidden_BTH, anchors.places_BA, starts)
-    for states_BAKD, start_BA in zip(found, [*starts, torch.zeros_like(anchors.places_BA)], strict=True):
-        predicted_BAK = first_BA1 + torch.arange(size, device=first_BA1.device)
-        counted_BAK = anchors.counted_BAK.gather(2, predicted_BAK)
-        truth_BAK = at(batch.ids_BT, anchors.columns_BAK.gather(2, predicted_BAK))
-        of_target = predicted_BAK[..., None].expand(*predicted_BAK.shape, teacher_BAKV.shape[-1])
-        logits_BAKN = module.logits(states_BAKD).float()
-        total = total + _block_loss(
-            module, states_BAKD, logits_BAKN, teacher_BAKV.gather(2, of_target), truth_BAK, counted_BAK, cfg, losses
+    for block in text_blocks(module, target, batch, hidden_BTH, anchors, seed):
+        logits_BAKN = module.logits(block.states_BAKD).float()
+        columns_BAKV = block.columns_BAK[..., None].expand(*block.columns_BAK.shape, teacher_BAKV.shape[-1])
+        values_BAK, known_BAK = module.tokens.losses(
+            losses, logits_BAKN, teacher_BAKV.gather(2, columns_BAKV), block.truth_BAK, block.counted_BAK
         )
-        first_BA1 = first_BA1 + start_BA[..., None] + 1
+        ranks_BAK = true_ranks(module, logits_BAKN, block.truth_BAK)
+        total = total + tokens_loss(values_BAK, known_BAK, ranks_BAK, cfg.decay)
+        total = total + rank_head_loss(module, block, logits_BAKN, ranks_BAK)
     return LossSum(total, anchors.counted_BAK.any(-1).sum())
 
 
-def _block_loss(
-    module: SpecBlockHead,
-    states_BAKD: Tensor,
-    logits_BAKN: Tensor,
-    teacher_BAKV: Tensor,
-    truth_BAK: Tensor,
-    counted_BAK: Tensor,
-    cfg: HeadsConfig,
-    losses: LossConfig,
-) -> Tensor:
-    values_BAK, known_BAK = module.tokens.losses(losses, logits_BAKN, teacher_BAKV, truth_BAK, counted_BAK)
+def true_ranks(module: SpecBlockHead, logits_BAKN: Tensor, truth_BAK: Tensor) -> Tensor:
+    """(B, A, K): how many tokens the draft holds more probable than the text's own; N where it cannot draft that."""
+    logits_BAKN = logits_BAKN.detach()
     places_BAK, can_BAK = module.tokens.places(truth_BAK)
-    own_BAK = logits_BAKN.detach().gather(-1, places_BAK[..., None])
-    rank_BAK = torch.where(can_BAK, (logits_BAKN.detach() > own_BAK).sum(-1), logits_BAKN.shape[-1])
-    decays_K = cfg.decay ** torch.arange(truth_BAK.shape[-1], device=truth_BAK.device)
-    total = masked_sum(decays_K * values_BAK, known_BAK & _after_right(rank_BAK == 0))
-    limits = torch.tensor(_LAST_RANKS, device=rank_BAK.device)
-    class_BAK = torch.bucketize(rank_BAK, limits, right=True)
-    ranks_BAKC = module.ranks(states_BAKD, logits_BAKN)
-    guess_BAK = ranks_BAKC.argmax(-1)
-    counted_BAK = counted_BAK & _after_right(guess_BAK == class_BAK)
-    return total + rank_loss(ranks_BAKC, class_BAK, counted_BAK)
+    own_BAK1 = logits_BAKN.gather(-1, places_BAK[..., None])
+    return torch.where(can_BAK, (logits_BAKN > own_BAK1).sum(-1), logits_BAKN.shape[-1])
+
+
+def tokens_loss(values_BAK: Tensor, counted_BAK: Tensor, ranks_BAK: Tensor, decay: float) -> Tensor:
+    """The sum of the slots' losses where all slots before them are right; later slots weigh less."""
+    decays_K = decay ** torch.arange(values_BAK.shape[-1], device=values_BAK.device)
+    return masked_sum(decays_K * values_BAK, counted_BAK & _after_right(ranks_BAK == 0))
+
+
+def rank_head_loss(module: SpecBlockHead, block: TextBlock, logits_BAKN: Tensor, ranks_BAK: Tensor) -> Tensor:
+    """`rank_loss` of slots up to the first whose class is guessed wrong."""
+    class_BAK = torch.bucketize(ranks_BAK, torch.tensor(_LAST_RANKS, device=ranks_BAK.device), right=True)
+    guesses_BAKC = module.ranks(block.states_BAKD, logits_BAKN)
+    right_BAK = guesses_BAKC.argmax(-1) == class_BAK
+    return rank_loss(guesses_BAKC, class_BAK, block.counted_BAK & _after_right(right_BAK))
 
 
 def rank_loss(ranks_XC: Tensor, class_X: Tensor, counted_X: Tensor) -> Tensor:
