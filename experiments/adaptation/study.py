@@ -2,6 +2,7 @@
 
     python experiments/adaptation/study.py --shifted spec_bench.jsonl              # writes adaptation.md
     python experiments/adaptation/study.py --shifted spec_bench.jsonl --rows 16 16 # a rehearsal
+    python experiments/adaptation/study.py --shifted spec_bench.jsonl --specblock HEAD --out FOLDER
 
 The built-in target serves prompts of the kind that its drafts were trained for (pieces of held-out Python files), then
 those of another file. Every method serves the same stream, greedily, in an engine of its own; the engines take turns
@@ -57,6 +58,10 @@ METHODS = {PLAIN: ["drafter=none"]} | {
     for drafter in ("eagle3", "model")
     for name, words in POLICIES.items()
 }
+TREES = {
+    **POLICIES,
+    "always the rank head": ["adapt.policy=always", "adapt.arm=rank_head"],
+}
 
 
 class ProcessorClock(Clock):
@@ -95,6 +100,12 @@ class Stream:
         start = self.ended[first - 1][3] if first else 0.0
         rows = self.ended[first:last]
         return sum(row[1] for row in rows), sum(row[2] for row in rows), rows[-1][3] - start
+
+
+def with_trees(head: str) -> dict[str, list[str]]:
+    """The methods for trees of a SpecBlock head, beside plain decoding."""
+    drafter = ["drafter=specblock", f"drafter.path={head}", "drafter.nodes=12"]
+    return {PLAIN: METHODS[PLAIN]} | {f"specblock: {name}": [*drafter, *words] for name, words in TREES.items()}
 
 
 def config_of(words: list[str]) -> RunConfig:
@@ -182,10 +193,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shifted", type=Path, required=True, help="JSONL file with turns: prompts of the other kind")
     parser.add_argument("--rows", type=int, nargs=2, default=[96, 320], help="rows of each kind (default: %(default)s)")
+    parser.add_argument("--specblock", help="folder of a specblock head: its trees instead of the other drafters")
     parser.add_argument("--only", default="", help="methods whose names contain this, beside plain decoding")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: %(default)s)")
     given = parser.parse_args()
-    chosen = {name: words for name, words in METHODS.items() if name == PLAIN or given.only in name}
+    methods = METHODS if given.specblock is None else with_trees(given.specblock)
+    chosen = {name: words for name, words in methods.items() if name == PLAIN or given.only in name}
     streams, exact = served(chosen, given.shifted, given.rows)
     table = lines(streams, exact, given.rows)
     given.out.mkdir(parents=True, exist_ok=True)

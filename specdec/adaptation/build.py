@@ -11,7 +11,9 @@ from specdec.adaptation.learner import Learner
 from specdec.adaptation.policies import Always, Bandit, Policy
 from specdec.drafters.base import Drafter
 from specdec.drafters.context import DrafterContext
+from specdec.errors import ConfigError
 from specdec.models.causal_lm import CausalLM
+from specdec.registry import unknown
 
 
 def with_own_draft(context: DrafterContext) -> DrafterContext:
@@ -30,6 +32,7 @@ def adapting(
     learner: str,
     *,
     policy: str,
+    arm: str | None,
     rows: int,
     lr: float,
     depth: int,
@@ -41,11 +44,17 @@ def adapting(
 
     Args:
         learner: ``module:Class`` of a `Learner`.
+
+    Raises:
+        ConfigError: the drafter has no such arm.
     """
     module, _, name = learner.partition(":")
     make = getattr(importlib.import_module(module), name)
     made: Learner = make(drafter, context, lr=lr, depth=depth)
-    chosen: Policy = Always(made.arms)
+    if arm not in (None, *made.arms):
+        raise ConfigError(unknown("adapt.arm", arm, made.arms) + ", or null")
+    arms = made.arms if arm is None else (arm,)
+    chosen: Policy = Always(arms)
     if policy == "bandit":
-        chosen = Bandit(made.arms, horizon=horizon, trial_share=trial_share)
+        chosen = Bandit(arms, horizon=horizon, trial_share=trial_share)
     return AdaptingDrafter(drafter, made, chosen, context.clock, rows=rows, max_tokens=max_tokens)

@@ -39,6 +39,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
             del settings["drafter"][key]
     if settings["adapt"]["policy"] == "none":  # the same
         del settings["adapt"]
+    elif settings["adapt"]["arm"] is None:  # the same
+        del settings["adapt"]["arm"]
     if settings["turn"] == 0:  # the same
         del settings["turn"]
     if settings["numerics"] == "default":  # so that results from before there was a choice keep their hash

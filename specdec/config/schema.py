@@ -79,6 +79,7 @@ class AdaptConfig:
     policy: str = setting(
         "none", "none; always: after every window; bandit: where the measured gain pays for the update's time"
     )
+    arm: str | None = setting(None, "the only part of the drafter that is updated; null: always all, bandit what pays")
     rows: int = setting(8, "finished rows that an update learns from: a window")
     lr: float = setting(5e-4, "learning rate of an update")
     depth: int = setting(4, "drafted tokens in a row that it teaches, and that gains are measured with")
