@@ -53,6 +53,13 @@ def test_two_processes_share_the_target_and_give_the_tokens_of_one(tmp_path):
     assert split["num_exact"] == alone["num_exact"] == 4
     assert split["speedup_vs_ar"] > 0, "the baseline looks at no clock either"
     assert len(split["ranks"]) == 1, "one share of the prompts, and one process that writes"
+    copied = ["drafter=eagle", "drafter.untrained=true"]  # a layer that begins as the target's last one, whole
+    _, samples = decode(
+        torchrun, tmp_path / "results", *small, *copied, "runner.devices=2", "runner.tensor_parallel=true"
+    )
+    assert [s["output_ids"] for s in samples] == [s["output_ids"] for s in expected]
+    _, alone = decode([sys.executable], tmp_path / "results", *small, *copied)
+    assert [s["accepted_lengths"] for s in samples] == [s["accepted_lengths"] for s in alone]
 
 
 def test_heads_that_cannot_be_shared_are_refused():
