@@ -255,7 +255,7 @@ def test_one_part_alone_may_be_asked_for():
     engine = engine_of(target, draft, "specblock of trees", 1, "greedy", arm=RANK_HEAD, lr=0.01)
     learned = decoded(engine, [Sequence(i, [3, 1, 4], 4) for i in range(3)])
     assert [arm for arm, _ in learned] == [RANK_HEAD] * 2
-    with pytest.raises(ConfigError, match=re.escape("unknown adapt.arm 'rank_head': choose from drafter, or null")):
+    with pytest.raises(ConfigError, match=re.escape("unknown adapt.arm 'rank_head': choose from drafter, null")):
         engine_of(target, draft, "specblock", 1, "greedy", arm=RANK_HEAD)
 
 

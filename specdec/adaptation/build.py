@@ -52,7 +52,7 @@ def adapting(
     make = getattr(importlib.import_module(module), name)
     made: Learner = make(drafter, context, lr=lr, depth=depth)
     if arm not in (None, *made.arms):
-        raise ConfigError(unknown("adapt.arm", arm, made.arms) + ", or null")
+        raise ConfigError(unknown("adapt.arm", arm, (*made.arms, "null")))
     arms = made.arms if arm is None else (arm,)
     chosen: Policy = Always(arms)
     if policy == "bandit":
