@@ -76,7 +76,12 @@ def test_the_rounds_that_a_learner_counts_are_those_that_were_run(name):
     decoded(engine, [Sequence(i, [1 + i, 2, 3 + i], 16) for i in range(12)])
     engine.drafter._feedback.take()
     engine.drafter._rows = 10**6  # from here on nothing is learned
-    rows = [Sequence(20 + i, [1 + i, 3, 2 + i, 1], 4 + 2 * i, frozenset({5})) for i in range(10)]
+    # Chains are counted by a forward, which knows of no penalty.
+    penalised = SamplingParams(0.0, repetition_penalty=1.5) if "specblock" in name else None
+    rows = [
+        Sequence(20 + i, [1 + i, 3, 2 + i, 1], 4 + 2 * i, frozenset({5}), penalised if i % 3 == 0 else None)
+        for i in range(10)
+    ]
     decoded(engine, rows)
     finished = engine.drafter._feedback.take()
     of_tokens = {tuple(row.tokens(0)): len(row.accepted_lengths) for row in rows}
@@ -215,6 +220,30 @@ def test_only_finished_rows_are_learned_from_and_up_to_their_stop():
     assert feedback.take() == []
 
 
+def test_tokens_past_a_stop_push_nothing_out():
+    """A draft that is accepted far beyond a stop, in a row as long as what is kept."""
+    feedback, row = Feedback(max_tokens=4), Sequence(0, [1, 2, 3], 9, frozenset({7}))
+    feedback.observe_hidden([row], torch.arange(2.0).view(1, 2, 1), [[0, 1]])
+    row.emit([6, 7])
+    feedback.observe_hidden([row], torch.arange(2.0, 11.0).view(1, 9, 1), [list(range(9))])
+    feedback.release([row])
+    (served,) = feedback.take()
+    assert served.ids == [2, 3, 6, 7]
+    assert served.hidden_TH[:, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_windows_of_two_tokens_teach_nothing_and_break_nothing(name):
+    target, draft = small_pair(1, "float32")
+    engine = engine_of(target, draft, name, 2, "greedy", max_tokens=2)
+    rows = [Sequence(i, [1 + i], 5) for i in range(4)]
+    decoded(engine, rows)
+    assert [len(row.output_ids) for row in rows] == [5] * 4
+    served = engine.drafter._feedback.take()
+    assert all(len(row.ids) == 2 for row in served)
+    assert engine.drafter.learner.num_rounds(served) == [1] * len(served)
+
+
 def config_of(*words):
     with initialize_config_module(version_base="1.3", config_module="specdec.conf"):
         return resolve(compose(config_name="config", overrides=["drafter=eagle3", "adapt.policy=bandit", *words]))
@@ -255,8 +284,10 @@ def test_one_part_alone_may_be_asked_for():
     engine = engine_of(target, draft, "specblock of trees", 1, "greedy", arm=RANK_HEAD, lr=0.01)
     learned = decoded(engine, [Sequence(i, [3, 1, 4], 4) for i in range(3)])
     assert [arm for arm, _ in learned] == [RANK_HEAD] * 2
-    with pytest.raises(ConfigError, match=re.escape("unknown adapt.arm 'rank_head': choose from drafter, null")):
+    with pytest.raises(ConfigError, match=r"adapt\.arm=rank_head: it shapes trees: set drafter\.nodes"):
         engine_of(target, draft, "specblock", 1, "greedy", arm=RANK_HEAD)
+    with pytest.raises(ConfigError, match=re.escape("unknown adapt.arm 'half': choose from drafter, null")):
+        engine_of(target, draft, "specblock", 1, "greedy", arm="half")
 
 
 def test_a_head_that_training_does_not_know_is_refused():

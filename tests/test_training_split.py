@@ -15,7 +15,7 @@ from conftest import small_llama
 from test_training_resume import TOKENIZER, curve, settings, write_corpus
 
 from specdec.training import TrainingError, run_task
-from specdec.training.split import check_copied
+from specdec.training.split import check_copied, others_may_fail
 
 SPLIT = ("device.devices=2", "device.strategy=ddp", "device.tensor_parallel=true")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
@@ -120,8 +120,25 @@ def test_what_two_processes_cannot_do_is_refused(root, change, message, monkeypa
 
 def test_layers_that_are_split_in_an_unknown_way_are_not_copied():
     module = small_llama(0, torch.float32)
-    module.tp_plan = {**module.tp_plan, "model.embed_tokens": "replicate", "lm_head": "replicate"}
+    ends = {"model.embed_tokens": "replicate", "lm_head": "replicate"}
+    module.tp_plan = {**module.tp_plan, **ends, "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce"}
     check_copied(module)
     module.tp_plan = {**module.tp_plan, "layers.*.mlp.gate_up_proj": "packed_colwise"}
     with pytest.raises(TrainingError, match=r"split in a way \(packed_colwise\).*set new_draft=random"):
         check_copied(module)
+
+
+def test_a_process_that_is_left_alone_does_not_blame_the_model():
+    with pytest.raises(TrainingError, match="another process of the run failed"), others_may_fail():
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="shapes"), others_may_fail():
+        raise RuntimeError("shapes differ")
+
+
+def test_processes_of_srun_are_refused_before_they_look_for_each_other(root, monkeypatch):
+    for name, value in (("SLURM_STEP_ID", "1"), ("SLURM_JOB_NAME", "x"), ("SLURM_STEP_NUM_TASKS", "2")):
+        monkeypatch.setenv(name, value)
+    cfg = settings(root, "refused")
+    cfg.device.tensor_parallel, cfg.device.devices, cfg.fit.ema = True, 2, None
+    with pytest.raises(TrainingError, match="run `torchrun"):
+        run_task("", cfg)

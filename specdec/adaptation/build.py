@@ -51,7 +51,9 @@ def adapting(
     module, _, name = learner.partition(":")
     make = getattr(importlib.import_module(module), name)
     made: Learner = make(drafter, context, lr=lr, depth=depth)
-    if arm not in (None, *made.arms):
+    if arm is not None and arm in made.missing:
+        raise ConfigError(f"adapt.arm={arm}: {made.missing[arm]}")
+    if arm is not None and arm not in made.arms:
         raise ConfigError(unknown("adapt.arm", arm, (*made.arms, "null")))
     arms = made.arms if arm is None else (arm,)
     chosen: Policy = Always(arms)

@@ -7,6 +7,8 @@ and the `DrafterContext` by position, and ``lr`` and ``depth`` (drafted tokens i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ class Learner(ABC):
 
     arms: tuple[str, ...]
     """What can be updated, the cheapest first."""
+
+    missing: Mapping[str, str] = MappingProxyType({})
+    """What else its drafter has, and why it cannot be updated."""
 
     @abstractmethod
     def num_rounds(self, rows: list[ServedRow], *, before: bool = False) -> list[int]:

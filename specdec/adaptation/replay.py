@@ -5,6 +5,7 @@ blocks, so that no single forward over a row tells what they hold.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,9 @@ class _Replay:
     def __init__(self, number: int, served: ServedRow) -> None:
         given, more = max(served.num_given, 1), served.num_more
         self.served, self.num_told, self.num_rounds = served, 0, 0
+        greedy = None if served.sampling is None else replace(served.sampling, temperature=0.0)
         # Negative, so that no row that is being served has the number.
-        self.row = Sequence(-1 - number, served.ids[:given], max(len(served.ids) - given, 1) + more)
+        self.row = Sequence(-1 - number, served.ids[:given], max(len(served.ids) - given, 1) + more, sampling=greedy)
 
     @property
     def left(self) -> list[int]:
@@ -46,20 +48,26 @@ def rounds_replayed(drafter: Drafter, rows: Items[ServedRow], depth: int) -> lis
     replays = [_Replay(number, served) for number, served in enumerate(rows)]
     open_ones = [one for one in replays if one.left]
     drafter.admit([one.row for one in open_ones])
-    while open_ones:
-        now = [one.row for one in open_ones]
-        _tell(drafter, open_ones)
-        draft = drafter.propose(now, [min(depth, row.num_remaining - 1) for row in now])
-        for b, one in enumerate(open_ones):
-            left = one.left
-            one.row.emit(left[: num_right(draft, b, left) + 1])
-            one.num_rounds += 1
-        if done := [one.row for one in open_ones if not one.left]:
-            drafter.release(done)
-        open_ones = [one for one in open_ones if one.left]
-        if open_ones:
+    try:
+        while open_ones:
+            _draft(drafter, open_ones, depth)
+            done, open_ones = [one for one in open_ones if not one.left], [one for one in open_ones if one.left]
+            drafter.release([one.row for one in done])
             drafter.commit([one.row for one in open_ones])
+    finally:
+        drafter.release([one.row for one in open_ones])
     return [one.num_rounds for one in replays]
+
+
+def _draft(drafter: Drafter, replays: list[_Replay], depth: int) -> None:
+    """One round."""
+    rows = [one.row for one in replays]
+    _tell(drafter, replays)
+    draft = drafter.propose(rows, [min(depth, row.num_remaining - 1) for row in rows])
+    for b, one in enumerate(replays):
+        left = one.left
+        one.row.emit(left[: num_right(draft, b, left) + 1])
+        one.num_rounds += 1
 
 
 def num_right(draft: Draft, b: int, tokens: list[int]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specdec.core.sampling_params import SamplingParams
 from specdec.core.sequence import Sequence
 from specdec.core.transfer import to_device
 
@@ -23,6 +24,7 @@ class ServedRow:
     num_given: int  # how many of them are the prompt's: the target chose the others
     hidden_TH: Tensor | None  # of all but the last token; None: the drafter reads none
     num_more: int = 0  # tokens that it might have emitted beyond, but for a stop
+    sampling: SamplingParams | None = None  # its settings
 
 
 @dataclass(slots=True)
@@ -36,7 +38,8 @@ class _Hidden:
     def add(self, part_TH: Tensor, max_tokens: int) -> None:
         self.parts.append(part_TH)
         self.num_tokens += len(part_TH)
-        while self.num_tokens - len(self.parts[0]) > max_tokens:
+        # A row may stop anywhere in the last part, whose tokens then count for nothing.
+        while self.num_tokens - len(self.parts[0]) - len(part_TH) > max_tokens:
             dropped = len(self.parts.popleft())
             self.start, self.num_tokens = self.start + dropped, self.num_tokens - dropped
 
@@ -73,7 +76,9 @@ class Feedback:
                 num_given = max(len(row.prompt_ids) - start, 0)
                 # A round may have accepted tokens past a stop: their hidden states come last, and are left out.
                 hidden_TH = None if hidden is None else hidden.of(start, row.length - 1)
-                self.finished.append(ServedRow(row.tokens(start), num_given, hidden_TH, row.num_remaining))
+                self.finished.append(
+                    ServedRow(row.tokens(start), num_given, hidden_TH, row.num_remaining, row.sampling)
+                )
 
     def take(self) -> list[ServedRow]:
         """The rows that were finished since the last call."""

@@ -61,12 +61,15 @@ class SpecBlockLearner(ModuleLearner):
         module: Any = SpecBlockHead(context.target.module, cfg).to(context.device)
         load_head(module, drafter.weights)
         arms = {RANK_HEAD: list(module.rank_head.parameters())} if drafter.branches else {}
+        self.missing = {} if arms else {RANK_HEAD: "it shapes trees: set drafter.nodes"}
         super().__init__(module, {**arms, DRAFTER: list(module.parameters())}, lr)
 
     def loss(self, lessons: Lessons, arm: str) -> Tensor:
         batch, self._num_updates = Batch(lessons.ids_BT, lessons.chosen_BT, {}), self._num_updates + 1
         size, total = self.module.block_size, torch.zeros((), device=self.device)
         assert lessons.hidden_BTH is not None
+        if lessons.ids_BT.shape[1] < 3:  # a block follows two tokens: nothing to learn
+            return sum((part.sum() * 0.0 for part in self.module.rank_head.parameters()), start=total)
         anchors = Anchors.drawn(batch, NUM_ANCHORS, NUM_BLOCKS * size, self._num_updates, first=1)
         with torch.set_grad_enabled(arm == DRAFTER):
             hidden_BTH = pad(lessons.hidden_BTH, (0, 0, 0, 1))  # the last token's is not read

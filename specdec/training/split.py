@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,7 +31,8 @@ from specdec.training.sharding import SHARDED
 from specdec.training.stages import Record, is_first_process, run_stage
 
 TIMEOUT = timedelta(days=7)  # of a collective: the others wait while the first process prepares data
-COPIED = {"colwise", "rowwise", WHOLE}  # ways of splitting that give a layer when put together again
+COPIED = {"colwise", "rowwise", "replicated_with_grad_allreduce", WHOLE}
+"""Ways of splitting that give a layer when put together again."""
 _OTHER_INPUTS = ("ppd", "longspec")
 _is_leading = False
 
@@ -51,7 +53,7 @@ def check_split(cfg: TrainConfig) -> None:
     asked, count = "device.tensor_parallel=true", cfg.device.devices * cfg.device.num_nodes
     if cfg.task not in ("distill", "heads"):
         raise TrainingError(f"{asked} with task={cfg.task}: only distill and heads read a frozen target alone")
-    if world_size() != count or count < 2:
+    if world_size() != count or count < 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
         raise TrainingError(
             f"{asked} needs its processes from the start, one per device: run `torchrun --nproc-per-node=N train.py "
             f"device.devices=N ...` with N of 2 or more ({world_size()} started, {count} devices asked for)"
@@ -74,6 +76,21 @@ def join(cfg: TrainConfig) -> None:
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     atexit.register(torch.distributed.destroy_process_group)
+
+
+@contextmanager
+def others_may_fail() -> Iterator[None]:
+    """Turn the error of a connection that another process has closed into one that says so.
+
+    Raises:
+        TrainingError: another process failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if any(mark in str(error) for mark in ("gloo", "NCCL", "Connection closed")):
+            raise TrainingError("another process of the run failed; its own message says why") from error
+        raise
 
 
 def check_copied(module: Any) -> None:

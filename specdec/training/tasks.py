@@ -44,7 +44,7 @@ from specdec.training.resolve import deciding, output_folder
 from specdec.training.selector import train_selector
 from specdec.training.sharding import check_sharding
 from specdec.training.sources import Sources
-from specdec.training.split import as_called, check_split, join, led_stage
+from specdec.training.split import as_called, check_split, join, led_stage, others_may_fail
 from specdec.training.stages import Record, is_first_process, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
 
@@ -66,11 +66,14 @@ def train(cfg: TrainConfig) -> Record:
         raise TrainingError("force=true with several processes: one would delete what others read; delete the folder")
     check_sharding(cfg)
     check_split(cfg)
-    if cfg.device.tensor_parallel:
-        join(cfg)
     if is_first_process():
         keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
-    report = TASKS[cfg.task](cfg, output_folder(cfg))
+    if not cfg.device.tensor_parallel:
+        report = TASKS[cfg.task](cfg, output_folder(cfg))
+    else:
+        with others_may_fail():
+            join(cfg)
+            report = TASKS[cfg.task](cfg, output_folder(cfg))
     print(json.dumps(report))
     return report
 
