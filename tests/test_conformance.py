@@ -51,7 +51,7 @@ def test_correct_strategies_keep_every_promise(name):
         ),
         pytest.param("drafter=model", {}, marks=pytest.mark.nightly),
         pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
-        ("scheduler=exspec", {}),
+        pytest.param("scheduler=exspec", {}, marks=pytest.mark.nightly),
     ],
 )
 def test_every_promise_is_kept_with_native_forwards(plugin, settings, monkeypatch):
@@ -124,11 +124,11 @@ def test_known_incorrect_verifier_and_scheduler():
             pytest.param("verifier=block", {}, marks=pytest.mark.nightly),
             pytest.param("verifier=naive", {}, marks=pytest.mark.nightly),
             ("verifier=typical", {}),
-            ("scheduler=static", {}),
+            pytest.param("scheduler=static", {}, marks=pytest.mark.nightly),
             ("scheduler=exspec", {}),
             ("scheduler=exspec", {"max_wait_rounds": 3}),
             pytest.param("drafter=model", {}, marks=pytest.mark.nightly),  # CI: with native forwards
-            ("drafter=scripted", {}),
+            pytest.param("drafter=scripted", {}, marks=pytest.mark.nightly),
             pytest.param("drafter=retokenize", {}, marks=pytest.mark.nightly),
             pytest.param("drafter=medusa", {"untrained": True}, marks=pytest.mark.nightly),
             pytest.param("drafter=eagle", {"untrained": True}, marks=pytest.mark.nightly),

@@ -58,7 +58,7 @@ def test_help_answers_at_once():
     assert time.perf_counter() - started < 20, "a second on an idle machine"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_assertion_for_plug_in_authors():
     conformance(scheduler="static", scale=0.1)
     with pytest.raises(ConformanceError, match="scheduler=lockstep breaks progress") as failure:

@@ -241,7 +241,7 @@ def test_what_is_not_claimed_is_not_called_kept(capsys):
     assert "not claimed" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_claim_that_is_not_kept_is_broken():
     class FirstRows(Scheduler):
         def __init__(self, batch, window):

@@ -127,7 +127,7 @@ def test_a_faulty_tree_breaks_its_promise(fault, family, promise):
     assert_broken(tree_suite(fault, 0.02), family, "tree", promise)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rule_that_does_not_renormalise_after_a_sibling_is_biased():
     class Fixed(RecursiveVerifier):
         judges = (CHAIN, WITHOUT_REPLACEMENT)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but, short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import make_engine, run_all
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -61,7 +61,7 @@ def test_bsp_with_running_counts_is_exact(target, draft, prompts, expected, sche
     assert exact(engine, prompts, expected) == len(prompts)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_bsp_defect_alone_is_wrong(target, draft, prompts, expected, even):
     """Padding needs ragged prompts; holes need a rejection."""
     padding, holes = bsp(count_holes=False), bsp(count_padding=False)
@@ -143,7 +143,7 @@ def test_dsd_verifier(keep_rejected, no_bonus):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("no_bonus", [True, False])
+@pytest.mark.parametrize("no_bonus", nightly_but([True, False], False))
 def test_keeping_the_rejected_token_is_the_defect_that_breaks_batch_1(target, draft, prompts, expected, no_bonus):
     for keep_rejected in (True, False):
         verifier = DsdVerifier(keep_rejected=keep_rejected, no_bonus=no_bonus)

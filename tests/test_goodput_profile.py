@@ -231,7 +231,7 @@ def test_a_round_is_timed_after_one_of_the_same_length(tmp_path, monkeypatch):
     assert timed == NUM_TURNS * [[2, 2], [1, 1], [0, 0]]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_drafted_behind_a_stop_is_not_counted(tmp_path):
     cfg = composed(tmp_path, "batch=2", "draft_length.max_gamma=2")
     pair = load_pair(cfg)

@@ -63,7 +63,7 @@ def test_the_file_for_skypilot_gives_every_machine_its_part(tmp_path):
     assert parts == ["batch=1,2,4", "batch=8,16"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.nightly)])
 def test_points_in_other_processes_come_back_into_one_table(tmp_path, launcher):
     """The second point fails: it is recorded, the sweep goes on, and the exit code says so."""

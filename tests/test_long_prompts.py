@@ -35,7 +35,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_prompts_have_their_lengths_and_tasks(script, tokenizer):
     lines = list(script.prompts(tokenizer, LENGTHS, 2, seed=3))
     assert len({line["question_id"] for line in lines}) == len(lines) == len(LENGTHS) * len(script.TASKS) * 2

@@ -82,6 +82,7 @@ def drafter_of(model: CausalLM, folder: str | None, alignment: str = "inplace", 
         ],
         (8, "inplace", "exspec", None),
         (4, "rollback", "static", TREES["beam"]),
+        ci=[8],
     ),
 )
 def test_outputs_are_the_targets_own(model, prompts, folder, batch, alignment, scheduler, tree):

@@ -172,7 +172,7 @@ def synthetic(scale):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_synthetic_dial():
     """At 0 everything is accepted; the larger the scale, the less; the same seed gives the same pair."""
     rates = []

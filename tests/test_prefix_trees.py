@@ -119,7 +119,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("bug", short_only(PLANTED, "the merge has no weights"))
+@pytest.mark.parametrize("bug", short_only(PLANTED, "the merge has no weights", ci=list(PLANTED)[:2]))
 def test_planted_bugs_are_found(bug, monkeypatch):
     place, name, wrong = PLANTED[bug]
     monkeypatch.setattr(place, name, wrong)

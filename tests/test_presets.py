@@ -129,7 +129,7 @@ def test_presets_run_one_after_the_other_each_with_its_own_sweep(sweep, tmp_path
     assert {"identical", "random"} == {p["lengths"] for p in by_preset["paper_figure5c"]}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_points_that_presets_share_are_computed_once_and_listed_under_all(sweep, tmp_path):
     """paper_table4 runs in test_serving.py."""
     code, out = sweep("experiment=paper_figure1,paper_figure5a,paper_figure5b", "batch=2", "baseline=false")

@@ -102,7 +102,7 @@ def test_sampled_rows_follow_processors(llama, draft):
         assert all((len(row) + place) % 2 or token % 2 for place, token in enumerate(new))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sampled_rows_have_the_processed_distribution(llama, draft):
     few = {"suppress_tokens": [token for token in range(VOCAB) if token not in (1, 2, 3)], "repetition_penalty": 1.5}
     count = 4000

@@ -40,7 +40,7 @@ def test_identity_ignores_what_does_not_change_the_result():
     assert plain == identity(composed("scheduler=plain", "gamma=9")), "plain decoding drafts nothing"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_preset_composes():
     root = Path(specdec.__file__).parent / "conf"
     presets = [f"{file.parent.name}={file.stem}" for file in sorted(root.glob("*/*.yaml"))]

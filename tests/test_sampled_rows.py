@@ -53,13 +53,15 @@ def serial(drafter: str, verifier: str, prompts: tuple[tuple[int, ...], ...]) ->
 
 SHORT = (("model", "block"), ("lookup", "rejection"), ("trigram", "block"), ("self", "block"))
 MIXED = [
-    pytest.param(drafter, verifier, marks=() if (drafter, verifier) in SHORT else pytest.mark.slow)
+    pytest.param(drafter, verifier, marks=() if (drafter, verifier) in SHORT else pytest.mark.nightly)
     for drafter, verifier in itertools.product(["model", "self", "lookup", "trigram"], VERIFIERS)
     if drafter in ("model", "lookup") or verifier == "block"
 ]
 
 
-@pytest.mark.parametrize(("drafter", "verifier"), short_only([("none", "naive"), *MIXED], ("model", "block")))
+@pytest.mark.parametrize(
+    ("drafter", "verifier"), short_only([("none", "naive"), *MIXED], ("model", "block"), ci=["none"])
+)
 def test_a_row_gives_the_same_tokens_alone_and_in_any_batch(drafter, verifier, prompts):
     wanted = serial(drafter, verifier, tuple(map(tuple, prompts)))
     assert sum(len(set(output)) > 5 for output in wanted) > 6, "outputs must vary to tell anything"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import nightly_but
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import ALIGNMENTS, make_engine, run_all
 
@@ -94,7 +95,7 @@ def truth(model, prompts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", nightly_but(ALIGNMENTS, "inplace", "eqspec"))
 @pytest.mark.parametrize("kind", TRAINED)
 def test_lossless_with_every_alignment(model, prompts, truth, folders, kind, alignment):
     engine = engine_for(model, alignment, kind, scheduler="exspec", path=folders[kind][0])

@@ -60,7 +60,7 @@ def test_a_step_is_the_same_in_one_batch_or_in_two(kind, tmp_path):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_end_together_by_the_clock(tmp_path):
     """The first one's clock decides for both; the last step is kept, and the run exported."""
     write_corpus(tmp_path / "text")

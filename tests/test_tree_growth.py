@@ -47,7 +47,12 @@ def test_draws_are_the_same_wherever_distributions_are_kept():
 
 
 @pytest.mark.parametrize(
-    "probs", short_only([[0.5, 0.1, 0.0, 0.4], [0.25] * 4, [0.97, 0.01, 0.01, 0.01], [0.0, 0.6, 0.4, 0.0]], [0.25] * 4)
+    "probs",
+    short_only(
+        [[0.5, 0.1, 0.0, 0.4], [0.25] * 4, [0.97, 0.01, 0.01, 0.01], [0.0, 0.6, 0.4, 0.0]],
+        [0.25] * 4,
+        ci=[[0.0, 0.6, 0.4, 0.0]],
+    ),
 )
 def test_an_ordered_sample_without_replacement_has_its_law(probs):
     """On a grid of all random numbers: its shares are the probabilities, up to the width of the grid."""
