@@ -16,6 +16,7 @@ from specdec.errors import ConfigError
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_command_prints_the_table_and_exits_by_it(capsys):
     assert main(["scheduler=static", "--scale", "0.1"]) == 0
     assert "kept" in capsys.readouterr().out

@@ -50,6 +50,7 @@ def dsd(**switches):
     return partial(DsdAlignment, **{**OFF, **switches})
 
 
+@pytest.mark.slow
 def test_bsp_as_published_is_wrong_already_at_batch_1(target, draft, prompts, expected):
     for batch in (1, 4):
         assert exact(make_engine(target, draft, batch=batch, alignment=BspAlignment), prompts, expected) <= 4

@@ -265,7 +265,7 @@ RUNS = {
 @pytest.mark.parametrize(
     "draft_length",
     [
-        pytest.param(name, marks=() if name == "goodput" else pytest.mark.slow)
+        pytest.param(name, marks=pytest.mark.slow if name == "goodput" else pytest.mark.nightly)
         for name in registry.names("draft_length")
     ],
 )

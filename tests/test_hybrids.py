@@ -93,6 +93,7 @@ def test_tokens_equal_transformers_own(name):
         assert 0 < sum(row.num_accepted for row in rows) < sum(row.num_drafted for row in rows)
 
 
+@pytest.mark.slow
 def test_prompts_read_in_parts_and_a_drafter_without_a_model():
     target, (expected, stops) = target_of("Qwen3Next"), expected_of("Qwen3Next")
     settings = {"batch": 3, "gamma": 4, "scheduler": "continuous", "alignment": InplaceAlignment, "prefill_chunk": 70}
@@ -103,6 +104,7 @@ def test_prompts_read_in_parts_and_a_drafter_without_a_model():
     assert [row.output_ids for row in rows] == expected
 
 
+@pytest.mark.slow
 def test_trees_and_the_api():
     """A node of a tree starts from its parent's checkpoint."""
     prompts, (expected, stops) = made_prompts()[:4], expected_of("Jamba")

@@ -199,6 +199,7 @@ def test_positions_of_a_row_jump_once_after_its_anchors(model):
     assert read[0].shape == (2, 2, 9, 8)
 
 
+@pytest.mark.slow
 def test_a_head_learns_under_noise_and_offsets(model):
     """The loss of a repeated batch falls; one seed gives one loss, whatever the rows' padding."""
     cfg = HeadsConfig(kind="longspec", window=WINDOW)

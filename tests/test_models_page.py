@@ -59,6 +59,7 @@ def misled():
     return replace(reference, outputs=[generate_alone(longer, row)[0] for row in reference.prompts])
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_found(misled):
     result = Result("mistral")
     model_check.decode_all(misled, misled.module, result)

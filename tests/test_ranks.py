@@ -97,6 +97,7 @@ def test_what_the_runner_group_cannot_mean(overrides, message):
     assert message in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # by pytest, not by a run
 @pytest.mark.parametrize(
     ("strategy", "baseline"), [("ddp_fork", False), pytest.param("ddp", True, marks=pytest.mark.nightly)]

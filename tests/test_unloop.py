@@ -59,6 +59,7 @@ def test_a_batch_has_text_of_its_own_and_repeated_tokens_cost_the_chance_of_anot
     assert cost == pytest.approx(-5.0 * np.log(said).mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_that_loops_learns_not_to():
     model = small_llama(0, torch.float32)
     texts = BlockStream(np.random.default_rng(0).integers(0, 61, 4000), Budget(StageConfig()), seed=3)
