@@ -33,7 +33,7 @@ def _values(axes: Sequence[Sequence[Any]], combination: tuple[int, ...]) -> list
 
 
 def each_value(*axes: Sequence[Any]) -> list[Any]:
-    """As `all_pairs`, but of the pairs only as many cases are short as show every value once; CI takes the others."""
+    """As `all_pairs`, but only as many cases are short as show every value once; the other pairs run at night."""
     cases = all_pairs(*axes)
     places = list(product(*(range(len(axis)) for axis in axes)))
     left = [number for number, case in enumerate(cases) if not case.marks]
@@ -42,7 +42,7 @@ def each_value(*axes: Sequence[Any]) -> list[Any]:
         short.append(max(left, key=lambda number: len(missing & set(enumerate(places[number])))))
         missing -= set(enumerate(places[short[-1]]))
     return [
-        pytest.param(*case.values, marks=pytest.mark.slow) if number in left and number not in short else case
+        pytest.param(*case.values, marks=pytest.mark.nightly) if number in left and number not in short else case
         for number, case in enumerate(cases)
     ]
 

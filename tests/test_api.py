@@ -45,7 +45,7 @@ def tiny():
     return *models, AutoTokenizer.from_pretrained(resolve("asset:tiny/tokenizer"))
 
 
-@pytest.mark.parametrize("family", short_only(FAMILIES))
+@pytest.mark.parametrize("family", short_only(FAMILIES, ci=["GPT2"]))
 def test_64_ragged_prompts_are_what_each_row_says_alone(family):
     target = build(family)
     draft, rows = perturbed(target, 0.04), ragged(64)

@@ -232,7 +232,7 @@ def test_a_refusal_in_mid_run_is_a_finding():
 # --- claims --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_not_claimed_is_not_called_kept(capsys):
     assert main(["scheduler=static", "verifier=greedy", "--scale", "0.02"]) == 0
     out = capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_dsd_without_its_defects_is_exact(target, draft, prompts, expected, sche
     assert exact(engine, prompts, expected) == len(prompts)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_dsd_defect_of_the_alignment(target, draft, prompts, expected):
     """Attended padding is fatal for a ragged batch, and nothing at batch 1. The others are harmless for RoPE."""
     ragged = make_engine(target, draft, alignment=dsd(attend_padding=True))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from cases import short_only
+from cases import nightly_but, short_only
 from conftest import VOCAB, greedy_alone, small_llama
 from harness import make_engine, run_all
 from tokenizers import Tokenizer, decoders, models
@@ -270,7 +270,7 @@ def test_the_same_model_with_its_ids_shuffled_drafts_everything(model, prompts, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", ["static", "exspec"])
+@pytest.mark.parametrize("scheduler", nightly_but(["static", "exspec"], "exspec"))
 def test_a_draft_with_other_words_is_exact(model, prompts, expected, scheduler):
     theirs = pairs_of_letters()
     config = small_llama(0, torch.float64).config

@@ -112,7 +112,7 @@ def plain_rows() -> list[Sequence]:
     return run(build("none", NaiveVerifier, "static", "eqspec", 300), rows_of(seed=1))
 
 
-@pytest.mark.parametrize(("drafter", "verifier", "scheduler", "alignment"), short_only(CASES, "model"))
+@pytest.mark.parametrize(("drafter", "verifier", "scheduler", "alignment"), short_only(CASES, "model", ci=["none"]))
 def test_the_joint_law_of_the_output(drafter, verifier, scheduler, alignment, plain_rows):
     rows = run(build(drafter, VERIFIERS[verifier], scheduler, alignment, 300), rows_of())
     for case in range(len(PROMPTS)):
