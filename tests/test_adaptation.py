@@ -245,6 +245,7 @@ def test_sampled_runs_that_learn_have_no_reference_but_naive_ones_have():
         (["drafter=prompt_lookup"], "set drafter=eagle3|model|specblock"),
         (["adapt.rows=0"], "adapt.rows=0: it must be at least 1"),
         (["adapt.trial_share=0"], "adapt.trial_share=0"),
+        (["adapt.policy=none", "adapt.arm=head"], "adapt.arm=head with adapt.policy=none: set adapt.policy=always"),
         (["numerics=invariant"], "numerics=invariant: updates are not measured"),
         (["drafter=model", "debug=invariants"], "debug.invariants=true"),
         (["runner.tensor_parallel=true", "runner.devices=2"], "processes would learn apart; set adapt.policy=none"),

@@ -90,8 +90,8 @@ def test_a_copied_split_target_accepts_everything(root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "lm"}, "device.tensor_parallel=true with task=lm: only distill and heads"),
-        ({}, r"run `torchrun --nproc-per-node=N train.py device.devices=N .* \(1 started, 1 devices asked for\)"),
+        ({"task": "lm"}, "device.tensor_parallel=true with task=lm: it is for task=distill and task=heads"),
+        ({}, r"run `torchrun --nproc-per-node=N train.py device.devices=N .* \(processes: 1, device.devices: 1\)"),
     ],
 )
 def test_what_cannot_be_split_is_refused(root, change, message):
@@ -142,3 +142,10 @@ def test_processes_of_srun_are_refused_before_they_look_for_each_other(root, mon
     cfg.device.tensor_parallel, cfg.device.devices, cfg.fit.ema = True, 2, None
     with pytest.raises(TrainingError, match="run `torchrun"):
         run_task("", cfg)
+
+
+def test_processes_that_nobody_asked_for_are_refused(root, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"2 processes were started for device\.devices x device\.num_nodes = 1"):
+        run_task("", settings(root, "refused"))

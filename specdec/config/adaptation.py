@@ -33,6 +33,8 @@ def check_adaptation(config: RunConfig) -> None:
         raise ConfigError(f"adapt.horizon={adapt.horizon}: it must be at least 1, or null")
     if adapt.lr <= 0 or not 0 < adapt.trial_share <= 1:
         raise ConfigError(f"adapt.lr={adapt.lr}, adapt.trial_share={adapt.trial_share}: above 0, and a share up to 1")
+    if adapt.policy == OFF and adapt.arm is not None:
+        raise ConfigError(f"adapt.arm={adapt.arm} with adapt.policy=none: set adapt.policy=always or bandit")
     if adapt.policy == OFF:
         return
     asked = f"adapt.policy={adapt.policy}"

@@ -52,11 +52,11 @@ def check_split(cfg: TrainConfig) -> None:
         return
     asked, count = "device.tensor_parallel=true", cfg.device.devices * cfg.device.num_nodes
     if cfg.task not in ("distill", "heads"):
-        raise TrainingError(f"{asked} with task={cfg.task}: only distill and heads read a frozen target alone")
+        raise TrainingError(f"{asked} with task={cfg.task}: it is for task=distill and task=heads; set it to false")
     if world_size() != count or count < 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
         raise TrainingError(
             f"{asked} needs its processes from the start, one per device: run `torchrun --nproc-per-node=N train.py "
-            f"device.devices=N ...` with N of 2 or more ({world_size()} started, {count} devices asked for)"
+            f"device.devices=N ...` with N of 2 or more (processes: {world_size()}, device.devices: {count})"
         )
     if cfg.device.strategy == SHARDED:
         raise TrainingError(f"{asked} with device.strategy=fsdp: drafts are whole beside a split target; set ddp")

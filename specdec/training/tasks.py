@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from specdec.config.processes import launched_from_outside
+from specdec.config.processes import launched_from_outside, world_size
 from specdec.drafters.ranked_trees import ACCURACIES
 from specdec.models.architecture import context_length
 from specdec.models.causal_lm import CausalLM
@@ -66,6 +66,11 @@ def train(cfg: TrainConfig) -> Record:
         raise TrainingError("force=true with several processes: one would delete what others read; delete the folder")
     check_sharding(cfg)
     check_split(cfg)
+    if launched_from_outside() and world_size() != (count := cfg.device.devices * cfg.device.num_nodes):
+        raise TrainingError(
+            f"{world_size()} processes were started for device.devices x device.num_nodes = {count}: each would train "
+            "alone into one folder; set device.devices to the processes per machine, and device.strategy=ddp"
+        )
     if is_first_process():
         keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
     if not cfg.device.tensor_parallel:
