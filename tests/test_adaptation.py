@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_module
 from specdec.adaptation.adapting import AdaptingDrafter
 from specdec.adaptation.build import adapting, with_own_draft
 from specdec.adaptation.served import Feedback
+from specdec.config.drafter_weights import drafter_label_of
 from specdec.config.identity import identity
 from specdec.config.reference import baseline_run, has_reference
 from specdec.config.resolve import resolve
@@ -236,6 +237,12 @@ def test_sampled_runs_that_learn_have_no_reference_but_naive_ones_have():
     assert "adapt" in identity(config_of())
     assert "arm" not in identity(config_of())["adapt"], "as before there were any"
     assert "adapt" not in identity(config_of("adapt.policy=none", "adapt.rows=3")), "results keep their hash"
+
+
+def test_tables_tell_apart_what_learns():
+    assert drafter_label_of(config_of("adapt.arm=head")) == "eagle3, adapt=bandit (head)"
+    assert drafter_label_of(config_of()) == "eagle3, adapt=bandit"
+    assert drafter_label_of(config_of("adapt.policy=none")) == "eagle3"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from specdec.bench.plan import BenchCell, num_prompts
 from specdec.bench.prompts import cell_prompts, data_overrides, uneven
 from specdec.bench.suite import Method, Study, Suite
-from specdec.config.drafter_weights import UNTRAINED, drafter_label
+from specdec.config.drafter_weights import drafter_label_of
 from specdec.config.identity import content_hash, input_names
 from specdec.config.reference import reference_key
 from specdec.config.resolve import resolve
@@ -63,9 +63,7 @@ class Workload:
         return {
             "target_fingerprint": self.pair.fingerprint,
             "draft_fingerprint": self.pair.draft_fingerprint,
-            "drafter": drafter_label(
-                self.cfg.drafter.name, getattr(self.cfg.drafter, UNTRAINED, False), self.cfg.adapt.policy
-            ),
+            "drafter": drafter_label_of(self.cfg),
             "inputs": {name: found for name in input_names(self.cfg).values() if (found := content_hash(name))},
         }
 

@@ -51,7 +51,14 @@ def take_shipped_head(config: RunConfig) -> None:
         drafter.path = head
 
 
-def drafter_label(name: str, untrained: bool = False, policy: str = "none") -> str:
-    """A drafter's name in tables, which marks untrained weights, and drafters that learn while they serve."""
-    label = f"{name} ({UNTRAINED})" if untrained else name
-    return label if policy == "none" else f"{label}, adapt={policy}"
+def drafter_label(name: str, untrained: bool = False) -> str:
+    """A drafter's name in tables, which marks untrained weights."""
+    return f"{name} ({UNTRAINED})" if untrained else name
+
+
+def drafter_label_of(config: RunConfig) -> str:
+    """The same of a run, which marks drafters that learn while they serve."""
+    label, adapt = drafter_label(config.drafter.name, getattr(config.drafter, UNTRAINED, False)), config.adapt
+    if adapt.policy == "none":
+        return label
+    return f"{label}, adapt={adapt.policy}" + (f" ({adapt.arm})" if adapt.arm else "")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from specdec.config.budgets import NONE as NO_BUDGET
-from specdec.config.drafter_weights import UNTRAINED, drafter_label
+from specdec.config.drafter_weights import drafter_label_of
 from specdec.config.judging import tree_label
 from specdec.config.plugins import declared
 from specdec.config.schema import RunConfig
@@ -169,7 +169,7 @@ def _choices(run: Run) -> dict[str, Any]:
         "scheduler": config.scheduler.label,
         **{group: getattr(config, group).name for group in groups},
         "tree": tree_label(config),
-        "drafter": drafter_label(config.drafter.name, getattr(config.drafter, UNTRAINED, False), config.adapt.policy),
+        "drafter": drafter_label_of(config),
         "batch": config.batch,
         "gamma": config.gamma if declared(config, "drafter").drafts else 0,
         "temperature": config.temperature,
