@@ -171,14 +171,14 @@ def _join(config: RunConfig) -> Ranks:
     if _joined is None:
         fabric = _fabric(config, "popen")
         fabric.launch()
-        atexit.register(_leave)
+        atexit.register(leave)
         _joined = Ranks(fabric.global_rank, fabric.world_size, config.runner.tensor_parallel)
     if _joined.tensor_parallel != config.runner.tensor_parallel:
         raise ConfigError("runner.tensor_parallel cannot change within a sweep under torchrun: run two sweeps")
     return _joined
 
 
-def _leave() -> None:
+def leave() -> None:
     """End the process group: a thread of it that outlives the interpreter aborts the process (1 run in 40)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -224,7 +224,7 @@ def _work(fabric: Any, job: Callable[..., dict[str, Any]], tensor_parallel: bool
             raise
         return "error", explain(error)
     finally:
-        _leave()
+        leave()
 
 
 def _die_with_parent() -> None:

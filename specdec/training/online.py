@@ -19,6 +19,7 @@ from specdec.adaptation.served import ServedRow
 from specdec.core.transfer import to_device
 from specdec.drafters.context import DrafterContext
 from specdec.errors import ConfigError
+from specdec.heads.eagle3 import LoadableDrafter
 from specdec.heads.weights import Head
 from specdec.training.draft_tokens import ReducibleHead
 
@@ -93,15 +94,19 @@ class ModuleLearner(Learner):
     def serve(self) -> None:
         """Hand the weights over to the drafter."""
 
+    def use(self, state: dict[str, Tensor]) -> None:
+        """Count rounds with these weights from now on."""
+        self.module.load_state_dict(state)
+
     def num_rounds(self, rows: list[ServedRow], *, before: bool = False) -> list[int]:
-        if not before:
-            with torch.no_grad():
+        with torch.no_grad():
+            if not before:
                 return self.rounds(rows)
-        now = self._state()
-        self.module.load_state_dict(self._marked)
-        found = self.num_rounds(rows)
-        self.module.load_state_dict(now)
-        return found
+            now = self._state()
+            self.use(self._marked)
+            found = self.rounds(rows)
+            self.use(now)
+            return found
 
     def mark(self) -> None:
         self._marked = self._state()
@@ -128,7 +133,22 @@ class ModuleLearner(Learner):
         return {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
 
 
-def layers_of(drafter: Any, context: DrafterContext) -> list[int]:
+class HeadLearner(ModuleLearner):
+    """Of a head that serves: its module has the same weights by the same names."""
+
+    def __init__(
+        self, drafter: LoadableDrafter, module: Any, arms: dict[str, list[nn.Parameter]], lr: float, depth: int
+    ) -> None:
+        self._drafter, self._depth = drafter, depth
+        super().__init__(module, arms, lr)
+
+    def serve(self) -> None:
+        own = self._drafter.weights.tensors
+        state = {name.removeprefix("tokens."): t for name, t in self.module.state_dict().items()}
+        self._drafter.load({name: tensor for name, tensor in state.items() if name in own})
+
+
+def layers_of(drafter: LoadableDrafter, context: DrafterContext) -> list[int]:
     """The layers of the target that a head reads, by the numbers of training: the last one's is their count."""
     count = context.target.num_layers
     return [count if number < 0 else number for number in drafter.weights.hidden_layers]

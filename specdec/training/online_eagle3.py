@@ -15,20 +15,20 @@ from specdec.drafters.context import DrafterContext
 from specdec.heads.eagle3 import Eagle3Drafter
 from specdec.training.eagle3 import Eagle3Head
 from specdec.training.losses import cross_entropy, masked_sum
-from specdec.training.online import DECAY, DRAFTER, Lessons, ModuleLearner, layers_of, load_head, rounds_of
+from specdec.training.online import DECAY, DRAFTER, HeadLearner, Lessons, layers_of, load_head, rounds_of
 
 HEAD = "head"
 
 
-class Eagle3Learner(ModuleLearner):
+class Eagle3Learner(HeadLearner):
     """Arms: the head of logits, which needs no gradients of the layer, and all weights."""
 
     def __init__(self, drafter: Eagle3Drafter, context: DrafterContext, *, lr: float, depth: int) -> None:
-        self._drafter, self._depth = drafter, depth
         self._embed = context.target.module.get_input_embeddings()
         module = Eagle3Head(context.target.module, layers_of(drafter, context)).to(context.device)
         load_head(module, drafter.weights)
-        super().__init__(module, {HEAD: list(module.lm_head.parameters()), DRAFTER: list(module.parameters())}, lr)
+        arms = {HEAD: list(module.lm_head.parameters()), DRAFTER: list(module.parameters())}
+        super().__init__(drafter, module, arms, lr, depth)
 
     def loss(self, lessons: Lessons, arm: str) -> Tensor:
         total, count = torch.zeros((), device=self.device), lessons.chosen_BT[:, 2:].sum().clamp(min=1)
@@ -54,11 +54,6 @@ class Eagle3Learner(ModuleLearner):
             # Entry t predicts token t + 2; drafted token k after token t is that of entry t - 1 + k at step k.
             right_BTK[:, 1 : 1 + drafted_BT.shape[1], step] = drafted_BT == ids_BT[:, 2 + step :]
         return right_BTK
-
-    def serve(self) -> None:
-        own = self._drafter.weights.tensors
-        state = {name.removeprefix("tokens."): t for name, t in self.module.state_dict().items()}
-        self._drafter.load({name: tensor for name, tensor in state.items() if name in own})
 
     def _steps(self, lessons: Lessons) -> Iterator[Tensor]:
         """The states (B, T, D) of every step."""

@@ -23,7 +23,7 @@ from specdec.training.anchors import Anchors
 from specdec.training.blocks import Batch
 from specdec.training.config import HeadsConfig
 from specdec.training.losses import cross_entropy
-from specdec.training.online import DECAY, DRAFTER, Lessons, ModuleLearner, layers_of, load_head
+from specdec.training.online import DECAY, DRAFTER, HeadLearner, Lessons, layers_of, load_head
 from specdec.training.specblock import (
     NUM_BLOCKS,
     SpecBlockHead,
@@ -47,14 +47,13 @@ class _Embedding:
         return lambda ids: self._embed(ids).float()
 
 
-class SpecBlockLearner(ModuleLearner):
+class SpecBlockLearner(HeadLearner):
     """Arms: the rank head, which needs no gradients of the layers, and all weights; of chains, all weights alone."""
 
     module: SpecBlockHead
 
     def __init__(self, drafter: SpecBlockDrafter, context: DrafterContext, *, lr: float, depth: int) -> None:
-        self._drafter, self._depth, self._num_updates = drafter, depth, 0
-        self._embedding = _Embedding(context.target.module)
+        self._embedding, self._num_updates = _Embedding(context.target.module), 0
         spec = drafter.weights.spec
         layers = layers_of(drafter, context)
         cfg = HeadsConfig(layer_ids=layers, num_layers=spec.num_layers, num_heads=spec.block_size)
@@ -62,7 +61,7 @@ class SpecBlockLearner(ModuleLearner):
         load_head(module, drafter.weights)
         arms = {RANK_HEAD: list(module.rank_head.parameters())} if drafter.branches else {}
         self.missing = {} if arms else {RANK_HEAD: "it shapes trees: set drafter.nodes"}
-        super().__init__(module, {**arms, DRAFTER: list(module.parameters())}, lr)
+        super().__init__(drafter, module, {**arms, DRAFTER: list(module.parameters())}, lr, depth)
 
     def loss(self, lessons: Lessons, arm: str) -> Tensor:
         batch, self._num_updates = Batch(lessons.ids_BT, lessons.chosen_BT, {}), self._num_updates + 1
@@ -84,16 +83,9 @@ class SpecBlockLearner(ModuleLearner):
                 total = total + tokens_loss(values_BAK, block.counted_BAK & known_BAK, ranks_BAK, DECAY)
         return total / anchors.counted_BAK.any(-1).sum().clamp(min=1)
 
+    def use(self, state: dict[str, Tensor]) -> None:
+        super().use(state)
+        self.serve()  # the drafter itself is asked
+
     def rounds(self, rows: list[ServedRow]) -> list[int]:
-        self.serve()  # the weights that are asked about
         return rounds_replayed(self._drafter, rows, self._depth)
-
-    def num_rounds(self, rows: list[ServedRow], *, before: bool = False) -> list[int]:
-        found = super().num_rounds(rows, before=before)
-        self.serve()
-        return found
-
-    def serve(self) -> None:
-        own = self._drafter.weights.tensors
-        state = {name.removeprefix("tokens."): t for name, t in self.module.state_dict().items()}
-        self._drafter.load({name: tensor for name, tensor in state.items() if name in own})

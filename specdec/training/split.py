@@ -13,7 +13,6 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from specdec.config.processes import world_size
+from specdec.config.processes import launched_from_outside, world_size
 from specdec.models.causal_lm import CausalLM
 from specdec.models.tensor_parallel import WHOLE
+from specdec.run.distributed import TIMEOUT, leave
 from specdec.training import TrainingError
 from specdec.training.config import TrainConfig
 from specdec.training.device import device_of
 from specdec.training.sharding import SHARDED
 from specdec.training.stages import Record, is_first_process, run_stage
 
-TIMEOUT = timedelta(days=7)  # of a collective: the others wait while the first process prepares data
 COPIED = {"colwise", "rowwise", "replicated_with_grad_allreduce", WHOLE}
 """Ways of splitting that give a layer when put together again."""
 _OTHER_INPUTS = ("ppd", "longspec")
@@ -67,6 +66,20 @@ def check_split(cfg: TrainConfig) -> None:
         )
 
 
+def check_processes(cfg: TrainConfig) -> None:
+    """Refuse processes that no setting asks for.
+
+    Raises:
+        TrainingError: names the settings.
+    """
+    count = cfg.device.devices * cfg.device.num_nodes
+    if launched_from_outside() and world_size() != count:
+        raise TrainingError(
+            f"{world_size()} processes were started for device.devices x device.num_nodes = {count}: each would train "
+            "alone into one folder; set device.devices to the processes per machine, and device.strategy=ddp"
+        )
+
+
 def join(cfg: TrainConfig) -> None:
     """Join the processes that torchrun started."""
     if torch.distributed.is_initialized():
@@ -75,7 +88,7 @@ def join(cfg: TrainConfig) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    atexit.register(torch.distributed.destroy_process_group)
+    atexit.register(leave)
 
 
 @contextmanager

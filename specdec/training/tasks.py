@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from specdec.config.processes import launched_from_outside, world_size
+from specdec.config.processes import launched_from_outside
 from specdec.drafters.ranked_trees import ACCURACIES
 from specdec.models.architecture import context_length
 from specdec.models.causal_lm import CausalLM
@@ -44,7 +44,7 @@ from specdec.training.resolve import deciding, output_folder
 from specdec.training.selector import train_selector
 from specdec.training.sharding import check_sharding
 from specdec.training.sources import Sources
-from specdec.training.split import as_called, check_split, join, led_stage, others_may_fail
+from specdec.training.split import as_called, check_processes, check_split, join, led_stage, others_may_fail
 from specdec.training.stages import Record, is_first_process, keep_settings, run_stage
 from specdec.training.validation import Measure, Validation
 
@@ -66,11 +66,7 @@ def train(cfg: TrainConfig) -> Record:
         raise TrainingError("force=true with several processes: one would delete what others read; delete the folder")
     check_sharding(cfg)
     check_split(cfg)
-    if launched_from_outside() and world_size() != (count := cfg.device.devices * cfg.device.num_nodes):
-        raise TrainingError(
-            f"{world_size()} processes were started for device.devices x device.num_nodes = {count}: each would train "
-            "alone into one folder; set device.devices to the processes per machine, and device.strategy=ddp"
-        )
+    check_processes(cfg)
     if is_first_process():
         keep_settings(output_folder(cfg), deciding(cfg), cfg.force)
     if not cfg.device.tensor_parallel:
@@ -223,15 +219,19 @@ def fit_model(
     record["kept_step"] = take_best(module, out) if measure is not None and cfg.keep == "best" else None
     record["parameters"] = num_parameters(module.result)
     result = module.result.eval().to(device_of(cfg))  # Lightning leaves it on the CPU
-    if not is_first_process():
-        pass
-    elif isinstance(result, transformers.PreTrainedModel):
-        save_model(result, out / "model")
-    else:
-        torch.save(result.state_dict(), out / "module.pt")
+    if is_first_process():
+        save_result(result, out)
     if measure is not None:
         record["final"] = measure(result)
     return record
+
+
+def save_result(result: Any, out: Path) -> None:
+    """A fit's model, or its heads."""
+    if isinstance(result, transformers.PreTrainedModel):
+        save_model(result, out / "model")
+    else:
+        torch.save(result.state_dict(), out / "module.pt")
 
 
 def training_stream(cfg: TrainConfig, folder: Path, sources: Sources, data: str) -> tuple[Stream, dict[str, Record]]:
