@@ -242,3 +242,20 @@ def test_prompt_tokens_stand_where_their_distribution_is_counted(num_prompt, wid
     assert places.shape[1] == min(5, width - 3 - max(0, num_prompt - 2)) >= 1
     assert int(places.min()) >= num_prompt - 2
     assert int(places.max()) < width - 3
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"early_exit", "longspec", "specblock"}))  # the last: by slots
+def test_what_is_drafted_second_weighs_the_decay(kind):
+    """With two drafted tokens the loss is a + decay * b."""
+    target, generator = small_llama(0, torch.float64, layers=4), torch.Generator().manual_seed(1)
+    counted_BT = torch.ones(3, 16, dtype=torch.bool)
+    batch = Batch(torch.randint(61, (3, 16), generator=generator), counted_BT, {"batches": 0})
+    torch.manual_seed(0)
+    cfg = HeadsConfig(kind=kind, num_heads=2, num_layers=2, num_anchors=6, markov_rank=4)
+    module, found = KINDS[kind].build(target, cfg).double(), {}
+    for decay in (0.0, 0.3, 1.0):
+        cfg.decay = decay
+        found[decay] = HeadsObjective(KINDS[kind], target, cfg, seed=1)(module, batch, 0).total.item()
+    second = found[1.0] - found[0.0]
+    assert second > 1
+    assert found[0.3] - found[0.0] == pytest.approx(0.3 * second, rel=1e-5)
